@@ -1,0 +1,67 @@
+# `make demo` and `make test` set everything up by themselves. `make help` lists what there is.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+# Wheels that lie in a folder (an offline mirror, a CPU build of torch) are used where pip would.
+FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
+export UV_FIND_LINKS := $(FIND_LINKS)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+# Without such a folder, uv takes torch's CPU build from where torch publishes it.
+TORCH := $(if $(FIND_LINKS),,--torch-backend cpu)
+
+PROTOS := proto/loragate/v1/inference.proto proto/loragate/v1/registry.proto
+OUT := proto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check fmt generate lock clean
+
+help: ## List the recipes
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## Make the virtual environment in .venv
+
+$(VENV)/.ready: pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "loragate needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install $(TORCH) -r requirements.txt
+	$(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+demo: setup ## Prepare a model, publish two example adapters, serve, and compare their answers
+	$(BIN)/python examples/demo.py
+
+serve: setup ## Serve over HTTP and gRPC
+	$(BIN)/loragate serve
+
+test: setup ## Run all tests, with the real engine and model
+	$(BIN)/loragate model prepare
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+check: setup ## Check format, lint, types, import arrows, and that the stubs are as generated
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --level error
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory generate OUT=$(VENV)/generated
+	@for stub in $(VENV)/generated/loragate/v1/*_pb2*; do \
+		cmp "$$stub" "proto/loragate/v1/$$(basename $$stub)" || \
+			{ echo "the stubs are stale: run 'make generate'"; exit 1; }; done
+
+fmt: setup ## Format, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+generate: setup ## Generate the gRPC stubs
+	@mkdir -p $(OUT)
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=$(OUT) --pyi_out=$(OUT) \
+		--grpc_python_out=$(OUT) $(PROTOS)
+
+lock: setup ## Compile requirements.txt from pyproject.toml
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra cpu --extra train --extra dev \
+		--no-header --no-annotate --output-file requirements.txt
+
+clean: ## Remove the virtual environment and what tests left
+	rm -rf $(VENV) .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache
