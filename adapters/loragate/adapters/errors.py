@@ -1,0 +1,205 @@
+"""Everything that loragate's packages refuse, one class per reason.
+
+An error of the registry keeps its data as attributes (and in ``args``, so it pickles); the sentence
+is made when it is shown and says what is wrong and what to do. A caller turns classes into statuses
+and never parses sentences.
+"""
+
+from __future__ import annotations
+
+
+class LoragateError(Exception):
+    """Root of every error the project raises on purpose."""
+
+
+class BaseModelError(LoragateError):
+    """A base model cannot be prepared or read; the message says why and what to do."""
+
+
+class InvalidName(LoragateError, ValueError):
+    """A tenant, adapter, alias or version name that the grammar does not allow."""
+
+    def __init__(self, kind: str, value: str, rule: str) -> None:
+        super().__init__(kind, value, rule)
+        self.kind = kind
+        self.value = value
+        self.rule = rule
+
+    def __str__(self) -> str:
+        return f"{self.value!r} is not a valid {self.kind} name; {self.rule}"
+
+
+class InvalidLimits(LoragateError, ValueError):
+    """A limit that is not a positive whole number."""
+
+    def __init__(self, field: str, value: object) -> None:
+        super().__init__(field, value)
+        self.field = field
+        self.value = value
+
+    def __str__(self) -> str:
+        return (
+            f"{self.field} is {self.value!r}; give a whole number of at least 1, "
+            "or leave it out for no limit"
+        )
+
+
+class TenantNotFound(LoragateError, LookupError):
+    """No tenant of this id, or a deleted one."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(tenant)
+        self.tenant = tenant
+
+    def __str__(self) -> str:
+        return f"there is no tenant {self.tenant!r}; create it with `loragate tenant create`"
+
+
+class TenantExists(LoragateError):
+    """The id is taken, perhaps by a deleted tenant: an id is never given to somebody else."""
+
+    def __init__(self, tenant: str) -> None:
+        super().__init__(tenant)
+        self.tenant = tenant
+
+    def __str__(self) -> str:
+        return (
+            f"the tenant id {self.tenant!r} is already taken (a deleted tenant keeps its id); "
+            "choose another, or make a further key with `loragate key create`"
+        )
+
+
+class KeyNotFound(LoragateError, LookupError):
+    """No API key of this id. Only the public part is kept, should a whole key be passed."""
+
+    def __init__(self, key_id: str) -> None:
+        public = "-".join(key_id.split("-")[:2])[:16]
+        super().__init__(public)
+        self.key_id = public
+
+    def __str__(self) -> str:
+        return (
+            f"there is no API key {self.key_id!r}; a key's id is its part up to the second hyphen, "
+            "as in lg-abcd2345"
+        )
+
+
+class AdapterNotFound(LoragateError, LookupError):
+    """The tenant has no adapter of this name."""
+
+    def __init__(self, tenant: str, name: str) -> None:
+        super().__init__(tenant, name)
+        self.tenant = tenant
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"there is no adapter '{self.tenant}/{self.name}'; publish it with "
+            f"`loragate adapter publish {self.tenant}/{self.name} FOLDER`, or check the name"
+        )
+
+
+class VersionNotFound(LoragateError, LookupError):
+    """The adapter never had this version."""
+
+    def __init__(self, tenant: str, name: str, version: str) -> None:
+        super().__init__(tenant, name, version)
+        self.tenant = tenant
+        self.name = name
+        self.version = version
+
+    def __str__(self) -> str:
+        return (
+            f"adapter '{self.tenant}/{self.name}' has no version {self.version!r}; "
+            f"see `loragate adapter show {self.tenant}/{self.name}`"
+        )
+
+
+class VersionRetired(LoragateError):
+    """The version is retired: it gets no alias and no requests."""
+
+    def __init__(self, tenant: str, name: str, version: str) -> None:
+        super().__init__(tenant, name, version)
+        self.tenant = tenant
+        self.name = name
+        self.version = version
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.tenant}/{self.name}@{self.version} is retired; "
+            "use another version, or publish its folder again for a new number"
+        )
+
+
+class VersionInUse(LoragateError):
+    """The version cannot be retired while aliases point to it."""
+
+    def __init__(self, tenant: str, name: str, version: str, aliases: tuple[str, ...]) -> None:
+        super().__init__(tenant, name, version, aliases)
+        self.tenant = tenant
+        self.name = name
+        self.version = version
+        self.aliases = aliases
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.tenant}/{self.name}@{self.version} is in use by alias "
+            f"{', '.join(self.aliases)}; move or delete the alias first"
+        )
+
+
+class AliasNotFound(LoragateError, LookupError):
+    """The adapter has no alias of this name."""
+
+    def __init__(self, tenant: str, name: str, alias: str) -> None:
+        super().__init__(tenant, name, alias)
+        self.tenant = tenant
+        self.name = name
+        self.alias = alias
+
+    def __str__(self) -> str:
+        remedy = (
+            f"promote a version with `loragate adapter promote {self.tenant}/{self.name} vN`"
+            if self.alias == "champion"
+            else "set it to a version first, or name a version as in @v1"
+        )
+        return f"adapter '{self.tenant}/{self.name}' has no alias {self.alias!r}; {remedy}"
+
+
+class NothingToRollBack(LoragateError):
+    """The alias has no earlier version that could be served."""
+
+    def __init__(self, tenant: str, name: str, version: str) -> None:
+        super().__init__(tenant, name, version)
+        self.tenant = tenant
+        self.name = name
+        self.version = version
+
+    def __str__(self) -> str:
+        return (
+            f"adapter '{self.tenant}/{self.name}' cannot be rolled back: before {self.version} its "
+            "champion pointed to no version that is still published; promote a version by number"
+        )
+
+
+class InvalidAdapter(LoragateError, ValueError):
+    """A folder that cannot be published. ``code`` is for programs, ``reason`` for people."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class StoreError(LoragateError):
+    """The disk or the database would not do its part: full, read-only, damaged, locked."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason

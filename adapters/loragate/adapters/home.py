@@ -1,0 +1,92 @@
+"""The folder that holds what loragate keeps on a machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from loragate.adapters.errors import StoreError
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths under one root. Nothing exists before `ensure`."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """``LORAGATE_HOME``, by default ``~/.loragate``."""
+        named = environment.get("LORAGATE_HOME")
+        return cls(Path(named).expanduser().absolute() if named else Path.home() / ".loragate")
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite:///{self.root / 'registry.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def admin_key_file(self) -> Path:
+        return self.root / "admin.key"
+
+    def ensure(self) -> Self:
+        """Make the folders, for this user's eyes only. Raises StoreError."""
+        try:
+            for folder in (self.root, self.artifacts, self.models):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"{error.filename} cannot be made ({error.strerror}); set LORAGATE_HOME to a "
+                "folder that this user may write"
+            ) from error
+        return self
+
+    def admin_key(self, environment: Mapping[str, str] = os.environ) -> str:
+        """``LORAGATE_ADMIN_KEY`` or what the key file holds; the file is made on first use.
+
+        Whoever makes it first, all processes get the same key. Raises StoreError.
+        """
+        given = environment.get("LORAGATE_ADMIN_KEY", "").strip()
+        if given:
+            return given
+        self.ensure()
+        try:
+            if not self.admin_key_file.exists():
+                self._make_admin_key()
+            key = self.admin_key_file.read_text().strip()
+        except OSError as error:
+            raise StoreError(
+                f"the admin key cannot be kept in {self.admin_key_file} ({error.strerror}); make "
+                "the file readable for this user or set LORAGATE_ADMIN_KEY"
+            ) from error
+        if not key:
+            raise StoreError(f"{self.admin_key_file} is empty; remove it and a new key is made")
+        return key
+
+    def _make_admin_key(self) -> None:
+        # Written whole beside its place and then linked there, which fails if another process was
+        # first: nobody ever reads a half-written key.
+        draft = self.root / f".admin.key-{secrets.token_hex(8)}"
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(f"lg-admin-{secrets.token_urlsafe(32)}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(draft, self.admin_key_file)
+            except FileExistsError:
+                return
+        finally:
+            draft.unlink()

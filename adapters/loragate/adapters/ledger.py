@@ -1,0 +1,70 @@
+"""The registry's usage records: what each request took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, func, insert, select
+
+from loragate.adapters.database import Database
+from loragate.adapters.records import UsageRow, UsageTotal
+from loragate.adapters.tables import UsageRecords
+
+_FIELDS = tuple(field.name for field in fields(UsageRow))
+
+
+class UsageLedger:
+    """The part of `Registry` that knows usage. Writing it does not change the revision."""
+
+    _database: Database
+
+    def add_usage(self, records: Sequence[UsageRow]) -> None:
+        """Write all of them or, when StoreError is raised, none."""
+        if not records:
+            return
+        with self._database.writing() as session:
+            session.execute(insert(UsageRecords), [asdict(row) for row in records])
+
+    def usage(
+        self, tenant: str | None = None, since: datetime | None = None, limit: int = 100
+    ) -> tuple[UsageRow, ...]:
+        """Newest first. ``since`` is an aware datetime."""
+        query = select(*(getattr(UsageRecords, name) for name in _FIELDS))
+        query = query.where(*_filter(tenant, since)).limit(limit)
+        with self._database.reading() as session:
+            rows = session.execute(query.order_by(UsageRecords.at.desc(), UsageRecords.id.desc()))
+            return tuple(UsageRow(*row) for row in rows)
+
+    def usage_totals(
+        self, tenant: str | None = None, since: datetime | None = None
+    ) -> tuple[UsageTotal, ...]:
+        """One sum for each tenant and adapter version, in that order."""
+        by = (UsageRecords.tenant, UsageRecords.adapter)
+        query = (
+            select(
+                *by,
+                func.count(),
+                func.sum(UsageRecords.prompt_tokens),
+                func.sum(UsageRecords.completion_tokens),
+                func.sum(UsageRecords.cached_tokens),
+            )
+            .where(*_filter(tenant, since))
+            .group_by(*by)
+            .order_by(*by)
+        )
+        with self._database.reading() as session:
+            return tuple(
+                UsageTotal(owner, adapter, *(int(count) for count in counts))
+                for owner, adapter, *counts in session.execute(query)
+            )
+
+
+def _filter(tenant: str | None, since: datetime | None) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if tenant is not None:
+        conditions.append(UsageRecords.tenant == tenant)
+    if since is not None:
+        conditions.append(UsageRecords.at >= since)
+    return conditions

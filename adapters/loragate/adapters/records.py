@@ -1,0 +1,111 @@
+"""What the registry answers with: plain values, read once, that no longer know the database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from loragate.adapters.manifest import AdapterManifest
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.snapshot import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key just made. ``key`` is shown to its owner now and cannot be had again."""
+
+    tenant: str
+    key: str = field(repr=False)
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    key_id: str
+    tenant: str
+    name: str
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRecord:
+    tenant: str
+    limits: Limits
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """``subject`` is ``acme``, ``acme/support``, ``acme/support@champion`` or ``acme:lg-…``."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    from_version: int | None
+    to_version: int | None
+    digest: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRecord:
+    """``state`` is PUBLISHED or RETIRED; ``aliases`` are those that point here."""
+
+    version: AdapterVersion
+    state: str
+    size_bytes: int
+    created_at: datetime
+    manifest: AdapterManifest
+    aliases: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        return self.version.digest
+
+    @property
+    def rank(self) -> int:
+        return self.manifest.rank
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """All there is to know of one adapter: versions and audit rows newest first."""
+
+    name: AdapterName
+    aliases: Mapping[str, AdapterVersion]
+    versions: tuple[VersionRecord, ...]
+    audit: tuple[AuditRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """One request, by ``acme/support@v3`` or ``base``. ``at`` is an aware datetime."""
+
+    request_id: str
+    at: datetime
+    tenant: str
+    adapter: str
+    digest: str
+    transport: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    ttft_seconds: float | None
+    duration_seconds: float
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTotal:
+    """The sums over a tenant's requests to one adapter version."""
+
+    tenant: str
+    adapter: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int

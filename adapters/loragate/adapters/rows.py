@@ -1,0 +1,114 @@
+"""Finding the registry's rows by name, or raising the error that says which is missing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from loragate.adapters.adapter_files import AdapterFiles
+from loragate.adapters.errors import (
+    AdapterNotFound,
+    AliasNotFound,
+    TenantNotFound,
+    VersionNotFound,
+    VersionRetired,
+)
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.tables import Adapters, Aliases, Tenants, Versions
+
+PUBLISHED: Final = "PUBLISHED"
+RETIRED: Final = "RETIRED"
+
+
+def live_tenant(session: Session, tenant: str) -> Tenants:
+    """Raises TenantNotFound, for a deleted tenant too."""
+    row = session.get(Tenants, tenant)
+    if row is None or row.deleted_at is not None:
+        raise TenantNotFound(tenant)
+    return row
+
+
+def version_of(tenant: str, name: str, row: Versions) -> AdapterVersion:
+    return AdapterVersion(tenant, name, row.number, row.digest, row.id)
+
+
+def adapter_row(session: Session, adapter: AdapterName) -> Adapters | None:
+    return session.scalars(
+        select(Adapters).where(Adapters.tenant_id == adapter.tenant, Adapters.name == adapter.name)
+    ).one_or_none()
+
+
+def existing_adapter_row(session: Session, adapter: AdapterName) -> Adapters:
+    live_tenant(session, adapter.tenant)
+    row = adapter_row(session, adapter)
+    if row is None:
+        raise AdapterNotFound(adapter.tenant, adapter.name)
+    return row
+
+
+def new_adapter_row(session: Session, adapter: AdapterName) -> Adapters:
+    row = Adapters(tenant_id=adapter.tenant, name=adapter.name, next_number=1)
+    session.add(row)
+    session.flush()
+    return row
+
+
+def version_row(session: Session, adapter: Adapters, number: int) -> Versions | None:
+    return session.scalars(
+        select(Versions).where(Versions.adapter_id == adapter.id, Versions.number == number)
+    ).one_or_none()
+
+
+def existing_version_row(
+    session: Session, row: Adapters, adapter: AdapterName, number: int
+) -> Versions:
+    version = version_row(session, row, number)
+    if version is None:
+        raise VersionNotFound(adapter.tenant, adapter.name, f"v{number}")
+    return version
+
+
+def published_row(session: Session, row: Adapters, adapter: AdapterName, number: int) -> Versions:
+    version = existing_version_row(session, row, adapter, number)
+    if version.state == RETIRED:
+        raise VersionRetired(adapter.tenant, adapter.name, f"v{number}")
+    return version
+
+
+def newest_published(session: Session, adapter: Adapters) -> Versions | None:
+    return session.scalars(
+        select(Versions)
+        .where(Versions.adapter_id == adapter.id, Versions.state == PUBLISHED)
+        .order_by(Versions.number.desc())
+        .limit(1)
+    ).one_or_none()
+
+
+def new_version_row(
+    session: Session, adapter: Adapters, digest: str, stored: AdapterFiles
+) -> Versions:
+    version = Versions(
+        adapter_id=adapter.id,
+        number=adapter.next_number,
+        digest=digest,
+        state=PUBLISHED,
+        manifest=stored.manifest.to_json(),
+        size_bytes=stored.size_bytes,
+        created_at=datetime.now(UTC),
+    )
+    adapter.next_number += 1
+    session.add(version)
+    session.flush()
+    return version
+
+
+def existing_alias_row(
+    session: Session, row: Adapters, adapter: AdapterName, alias: str
+) -> Aliases:
+    found = session.get(Aliases, (row.id, alias))
+    if found is None:
+        raise AliasNotFound(adapter.tenant, adapter.name, alias)
+    return found

@@ -1,0 +1,190 @@
+"""Artifacts on disk, each in a folder named by the digest of what it holds.
+
+A folder appears whole, by one rename, or not at all. The store knows nothing of tenants or
+versions.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from loragate.adapters.adapter_files import AdapterFiles, SourceFile
+from loragate.adapters.errors import StoreError
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_INCOMING: Final = ".incoming-"
+_CHUNK_BYTES: Final = 1 << 20
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class ArtifactStore:
+    """Content-addressed folders under one root. Safe to use from several threads and processes at
+    once.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def path(self, digest: str) -> Path:
+        """The folder of an artifact. Raises StoreError if the store does not have it."""
+        folder = self._folder(digest)
+        if not folder.is_dir():
+            raise StoreError(
+                f"the artifact {digest} is missing from {self._root}; publish its folder again or "
+                "restore the store from a backup"
+            )
+        return folder
+
+    def put(self, files: AdapterFiles) -> str:
+        """Copy the files in and return their digest; what is there already is checked and kept.
+
+        Raises StoreError when the disk is full or unwritable; then nothing is left behind.
+        """
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.sweep()
+            with self._incoming() as incoming:
+                digest = _digest(_copied(file, incoming) for file in files.files)
+                _sync_folder(incoming)
+                self._move_in(incoming, digest)
+        except OSError as error:
+            raise _store_error(error, self._root) from error
+        return digest
+
+    def verify(self, digest: str) -> None:
+        """Hash the artifact again. Raises StoreError if it is not what its name says."""
+        folder = self.path(digest)
+        try:
+            actual = _digest(_hashed(path) for path in folder.iterdir())
+        except OSError as error:
+            raise StoreError(f"the artifact {digest} cannot be read: {error}") from error
+        if actual != digest:
+            raise StoreError(
+                f"the artifact {digest} is damaged (its content hashes to {actual}); remove "
+                f"{folder} and publish its folder again, or restore it from a backup"
+            )
+
+    def sweep(self) -> int:
+        """Remove what dead processes left half-copied; the number of folders removed."""
+        if not self._root.is_dir():
+            return 0
+        removed = 0
+        with _locked(self._root, fcntl.LOCK_EX):
+            for folder in self._root.glob(f"{_INCOMING}*"):
+                if _is_abandoned(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    removed += 1
+        return removed
+
+    def _folder(self, digest: str) -> Path:
+        if _DIGEST.fullmatch(digest) is None:
+            raise StoreError(f"{digest!r} is not an artifact's digest; give 64 hexadecimal digits")
+        return self._root / digest
+
+    @contextmanager
+    def _incoming(self) -> Iterator[Path]:
+        folder = self._root / f"{_INCOMING}{os.getpid()}-{secrets.token_hex(8)}"
+        # A lock on the folder tells `sweep` that its owner lives: the kernel drops it with the
+        # process, and unlike a process id it means the same in every container that shares the
+        # store. The lock on the root closes the moment between making the folder and locking it.
+        with _locked(self._root, fcntl.LOCK_SH):
+            folder.mkdir(mode=0o700)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(handle)
+
+    def _move_in(self, incoming: Path, digest: str) -> None:
+        folder = self._folder(digest)
+        try:
+            incoming.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self.verify(digest)
+        else:
+            _sync_folder(self._root)
+
+
+@contextmanager
+def _locked(folder: Path, kind: int) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, kind)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    try:
+        with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return True
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+Line = tuple[str, int, str]
+"""A file's name, size in bytes and SHA-256."""
+
+
+def _digest(lines: Iterable[Line]) -> str:
+    text = "".join(f"{name} {size} {sha256}\n" for name, size, sha256 in sorted(lines))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _copied(file: SourceFile, incoming: Path) -> Line:
+    target = incoming / file.name
+    # O_NOFOLLOW: the file may have been swapped for a link since the folder was inspected.
+    source_handle = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW)
+    with os.fdopen(source_handle, "rb") as source, target.open("xb") as copy:
+        line = _hash_chunks(file.name, source, copy)
+        copy.flush()
+        os.fchmod(copy.fileno(), 0o444)
+        os.fsync(copy.fileno())
+    return line
+
+
+def _hashed(path: Path) -> Line:
+    with path.open("rb") as source:
+        return _hash_chunks(path.name, source, None)
+
+
+def _hash_chunks(name: str, source: BinaryIO, copy: BinaryIO | None) -> Line:
+    size, sha256 = 0, hashlib.sha256()
+    while chunk := source.read(_CHUNK_BYTES):
+        size += len(chunk)
+        sha256.update(chunk)
+        if copy is not None:
+            copy.write(chunk)
+    return name, size, sha256.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _store_error(error: OSError, root: Path) -> StoreError:
+    if error.errno in _FULL:
+        return StoreError(
+            f"there is no room for the artifact in {root} ({error.strerror}); free space there or "
+            "set LORAGATE_HOME to a larger disk, then publish again"
+        )
+    return StoreError(f"the artifact could not be copied into {root}: {error}")

@@ -1,0 +1,119 @@
+"""The registry's tenants and their API keys."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from loragate.adapters.api_keys import hash_key, mint_key
+from loragate.adapters.audit_log import record
+from loragate.adapters.database import Database
+from loragate.adapters.errors import KeyNotFound, TenantExists
+from loragate.adapters.names import parse_tenant
+from loragate.adapters.records import KeyRecord, NewKey, TenantRecord
+from loragate.adapters.rows import live_tenant
+from loragate.adapters.snapshot import Limits
+from loragate.adapters.tables import ApiKeys, Tenants
+
+NO_LIMITS = Limits()
+
+
+class Tenancy:
+    """The part of `Registry` that knows tenants. ``actor`` is who asked, for the audit."""
+
+    _database: Database
+
+    def create_tenant(self, tenant: str, limits: Limits = NO_LIMITS, actor: str = "cli") -> NewKey:
+        """Make a tenant and its first key. Raises InvalidName and TenantExists."""
+        parse_tenant(tenant)
+        with self._database.changing() as session:
+            if session.get(Tenants, tenant) is not None:
+                raise TenantExists(tenant)
+            row = Tenants(id=tenant, created_at=datetime.now(UTC))
+            _set(row, limits)
+            session.add(row)
+            session.flush()
+            record(session, actor, "tenant.create", tenant)
+            return _add_key(session, tenant, "default", actor)
+
+    def list_tenants(self) -> tuple[TenantRecord, ...]:
+        """By id, without the deleted ones."""
+        query = select(Tenants).where(Tenants.deleted_at.is_(None)).order_by(Tenants.id)
+        with self._database.reading() as session:
+            return tuple(
+                TenantRecord(row.id, limits_of(row), row.created_at)
+                for row in session.scalars(query)
+            )
+
+    def set_limits(self, tenant: str, limits: Limits, actor: str = "cli") -> None:
+        """Replace all of a tenant's limits. Raises TenantNotFound."""
+        with self._database.changing() as session:
+            _set(live_tenant(session, tenant), limits)
+            record(session, actor, "tenant.limit", tenant)
+
+    def delete_tenant(self, tenant: str, actor: str = "cli") -> None:
+        """Its keys stop working and its adapters are served no more. Raises TenantNotFound."""
+        with self._database.changing() as session:
+            live_tenant(session, tenant).deleted_at = datetime.now(UTC)
+            session.execute(
+                update(ApiKeys)
+                .where(ApiKeys.tenant_id == tenant, ApiKeys.revoked_at.is_(None))
+                .values(revoked_at=datetime.now(UTC))
+            )
+            record(session, actor, "tenant.delete", tenant)
+
+    def create_key(self, tenant: str, name: str = "", actor: str = "cli") -> NewKey:
+        """A further key; ``name`` is for people. Raises TenantNotFound."""
+        with self._database.changing() as session:
+            live_tenant(session, tenant)
+            return _add_key(session, tenant, name, actor)
+
+    def list_keys(self, tenant: str) -> tuple[KeyRecord, ...]:
+        """Oldest first, the revoked ones too. Raises TenantNotFound."""
+        query = select(ApiKeys).where(ApiKeys.tenant_id == tenant)
+        with self._database.reading() as session:
+            live_tenant(session, tenant)
+            return tuple(
+                KeyRecord(row.id, row.tenant_id, row.name, row.created_at, row.revoked_at)
+                for row in session.scalars(query.order_by(ApiKeys.created_at, ApiKeys.id))
+            )
+
+    def revoke_key(self, key_id: str, actor: str = "cli") -> None:
+        """The key stops working; a second time changes nothing. Raises KeyNotFound."""
+        with self._database.changing() as session:
+            row = session.get(ApiKeys, key_id)
+            if row is None:
+                raise KeyNotFound(key_id)
+            if row.revoked_at is None:
+                row.revoked_at = datetime.now(UTC)
+                record(session, actor, "key.revoke", f"{row.tenant_id}:{key_id}")
+
+
+def limits_of(row: Tenants) -> Limits:
+    return Limits(row.requests_per_minute, row.tokens_per_minute, row.max_concurrent)
+
+
+def _set(row: Tenants, limits: Limits) -> None:
+    row.requests_per_minute = limits.requests_per_minute
+    row.tokens_per_minute = limits.tokens_per_minute
+    row.max_concurrent = limits.max_concurrent
+
+
+def _add_key(session: Session, tenant: str, name: str, actor: str) -> NewKey:
+    new = mint_key(tenant)
+    # The public part has 40 bits: two alike are unlikely in one registry, not impossible.
+    while session.get(ApiKeys, new.key_id) is not None:
+        new = mint_key(tenant)
+    session.add(
+        ApiKeys(
+            id=new.key_id,
+            tenant_id=tenant,
+            sha256=hash_key(new.key),
+            name=name,
+            created_at=datetime.now(UTC),
+        )
+    )
+    record(session, actor, "key.create", f"{tenant}:{new.key_id}")
+    return new
