@@ -1,0 +1,225 @@
+"""Administration over HTTP: `/admin/v1`, for whoever holds the admin key.
+
+It raises; the application that includes the router turns exceptions into OpenAI's error object.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, status
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from loragate.adapters.errors import TenantNotFound
+from loragate.adapters.names import AdapterName, parse_version
+from loragate.adapters.records import TenantRecord
+from loragate.adapters.snapshot import Limits
+from loragate.server.admin_views import (
+    AdapterPageView,
+    AdapterView,
+    AliasRequest,
+    AuditView,
+    KeyRequest,
+    KeyView,
+    LimitsRequest,
+    NewKeyView,
+    PublishedView,
+    TenantRequest,
+    TenantView,
+    UsageView,
+)
+from loragate.server.administration import Administration, check_admin_key
+from loragate.server.json_bodies import StrictJsonRoute
+from loragate.server.multipart_files import read_files
+
+DEFAULT_UPLOAD_BYTES = 2 * 2**30
+_FILES_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["files"],
+                    "properties": {
+                        "files": {
+                            "type": "array",
+                            "description": "adapter_config.json and adapter_model.safetensors as "
+                            "PEFT writes them; manifest.json and README.md if there are any.",
+                            "items": {"type": "string", "format": "binary"},
+                        }
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+def build_router(
+    administration: Administration,
+    admin_key: str,
+    *,
+    is_tenant_key: Callable[[str], bool] | None = None,
+    max_adapter_bytes: int = DEFAULT_UPLOAD_BYTES,
+) -> APIRouter:
+    """All routes of `/admin/v1`. `is_tenant_key` tells a tenant's key from an unknown one."""
+    bearer = HTTPBearer(auto_error=False, scheme_name="AdminKey", description="The admin key.")
+
+    async def authenticate(
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    ) -> None:
+        key = None if credentials is None else credentials.credentials
+        check_admin_key(key, admin_key, is_tenant_key)
+
+    router = APIRouter(
+        prefix="/admin/v1", dependencies=[Depends(authenticate)], route_class=StrictJsonRoute
+    )
+    _add_tenants(router, administration)
+    _add_keys(router, administration)
+    _add_adapters(router, administration)
+    _add_versions(router, administration, max_adapter_bytes)
+    _add_aliases(router, administration)
+    _add_records(router, administration)
+    return router
+
+
+def _add_tenants(router: APIRouter, administration: Administration) -> None:
+    @router.post("/tenants", status_code=status.HTTP_201_CREATED, tags=["tenants"])
+    async def create_tenant(body: TenantRequest) -> NewKeyView:
+        """Create a tenant with its first key, which is shown this once."""
+        limits = body.limits.apply(Limits())
+        return NewKeyView.of(await administration.create_tenant(body.tenant, limits))
+
+    @router.get("/tenants", tags=["tenants"])
+    async def list_tenants() -> list[TenantView]:
+        """List the tenants and their limits."""
+        return [TenantView.of(record) for record in await administration.list_tenants()]
+
+    @router.patch("/tenants/{tenant}", tags=["tenants"])
+    async def set_limits(tenant: str, body: LimitsRequest) -> TenantView:
+        """Change the limits that are named; the others stay as they are."""
+        before = _find(await administration.list_tenants(), tenant)
+        await administration.set_limits(tenant, body.limits.apply(before.limits))
+        return TenantView.of(_find(await administration.list_tenants(), tenant))
+
+    @router.delete("/tenants/{tenant}", status_code=status.HTTP_204_NO_CONTENT, tags=["tenants"])
+    async def delete_tenant(tenant: str) -> None:
+        """Delete a tenant: its keys stop working, and its id is never given again."""
+        await administration.delete_tenant(tenant)
+
+
+def _add_keys(router: APIRouter, administration: Administration) -> None:
+    @router.post("/tenants/{tenant}/keys", status_code=status.HTTP_201_CREATED, tags=["keys"])
+    async def create_key(tenant: str, body: KeyRequest) -> NewKeyView:
+        """Create a further key for a tenant; it is shown this once."""
+        return NewKeyView.of(await administration.create_key(tenant, body.name))
+
+    @router.get("/tenants/{tenant}/keys", tags=["keys"])
+    async def list_keys(tenant: str) -> list[KeyView]:
+        """List a tenant's keys by their public ids, oldest first."""
+        return [KeyView.of(record) for record in await administration.list_keys(tenant)]
+
+    @router.delete("/keys/{key_id}", status_code=status.HTTP_204_NO_CONTENT, tags=["keys"])
+    async def revoke_key(key_id: str) -> None:
+        """Revoke a key: running servers refuse it within a second."""
+        await administration.revoke_key(key_id)
+
+
+def _add_adapters(router: APIRouter, administration: Administration) -> None:
+    @router.get("/adapters", tags=["adapters"])
+    async def list_adapters(tenant: str | None = None) -> list[AdapterView]:
+        """List the adapters of one tenant, or of all."""
+        return [AdapterView.of(listing) for listing in await administration.adapters(tenant)]
+
+    @router.get("/tenants/{tenant}/adapters/{name}", tags=["adapters"])
+    async def show_adapter(tenant: str, name: str) -> AdapterPageView:
+        """Show an adapter with its versions, its aliases and its latest changes."""
+        return AdapterPageView.of(await administration.show(AdapterName(tenant, name)))
+
+
+def _add_versions(
+    router: APIRouter, administration: Administration, max_adapter_bytes: int
+) -> None:
+    versions = "/tenants/{tenant}/adapters/{name}/versions"
+
+    # The body is read by hand: declared as a form it would be stored before the key is checked.
+    @router.post(
+        versions,
+        status_code=status.HTTP_201_CREATED,
+        tags=["adapters"],
+        openapi_extra=_FILES_BODY,
+    )
+    async def publish(tenant: str, name: str, request: Request) -> PublishedView:
+        """Publish an adapter's files as its next version, immutable from then on.
+
+        Send each as a file of a multipart form. The newest version is returned again where it is
+        the same, byte for byte. Nobody is served the new version until an alias points to it.
+        """
+        content_type = request.headers.get("content-type", "")
+        version = await administration.publish_files(
+            AdapterName(tenant, name),
+            read_files(content_type, request.stream()),
+            max_adapter_bytes,
+        )
+        return PublishedView.of(version)
+
+    @router.post(versions + "/{version}/retire", tags=["adapters"])
+    async def retire(tenant: str, name: str, version: str) -> PublishedView:
+        """Take a version out of service for good; refused while an alias points to it."""
+        adapter, number = AdapterName(tenant, name), parse_version(version)
+        return PublishedView.of(await administration.retire(adapter, number))
+
+
+def _add_aliases(router: APIRouter, administration: Administration) -> None:
+    adapter_path = "/tenants/{tenant}/adapters/{name}"
+
+    @router.put(adapter_path + "/aliases/{alias}", tags=["aliases"])
+    async def set_alias(tenant: str, name: str, alias: str, body: AliasRequest) -> PublishedView:
+        """Point an alias to a version; `champion` is what requests by plain name are served by."""
+        adapter, number = AdapterName(tenant, name), parse_version(body.version)
+        return PublishedView.of(await administration.set_alias(adapter, alias, number, body.reason))
+
+    @router.delete(
+        adapter_path + "/aliases/{alias}",
+        status_code=status.HTTP_204_NO_CONTENT,
+        tags=["aliases"],
+    )
+    async def delete_alias(tenant: str, name: str, alias: str) -> None:
+        """Remove an alias; the version that it pointed to stays."""
+        await administration.delete_alias(AdapterName(tenant, name), alias)
+
+    @router.post(adapter_path + "/rollback", tags=["aliases"])
+    async def rollback(tenant: str, name: str) -> PublishedView:
+        """Point `champion` back to the version before."""
+        return PublishedView.of(await administration.rollback(AdapterName(tenant, name)))
+
+
+def _add_records(router: APIRouter, administration: Administration) -> None:
+    @router.get("/audit", tags=["records"])
+    async def audit(
+        subject: Annotated[
+            str | None, Query(description="A tenant or an adapter, with all that is theirs.")
+        ] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    ) -> list[AuditView]:
+        """List what was changed, by whom and why; newest first."""
+        return [AuditView.of(row) for row in await administration.audit(subject, limit)]
+
+    @router.get("/usage", tags=["records"])
+    async def usage(
+        tenant: str | None = None,
+        since: Annotated[
+            datetime | None, Query(description="Count from here on; UTC where it has no zone.")
+        ] = None,
+    ) -> list[UsageView]:
+        """Sum up requests and tokens for each tenant and adapter version."""
+        start = since.replace(tzinfo=UTC) if since is not None and since.tzinfo is None else since
+        return [UsageView.of(total) for total in await administration.usage_totals(tenant, start)]
+
+
+def _find(tenants: Sequence[TenantRecord], tenant: str) -> TenantRecord:
+    for record in tenants:
+        if record.tenant == tenant:
+            return record
+    raise TenantNotFound(tenant)

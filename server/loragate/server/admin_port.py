@@ -1,0 +1,71 @@
+"""Administration as the command line sees it: one interface, on this machine or on a remote server.
+
+`open_admin` chooses: with a URL the server is asked over HTTP, without one the registry in
+`LORAGATE_HOME` is opened, and no server need run.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from loragate.adapters.errors import LoragateError
+from loragate.adapters.names import AdapterName
+from loragate.adapters.snapshot import Limits
+from loragate.server.admin_views import (
+    AdapterPageView,
+    AdapterView,
+    KeyView,
+    LimitsChange,
+    NewKeyView,
+    PublishedView,
+    TenantView,
+    UsageView,
+)
+
+
+class AdminKeyMissing(LoragateError):
+    """A remote server was named without the key to it."""
+
+
+class AdminPort(Protocol):
+    """Every method raises LoragateError with a sentence that can be shown as it is."""
+
+    def create_tenant(self, tenant: str, limits: Limits) -> NewKeyView: ...
+    def list_tenants(self) -> Sequence[TenantView]: ...
+    def set_limits(self, tenant: str, change: LimitsChange) -> TenantView: ...
+    def delete_tenant(self, tenant: str) -> None: ...
+    def create_key(self, tenant: str, name: str) -> NewKeyView: ...
+    def list_keys(self, tenant: str) -> Sequence[KeyView]: ...
+    def revoke_key(self, key_id: str) -> None: ...
+    def publish(self, adapter: AdapterName, folder: Path) -> PublishedView: ...
+    def adapters(self, tenant: str | None) -> Sequence[AdapterView]: ...
+    def show(self, adapter: AdapterName) -> AdapterPageView: ...
+    def set_alias(
+        self, adapter: AdapterName, alias: str, number: int, reason: str
+    ) -> PublishedView: ...
+    def delete_alias(self, adapter: AdapterName, alias: str) -> None: ...
+    def rollback(self, adapter: AdapterName) -> PublishedView: ...
+    def retire(self, adapter: AdapterName, number: int) -> None: ...
+    def usage(self, tenant: str | None, since: datetime | None) -> Sequence[UsageView]: ...
+
+
+@contextmanager
+def open_admin(url: str | None, key: str | None) -> Iterator[AdminPort]:
+    """The registry behind `url`, or the one in LORAGATE_HOME; closed at the end of the block."""
+    if url is None:
+        from loragate.server.local import open_local
+
+        with open_local() as admin:
+            yield admin
+        return
+    if not key:
+        raise AdminKeyMissing(
+            f"The admin key of {url} is needed: set LORAGATE_ADMIN_KEY or pass --key "
+            "(the server keeps it in LORAGATE_HOME/admin.key)."
+        )
+    from loragate.server.remote import RemoteAdmin
+
+    with RemoteAdmin(url, key) as admin:
+        yield admin

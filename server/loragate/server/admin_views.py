@@ -1,0 +1,263 @@
+"""What administration looks like from outside: the JSON of `/admin/v1`, and of every `--json`.
+
+One shape for three uses: the HTTP answer, what the remote client reads back, what the command line
+prints. An adapter is written `acme/support`, a version `v3`, a time in UTC as ISO 8601.
+"""
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.records import (
+    AdapterRecord,
+    AuditRow,
+    KeyRecord,
+    NewKey,
+    TenantRecord,
+    UsageTotal,
+    VersionRecord,
+)
+from loragate.adapters.snapshot import AdapterListing, Limits
+
+
+class View(BaseModel):
+    """An answer. Fields that a newer server adds are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Request(BaseModel):
+    """A body sent by a client: a field that nobody reads is refused by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Limit = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class LimitsView(View):
+    """Null: no limit of its own, so the server's configured default holds."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrent: int | None = None
+
+    @classmethod
+    def of(cls, limits: Limits) -> Self:
+        return cls(
+            requests_per_minute=limits.requests_per_minute,
+            tokens_per_minute=limits.tokens_per_minute,
+            max_concurrent=limits.max_concurrent,
+        )
+
+    def to_limits(self) -> Limits:
+        return Limits(self.requests_per_minute, self.tokens_per_minute, self.max_concurrent)
+
+
+class LimitsChange(Request):
+    """Only the fields that are there change; null goes back to the server's configured default."""
+
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = None
+    max_concurrent: Limit | None = None
+
+    def apply(self, limits: Limits) -> Limits:
+        """`limits` with the changes made."""
+        return replace(limits, **self.model_dump(exclude_unset=True))
+
+
+class LimitsRequest(Request):
+    """What to change about a tenant."""
+
+    limits: LimitsChange
+
+
+class TenantRequest(Request):
+    """A tenant to create; its first key is made with it."""
+
+    tenant: str = Field(examples=["acme"])
+    limits: LimitsChange = LimitsChange()
+
+
+class KeyRequest(Request):
+    """A further key of a tenant, with a name to know it by."""
+
+    name: str = Field(default="", max_length=100, examples=["billing service"])
+
+
+class AliasRequest(Request):
+    """Where an alias points from now on."""
+
+    version: str = Field(examples=["v3"])
+    reason: str = Field(default="", max_length=1000, examples=["passed the evaluation"])
+
+
+class TenantView(View):
+    """A tenant and what it may use."""
+
+    tenant: str
+    limits: LimitsView
+    created_at: datetime
+
+    @classmethod
+    def of(cls, record: TenantRecord) -> Self:
+        limits = LimitsView.of(record.limits)
+        return cls(tenant=record.tenant, limits=limits, created_at=record.created_at)
+
+
+class NewKeyView(View):
+    """A key, shown this once: only its hash is kept."""
+
+    tenant: str
+    key: str
+    id: str
+
+    @classmethod
+    def of(cls, made: NewKey) -> Self:
+        return cls(tenant=made.tenant, key=made.key, id=made.key_id)
+
+
+class KeyView(View):
+    """A key as it can be shown later: by its public id."""
+
+    id: str
+    tenant: str
+    name: str
+    created_at: datetime
+    revoked_at: datetime | None = None
+
+    @classmethod
+    def of(cls, record: KeyRecord) -> Self:
+        return cls(
+            id=record.key_id,
+            tenant=record.tenant,
+            name=record.name,
+            created_at=record.created_at,
+            revoked_at=record.revoked_at,
+        )
+
+
+class PublishedView(View):
+    """One immutable version of an adapter."""
+
+    adapter: str = Field(examples=["acme/support"])
+    version: str = Field(examples=["v3"])
+    digest: str
+
+    @classmethod
+    def of(cls, version: AdapterVersion) -> Self:
+        adapter = f"{version.tenant}/{version.name}"
+        return cls(adapter=adapter, version=version.version, digest=version.digest)
+
+
+class VersionView(View):
+    """A version as an adapter's page lists it."""
+
+    version: str
+    digest: str
+    state: str = Field(examples=["PUBLISHED"])
+    rank: int
+    size_bytes: int
+    created_at: datetime
+    aliases: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, record: VersionRecord) -> Self:
+        return cls(
+            version=record.version.version,
+            digest=record.digest,
+            state=record.state,
+            rank=record.rank,
+            size_bytes=record.size_bytes,
+            created_at=record.created_at,
+            aliases=record.aliases,
+        )
+
+
+class AuditView(View):
+    """One change: who did what to what, from which version to which."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    from_version: str | None = None
+    to_version: str | None = None
+    digest: str | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, row: AuditRow) -> Self:
+        return cls(
+            at=row.at,
+            actor=row.actor,
+            action=row.action,
+            subject=row.subject,
+            from_version=_version(row.from_version),
+            to_version=_version(row.to_version),
+            digest=row.digest,
+            reason=row.reason,
+        )
+
+
+class AdapterView(View):
+    """An adapter in a list."""
+
+    adapter: str
+    versions: tuple[str, ...]
+    aliases: dict[str, str]
+
+    @classmethod
+    def of(cls, listing: AdapterListing) -> Self:
+        return cls(
+            adapter=str(listing),
+            versions=tuple(version.version for version in listing.versions),
+            aliases={alias: version.version for alias, version in listing.aliases.items()},
+        )
+
+
+class AdapterPageView(View):
+    """All about one adapter: newest version first, newest change first."""
+
+    adapter: str
+    aliases: dict[str, str]
+    versions: tuple[VersionView, ...]
+    audit: tuple[AuditView, ...] = ()
+
+    @classmethod
+    def of(cls, record: AdapterRecord) -> Self:
+        return cls(
+            adapter=str(record.name),
+            aliases={alias: version.version for alias, version in record.aliases.items()},
+            versions=tuple(VersionView.of(version) for version in record.versions),
+            audit=tuple(AuditView.of(row) for row in record.audit),
+        )
+
+
+class UsageView(View):
+    """What one tenant used of one adapter version (`acme/support@v3`) or of `base`."""
+
+    tenant: str
+    adapter: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    @classmethod
+    def of(cls, total: UsageTotal) -> Self:
+        return cls(
+            tenant=total.tenant,
+            adapter=total.adapter,
+            requests=total.requests,
+            prompt_tokens=total.prompt_tokens,
+            completion_tokens=total.completion_tokens,
+            cached_tokens=total.cached_tokens,
+        )
+
+
+def _version(number: int | None) -> str | None:
+    return None if number is None else f"v{number}"

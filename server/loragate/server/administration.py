@@ -1,0 +1,142 @@
+"""Administration of tenants, keys and adapters, for the transports: the registry, awaited.
+
+It knows no HTTP and no gRPC. Who may call it is decided by `check_admin_key`, which a transport
+asks before anything else.
+"""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from typing import ParamSpec, TypeVar
+
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.records import (
+    AdapterRecord,
+    AuditRow,
+    KeyRecord,
+    NewKey,
+    TenantRecord,
+    UsageRow,
+    UsageTotal,
+)
+from loragate.adapters.registry import Registry
+from loragate.adapters.snapshot import AdapterListing, Limits
+from loragate.server.errors import PermissionDenied, Unauthenticated
+from loragate.server.received_files import ReceivedFiles
+
+P = ParamSpec("P")
+T = TypeVar("T")
+NO_LIMITS = Limits()
+
+
+class Administration:
+    """The registry's changes and look-ups without blocking the event loop.
+
+    `actor` is who the audit log says did it, such as "http": make one for each transport. Each
+    method raises what the registry's method of the same name raises. A caller that is cancelled
+    goes on only after the registry has finished, so a change was made wholly or not at all.
+    """
+
+    def __init__(self, registry: Registry, actor: str) -> None:
+        self._registry = registry
+        self._actor = actor
+
+    async def create_tenant(self, tenant: str, limits: Limits = NO_LIMITS) -> NewKey:
+        return await _in_thread(self._registry.create_tenant, tenant, limits, self._actor)
+
+    async def list_tenants(self) -> Sequence[TenantRecord]:
+        return await _in_thread(self._registry.list_tenants)
+
+    async def set_limits(self, tenant: str, limits: Limits) -> None:
+        await _in_thread(self._registry.set_limits, tenant, limits, self._actor)
+
+    async def delete_tenant(self, tenant: str) -> None:
+        await _in_thread(self._registry.delete_tenant, tenant, self._actor)
+
+    async def create_key(self, tenant: str, name: str = "") -> NewKey:
+        return await _in_thread(self._registry.create_key, tenant, name, self._actor)
+
+    async def list_keys(self, tenant: str) -> Sequence[KeyRecord]:
+        return await _in_thread(self._registry.list_keys, tenant)
+
+    async def revoke_key(self, key_id: str) -> None:
+        await _in_thread(self._registry.revoke_key, key_id, self._actor)
+
+    async def publish_files(
+        self, adapter: AdapterName, files: AsyncIterator[tuple[str, bytes]], limit_bytes: int
+    ) -> AdapterVersion:
+        """Publishes files that arrive as (name, piece), each file's pieces one after the other.
+
+        Besides what `Registry.publish` raises: InvalidAdapter for a file that is no part of an
+        adapter, comes twice, or makes all together larger than `limit_bytes`. What was received is
+        removed again, whatever happens.
+        """
+        received = ReceivedFiles(limit_bytes)
+        try:
+            async for name, piece in files:
+                await _in_thread(received.add, name, piece)
+            folder = await _in_thread(received.close)
+            return await _in_thread(self._registry.publish, adapter, folder, self._actor)
+        finally:
+            await _in_thread(received.remove)
+
+    async def adapters(self, tenant: str | None = None) -> Sequence[AdapterListing]:
+        return await _in_thread(self._registry.adapters, tenant)
+
+    async def show(self, adapter: AdapterName) -> AdapterRecord:
+        return await _in_thread(self._registry.show, adapter)
+
+    async def set_alias(
+        self, adapter: AdapterName, alias: str, number: int, reason: str = ""
+    ) -> AdapterVersion:
+        return await _in_thread(
+            self._registry.set_alias, adapter, alias, number, self._actor, reason
+        )
+
+    async def delete_alias(self, adapter: AdapterName, alias: str) -> None:
+        await _in_thread(self._registry.delete_alias, adapter, alias, self._actor)
+
+    async def rollback(self, adapter: AdapterName) -> AdapterVersion:
+        return await _in_thread(self._registry.rollback, adapter, self._actor)
+
+    async def retire(self, adapter: AdapterName, number: int) -> AdapterVersion:
+        return await _in_thread(self._registry.retire, adapter, number, self._actor)
+
+    async def audit(self, subject: str | None = None, limit: int = 50) -> Sequence[AuditRow]:
+        return await _in_thread(self._registry.audit, subject, limit)
+
+    async def usage(
+        self, tenant: str | None = None, since: datetime | None = None, limit: int = 100
+    ) -> Sequence[UsageRow]:
+        return await _in_thread(self._registry.usage, tenant, since, limit)
+
+    async def usage_totals(
+        self, tenant: str | None = None, since: datetime | None = None
+    ) -> Sequence[UsageTotal]:
+        return await _in_thread(self._registry.usage_totals, tenant, since)
+
+
+def check_admin_key(
+    key: str | None, admin_key: str, is_tenant_key: Callable[[str], bool] | None = None
+) -> None:
+    """Passes the admin key, compared in constant time.
+
+    Raises PermissionDenied for a tenant's key where `is_tenant_key` can tell, else Unauthenticated.
+    """
+    if not key:
+        raise Unauthenticated("No admin key was sent; send it as 'Authorization: Bearer <key>'.")
+    if hmac.compare_digest(key.encode(), admin_key.encode()):
+        return
+    if is_tenant_key is not None and is_tenant_key(key):
+        raise PermissionDenied("A tenant's key opens no administration; use the admin key.")
+    raise Unauthenticated("This is not the admin key.")
+
+
+async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    work = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    finally:
+        # A thread cannot be stopped: whoever is cancelled waits until it has let go of its files.
+        await asyncio.wait([work])

@@ -1,0 +1,308 @@
+"""Builds the server and runs it: the one place where objects are made and tied together."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from rich.console import Console
+from rich.progress import Progress
+from starlette.types import ASGIApp
+
+from loragate.adapters.base_model import BaseModel, prepare
+from loragate.adapters.home import Home
+from loragate.adapters.registry import Registry
+from loragate.adapters.rendering import Renderer
+from loragate.adapters.snapshot import Limits, SnapshotWatcher
+from loragate.adapters.store import ArtifactStore
+from loragate.server import admin_http
+from loragate.server.administration import Administration
+from loragate.server.admission import Admission
+from loragate.server.auth import Tenants
+from loragate.server.config import Config, ConfigError, LimitsConfig
+from loragate.server.engine import Engine
+from loragate.server.gateway import Gateway
+from loragate.server.grpc_api import GrpcOptions, GrpcServer, build_server
+from loragate.server.health import Health
+from loragate.server.http import HttpOptions, build_http
+from loragate.server.logs import configure_logs
+from loragate.server.metrics import Metrics
+from loragate.server.prompting import PromptBuilder
+from loragate.server.residency import Residency
+from loragate.server.routing import Router
+from loragate.server.usage import UsageLog
+from loragate.server.validation import RequestLimits
+
+logger = logging.getLogger(__name__)
+_CUT_OFF_SECONDS = 1  # for what still runs after the drain to notice that it is over
+
+
+def serve(config: Config) -> None:
+    """Serves until SIGTERM or SIGINT, then finishes what runs and returns."""
+    configure_logs(config.server.log_level)
+    home = Home.from_environment().ensure()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        base = prepare(config.engine.model, home.models, progress)
+    uvloop.run(_serve(config, home, base))
+
+
+async def _serve(config: Config, home: Home, base: BaseModel) -> None:
+    stopping = Stopping()
+    with stopping.on_signals():
+        logger.info("starting the engine with %s", base.name)
+        async with (
+            run_engine(config, base) as engine,
+            build(config, home, base, engine) as server,
+            server.listening(),
+        ):
+            await stopping.requested.wait()
+            await server.drain()
+
+
+def run_engine(config: Config, base: BaseModel) -> AbstractAsyncContextManager[Engine]:
+    # Imported here, since vllm takes seconds to import and only a real server needs it.
+    from loragate.server import vllm_engine
+
+    return vllm_engine.run_engine(config.engine, base)
+
+
+@dataclass(slots=True)
+class Server:
+    """Everything that runs, tied together; `http` is the ASGI application."""
+
+    config: Config
+    http: ASGIApp
+    grpc: GrpcServer
+    health: Health
+    admission: Admission
+    http_port: int = 0
+    grpc_port: int = 0
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        """Takes requests on both ports. Raises ConfigError where an address is not to be had."""
+        with _listen(self.config.server.http) as listener:
+            web = _Uvicorn(
+                uvicorn.Config(
+                    self.http,
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                    timeout_graceful_shutdown=_CUT_OFF_SECONDS,
+                )
+            )
+            self.grpc_port = await self._start_grpc()
+            running = asyncio.create_task(web.serve([listener]), name="http")
+            try:
+                await web.has_started(running)
+                self.http_port = listener.getsockname()[1]
+                await self.grpc.set_serving(True)
+                logger.info(
+                    "serving HTTP on %s and gRPC on %s",
+                    _with_port(self.config.server.http, self.http_port),
+                    _with_port(self.config.server.grpc, self.grpc_port),
+                )
+                yield
+            finally:
+                web.should_exit = True
+                await asyncio.gather(running, self.grpc.stop(_CUT_OFF_SECONDS))
+                await self.admission.drained()  # what was cut off writes its usage record yet
+
+    async def drain(self) -> None:
+        """Takes nothing new, and waits for what runs, `drain_seconds` at most."""
+        logger.info("stopping: no new requests, %d under way", self.admission.in_flight)
+        self.health.drain()
+        self.admission.is_draining = True
+        await self.grpc.set_serving(False)
+        try:
+            async with asyncio.timeout(self.config.server.drain_seconds):
+                await self.admission.drained()
+        except TimeoutError:
+            logger.warning("%d requests are cut off", self.admission.in_flight)
+
+    async def _start_grpc(self) -> int:
+        address = self.config.server.grpc
+        _address("server.grpc", address)
+        try:
+            return await self.grpc.start(address)
+        except RuntimeError:
+            raise ConfigError(
+                f"gRPC cannot listen on {address}: is another server running there? "
+                "Choose another address with --grpc."
+            ) from None
+
+
+@asynccontextmanager
+async def build(
+    config: Config, home: Home, base: BaseModel, engine: Engine
+) -> AsyncIterator[Server]:
+    """Makes all objects of a server around an engine; nothing listens yet."""
+    store = ArtifactStore(home.artifacts)
+    metrics = Metrics(config.metrics.max_adapters)
+    health = Health(lambda: engine.is_alive)
+    admin_key = home.admin_key()
+    with Registry(config.registry.url or home.database_url, store) as registry:
+        log = UsageLog(registry, metrics.count)
+        watcher = SnapshotWatcher(registry, config.registry.poll_seconds)
+        async with log.writing() as usage, watcher as snapshots:
+            tenants = Tenants(snapshots, admin_key)
+            admission = Admission(
+                max_in_flight=config.limits.max_in_flight,
+                max_queued=config.limits.max_queued,
+                queue_timeout_seconds=config.limits.queue_timeout_seconds,
+            )
+            residency = Residency(
+                engine,
+                store.path,
+                max_resident=config.engine.max_cpu_loras,
+                wait_seconds=config.limits.queue_timeout_seconds,
+                on_load=metrics.adapter_loaded,
+            )
+            gateway = Gateway(
+                tenants=tenants,
+                router=Router(snapshots, base.name, int(time.time())),
+                registry=snapshots,
+                admission=admission,
+                residency=residency,
+                usage=usage,
+                engine=engine,
+                builder=PromptBuilder(_renderer(config, base), engine.model),
+                metrics=metrics,
+                default_limits=_default_limits(config.limits),
+                request_limits=RequestLimits(
+                    vocab_size=engine.model.vocab_size,
+                    max_logprobs=engine.model.max_logprobs,
+                    max_choices=config.limits.max_choices,
+                ),
+                timeout_seconds=config.server.request_timeout_seconds,
+            )
+            _add_gauges(metrics, admission, residency)
+            grpc_server = build_server(
+                gateway,
+                Administration(registry, "grpc"),
+                admin_key=admin_key,
+                is_tenant_key=tenants.is_tenant_key,
+                options=GrpcOptions(config.server.max_body_bytes, config.server.max_adapter_bytes),
+            )
+            admin = admin_http.build_router(
+                Administration(registry, "http"),
+                admin_key,
+                is_tenant_key=tenants.is_tenant_key,
+                max_adapter_bytes=config.server.max_adapter_bytes,
+            )
+            options = HttpOptions(
+                config.server.max_body_bytes,
+                tenants.is_admin_key if config.metrics.require_admin_key else None,
+            )
+            http = build_http(gateway, health, metrics, options, [admin])
+            try:
+                yield Server(config, http, grpc_server, health, admission)
+            finally:
+                await residency.close()
+
+
+class Stopping:
+    """SIGTERM and SIGINT: the first asks to finish, a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._stop, number)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _stop(self, number: int) -> None:
+        if self.requested.is_set():
+            logger.warning("stopping at once")
+            os._exit(128 + number)
+        self.requested.set()
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers, which would close streams before they have ended."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def has_started(self, running: asyncio.Task[None]) -> None:
+        while not self.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event
+            await asyncio.sleep(0.01)
+
+
+def _listen(address: str) -> socket.socket:
+    """Bound here, since uvicorn ends the process where it cannot. Raises ConfigError."""
+    host, port = _address("server.http", address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"HTTP cannot listen on {address} ({error.strerror}): is another server running "
+            "there? Choose another address with --http."
+        ) from None
+
+
+def _with_port(address: str, port: int) -> str:
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _address(setting: str, address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{setting} is '{address}'; it has to be HOST:PORT.")
+    return host.strip("[]"), int(port)
+
+
+def _renderer(config: Config, base: BaseModel) -> Renderer:
+    if not config.engine.chat_template:
+        return Renderer.load(base.path)
+    path = Path(config.engine.chat_template)
+    try:
+        template = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"engine.chat_template: {path} cannot be read: {error}.") from None
+    return Renderer.load(base.path, template)
+
+
+def _default_limits(limits: LimitsConfig) -> Limits:
+    return Limits(
+        limits.requests_per_minute or None,
+        limits.tokens_per_minute or None,
+        limits.max_concurrent or None,
+    )
+
+
+def _add_gauges(metrics: Metrics, admission: Admission, residency: Residency) -> None:
+    metrics.gauge(
+        "loragate_requests_running", "Requests that hold a place.", lambda: admission.in_flight
+    )
+    metrics.gauge(
+        "loragate_requests_queued", "Requests that wait for a place.", lambda: admission.queued
+    )
+    metrics.gauge(
+        "loragate_adapters_resident",
+        "Adapter versions loaded in the engine.",
+        lambda: len(residency.resident),
+    )
+    metrics.gauge(
+        "loragate_adapters_leased",
+        "Adapter versions that requests hold now.",
+        lambda: residency.leased,
+    )

@@ -1,0 +1,86 @@
+"""The command line, `loragate`: one file per noun, put together here.
+
+What a command needs beyond the options is imported inside it, so that `--help` and shell
+completion answer at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from loragate.adapters.errors import LoragateError
+from loragate.server import (
+    cli_adapters,
+    cli_chat,
+    cli_doctor,
+    cli_keys,
+    cli_model,
+    cli_serve,
+    cli_tenants,
+    cli_usage,
+)
+from loragate.server.cli_options import examples
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"loragate {version('loragate')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and end."
+        ),
+    ] = False,
+) -> None:
+    """One base model in memory, many LoRA adapters on top, served per tenant."""
+
+
+def build() -> typer.Typer:
+    """The whole application."""
+    app = typer.Typer(
+        name="loragate",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(
+        epilog=examples(
+            "loragate model prepare",
+            "loragate tenant create acme",
+            "loragate adapter publish acme/support ./support --promote",
+            "loragate serve",
+            "loragate chat acme/support",
+        )
+    )(_root)
+    cli_serve.add_to(app)
+    cli_chat.add_to(app)
+    cli_tenants.add_to(app)
+    cli_keys.add_to(app)
+    cli_adapters.add_to(app)
+    cli_model.add_to(app)
+    cli_usage.add_to(app)
+    cli_doctor.add_to(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ends the process: 0 on success, 1 with one sentence on stderr, 2 for wrong usage."""
+    try:
+        get_command(build()).main(arguments, prog_name="loragate")
+    except LoragateError as error:
+        typer.echo(f"loragate: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

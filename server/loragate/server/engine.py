@@ -1,0 +1,98 @@
+"""What the gateway needs of an engine. `vllm_engine.py` is the real one."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from loragate.adapters.names import AdapterVersion
+from loragate.server.core import (
+    ChatRequest,
+    Delta,
+    SamplingParams,
+    ToolCallDelta,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The base model as the engine holds it. Lengths are in tokens."""
+
+    name: str
+    max_model_len: int
+    vocab_size: int
+    max_logprobs: int
+    max_loras: int
+    max_lora_rank: int
+    default_sampling: Mapping[str, float | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """An adapter version in the engine. `path` stays as it is until `unload` has returned."""
+
+    version: AdapterVersion
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One prompt on its way into the engine. `id` is unique in the process."""
+
+    id: str
+    prompt_ids: Sequence[int]
+    sampling: SamplingParams
+    adapter: LoadedAdapter | None = None
+    cache_salt: str = ""
+
+
+class ToolCallParser(Protocol):
+    """Splits one choice's text into content and tool calls, as it comes."""
+
+    def push(self, delta: Delta) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """Returns the content and the pieces of tool calls that this delta completes."""
+        ...
+
+
+class ToolSession(Protocol):
+    """A request's tools, bound to the format in which the served model calls them."""
+
+    def bind(self, sampling: SamplingParams) -> SamplingParams:
+        """Adds what makes the model call tools as the request demands."""
+        ...
+
+    def parser(self) -> ToolCallParser:
+        """A fresh parser for one choice."""
+        ...
+
+
+class Engine(Protocol):
+    """One base model in memory, with LoRA adapters that come and go."""
+
+    @property
+    def model(self) -> ServedModel: ...
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine's core has died; it does not come back by itself."""
+        ...
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        """Yields deltas until every choice has finished; closing it aborts the request.
+
+        Raises InvalidRequest before the first delta where the engine refuses a parameter, and
+        EngineDead where the engine's core is gone.
+        """
+        ...
+
+    async def load(self, adapter: LoadedAdapter) -> None:
+        """Puts an adapter into a slot. Raises AdapterUnavailable where the engine refuses it."""
+        ...
+
+    async def unload(self, adapter: LoadedAdapter) -> None:
+        """Takes the adapter's weights out of the engine; its directory may go afterwards."""
+        ...
+
+    def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> ToolSession:
+        """Raises InvalidRequest where a tool's schema cannot be compiled, or none may be chosen."""
+        ...

@@ -1,0 +1,222 @@
+"""What can go wrong on the way of a request, and how each transport says so: one table.
+
+Everything raises; each transport turns an exception into its answer in one place, by `describe`:
+
+    LoragateError (adapters/errors.py)
+    ├── registry errors: TenantNotFound, AdapterNotFound, …
+    └── RequestError
+        ├── InvalidRequest ── ContextLengthExceeded, BodyTooLarge
+        ├── Unauthenticated, PermissionDenied, ModelNotFound, RouteNotFound, MethodNotAllowed
+        ├── RateLimited, RequestExceedsLimit
+        ├── Overloaded, Draining, AdapterUnavailable, EngineDead
+        └── DeadlineExceeded
+
+An exception that is not in the table becomes 500 / INTERNAL without a word of its text.
+"""
+
+from dataclasses import dataclass
+
+import grpc
+
+from loragate.adapters import errors as registry
+from loragate.adapters.errors import LoragateError
+
+
+class RequestError(LoragateError):
+    """A request without an answer. `retry_after_seconds` is None where a retry cannot help."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+        self.retry_after_seconds = retry_after_seconds
+
+
+class InvalidRequest(RequestError):
+    """The request says something that cannot be done; `param` names the field."""
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and answer do not fit into the model's context."""
+
+
+class BodyTooLarge(InvalidRequest):
+    """The request's body is over the limit of the configuration."""
+
+
+class Unauthenticated(RequestError):
+    """No key, or one that is unknown or revoked."""
+
+
+class PermissionDenied(RequestError):
+    """A good key without the right, such as a tenant's key on an admin route."""
+
+
+class ModelNotFound(RequestError):
+    """No such model for this tenant; another tenant's adapter looks just the same."""
+
+
+class RouteNotFound(RequestError):
+    """No such path."""
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, the method does not."""
+
+
+class RateLimited(RequestError):
+    """The tenant's budget is spent for now."""
+
+
+class RequestExceedsLimit(RequestError):
+    """The request is larger than the tenant's whole budget: waiting cannot help."""
+
+
+class Overloaded(RequestError):
+    """The queue is full."""
+
+
+class Draining(RequestError):
+    """The server is about to stop and takes nothing new."""
+
+
+class AdapterUnavailable(RequestError):
+    """The adapter exists but the engine could not take it, or no slot came free in time."""
+
+
+class EngineDead(RequestError):
+    """The engine's core process is gone."""
+
+
+class DeadlineExceeded(RequestError):
+    """The request took longer than it may."""
+
+
+_LONGEST_TEXT = 1000  # characters; gRPC's clients take 8 KiB of trailers by default
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One row of the table: the same failure in gRPC's, HTTP's and OpenAI's words."""
+
+    grpc_code: grpc.StatusCode
+    http_status: int
+    type: str
+    code: str
+
+
+_BAD_REQUEST = Status(
+    grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_value"
+)
+_INTERNAL = Status(grpc.StatusCode.INTERNAL, 500, "server_error", "internal_error")
+
+
+def _not_found(code: str) -> Status:
+    return Status(grpc.StatusCode.NOT_FOUND, 404, "invalid_request_error", code)
+
+
+def _conflict(code: str, grpc_code: grpc.StatusCode) -> Status:
+    return Status(grpc_code, 409, "invalid_request_error", code)
+
+
+def _unavailable(code: str) -> Status:
+    return Status(grpc.StatusCode.UNAVAILABLE, 503, "server_error", code)
+
+
+def _exhausted(code: str) -> Status:
+    return Status(grpc.StatusCode.RESOURCE_EXHAUSTED, 429, "rate_limit_error", code)
+
+
+TABLE: dict[type[Exception], Status] = {
+    InvalidRequest: _BAD_REQUEST,
+    ContextLengthExceeded: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "context_length_exceeded"
+    ),
+    BodyTooLarge: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, 413, "invalid_request_error", "request_too_large"
+    ),
+    Unauthenticated: Status(
+        grpc.StatusCode.UNAUTHENTICATED, 401, "authentication_error", "invalid_api_key"
+    ),
+    PermissionDenied: Status(
+        grpc.StatusCode.PERMISSION_DENIED, 403, "permission_error", "permission_denied"
+    ),
+    ModelNotFound: _not_found("model_not_found"),
+    RouteNotFound: _not_found("not_found"),
+    MethodNotAllowed: Status(
+        grpc.StatusCode.UNIMPLEMENTED, 405, "invalid_request_error", "method_not_allowed"
+    ),
+    RateLimited: _exhausted("rate_limit_exceeded"),
+    RequestExceedsLimit: _exhausted("request_exceeds_limit"),
+    Overloaded: _unavailable("overloaded"),
+    Draining: _unavailable("draining"),
+    AdapterUnavailable: _unavailable("adapter_unavailable"),
+    EngineDead: _unavailable("engine_dead"),
+    DeadlineExceeded: Status(
+        grpc.StatusCode.DEADLINE_EXCEEDED, 504, "server_error", "deadline_exceeded"
+    ),
+    registry.InvalidName: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_name"
+    ),
+    registry.InvalidAdapter: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_adapter"
+    ),
+    registry.InvalidLimits: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_limits"
+    ),
+    registry.TenantNotFound: _not_found("tenant_not_found"),
+    registry.AdapterNotFound: _not_found("adapter_not_found"),
+    registry.VersionNotFound: _not_found("version_not_found"),
+    registry.AliasNotFound: _not_found("alias_not_found"),
+    registry.KeyNotFound: _not_found("key_not_found"),
+    registry.TenantExists: _conflict("tenant_exists", grpc.StatusCode.ALREADY_EXISTS),
+    registry.VersionRetired: _conflict("version_retired", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.VersionInUse: _conflict("version_in_use", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.NothingToRollBack: _conflict(
+        "nothing_to_roll_back", grpc.StatusCode.FAILED_PRECONDITION
+    ),
+    registry.StoreError: _unavailable("store_unavailable"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An exception as a client sees it. `code` is OpenAI's `error.code`."""
+
+    status: Status
+    message: str
+    code: str
+    param: str | None
+    retry_after_seconds: float | None
+
+
+def describe(error: Exception) -> Failure:
+    """Looks the exception's class up along its bases; what is not in the table says nothing."""
+    for kind in type(error).__mro__:
+        status = TABLE.get(kind)
+        if status is not None:
+            own_code: object = getattr(error, "code", None)
+            param: object = getattr(error, "param", None)
+            retry: object = getattr(error, "retry_after_seconds", None)
+            return Failure(
+                status=status,
+                message=_sendable(str(error)),
+                code=own_code if isinstance(own_code, str) else status.code,
+                param=_sendable(param) if isinstance(param, str) else None,
+                retry_after_seconds=retry if isinstance(retry, float | int) else None,
+            )
+    message = "The server failed to answer; its log has the details under this request id."
+    return Failure(_INTERNAL, message, _INTERNAL.code, None, None)
+
+
+def _sendable(text: str) -> str:
+    """Cuts what a client would get back of its own long words, and what is no valid Unicode."""
+    cut = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…"
+    return cut.encode("utf-8", "replace").decode()

@@ -1,0 +1,254 @@
+"""One request, whole: who asks, where it goes, whether it may, what it used.
+
+The only way in for every transport. Streaming or not, HTTP or gRPC, it is the same context manager;
+leaving it in any way gives the lease, the place in the queue and the unused budget back, and writes
+the usage record.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from loragate.adapters.manifest import Contract
+from loragate.adapters.snapshot import Limits, SnapshotWatcher
+from loragate.server.admission import Admission
+from loragate.server.auth import Tenants
+from loragate.server.core import ChatRequest, Delta, Request, Route, Usage
+from loragate.server.engine import (
+    Engine,
+    EngineRequest,
+    LoadedAdapter,
+    ToolCallParser,
+    ToolSession,
+)
+from loragate.server.errors import DeadlineExceeded, EngineDead
+from loragate.server.metrics import Metrics
+from loragate.server.prompting import NO_CONTRACT, Prepared, PromptBuilder
+from loragate.server.residency import Residency
+from loragate.server.routing import ModelCard, Router
+from loragate.server.streams import merge, prepend
+from loragate.server.usage import Record, UsageLog
+from loragate.server.validation import RequestLimits, validate
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a transport knows of whoever calls. `tenant` is a per-tenant endpoint's, if any."""
+
+    api_key: str | None
+    request_id: str
+    transport: str
+    tenant: str | None = None
+
+
+class Generation:
+    """An answer under way. `deltas` of different choices come interleaved; read them once."""
+
+    def __init__(
+        self,
+        request: Request,
+        record: Record,
+        prompt_ids: tuple[tuple[int, ...], ...],
+        deltas: AsyncIterator[Delta],
+        builder: PromptBuilder,
+    ) -> None:
+        self.id = record.request_id
+        self.created = int(time.time())
+        self.request = request
+        self.model = request.model
+        self.route = record.route
+        self.prompt_ids = prompt_ids
+        self.deltas = deltas
+        self.builder = builder
+        self._record = record
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far; it grows while deltas are read."""
+        return self._record.usage
+
+
+class Gateway:
+    """Ties the leaves together; holds no state of its own."""
+
+    def __init__(
+        self,
+        *,
+        tenants: Tenants,
+        router: Router,
+        registry: SnapshotWatcher,
+        admission: Admission,
+        residency: Residency,
+        usage: UsageLog,
+        engine: Engine,
+        builder: PromptBuilder,
+        metrics: Metrics,
+        default_limits: Limits,
+        request_limits: RequestLimits,
+        timeout_seconds: float,
+    ) -> None:
+        self._tenants = tenants
+        self._router = router
+        self._registry = registry
+        self._admission = admission
+        self._residency = residency
+        self._usage = usage
+        self._engine = engine
+        self._builder = builder
+        self._metrics = metrics
+        self._default_limits = default_limits
+        self._request_limits = request_limits
+        self._timeout_seconds = timeout_seconds
+
+    @asynccontextmanager
+    async def generate(self, request: Request, caller: Caller) -> AsyncIterator[Generation]:
+        """Yields the answer once its first delta is there, so that an error still has a status.
+
+        Raises what errors.py lists. Leaving the context ends the request, wherever it is.
+        """
+        tenant = self.authenticate(caller)
+        route = self._router.route(tenant, request.model)
+        with (
+            self._metrics.under_way(route),
+            self._usage.record(caller.request_id, route, caller.transport) as record,
+        ):
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    async with self._answer(request, route, record) as generation:
+                        yield generation
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"The request took longer than {self._timeout_seconds:g} s."
+                ) from None
+
+    def authenticate(self, caller: Caller) -> str:
+        """The caller's tenant. Raises Unauthenticated, PermissionDenied or ModelNotFound."""
+        return self._tenants.authenticate(caller.api_key, caller.tenant)
+
+    def models(self, caller: Caller) -> tuple[ModelCard, ...]:
+        """What the caller's tenant can use."""
+        return self._router.models(self.authenticate(caller))
+
+    def get_model(self, model: str, caller: Caller) -> ModelCard:
+        return self._router.get_model(self.authenticate(caller), model)
+
+    @asynccontextmanager
+    async def _answer(
+        self, request: Request, route: Route, record: Record
+    ) -> AsyncIterator[Generation]:
+        validate(request, self._request_limits)
+        if not self._engine.is_alive:
+            raise EngineDead("The engine is down; try again shortly.", retry_after_seconds=5.0)
+        limits = self._limits(route.tenant)
+        prepared = await self._builder.prepare(request, self._contract(route))
+        prepared = _fit_to_budget(prepared, request, limits)
+        record.prompt_tokens = prepared.prompt_tokens
+        async with self._admission.admit(route.tenant, limits, prepared.most_tokens) as ticket:
+            try:
+                async with self._residency.lease(route) as adapter:
+                    answers = record.count(self._run(request, prepared, adapter, record))
+                    async with aclosing(answers) as deltas:
+                        first = await anext(deltas)
+                        yield Generation(
+                            request,
+                            record,
+                            prepared.prompt_ids,
+                            prepend(first, deltas),
+                            self._builder,
+                        )
+            finally:
+                ticket.settle(record.usage.total_tokens if record.completion_tokens else 0)
+
+    def _run(
+        self,
+        request: Request,
+        prepared: Prepared,
+        adapter: LoadedAdapter | None,
+        record: Record,
+    ) -> AsyncGenerator[Delta, None]:
+        sampling = prepared.sampling
+        tools: ToolSession | None = None
+        if isinstance(request, ChatRequest) and request.tools and _calls_tools(request):
+            tools = self._engine.tools(request, prepared.prompt_ids[0])
+            sampling = tools.bind(sampling)
+        salt = f"{record.route.tenant}:{request.options.cache_salt}"
+        # A client may choose one request id twice, and so may two tenants; the engine's is its own.
+        engine_id = f"{record.request_id}-{uuid.uuid4().hex}"
+        streams = [
+            _shift(
+                self._engine.generate(
+                    EngineRequest(f"{engine_id}-{i}", ids, sampling, adapter, salt)
+                ),
+                i * sampling.n,
+            )
+            for i, ids in enumerate(prepared.prompt_ids)
+        ]
+        merged = merge(streams)
+        return merged if tools is None else _split_tool_calls(merged, tools)
+
+    def _contract(self, route: Route) -> Contract:
+        if route.version is None:
+            return NO_CONTRACT
+        return self._registry.current.manifest(route.version).contract
+
+    def _limits(self, tenant: str) -> Limits:
+        own, default = self._registry.current.limits(tenant), self._default_limits
+        return Limits(
+            _first(own.requests_per_minute, default.requests_per_minute),
+            _first(own.tokens_per_minute, default.tokens_per_minute),
+            _first(own.max_concurrent, default.max_concurrent),
+        )
+
+
+def _first(own: int | None, default: int | None) -> int | None:
+    return default if own is None else own
+
+
+def _calls_tools(request: ChatRequest) -> bool:
+    return request.tool_choice is None or request.tool_choice.kind != "none"
+
+
+def _fit_to_budget(prepared: Prepared, request: Request, limits: Limits) -> Prepared:
+    """Shortens an answer of no stated length to what the tenant's token budget can ever allow."""
+    budget = limits.tokens_per_minute
+    if not budget or request.sampling.max_tokens is not None:
+        return prepared
+    answers = len(prepared.prompt_ids) * prepared.sampling.n
+    most = max(1, (budget - prepared.prompt_tokens) // answers)
+    max_tokens = min(prepared.sampling.max_tokens or most, most)
+    sampling = replace(
+        prepared.sampling,
+        max_tokens=max_tokens,
+        min_tokens=min(prepared.sampling.min_tokens, max_tokens),
+    )
+    return Prepared(prepared.prompt_ids, sampling)
+
+
+async def _shift(deltas: AsyncGenerator[Delta, None], offset: int) -> AsyncGenerator[Delta, None]:
+    """Numbers the choices of one prompt among those of all."""
+    async with aclosing(deltas):
+        async for delta in deltas:
+            yield msgspec.structs.replace(delta, index=delta.index + offset) if offset else delta
+
+
+async def _split_tool_calls(
+    deltas: AsyncGenerator[Delta, None], tools: ToolSession
+) -> AsyncGenerator[Delta, None]:
+    """Tells text from tool calls, choice by choice; a choice that called ends with `tool_calls`."""
+    parsers: dict[int, ToolCallParser] = {}
+    called: set[int] = set()
+    async with aclosing(deltas):
+        async for delta in deltas:
+            parser = parsers.get(delta.index) or parsers.setdefault(delta.index, tools.parser())
+            text, calls = parser.push(delta)
+            if calls:
+                called.add(delta.index)
+            reason = delta.finish_reason
+            if reason == "stop" and delta.index in called:
+                reason = "tool_calls"
+            yield msgspec.structs.replace(delta, text=text, tool_calls=calls, finish_reason=reason)

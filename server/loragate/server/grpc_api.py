@@ -1,0 +1,193 @@
+"""The gRPC transport: `loragate.v1.Inference` over the gateway, and the server that carries it.
+
+Each method converts, calls the gateway and converts back; `grpc_calls.answering` does what all of
+them share. Streams are written, not yielded: a cancellation then always arrives inside the method,
+whose contexts close the request at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from loragate.server import grpc_answers as answers
+from loragate.server.administration import Administration
+from loragate.server.choices import collect
+from loragate.server.gateway import Gateway
+from loragate.server.grpc_calls import DecodingInterceptor, announce, answering
+from loragate.server.grpc_messages import chat_request, completion_request
+from loragate.server.grpc_registry import RegistryService
+from loragate.v1 import inference_pb2 as pb
+from loragate.v1 import inference_pb2_grpc, registry_pb2, registry_pb2_grpc
+
+INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+REGISTRY = registry_pb2.DESCRIPTOR.services_by_name["AdapterRegistry"].full_name
+
+
+class InferenceService(inference_pb2_grpc.InferenceServicer):
+    """Chat, completions and models for tenants."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def Chat(
+        self,
+        request: pb.ChatRequest,
+        context: grpc.aio.ServicerContext[pb.ChatRequest, pb.ChatResponse],
+    ) -> pb.ChatResponse:
+        async with answering(context) as caller:
+            asked = chat_request(request, stream=False)
+            async with self._gateway.generate(asked, caller) as generation:
+                await announce(context, caller, generation.route)
+                return answers.chat_response(generation, await collect(generation))
+
+    async def ChatStream(
+        self,
+        request: pb.ChatRequest,
+        context: grpc.aio.ServicerContext[pb.ChatRequest, pb.ChatChunk],
+    ) -> None:
+        async with answering(context) as caller:
+            asked = chat_request(request, stream=True)
+            async with self._gateway.generate(asked, caller) as generation:
+                await announce(context, caller, generation.route)
+                chunks = answers.ChatChunks(generation)
+                async for delta in generation.deltas:
+                    if (chunk := chunks.chunk(delta)) is not None:
+                        await context.write(chunk)
+                if (last := chunks.last()) is not None:
+                    await context.write(last)
+
+    async def Complete(
+        self,
+        request: pb.CompletionRequest,
+        context: grpc.aio.ServicerContext[pb.CompletionRequest, pb.CompletionResponse],
+    ) -> pb.CompletionResponse:
+        async with answering(context) as caller:
+            asked = completion_request(request, stream=False)
+            async with self._gateway.generate(asked, caller) as generation:
+                await announce(context, caller, generation.route)
+                return answers.completion_response(generation, await collect(generation))
+
+    async def CompleteStream(
+        self,
+        request: pb.CompletionRequest,
+        context: grpc.aio.ServicerContext[pb.CompletionRequest, pb.CompletionChunk],
+    ) -> None:
+        async with answering(context) as caller:
+            asked = completion_request(request, stream=True)
+            async with self._gateway.generate(asked, caller) as generation:
+                await announce(context, caller, generation.route)
+                chunks = answers.CompletionChunks(generation)
+                async for delta in generation.deltas:
+                    if (chunk := chunks.chunk(delta)) is not None:
+                        await context.write(chunk)
+                if (last := chunks.last()) is not None:
+                    await context.write(last)
+
+    async def ListModels(
+        self,
+        request: pb.ListModelsRequest,
+        context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
+    ) -> pb.ListModelsResponse:
+        async with answering(context) as caller:
+            cards = self._gateway.models(caller)
+            return pb.ListModelsResponse(models=map(answers.model, cards))
+
+    async def GetModel(
+        self,
+        request: pb.GetModelRequest,
+        context: grpc.aio.ServicerContext[pb.GetModelRequest, pb.GetModelResponse],
+    ) -> pb.GetModelResponse:
+        async with answering(context) as caller:
+            card = self._gateway.get_model(request.model, caller)
+            return pb.GetModelResponse(model=answers.model(card))
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcOptions:
+    """Bounds in bytes: of one message, and of all files of a published adapter together."""
+
+    max_message_bytes: int
+    max_adapter_bytes: int
+
+
+class GrpcServer:
+    """`grpc.aio`'s server with all services on it. Health says NOT_SERVING until told otherwise."""
+
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        health_service: health.aio.HealthServicer,  # pyright: ignore[reportAttributeAccessIssue]
+        registry_service: RegistryService,
+    ) -> None:
+        self._server = server
+        self._health = health_service
+        self._registry_service = registry_service
+
+    async def start(self, address: str) -> int:
+        """Listens on `HOST:PORT`, of which 0 is any free port, and returns the port.
+
+        Raises RuntimeError where the address is taken or is none.
+        """
+        port = self._server.add_insecure_port(address)
+        await self.set_serving(False)
+        await self._server.start()
+        return port
+
+    async def set_serving(self, is_serving: bool) -> None:
+        """What health says from now on, of the whole server and of each service."""
+        states = health_pb2.HealthCheckResponse
+        state = states.SERVING if is_serving else states.NOT_SERVING
+        for service in ("", INFERENCE, REGISTRY):
+            await self._health.set(service, state)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Takes no more calls and lets those under way finish; cancels what is left at the end.
+
+        Watches of the registry end at once. Watches of health never do, so with one of those this
+        takes the whole grace time: let requests finish before, and be short here.
+        """
+        await self.set_serving(False)
+        self._registry_service.end_watches()
+        await self._server.stop(grace_seconds)
+
+
+def build_server(
+    gateway: Gateway,
+    administration: Administration,
+    *,
+    admin_key: str,
+    is_tenant_key: Callable[[str], bool],
+    options: GrpcOptions,
+) -> GrpcServer:
+    """Call it in the event loop that will serve."""
+    server = grpc.aio.server(
+        interceptors=[DecodingInterceptor()], options=_channel_options(options)
+    )
+    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(gateway), server)
+    registry_service = RegistryService(
+        administration,
+        admin_key=admin_key,
+        is_tenant_key=is_tenant_key,
+        max_adapter_bytes=options.max_adapter_bytes,
+    )
+    registry_pb2_grpc.add_AdapterRegistryServicer_to_server(registry_service, server)
+    health_service = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    names = (INFERENCE, REGISTRY, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    return GrpcServer(server, health_service, registry_service)
+
+
+def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", options.max_message_bytes),
+        # A second server on the same port is an error, not a silent sharing of its calls.
+        ("grpc.so_reuseport", 0),
+        # Clients may ping during a long silent decode; gRPC's default is to hang up on them.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]

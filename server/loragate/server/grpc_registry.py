@@ -1,0 +1,221 @@
+"""`loragate.v1.AdapterRegistry`: administration over gRPC, for whoever holds the admin key."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+
+import grpc
+
+from loragate.adapters.names import AdapterName, parse_version
+from loragate.server import grpc_records as records
+from loragate.server.administration import Administration, check_admin_key
+from loragate.server.errors import InvalidRequest
+from loragate.server.grpc_calls import Answered, Asked, answering
+from loragate.server.grpc_watch import watch
+from loragate.v1 import registry_pb2 as pb
+from loragate.v1 import registry_pb2_grpc
+
+
+class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
+    """Adapters, tenants and keys for operators."""
+
+    def __init__(
+        self,
+        administration: Administration,
+        *,
+        admin_key: str,
+        is_tenant_key: Callable[[str], bool],
+        max_adapter_bytes: int,
+    ) -> None:
+        self._administration = administration
+        self._admin_key = admin_key
+        self._is_tenant_key = is_tenant_key
+        self._max_adapter_bytes = max_adapter_bytes
+        self._stopping = asyncio.Event()
+
+    def end_watches(self) -> None:
+        """Sends those who watch away, since nothing else ever would; they may call again."""
+        self._stopping.set()
+
+    async def PublishAdapter(
+        self,
+        request_iterator: AsyncIterator[pb.PublishAdapterRequest],
+        context: grpc.aio.ServicerContext[pb.PublishAdapterRequest, pb.PublishAdapterResponse],
+    ) -> pb.PublishAdapterResponse:
+        async with self._admin(context):
+            messages = aiter(request_iterator)
+            adapter = await _read_header(messages)
+            version = await self._administration.publish_files(
+                adapter, _read_chunks(messages), self._max_adapter_bytes
+            )
+            return pb.PublishAdapterResponse(version=records.version(version))
+
+    async def GetAdapter(
+        self,
+        request: pb.GetAdapterRequest,
+        context: grpc.aio.ServicerContext[pb.GetAdapterRequest, pb.GetAdapterResponse],
+    ) -> pb.GetAdapterResponse:
+        async with self._admin(context):
+            adapter = AdapterName.parse(request.adapter)
+            return records.adapter_page(await self._administration.show(adapter))
+
+    async def ListAdapters(
+        self,
+        request: pb.ListAdaptersRequest,
+        context: grpc.aio.ServicerContext[pb.ListAdaptersRequest, pb.ListAdaptersResponse],
+    ) -> pb.ListAdaptersResponse:
+        async with self._admin(context):
+            tenant = request.tenant if request.HasField("tenant") else None
+            listings = await self._administration.adapters(tenant)
+            return pb.ListAdaptersResponse(adapters=map(records.adapter, listings))
+
+    async def SetAlias(
+        self,
+        request: pb.SetAliasRequest,
+        context: grpc.aio.ServicerContext[pb.SetAliasRequest, pb.SetAliasResponse],
+    ) -> pb.SetAliasResponse:
+        async with self._admin(context):
+            version = await self._administration.set_alias(
+                AdapterName.parse(request.adapter),
+                request.alias,
+                parse_version(request.version),
+                reason=request.reason,
+            )
+            return pb.SetAliasResponse(version=records.version(version))
+
+    async def DeleteAlias(
+        self,
+        request: pb.DeleteAliasRequest,
+        context: grpc.aio.ServicerContext[pb.DeleteAliasRequest, pb.DeleteAliasResponse],
+    ) -> pb.DeleteAliasResponse:
+        async with self._admin(context):
+            adapter = AdapterName.parse(request.adapter)
+            await self._administration.delete_alias(adapter, request.alias)
+            return pb.DeleteAliasResponse()
+
+    async def Rollback(
+        self,
+        request: pb.RollbackRequest,
+        context: grpc.aio.ServicerContext[pb.RollbackRequest, pb.RollbackResponse],
+    ) -> pb.RollbackResponse:
+        async with self._admin(context):
+            adapter = AdapterName.parse(request.adapter)
+            version = await self._administration.rollback(adapter)
+            return pb.RollbackResponse(version=records.version(version))
+
+    async def RetireVersion(
+        self,
+        request: pb.RetireVersionRequest,
+        context: grpc.aio.ServicerContext[pb.RetireVersionRequest, pb.RetireVersionResponse],
+    ) -> pb.RetireVersionResponse:
+        async with self._admin(context):
+            adapter = AdapterName.parse(request.adapter)
+            number = parse_version(request.version)
+            await self._administration.retire(adapter, number)
+            return pb.RetireVersionResponse()
+
+    async def WatchAdapters(
+        self,
+        request: pb.WatchAdaptersRequest,
+        context: grpc.aio.ServicerContext[pb.WatchAdaptersRequest, pb.WatchAdaptersResponse],
+    ) -> None:
+        async with self._admin(context):
+            tenant = request.tenant if request.HasField("tenant") else None
+            async with aclosing(watch(self._administration, tenant, self._stopping)) as messages:
+                async for message in messages:
+                    await context.write(message)
+
+    async def CreateTenant(
+        self,
+        request: pb.CreateTenantRequest,
+        context: grpc.aio.ServicerContext[pb.CreateTenantRequest, pb.CreateTenantResponse],
+    ) -> pb.CreateTenantResponse:
+        async with self._admin(context):
+            limits = records.limits(request.limits)
+            made = await self._administration.create_tenant(request.tenant, limits)
+            return pb.CreateTenantResponse(key=records.new_key(made))
+
+    async def ListTenants(
+        self,
+        request: pb.ListTenantsRequest,
+        context: grpc.aio.ServicerContext[pb.ListTenantsRequest, pb.ListTenantsResponse],
+    ) -> pb.ListTenantsResponse:
+        async with self._admin(context):
+            tenants = await self._administration.list_tenants()
+            return pb.ListTenantsResponse(tenants=map(records.tenant, tenants))
+
+    async def SetLimits(
+        self,
+        request: pb.SetLimitsRequest,
+        context: grpc.aio.ServicerContext[pb.SetLimitsRequest, pb.SetLimitsResponse],
+    ) -> pb.SetLimitsResponse:
+        async with self._admin(context):
+            limits = records.limits(request.limits)
+            await self._administration.set_limits(request.tenant, limits)
+            return pb.SetLimitsResponse()
+
+    async def DeleteTenant(
+        self,
+        request: pb.DeleteTenantRequest,
+        context: grpc.aio.ServicerContext[pb.DeleteTenantRequest, pb.DeleteTenantResponse],
+    ) -> pb.DeleteTenantResponse:
+        async with self._admin(context):
+            await self._administration.delete_tenant(request.tenant)
+            return pb.DeleteTenantResponse()
+
+    async def CreateKey(
+        self,
+        request: pb.CreateKeyRequest,
+        context: grpc.aio.ServicerContext[pb.CreateKeyRequest, pb.CreateKeyResponse],
+    ) -> pb.CreateKeyResponse:
+        async with self._admin(context):
+            made = await self._administration.create_key(request.tenant, request.name)
+            return pb.CreateKeyResponse(key=records.new_key(made))
+
+    async def ListKeys(
+        self,
+        request: pb.ListKeysRequest,
+        context: grpc.aio.ServicerContext[pb.ListKeysRequest, pb.ListKeysResponse],
+    ) -> pb.ListKeysResponse:
+        async with self._admin(context):
+            keys = await self._administration.list_keys(request.tenant)
+            return pb.ListKeysResponse(keys=map(records.key, keys))
+
+    async def RevokeKey(
+        self,
+        request: pb.RevokeKeyRequest,
+        context: grpc.aio.ServicerContext[pb.RevokeKeyRequest, pb.RevokeKeyResponse],
+    ) -> pb.RevokeKeyResponse:
+        async with self._admin(context):
+            await self._administration.revoke_key(request.key_id)
+            return pb.RevokeKeyResponse()
+
+    @asynccontextmanager
+    async def _admin(
+        self, context: grpc.aio.ServicerContext[Asked, Answered]
+    ) -> AsyncIterator[None]:
+        async with answering(context) as caller:
+            check_admin_key(caller.api_key, self._admin_key, self._is_tenant_key)
+            yield
+
+
+async def _read_header(messages: AsyncIterator[pb.PublishAdapterRequest]) -> AdapterName:
+    first = await anext(messages, None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise InvalidRequest(
+            "The first message of a publish is its header, with the adapter's name.",
+            param="header",
+        )
+    return AdapterName.parse(first.header.adapter)
+
+
+async def _read_chunks(
+    messages: AsyncIterator[pb.PublishAdapterRequest],
+) -> AsyncIterator[tuple[str, bytes]]:
+    async for message in messages:
+        if message.WhichOneof("part") != "chunk":
+            raise InvalidRequest(
+                "After the header, every message of a publish is a chunk of a file.",
+                param="chunk",
+            )
+        yield message.chunk.file_name, message.chunk.data

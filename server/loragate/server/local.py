@@ -1,0 +1,99 @@
+"""Administration on this machine: the registry in `LORAGATE_HOME`, without a server."""
+
+import getpass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from loragate.adapters.errors import TenantNotFound
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
+from loragate.adapters.snapshot import Limits
+from loragate.adapters.store import ArtifactStore
+from loragate.server.admin_views import (
+    AdapterPageView,
+    AdapterView,
+    KeyView,
+    LimitsChange,
+    NewKeyView,
+    PublishedView,
+    TenantView,
+    UsageView,
+)
+from loragate.server.config import load_config
+
+
+class LocalAdmin:
+    """An AdminPort over an open registry, which the caller closes."""
+
+    def __init__(self, registry: Registry, actor: str) -> None:
+        self._registry = registry
+        self._actor = actor
+
+    def create_tenant(self, tenant: str, limits: Limits) -> NewKeyView:
+        return NewKeyView.of(self._registry.create_tenant(tenant, limits, self._actor))
+
+    def list_tenants(self) -> Sequence[TenantView]:
+        return [TenantView.of(record) for record in self._registry.list_tenants()]
+
+    def set_limits(self, tenant: str, change: LimitsChange) -> TenantView:
+        limits = change.apply(self._tenant(tenant).limits.to_limits())
+        self._registry.set_limits(tenant, limits, self._actor)
+        return self._tenant(tenant)
+
+    def delete_tenant(self, tenant: str) -> None:
+        self._registry.delete_tenant(tenant, self._actor)
+
+    def create_key(self, tenant: str, name: str) -> NewKeyView:
+        return NewKeyView.of(self._registry.create_key(tenant, name, self._actor))
+
+    def list_keys(self, tenant: str) -> Sequence[KeyView]:
+        return [KeyView.of(record) for record in self._registry.list_keys(tenant)]
+
+    def revoke_key(self, key_id: str) -> None:
+        self._registry.revoke_key(key_id, self._actor)
+
+    def publish(self, adapter: AdapterName, folder: Path) -> PublishedView:
+        return PublishedView.of(self._registry.publish(adapter, folder, self._actor))
+
+    def adapters(self, tenant: str | None) -> Sequence[AdapterView]:
+        return [AdapterView.of(listing) for listing in self._registry.adapters(tenant)]
+
+    def show(self, adapter: AdapterName) -> AdapterPageView:
+        return AdapterPageView.of(self._registry.show(adapter))
+
+    def set_alias(
+        self, adapter: AdapterName, alias: str, number: int, reason: str
+    ) -> PublishedView:
+        return PublishedView.of(
+            self._registry.set_alias(adapter, alias, number, self._actor, reason)
+        )
+
+    def delete_alias(self, adapter: AdapterName, alias: str) -> None:
+        self._registry.delete_alias(adapter, alias, self._actor)
+
+    def rollback(self, adapter: AdapterName) -> PublishedView:
+        return PublishedView.of(self._registry.rollback(adapter, self._actor))
+
+    def retire(self, adapter: AdapterName, number: int) -> None:
+        self._registry.retire(adapter, number, self._actor)
+
+    def usage(self, tenant: str | None, since: datetime | None) -> Sequence[UsageView]:
+        return [UsageView.of(total) for total in self._registry.usage_totals(tenant, since)]
+
+    def _tenant(self, tenant: str) -> TenantView:
+        for found in self.list_tenants():
+            if found.tenant == tenant:
+                return found
+        raise TenantNotFound(tenant)
+
+
+@contextmanager
+def open_local() -> Iterator[LocalAdmin]:
+    """The registry that a server started here would serve from."""
+    home = Home.from_environment().ensure()
+    url = load_config(None).registry.url or home.database_url
+    with Registry(url, ArtifactStore(home.artifacts)) as registry:
+        yield LocalAdmin(registry, f"cli:{getpass.getuser()}")

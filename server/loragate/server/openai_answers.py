@@ -1,0 +1,367 @@
+"""Generations in OpenAI's words, as JSON bytes. The per-token path encodes msgspec structs only.
+
+Field order and presence follow https://platform.openai.com/docs/api-reference/chat/streaming.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from loragate.server.choices import Choice, collect
+from loragate.server.core import (
+    ChatRequest,
+    Delta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from loragate.server.gateway import Generation
+
+_encoder = msgspec.json.Encoder()
+DONE = b"data: [DONE]\n\n"
+_PromptLogprobs = list[dict[str, object] | None]
+
+
+class _CachedTokens(msgspec.Struct):
+    cached_tokens: int
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: _CachedTokens
+
+
+class _TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class _ContentLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[_TopLogprob]
+
+
+class _ChatLogprobs(msgspec.Struct):
+    content: list[_ContentLogprob]
+    refusal: None = None
+
+
+class _TextLogprobs(msgspec.Struct):
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class _Function(msgspec.Struct, omit_defaults=True):
+    arguments: str
+    name: str | None = None
+
+
+class _ToolCallPiece(msgspec.Struct, omit_defaults=True):
+    index: int
+    function: _Function
+    id: str | None = None
+    type: str | None = None
+
+
+class _WholeToolCall(msgspec.Struct):
+    id: str
+    function: _Function
+    type: str = "function"
+
+
+class _ChatDelta(msgspec.Struct, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[_ToolCallPiece] | None = None
+
+
+class _ChatChunkChoice(msgspec.Struct, omit_defaults=True):
+    index: int
+    delta: _ChatDelta
+    logprobs: _ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None = None
+    token_ids: tuple[int, ...] | None = None
+
+
+class _TextChoice(msgspec.Struct, omit_defaults=True):
+    index: int
+    text: str
+    logprobs: _TextLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None = None
+    token_ids: Sequence[int] | None = None
+    prompt_token_ids: Sequence[int] | None = None
+    prompt_logprobs: _PromptLogprobs | None = None
+
+
+class _Message(msgspec.Struct, omit_defaults=True):
+    role: str
+    content: str | None
+    refusal: None
+    reasoning_content: str | None = None
+    tool_calls: list[_WholeToolCall] | None = None
+
+
+class _ChatChoice(msgspec.Struct, omit_defaults=True):
+    index: int
+    message: _Message
+    logprobs: _ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None = None
+    token_ids: Sequence[int] | None = None
+
+
+class _Answer(msgspec.Struct, omit_defaults=True):
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: Sequence[_ChatChoice | _ChatChunkChoice | _TextChoice]
+    usage: _Usage | UnsetType | None = UNSET
+    prompt_token_ids: Sequence[int] | None = None
+    prompt_logprobs: _PromptLogprobs | None = None
+
+
+class Writer:
+    """Puts one generation into OpenAI's form, streamed or whole."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._options = generation.request.options
+        self._is_chat = isinstance(generation.request, ChatRequest)
+        self._id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{generation.id}"
+        self._offsets: dict[int, int] = {}  # characters of each text choice written so far
+        self._begun: set[int] = set()
+
+    async def whole(self) -> bytes:
+        """The complete answer, after the last token."""
+        choices = await collect(self._generation)
+        is_chat, with_ids = self._is_chat, self._options.return_token_ids
+        answer = self._answer(
+            "chat.completion" if is_chat else "text_completion",
+            [self._chat_choice(c) if is_chat else self._text_choice(c) for c in choices],
+        )
+        answer.usage = _usage(self._generation.usage)
+        if is_chat and with_ids:
+            answer.prompt_token_ids = self._generation.prompt_ids[0]
+        if is_chat and choices and choices[0].prompt_logprobs is not None:
+            answer.prompt_logprobs = _vllm_prompt_logprobs(choices[0].prompt_logprobs)
+        return _encoder.encode(answer)
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Server-sent events, one a delta, then usage where it was asked for, then [DONE]."""
+        async for delta in self._generation.deltas:
+            for choice in self._chunks(delta):
+                yield _event(self._chunk([choice], self._options.continuous_usage))
+        if self._options.include_usage:
+            yield _event(self._chunk([], True))
+        yield DONE
+
+    def _chunks(self, delta: Delta) -> list[_ChatChunkChoice | _TextChoice]:
+        chunks: list[_ChatChunkChoice | _TextChoice] = []
+        if self._is_chat and delta.index not in self._begun:
+            self._begun.add(delta.index)
+            first = _ChatDelta(role="assistant", content=self._echo(delta.index))
+            chunks.append(_ChatChunkChoice(delta.index, first, None, None))
+        has_content = delta.text or delta.tool_calls or delta.reasoning
+        if self._options.return_token_ids:
+            has_content = has_content or delta.token_ids  # a character may take several tokens
+        if has_content or delta.finish_reason or delta.logprobs or delta.prompt_logprobs:
+            chunks.append(self._chat_chunk(delta) if self._is_chat else self._text_chunk(delta))
+        return chunks
+
+    def _chunk(self, choices: list[_ChatChunkChoice | _TextChoice], with_usage: bool) -> _Answer:
+        chunk = self._answer(
+            "chat.completion.chunk" if self._is_chat else "text_completion", choices
+        )
+        if with_usage:
+            chunk.usage = _usage(self._generation.usage)
+        elif self._options.include_usage:
+            chunk.usage = None
+        return chunk
+
+    def _answer(
+        self, kind: str, choices: Sequence[_ChatChoice | _ChatChunkChoice | _TextChoice]
+    ) -> _Answer:
+        generation = self._generation
+        return _Answer(self._id, kind, generation.created, generation.model, choices)
+
+    def _chat_chunk(self, delta: Delta) -> _ChatChunkChoice:
+        return _ChatChunkChoice(
+            index=delta.index,
+            delta=_ChatDelta(
+                content=delta.text or None,
+                reasoning_content=delta.reasoning or None,
+                tool_calls=[_tool_call_piece(piece) for piece in delta.tool_calls] or None,
+            ),
+            logprobs=self._chat_logprobs(delta.logprobs),
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+            token_ids=delta.token_ids if self._options.return_token_ids else None,
+        )
+
+    def _chat_choice(self, choice: Choice) -> _ChatChoice:
+        text = self._echo(choice.index) + choice.text
+        return _ChatChoice(
+            index=choice.index,
+            message=_Message(
+                role="assistant",
+                content=text if text or not choice.tool_calls else None,
+                refusal=None,
+                reasoning_content=choice.reasoning or None,
+                tool_calls=[_whole_tool_call(call) for call in choice.tool_calls] or None,
+            ),
+            logprobs=self._chat_logprobs(choice.logprobs),
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            token_ids=choice.token_ids if self._options.return_token_ids else None,
+        )
+
+    def _text_chunk(self, delta: Delta) -> _TextChoice:
+        is_first = delta.index not in self._begun
+        self._begun.add(delta.index)
+        with_ids = self._options.return_token_ids
+        return _TextChoice(
+            index=delta.index,
+            text=(self._echo(delta.index) if is_first else "") + delta.text,
+            logprobs=self._text_logprobs(delta.index, delta.prompt_logprobs, delta.logprobs),
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+            token_ids=delta.token_ids if with_ids else None,
+            prompt_token_ids=self._prompt_ids(delta.index) if with_ids and is_first else None,
+        )
+
+    def _text_choice(self, choice: Choice) -> _TextChoice:
+        with_ids = self._options.return_token_ids
+        scored = choice.prompt_logprobs
+        return _TextChoice(
+            index=choice.index,
+            text=self._echo(choice.index) + choice.text,
+            logprobs=self._text_logprobs(choice.index, scored, choice.logprobs),
+            finish_reason=choice.finish_reason,
+            stop_reason=choice.stop_reason,
+            token_ids=choice.token_ids if with_ids else None,
+            prompt_token_ids=self._prompt_ids(choice.index) if with_ids else None,
+            prompt_logprobs=None
+            if scored is None or self._generation.request.sampling.prompt_logprobs is None
+            else _vllm_prompt_logprobs(scored),
+        )
+
+    def _echo(self, index: int) -> str:
+        """What `echo` puts before an answer: the prompt, or the assistant's words it continues."""
+        request = self._generation.request
+        if not request.echo:
+            return ""
+        if isinstance(request, ChatRequest):
+            last = request.messages[-1]
+            return (last.content or "") if last.role == "assistant" else ""
+        prompt = request.prompts[index // request.sampling.n]
+        return prompt if isinstance(prompt, str) else self._generation.builder.decode(prompt)
+
+    def _prompt_ids(self, index: int) -> tuple[int, ...]:
+        return self._generation.prompt_ids[index // self._generation.request.sampling.n]
+
+    def _token(self, entry: TokenLogprob) -> str:
+        if self._options.return_tokens_as_token_ids:
+            return f"token_id:{entry.token_id}"
+        return entry.token
+
+    def _chat_logprobs(self, entries: Sequence[TokenLogprob]) -> _ChatLogprobs | None:
+        sampling = self._generation.request.sampling
+        if sampling.logprobs is None or not entries:
+            return None
+        most = max(sampling.logprobs, len(sampling.logprob_token_ids))
+        return _ChatLogprobs(
+            [
+                _ContentLogprob(
+                    self._token(entry),
+                    entry.logprob,
+                    list(entry.token.encode()),
+                    [
+                        _TopLogprob(self._token(top), top.logprob, list(top.token.encode()))
+                        for top in entry.top[:most]
+                    ],
+                )
+                for entry in entries
+            ]
+        )
+
+    def _text_logprobs(
+        self,
+        index: int,
+        prompt: Sequence[TokenLogprob | None] | None,
+        entries: Sequence[TokenLogprob],
+    ) -> _TextLogprobs | None:
+        request = self._generation.request
+        if request.sampling.logprobs is None:
+            return None
+        scored: list[TokenLogprob | None] = list(prompt or ()) if request.echo else []
+        scored += entries
+        first = self._prompt_ids(index)[0]
+        logprobs = _TextLogprobs([], [], [], [])
+        for entry in scored:
+            # The first prompt token follows nothing, so it has a text but no probability.
+            text = (
+                self._generation.builder.token_text(first) if entry is None else self._token(entry)
+            )
+            offset = self._offsets.get(index, 0)
+            self._offsets[index] = offset + len(text)
+            logprobs.text_offset.append(offset)
+            logprobs.tokens.append(text)
+            logprobs.token_logprobs.append(None if entry is None else entry.logprob)
+            logprobs.top_logprobs.append(
+                None if entry is None else {self._token(top): top.logprob for top in entry.top}
+            )
+        return logprobs
+
+
+def _event(answer: _Answer) -> bytes:
+    return b"data: " + _encoder.encode(answer) + b"\n\n"
+
+
+def _usage(usage: Usage) -> _Usage:
+    return _Usage(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.total_tokens,
+        _CachedTokens(usage.cached_tokens),
+    )
+
+
+def _tool_call_piece(piece: ToolCallDelta) -> _ToolCallPiece:
+    return _ToolCallPiece(
+        index=piece.index,
+        id=piece.id,
+        type="function" if piece.id else None,
+        function=_Function(piece.arguments, piece.name),
+    )
+
+
+def _whole_tool_call(call: ToolCall) -> _WholeToolCall:
+    return _WholeToolCall(call.id, _Function(call.arguments, call.name))
+
+
+def _vllm_prompt_logprobs(
+    entries: Sequence[TokenLogprob | None],
+) -> _PromptLogprobs:
+    """vLLM's form: one mapping a prompt token, from token id to its log-probability and text."""
+    return [
+        None
+        if entry is None
+        else {
+            str(each.token_id): {"logprob": each.logprob, "decoded_token": each.token}
+            for each in (entry, *entry.top)
+        }
+        for entry in entries
+    ]

@@ -1,0 +1,184 @@
+"""From a request and its adapter's contract to what the engine gets: token ids and full sampling.
+
+A value that the request says wins; then the contract's default; then the model's own. Caps of the
+contract bind in any case.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from loragate.adapters.manifest import Contract
+from loragate.adapters.rendering import Renderer, RenderingError
+from loragate.server.core import (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    Options,
+    Request,
+    SamplingParams,
+    Tool,
+)
+from loragate.server.engine import ServedModel
+from loragate.server.errors import ContextLengthExceeded, InvalidRequest
+
+# Tokenizing this many characters takes about a millisecond; above it the event loop is spared.
+_LONG_TEXT = 4096
+
+NO_CONTRACT = Contract()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Prompts as the engine takes them. `sampling.max_tokens` is set and fits into the context."""
+
+    prompt_ids: tuple[tuple[int, ...], ...]
+    sampling: SamplingParams
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompt_ids))
+
+    @property
+    def most_tokens(self) -> int:
+        """What the request can use at most: each prompt once, each choice to its end."""
+        answers = len(self.prompt_ids) * self.sampling.n * (self.sampling.max_tokens or 0)
+        return self.prompt_tokens + answers
+
+
+class PromptBuilder:
+    """Renders, truncates, and fills in what the request left open."""
+
+    def __init__(self, renderer: Renderer, model: ServedModel) -> None:
+        self._renderer = renderer
+        self._model = model
+
+    async def prepare(self, request: Request, contract: Contract) -> Prepared:
+        """Raises InvalidRequest if the template refuses, ContextLengthExceeded if too long."""
+        if _text_length(request) > _LONG_TEXT:
+            prompt_ids = await asyncio.to_thread(self._tokenize, request, contract)
+        else:
+            prompt_ids = self._tokenize(request, contract)
+        if not all(prompt_ids):
+            raise InvalidRequest(
+                "The prompt has no tokens; send some text.",
+                param="messages" if isinstance(request, ChatRequest) else "prompt",
+            )
+        prompt_ids = tuple(self._truncate(ids, request.options) for ids in prompt_ids)
+        longest = max(map(len, prompt_ids))
+        sampling = self._fill_in(request.sampling, contract, longest)
+        if isinstance(request, CompletionRequest) and request.echo:
+            # OpenAI's `logprobs` with `echo` covers the prompt's tokens as well.
+            sampling = replace(
+                sampling, prompt_logprobs=_larger(sampling.prompt_logprobs, sampling.logprobs)
+            )
+        return Prepared(prompt_ids, sampling)
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        return self._renderer.decode(ids)
+
+    def token_text(self, token_id: int) -> str:
+        return self._renderer.decode((token_id,))
+
+    def _tokenize(self, request: Request, contract: Contract) -> tuple[tuple[int, ...], ...]:
+        if isinstance(request, ChatRequest):
+            return (self._render(request, contract),)
+        return tuple(
+            self._renderer.encode(prompt, add_special_tokens=request.add_special_tokens)
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in request.prompts
+        )
+
+    def _render(self, request: ChatRequest, contract: Contract) -> tuple[int, ...]:
+        turns = [_turn(message) for message in request.messages]
+        if contract.system_prompt and turns[0]["role"] not in ("system", "developer"):
+            turns.insert(0, {"role": "system", "content": contract.system_prompt})
+        wants_tools = request.tool_choice is None or request.tool_choice.kind != "none"
+        try:
+            return self._renderer.render(
+                turns,
+                tools=[_tool(tool) for tool in request.tools] if wants_tools else (),
+                chat_template=contract.chat_template,
+                add_generation_prompt=request.add_generation_prompt,
+                continue_final_message=request.continue_final_message,
+                add_special_tokens=request.add_special_tokens,
+                template_kwargs=request.template_kwargs,
+            )
+        except RenderingError as error:
+            raise InvalidRequest(str(error), param="messages") from error
+
+    def _truncate(self, ids: tuple[int, ...], options: Options) -> tuple[int, ...]:
+        keep = options.truncate_prompt_tokens
+        if keep is None:
+            return ids
+        if keep == -1:
+            keep = self._model.max_model_len - 1
+        return ids[:keep] if options.truncation_side == "right" else ids[-keep:]
+
+    def _fill_in(
+        self, sampling: SamplingParams, contract: Contract, prompt_length: int
+    ) -> SamplingParams:
+        room = self._model.max_model_len - prompt_length
+        wanted = sampling.max_tokens
+        if room < 1 or (wanted is not None and wanted > room):
+            asked = f" plus max_tokens {wanted}" if wanted is not None else ""
+            raise ContextLengthExceeded(
+                f"This model's context holds {self._model.max_model_len} tokens, but the prompt "
+                f"has {prompt_length}{asked}; shorten the prompt or lower max_tokens.",
+                param="messages" if wanted is None else "max_tokens",
+            )
+        max_tokens = room if wanted is None else wanted
+        if contract.max_tokens_cap is not None:
+            max_tokens = min(max_tokens, contract.max_tokens_cap)
+        return replace(
+            sampling,
+            **self._defaults(sampling, contract),
+            max_tokens=max_tokens,
+            min_tokens=min(sampling.min_tokens, max_tokens),
+            stop=sampling.stop + contract.stop,
+        )
+
+    def _defaults(self, sampling: SamplingParams, contract: Contract) -> Mapping[str, float | int]:
+        defaults = {**self._model.default_sampling, **contract.sampling_defaults}
+        return {key: value for key, value in defaults.items() if getattr(sampling, key) is None}
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return other if one is None else max(one, other or 0)
+
+
+def _text_length(request: Request) -> int:
+    if isinstance(request, CompletionRequest):
+        return sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str))
+    return sum(len(message.content or "") for message in request.messages) + sum(
+        len(tool.parameters) for tool in request.tools
+    )
+
+
+def _turn(message: Message) -> dict[str, object]:
+    turn: dict[str, object] = {"role": message.role, "content": message.content or ""}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")},
+            }
+            for call in message.tool_calls
+        ]
+    return turn
+
+
+def _tool(tool: Tool) -> dict[str, object]:
+    function = {
+        "name": tool.name,
+        "description": tool.description,
+        "parameters": json.loads(tool.parameters),
+    }
+    return {"type": "function", "function": function}

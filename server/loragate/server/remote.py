@@ -1,0 +1,168 @@
+"""Administration of a remote server: a client of its `/admin/v1`."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from loragate.adapters.adapter_files import inspect
+from loragate.adapters.names import AdapterName
+from loragate.adapters.snapshot import Limits
+from loragate.server.admin_views import (
+    AdapterPageView,
+    AdapterView,
+    AliasRequest,
+    KeyRequest,
+    KeyView,
+    LimitsChange,
+    LimitsRequest,
+    LimitsView,
+    NewKeyView,
+    PublishedView,
+    TenantRequest,
+    TenantView,
+    UsageView,
+)
+from loragate.server.remote_errors import NotLoragate, require_success, speaking_with
+
+T = TypeVar("T")
+Upload = tuple[str, tuple[str, IO[bytes]]]  # form field, file name, content
+# A large adapter may take the server minutes to copy and check; connecting may not.
+_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+
+
+class RemoteAdmin:
+    """An AdminPort over HTTP. Use it as a context manager: it keeps the connection."""
+
+    def __init__(
+        self, url: str, admin_key: str, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(
+            headers={"authorization": f"Bearer {admin_key}"}, timeout=_TIMEOUT, transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def create_tenant(self, tenant: str, limits: Limits) -> NewKeyView:
+        wanted = LimitsChange.model_validate(LimitsView.of(limits).model_dump())
+        return self._ask(
+            NewKeyView, "POST", "/tenants", TenantRequest(tenant=tenant, limits=wanted)
+        )
+
+    def list_tenants(self) -> Sequence[TenantView]:
+        return self._ask(list[TenantView], "GET", "/tenants")
+
+    def set_limits(self, tenant: str, change: LimitsChange) -> TenantView:
+        return self._ask(
+            TenantView, "PATCH", _path("tenants", tenant), LimitsRequest(limits=change)
+        )
+
+    def delete_tenant(self, tenant: str) -> None:
+        self._send("DELETE", _path("tenants", tenant))
+
+    def create_key(self, tenant: str, name: str) -> NewKeyView:
+        return self._ask(
+            NewKeyView, "POST", _path("tenants", tenant, "keys"), KeyRequest(name=name)
+        )
+
+    def list_keys(self, tenant: str) -> Sequence[KeyView]:
+        return self._ask(list[KeyView], "GET", _path("tenants", tenant, "keys"))
+
+    def revoke_key(self, key_id: str) -> None:
+        self._send("DELETE", _path("keys", key_id))
+
+    def publish(self, adapter: AdapterName, folder: Path) -> PublishedView:
+        """The folder is checked here first, so that a bad one is not uploaded."""
+        with ExitStack() as stack:
+            files = [
+                ("files", (file.name, stack.enter_context(file.path.open("rb"))))
+                for file in inspect(folder).files
+            ]
+            response = self._send("POST", _adapter(adapter, "versions"), files=files)
+        return _parse(PublishedView, response)
+
+    def adapters(self, tenant: str | None) -> Sequence[AdapterView]:
+        return self._ask(
+            list[AdapterView],
+            "GET",
+            "/adapters",
+            query={} if tenant is None else {"tenant": tenant},
+        )
+
+    def show(self, adapter: AdapterName) -> AdapterPageView:
+        return self._ask(AdapterPageView, "GET", _adapter(adapter))
+
+    def set_alias(
+        self, adapter: AdapterName, alias: str, number: int, reason: str
+    ) -> PublishedView:
+        body = AliasRequest(version=f"v{number}", reason=reason)
+        return self._ask(PublishedView, "PUT", _adapter(adapter, "aliases", alias), body)
+
+    def delete_alias(self, adapter: AdapterName, alias: str) -> None:
+        self._send("DELETE", _adapter(adapter, "aliases", alias))
+
+    def rollback(self, adapter: AdapterName) -> PublishedView:
+        return self._ask(PublishedView, "POST", _adapter(adapter, "rollback"))
+
+    def retire(self, adapter: AdapterName, number: int) -> None:
+        self._send("POST", _adapter(adapter, "versions", f"v{number}", "retire"))
+
+    def usage(self, tenant: str | None, since: datetime | None) -> Sequence[UsageView]:
+        query = {
+            **({} if tenant is None else {"tenant": tenant}),
+            **({} if since is None else {"since": since.isoformat()}),
+        }
+        return self._ask(list[UsageView], "GET", "/usage", query=query)
+
+    def _ask(
+        self,
+        shape: type[T],
+        method: str,
+        path: str,
+        body: BaseModel | None = None,
+        query: dict[str, str] | None = None,
+    ) -> T:
+        json = None if body is None else body.model_dump(mode="json", exclude_unset=True)
+        return _parse(shape, self._send(method, path, json=json, params=query))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        params: dict[str, str] | None = None,
+        files: Sequence[Upload] = (),
+    ) -> httpx.Response:
+        request = f"{self._url}/admin/v1{path}"
+        with speaking_with(self._url):
+            response = self._http.request(
+                method, request, json=json, params=params, files=list(files) or None
+            )
+        require_success(response)
+        return response
+
+
+def _parse(shape: type[T], response: httpx.Response) -> T:
+    try:
+        return TypeAdapter(shape).validate_json(response.content)
+    except ValidationError:
+        raise NotLoragate(response.url, response.status_code) from None
+
+
+def _path(*parts: str) -> str:
+    return "".join(f"/{quote(part, safe='')}" for part in parts)
+
+
+def _adapter(adapter: AdapterName, *parts: str) -> str:
+    return _path("tenants", adapter.tenant, "adapters", adapter.name, *parts)

@@ -1,0 +1,82 @@
+"""Which adapter answers: a tenant and a `model` become a `Route`."""
+
+from dataclasses import dataclass
+
+from loragate.adapters import errors as registry_errors
+from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.server.core import BASE, Route
+from loragate.server.errors import ModelNotFound
+
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model as a tenant may see it. `created` is in seconds since the epoch."""
+
+    id: str
+    created: int
+    owned_by: str
+    parent: str | None
+    adapter: str
+    digest: str
+
+
+class Router:
+    """Resolves `NAME`, `NAME@alias`, `NAME@v3` and the base model's name within one tenant."""
+
+    def __init__(self, registry: SnapshotWatcher, base_model: str, started_at: int) -> None:
+        self._registry = registry
+        self._base_model = base_model
+        self._started_at = started_at
+
+    def route(self, tenant: str, model: str) -> Route:
+        """Raises ModelNotFound, worded the same for another tenant's adapter and for none."""
+        if model in (BASE, self._base_model):
+            return Route(tenant)
+        name, _, selector = model.removeprefix(f"{tenant}/").partition("@")
+        try:
+            version = self._registry.current.resolve(tenant, name, selector or CHAMPION)
+        except registry_errors.VersionRetired as error:
+            raise ModelNotFound(str(error), param="model") from None
+        except registry_errors.AliasNotFound:
+            hint = (
+                f"Adapter '{name}' has no champion yet; promote a version, or ask for one as "
+                f"'{name}@v1'."
+                if not selector
+                else f"Adapter '{name}' has no alias '{selector}'."
+            )
+            raise ModelNotFound(hint, param="model") from None
+        except registry_errors.VersionNotFound:
+            raise ModelNotFound(f"Adapter '{name}' has no {selector}.", param="model") from None
+        except (registry_errors.AdapterNotFound, registry_errors.InvalidName):
+            raise ModelNotFound(
+                f"The model '{model}' does not exist; GET /v1/models lists what this key can use.",
+                param="model",
+            ) from None
+        return Route(tenant, version)
+
+    def models(self, tenant: str) -> tuple[ModelCard, ...]:
+        """The base model, then each of the tenant's adapters with its aliases and versions."""
+        cards = [self._base_card(self._base_model)]
+        for listing in self._registry.current.adapters(tenant):
+            names = {listing.name: listing.aliases.get(CHAMPION)}
+            names |= {f"{listing.name}@{alias}": v for alias, v in listing.aliases.items()}
+            names |= {f"{listing.name}@{v.version}": v for v in listing.versions}
+            for model, version in names.items():
+                if version is not None:
+                    cards.append(self._card(tenant, model, Route(tenant, version)))
+        return tuple(cards)
+
+    def get_model(self, tenant: str, model: str) -> ModelCard:
+        """Raises ModelNotFound."""
+        route = self.route(tenant, model)
+        return self._base_card(model) if route.version is None else self._card(tenant, model, route)
+
+    def _base_card(self, model: str) -> ModelCard:
+        return ModelCard(model, self._started_at, "loragate", None, BASE, "")
+
+    def _card(self, tenant: str, model: str, route: Route) -> ModelCard:
+        return ModelCard(
+            model, self._started_at, tenant, self._base_model, route.adapter, route.digest
+        )

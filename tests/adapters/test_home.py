@@ -1,0 +1,84 @@
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loragate.adapters.errors import StoreError
+from loragate.adapters.home import Home
+
+PRINT_KEY = """
+import sys
+from pathlib import Path
+from loragate.adapters.home import Home
+print("ready", flush=True)
+sys.stdin.readline()
+print(Home(Path(sys.argv[1])).admin_key({}))
+"""
+
+
+def test_environment_names_the_home(tmp_path: Path):
+    assert Home.from_environment({"LORAGATE_HOME": str(tmp_path)}).root == tmp_path
+    assert Home.from_environment({}).root == Path.home() / ".loragate"
+
+
+def test_folders_are_for_their_owner_only(tmp_path: Path):
+    home = Home(tmp_path / "a" / "home").ensure()
+
+    for folder in (home.root, home.artifacts, home.models):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_home_that_cannot_be_made_is_a_store_error(tmp_path: Path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StoreError, match="LORAGATE_HOME"):
+        Home(tmp_path / "file" / "home").ensure()
+
+
+def test_admin_key_is_made_once_and_kept_private(tmp_path: Path):
+    home = Home(tmp_path / "home")
+
+    key = home.admin_key({})
+
+    assert len(key) > 43
+    assert home.admin_key({}) == key
+    assert stat.S_IMODE(home.admin_key_file.stat().st_mode) == 0o600
+    assert [file.name for file in home.root.iterdir() if file.is_file()] == ["admin.key"]
+
+
+def test_admin_key_of_the_environment_comes_first_and_is_not_written(tmp_path: Path):
+    home = Home(tmp_path / "home")
+
+    assert home.admin_key({"LORAGATE_ADMIN_KEY": "given"}) == "given"
+    assert not home.root.exists()
+
+
+def test_empty_key_file_is_refused(tmp_path: Path):
+    home = Home(tmp_path).ensure()
+    home.admin_key_file.touch()
+
+    with pytest.raises(StoreError, match="empty"):
+        home.admin_key({})
+
+
+def test_processes_that_start_at_once_agree_on_the_key(tmp_path: Path):
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", PRINT_KEY, tmp_path / "home"],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
+    for starter in starters:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == "ready\n"
+    for starter in starters:
+        assert starter.stdin is not None
+        starter.stdin.write("go\n")
+        starter.stdin.flush()
+
+    assert len({starter.communicate(timeout=60)[0] for starter in starters}) == 1

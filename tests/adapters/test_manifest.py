@@ -1,0 +1,83 @@
+import json
+
+import pytest
+
+from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.manifest import AdapterManifest, Contract
+
+DERIVED = AdapterManifest(rank=8, alpha=16, target_modules=("q_proj", "v_proj"))
+
+
+def test_manifest_survives_json():
+    manifest = AdapterManifest(
+        rank=8,
+        alpha=16,
+        target_modules=("q_proj",),
+        base_model_digest="ab" * 32,
+        chat_template_hash="cd" * 32,
+        tokenizer_hash="ef" * 32,
+        metrics={"loss": 0.25, "rows": 100},
+        lineage={"run": "r-1", "seed": 7},
+        contract=Contract(
+            chat_template="{{ messages }}",
+            system_prompt="Be brief.",
+            sampling_defaults={"temperature": 0.2, "top_k": 40},
+            max_tokens_cap=256,
+            stop=("END",),
+        ),
+    )
+
+    assert AdapterManifest.from_json(manifest.to_json()) == manifest
+
+
+def test_what_the_file_leaves_out_comes_from_the_configuration():
+    text = json.dumps({"contract": {"system_prompt": "Be brief."}})
+
+    manifest = AdapterManifest.from_json(text, DERIVED)
+
+    assert manifest.rank == 8
+    assert manifest.target_modules == ("q_proj", "v_proj")
+    assert manifest.contract == Contract(system_prompt="Be brief.")
+
+
+def test_rank_is_needed_where_no_configuration_gives_it():
+    with pytest.raises(InvalidAdapter, match="must say rank"):
+        AdapterManifest.from_json("{}")
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ({"ranks": 8}, "ranks"),
+        ({"contract": {"system": "hi"}}, "system"),
+        ({"contract": {"sampling_defaults": {"temprature": 1}}}, "temprature"),
+        ({"contract": {"sampling_defaults": {"temperature": 2.5}}}, "temperature"),
+        ({"contract": {"sampling_defaults": {"temperature": "hot"}}}, "temperature"),
+        ({"contract": {"sampling_defaults": {"top_p": 0}}}, "top_p"),
+        ({"contract": {"sampling_defaults": {"top_k": 1.5}}}, "top_k"),
+        ({"contract": {"sampling_defaults": {"seed": True}}}, "seed"),
+        ({"contract": {"max_tokens_cap": 0}}, "max_tokens_cap"),
+        ({"contract": {"stop": [""]}}, "stop"),
+        ({"contract": {"stop": "END"}}, "stop"),
+        ({"rank": 0}, "rank"),
+        ({"metrics": {"loss": "low"}}, "metrics"),
+    ],
+)
+def test_mistake_is_refused_by_name(written: dict[str, object], named: str):
+    with pytest.raises(InvalidAdapter, match=named) as refused:
+        AdapterManifest.from_json(json.dumps(written), DERIVED)
+
+    assert refused.value.code == "invalid_manifest"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "null", b"\xff", "[" * 100_000])
+def test_anything_but_an_object_is_refused(text: str | bytes):
+    with pytest.raises(InvalidAdapter):
+        AdapterManifest.from_json(text, DERIVED)
+
+
+def test_manifest_cannot_be_changed():
+    manifest = AdapterManifest.from_json('{"metrics": {"loss": 1}}', DERIVED)
+
+    with pytest.raises(TypeError):
+        manifest.metrics["loss"] = 0  # type: ignore[index]  # what is being tested

@@ -1,0 +1,52 @@
+import pickle
+
+import pytest
+
+from loragate.adapters.errors import (
+    AdapterNotFound,
+    AliasNotFound,
+    InvalidAdapter,
+    InvalidLimits,
+    InvalidName,
+    KeyNotFound,
+    LoragateError,
+    NothingToRollBack,
+    StoreError,
+    TenantExists,
+    TenantNotFound,
+    VersionInUse,
+    VersionNotFound,
+    VersionRetired,
+)
+
+ERRORS = [
+    AdapterNotFound("acme", "support"),
+    AliasNotFound("acme", "support", "champion"),
+    AliasNotFound("acme", "support", "challenger"),
+    InvalidAdapter("missing_file", "there is no adapter_config.json; save the adapter again"),
+    InvalidLimits("max_concurrent", 0),
+    InvalidName("tenant", "A", "use lower-case letters"),
+    KeyNotFound("lg-abcdefgh"),
+    NothingToRollBack("acme", "support", "v1"),
+    StoreError("the disk is full; free space"),
+    TenantExists("acme"),
+    TenantNotFound("acme"),
+    VersionInUse("acme", "support", "v1", ("champion",)),
+    VersionNotFound("acme", "support", "v9"),
+    VersionRetired("acme", "support", "v1"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_error_says_what_is_wrong_and_then_what_to_do(error: LoragateError):
+    problem, remedy = str(error).split("; ", 1)
+
+    assert problem
+    assert remedy
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_error_keeps_its_data_when_pickled(error: LoragateError):
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert (type(copy), vars(copy), str(copy)) == (type(error), vars(error), str(error))

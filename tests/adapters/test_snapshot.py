@@ -1,0 +1,246 @@
+import asyncio
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loragate.adapters.api_keys import hash_key
+from loragate.adapters.errors import (
+    AdapterNotFound,
+    AliasNotFound,
+    StoreError,
+    TenantNotFound,
+    VersionNotFound,
+    VersionRetired,
+)
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Limits, Registry
+from loragate.adapters.snapshot import Snapshot, SnapshotWatcher
+from loragate.adapters.store import ArtifactStore
+
+WriteAdapter = Callable[..., Path]
+
+SUPPORT = AdapterName("acme", "support")
+
+PROMOTE = """
+import sys
+from pathlib import Path
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
+url, root = sys.argv[1:]
+with Registry(url, ArtifactStore(Path(root))) as registry:
+    registry.set_alias(AdapterName("acme", "support"), "champion", 2)
+"""
+
+
+@pytest.fixture
+def two_versions(registry: Registry, write_adapter: WriteAdapter) -> Registry:
+    registry.create_tenant("acme", Limits(max_concurrent=2))
+    for seed in (1, 2):
+        registry.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
+    registry.set_alias(SUPPORT, "champion", 1)
+    return registry
+
+
+def test_alias_and_version_select(two_versions: Registry):
+    snapshot = two_versions.snapshot()
+
+    assert snapshot.resolve("acme", "support", "champion").number == 1
+    assert snapshot.resolve("acme", "support", "v2").number == 2
+    assert snapshot.limits("acme") == Limits(max_concurrent=2)
+    assert snapshot.manifest(snapshot.resolve("acme", "support", "v2")).rank == 2
+    assert [str(version) for version in snapshot.versions()] == [
+        "acme/support@v1",
+        "acme/support@v2",
+    ]
+
+
+def test_what_does_not_resolve_says_why(two_versions: Registry):
+    retired = two_versions.retire(SUPPORT, 2)
+    snapshot = two_versions.snapshot()
+
+    with pytest.raises(AdapterNotFound):
+        snapshot.resolve("acme", "other", "champion")
+    with pytest.raises(AdapterNotFound):
+        snapshot.resolve("globex", "support", "champion")
+    with pytest.raises(AliasNotFound):
+        snapshot.resolve("acme", "support", "challenger")
+    with pytest.raises(VersionNotFound):
+        snapshot.resolve("acme", "support", "v3")
+    with pytest.raises(VersionRetired):
+        snapshot.resolve("acme", "support", "v2")
+    with pytest.raises(VersionRetired):
+        snapshot.manifest(retired)
+    with pytest.raises(TenantNotFound):
+        snapshot.limits("globex")
+
+
+def test_empty_snapshot_knows_nobody():
+    snapshot = Snapshot()
+
+    assert snapshot.tenant_of_key(hash_key("")) is None
+    assert not snapshot.has_tenant("acme")
+    assert snapshot.adapters("acme") == ()
+
+
+def test_old_snapshot_stays_as_it_was_when_the_registry_moves_on(two_versions: Registry):
+    old = two_versions.snapshot()
+    two_versions.set_alias(SUPPORT, "champion", 2)
+    new = two_versions.snapshot()
+
+    assert old.resolve("acme", "support", "champion").number == 1
+    assert new.resolve("acme", "support", "champion").number == 2
+    assert new.revision == old.revision + 1
+
+
+def test_snapshot_shows_no_key_hash(registry: Registry):
+    key = registry.create_tenant("acme").key
+
+    assert hash_key(key) not in repr(registry.snapshot())
+
+
+NAMES = st.sampled_from(["a", "b", "a-b", "support", "v1", "champion"])
+
+
+@given(
+    published=st.dictionaries(st.tuples(NAMES, NAMES), st.integers(1, 2), min_size=1, max_size=6)
+)
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_nobody_resolves_another_tenants_adapter(
+    published: dict[tuple[str, str], int], two_adapters: tuple[Path, Path], empty_registry: Path
+):
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(empty_registry, folder)
+        store = ArtifactStore(Path(folder) / "artifacts")
+        with Registry(f"sqlite:///{folder}/registry.db", store) as registry:
+            keys = {}
+            for (tenant, name), count in published.items():
+                if tenant not in keys:
+                    keys[tenant] = registry.create_tenant(tenant).key
+                for adapter in two_adapters[:count]:
+                    registry.publish(AdapterName(tenant, name), adapter)
+                registry.set_alias(AdapterName(tenant, name), "champion", count)
+            snapshot = registry.snapshot()
+
+    names = {name for _, name in published}
+    for tenant, key in keys.items():
+        assert snapshot.tenant_of_key(hash_key(key)) == tenant
+        assert {listing.tenant for listing in snapshot.adapters(tenant)} == {tenant}
+        for name in names:
+            for selector in ("champion", "v1", "v2"):
+                try:
+                    found = snapshot.resolve(tenant, name, selector)
+                except AdapterNotFound:
+                    assert (tenant, name) not in published
+                except VersionNotFound:
+                    assert published[tenant, name] < int(selector[1:])
+                else:
+                    assert (found.tenant, found.name) == (tenant, name)
+    lora_ids = [version.lora_id for version in snapshot.versions()]
+    assert len(set(lora_ids)) == len(lora_ids) == sum(published.values())
+
+
+@pytest.fixture
+def two_adapters(write_adapter: WriteAdapter) -> tuple[Path, Path]:
+    return write_adapter("first", seed=1), write_adapter("second", seed=2)
+
+
+async def next_champion(swaps: asyncio.Queue[Snapshot], timeout_seconds: float = 5) -> int:
+    async with asyncio.timeout(timeout_seconds):
+        snapshot = await swaps.get()
+    return snapshot.resolve("acme", "support", "champion").number
+
+
+@pytest.mark.asyncio
+async def test_watcher_sees_another_processs_promotion_within_a_second(
+    two_versions: Registry, database_url: str, tmp_path: Path
+):
+    swaps: asyncio.Queue[Snapshot] = asyncio.Queue()
+    async with SnapshotWatcher(two_versions, on_change=[swaps.put_nowait]):
+        assert await next_champion(swaps) == 1
+
+        command = [sys.executable, "-c", PROMOTE, database_url, str(tmp_path / "artifacts")]
+        await asyncio.to_thread(subprocess.run, command, check=True)
+
+        assert await next_champion(swaps, timeout_seconds=1) == 2
+
+
+@pytest.mark.asyncio
+async def test_watcher_tells_of_each_new_snapshot_once(two_versions: Registry):
+    swaps: asyncio.Queue[Snapshot] = asyncio.Queue()
+    async with SnapshotWatcher(two_versions, 0.01, on_change=[swaps.put_nowait]) as watcher:
+        await watcher.refresh()
+        two_versions.set_alias(SUPPORT, "champion", 2)
+
+        assert [await next_champion(swaps), await next_champion(swaps)] == [1, 2]
+        assert watcher.current.resolve("acme", "support", "champion").number == 2
+    assert swaps.empty()
+
+
+@dataclass
+class FlakySource:
+    """A registry whose database can be taken away."""
+
+    registry: Registry
+    is_down: bool = False
+    has_failed: threading.Event = field(default_factory=threading.Event)
+
+    def revision(self) -> int:
+        if self.is_down:
+            self.has_failed.set()
+            raise StoreError("the database is away")
+        return self.registry.revision()
+
+    def snapshot(self) -> Snapshot:
+        return self.registry.snapshot()
+
+
+@pytest.mark.asyncio
+async def test_watcher_outlives_a_database_that_goes_away(two_versions: Registry):
+    source = FlakySource(two_versions)
+    swaps: asyncio.Queue[Snapshot] = asyncio.Queue()
+    async with SnapshotWatcher(source, 0.01, on_change=[swaps.put_nowait]) as watcher:
+        assert await next_champion(swaps) == 1
+        source.is_down = True
+        assert await asyncio.to_thread(source.has_failed.wait, 5)
+        two_versions.set_alias(SUPPORT, "champion", 2)
+        assert watcher.current.resolve("acme", "support", "champion").number == 1
+
+        source.is_down = False
+        assert await next_champion(swaps) == 2
+
+
+@pytest.mark.asyncio
+async def test_watcher_does_not_start_without_a_first_snapshot(two_versions: Registry):
+    with pytest.raises(StoreError):
+        async with SnapshotWatcher(FlakySource(two_versions, is_down=True)):
+            pass
+
+
+@pytest.mark.asyncio
+async def test_callback_that_raises_is_not_lost(two_versions: Registry):
+    called = asyncio.Event()
+
+    def refuse(snapshot: Snapshot) -> None:
+        if snapshot.resolve("acme", "support", "champion").number == 2:
+            called.set()
+            raise RuntimeError("no room for v2")
+
+    async def promote_v2() -> None:
+        async with SnapshotWatcher(two_versions, 0.01, on_change=[refuse]), asyncio.timeout(5):
+            two_versions.set_alias(SUPPORT, "champion", 2)
+            await called.wait()
+
+    with pytest.raises(RuntimeError, match="no room"):
+        await promote_v2()

@@ -1,0 +1,199 @@
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from loragate.adapters.adapter_files import inspect
+from loragate.adapters.errors import StoreError
+from loragate.adapters.store import ArtifactStore
+
+WriteAdapter = Callable[..., Path]
+
+# Puts a folder whose weights are a pipe by the time they are copied: the copy waits half-way.
+STUCK_PUT = """
+import os, sys
+from pathlib import Path
+from loragate.adapters.adapter_files import inspect
+from loragate.adapters.store import ArtifactStore
+folder, root = map(Path, sys.argv[1:])
+files = inspect(folder)
+weights = folder / "adapter_model.safetensors"
+weights.unlink()
+os.mkfifo(weights)
+ArtifactStore(root).put(files)
+"""
+
+PUT_WITH_FILE_LIMIT = """
+import resource, signal, sys
+from pathlib import Path
+from loragate.adapters.adapter_files import inspect
+from loragate.adapters.errors import StoreError
+from loragate.adapters.store import ArtifactStore
+folder, root = map(Path, sys.argv[1:])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+try:
+    ArtifactStore(root).put(inspect(folder))
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_artifact_lies_under_its_digest_with_the_same_bytes(
+    store: ArtifactStore, write_adapter: WriteAdapter
+):
+    folder = write_adapter()
+
+    digest = store.put(inspect(folder))
+
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert store.path(digest).name == digest
+    for file in folder.iterdir():
+        assert (store.path(digest) / file.name).read_bytes() == file.read_bytes()
+    store.verify(digest)
+
+
+def test_stored_files_are_read_only(store: ArtifactStore, write_adapter: WriteAdapter):
+    folder = store.path(store.put(inspect(write_adapter())))
+
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o444}
+
+
+def test_same_content_has_the_same_digest_wherever_it_came_from(
+    store: ArtifactStore, write_adapter: WriteAdapter
+):
+    one = store.put(inspect(write_adapter("one")))
+    two = store.put(inspect(write_adapter("two")))
+    other = store.put(inspect(write_adapter("other", seed=1)))
+
+    assert one == two != other
+
+
+def test_many_threads_may_put_the_same_content(
+    store: ArtifactStore, write_adapter: WriteAdapter, tmp_path: Path
+):
+    files = inspect(write_adapter())
+
+    with ThreadPoolExecutor(8) as threads:
+        digests = set(threads.map(store.put, [files] * 24))
+
+    assert len(digests) == 1
+    assert [entry.name for entry in (tmp_path / "artifacts").iterdir()] == list(digests)
+
+
+def test_changed_byte_is_found(store: ArtifactStore, write_adapter: WriteAdapter):
+    digest = store.put(inspect(write_adapter()))
+    weights = store.path(digest) / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(content)
+
+    with pytest.raises(StoreError, match="damaged"):
+        store.verify(digest)
+
+
+def test_damaged_copy_is_not_taken_for_the_published_one(
+    store: ArtifactStore, write_adapter: WriteAdapter
+):
+    files = inspect(write_adapter())
+    digest = store.put(files)
+    (store.path(digest) / "adapter_config.json").unlink()
+
+    with pytest.raises(StoreError, match="damaged"):
+        store.put(files)
+
+
+def test_unknown_artifact_is_missing(store: ArtifactStore):
+    with pytest.raises(StoreError, match="missing"):
+        store.path("0" * 64)
+
+
+@pytest.mark.parametrize("digest", ["", "..", "../../etc", "A" * 64])
+def test_path_takes_nothing_but_a_digest(store: ArtifactStore, digest: str):
+    with pytest.raises(StoreError, match="not an artifact's digest"):
+        store.path(digest)
+
+
+def test_link_swapped_in_after_the_check_is_not_followed(
+    store: ArtifactStore, write_adapter: WriteAdapter, tmp_path: Path
+):
+    folder = write_adapter()
+    files = inspect(folder)
+    (folder / "adapter_config.json").rename(tmp_path / "secret")
+    (folder / "adapter_config.json").symlink_to(tmp_path / "secret")
+
+    with pytest.raises(StoreError):
+        store.put(files)
+    assert list((tmp_path / "artifacts").iterdir()) == []
+
+
+def test_process_killed_half_way_leaves_nothing_visible(
+    store: ArtifactStore, write_adapter: WriteAdapter, tmp_path: Path
+):
+    root = tmp_path / "artifacts"
+    folder = write_adapter()
+    victim = subprocess.Popen([sys.executable, "-c", STUCK_PUT, folder, root])
+    # Opening the pipe's other end returns when the copy has got there.
+    weights = folder / "adapter_model.safetensors"
+    while not weights.is_fifo():
+        assert victim.poll() is None
+    with weights.open("wb") as pipe:
+        pipe.write(b"half")
+        pipe.flush()
+        assert store.sweep() == 0
+        victim.send_signal(signal.SIGKILL)
+        victim.wait(10)
+
+    left = [entry.name for entry in root.iterdir()]
+    assert len(left) == 1
+    assert left[0].startswith(f".incoming-{victim.pid}-")
+    assert store.sweep() == 1
+    assert list(root.iterdir()) == []
+
+
+def test_file_that_cannot_be_written_whole_is_a_store_error_and_leaves_nothing(
+    write_adapter: WriteAdapter, tmp_path: Path
+):
+    root = tmp_path / "artifacts"
+
+    put = subprocess.run(
+        [sys.executable, "-c", PUT_WITH_FILE_LIMIT, write_adapter(rank=64), root],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "no room for the artifact" in put.stdout
+    assert list(root.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A disk of 64 KiB, where this user may mount one."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(mount)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_full_disk_is_a_store_error_and_leaves_nothing(
+    write_adapter: WriteAdapter, small_disk: Path
+):
+    store = ArtifactStore(small_disk / "artifacts")
+
+    with pytest.raises(StoreError, match="free space"):
+        store.put(inspect(write_adapter("large", rank=4096)))
+
+    assert list((small_disk / "artifacts").iterdir()) == []
+    store.verify(store.put(inspect(write_adapter("small"))))

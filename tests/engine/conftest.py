@@ -1,0 +1,156 @@
+"""The real thing, once a session: vLLM's offline answers for reference, then a served engine.
+
+Both run in float32, where the company in a batch changes no token, so answers can be compared token
+for token. The server is a process of its own, started as a user would.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
+from peft_adapters import make_random_adapter
+from questions import QUESTIONS, Job
+
+ROOT = Path(__file__).parents[2]
+MODEL = "smollm2-135m-instruct"
+START_SECONDS = 280.0
+ADAPTERS = ("acme/support", "acme/loud", "globex/router", "globex/odd")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.engine)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Two tenants with two adapters each, published and promoted, in a home of their own."""
+
+    home: Home
+    keys: Mapping[str, str]
+    versions: Mapping[str, AdapterVersion]
+    folders: Mapping[str, Path]
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running server and what tests need to talk to it."""
+
+    world: World
+    process: subprocess.Popen[bytes]
+    http: str
+    grpc: str
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.http}"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("home")
+    prepared = Home.from_environment().models
+    if not (prepared / MODEL).is_dir():
+        pytest.fail("run 'loragate model prepare' first; 'make test' does")
+    (root / "models").symlink_to(prepared)
+    home = Home(root).ensure()
+    adapters = tmp_path_factory.mktemp("adapters")
+    folders = {
+        "acme/support": ROOT / "examples/adapters/acme-support",
+        "globex/router": ROOT / "examples/adapters/globex-router",
+        "acme/loud": make_random_adapter(adapters / "loud", prepared / MODEL, rank=16, seed=1),
+        "globex/odd": make_random_adapter(adapters / "odd", prepared / MODEL, rank=8, seed=2),
+    }
+    keys: dict[str, str] = {}
+    versions: dict[str, AdapterVersion] = {}
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        for tenant in ("acme", "globex"):
+            keys[tenant] = registry.create_tenant(tenant).key
+        for name, folder in folders.items():
+            adapter = AdapterName.parse(name)
+            versions[name] = registry.publish(adapter, folder)
+            registry.set_alias(adapter, "champion", versions[name].number)
+    return World(home, keys, versions, folders)
+
+
+@pytest.fixture(scope="session")
+def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[Job, list[int]]:
+    """What vLLM's own offline `LLM` answers, greedily: token ids by job."""
+    jobs = [Job(model, question) for model in ("base", *ADAPTERS) for question in QUESTIONS]
+    work = tmp_path_factory.mktemp("reference")
+    asked, answered = work / "jobs.json", work / "answers.json"
+    paths = {name: str(folder) for name, folder in world.folders.items()}
+    asked.write_text(json.dumps({"jobs": [[j.model, j.question] for j in jobs], "paths": paths}))
+    script = Path(__file__).parent / "offline_reference.py"
+    command = [sys.executable, str(script), str(world.home.models / MODEL), asked, answered]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(zip(jobs, json.loads(answered.read_text()), strict=True))
+
+
+@pytest.fixture(scope="session")
+def served(
+    world: World, reference: dict[Job, list[int]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    # Depends on the reference so that the two engines never run beside each other.
+    log = tmp_path_factory.mktemp("server") / "serve.log"
+    http, grpc = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    environment = os.environ | {
+        "LORAGATE_HOME": str(world.home.root),
+        "LORAGATE_SERVER_HTTP": http,
+        "LORAGATE_SERVER_GRPC": grpc,
+        "LORAGATE_ENGINE_DTYPE": "float32",
+        "LORAGATE_ENGINE_MAX_LORAS": "3",  # fewer than there are adapters
+        "LORAGATE_ENGINE_MAX_CPU_LORAS": "4",
+        "LORAGATE_ENGINE_MAX_LORA_RANK": "16",
+        "LORAGATE_ENGINE_MAX_MODEL_LEN": "1024",
+        "LORAGATE_ENGINE_KV_CACHE_GIB": "1",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "loragate.server.cli", "serve"],
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+    server = Served(world, process, http, grpc, log)
+    try:
+        _wait_until_ready(server)
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0, log.read_text()[-4000:]
+
+
+def _wait_until_ready(server: Served) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert server.process.poll() is None, server.log.read_text()[-4000:]
+        try:
+            if httpx.get(f"{server.url}/readyz").is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    pytest.fail(f"not ready in {START_SECONDS} s: {server.log.read_text()[-4000:]}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

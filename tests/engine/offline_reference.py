@@ -1,0 +1,42 @@
+"""Answers jobs with vLLM's own offline `LLM`, in float32: `MODEL JOBS.json ANSWERS.json`."""
+
+import json
+import sys
+from pathlib import Path
+
+from loragate.adapters.rendering import Renderer
+from questions import ANSWER_TOKENS, Job
+from vllm import LLM, SamplingParams, TokensPrompt
+from vllm.lora.request import LoRARequest
+
+
+def main() -> None:
+    model, asked, answered = sys.argv[1:]
+    request = json.loads(Path(asked).read_text())
+    jobs = [Job(*job) for job in request["jobs"]]
+    paths: dict[str, str] = request["paths"]
+    ids = {name: number for number, name in enumerate(paths, start=1)}
+    renderer = Renderer.load(Path(model))
+    llm = LLM(
+        model,
+        dtype="float32",
+        enable_lora=True,
+        max_loras=len(paths),
+        max_lora_rank=16,
+        max_model_len=1024,
+        kv_cache_memory_bytes=2**30,
+    )
+    outputs = llm.generate(
+        [TokensPrompt(prompt_token_ids=list(renderer.render(job.messages))) for job in jobs],
+        SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS),
+        lora_request=[
+            LoRARequest(job.model, ids[job.model], paths[job.model]) if job.model in ids else None
+            for job in jobs
+        ],
+    )
+    answers = [list(output.outputs[0].token_ids) for output in outputs]
+    Path(answered).write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The admin routes as a server would include them, with the smallest error handler there is."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from loragate.adapters.api_keys import hash_key
+from loragate.adapters.errors import LoragateError
+from loragate.adapters.registry import Registry
+from loragate.server.admin_http import build_router
+from loragate.server.administration import Administration
+from loragate.server.errors import describe
+
+ADMIN_KEY = "lg-admin-test"
+MAX_ADAPTER_BYTES = 100_000
+
+
+def build_app(registry: Registry) -> FastAPI:
+    app = FastAPI()
+
+    @app.exception_handler(LoragateError)
+    async def answer(_request: Request, error: LoragateError) -> JSONResponse:
+        failure = describe(error)
+        body = {"message": failure.message, "type": failure.status.type, "code": failure.code}
+        return JSONResponse({"error": body}, failure.status.http_status)
+
+    def is_tenant_key(key: str) -> bool:
+        return registry.snapshot().tenant_of_key(hash_key(key)) is not None
+
+    administration = Administration(registry, "http")
+    app.include_router(
+        build_router(
+            administration,
+            ADMIN_KEY,
+            is_tenant_key=is_tenant_key,
+            max_adapter_bytes=MAX_ADAPTER_BYTES,
+        )
+    )
+    return app
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """Serves on a free local port, in a thread; yields the URL.
+
+    The socket listens from the start, so the first request waits instead of failing.
+    """
+    config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

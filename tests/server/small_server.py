@@ -1,0 +1,129 @@
+"""A whole server around an engine that echoes: real registry, tokenizer, application."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import msgspec
+from fakes import EchoEngine
+from tiny_adapters import write_adapter
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from loragate.adapters.base_model import BaseModel
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
+from loragate.server.app import Server, build
+from loragate.server.config import Config, LimitsConfig, RegistryConfig, Section, ServerConfig
+
+TEMPLATE = (
+    "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+SUPPORT = AdapterName("acme", "support")
+Reply = httpx.Response
+
+
+def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """Its tokens are bytes, and three special ones: a turn's two ends and a text's end."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>", "<|turn|>", "<|bos|>"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|bos|>"
+    )
+    fast.chat_template = template
+    return fast
+
+
+def write_base_model(folder: Path) -> BaseModel:
+    """A model directory without weights, which only a real engine would read."""
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 512}))
+    return BaseModel("tiny", folder, "sha256:0")
+
+
+@dataclass
+class Served:
+    """A built server, its engine and registry, and a client that holds nobody's key."""
+
+    server: Server
+    engine: EchoEngine
+    registry: Registry
+    client: httpx.AsyncClient
+    home: Home
+    keys: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def admin_key(self) -> str:
+        return self.home.admin_key({})
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return bearer(self.keys["acme"])
+
+    async def chat(self, text: str = "hello", model: str = "support", **body: object) -> Reply:
+        message = {"role": "user", "content": text}
+        body = {"model": model, "messages": [message], **body}
+        return await self.post("/v1/chat/completions", body)
+
+    async def complete(self, prompt: object = "abc", **body: object) -> Reply:
+        return await self.post("/v1/completions", {"model": "base", "prompt": prompt, **body})
+
+    async def post(self, path: str, body: object, key: str = "acme") -> Reply:
+        return await self.client.post(path, json=body, headers=bearer(self.keys[key]))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def small_config(**sections: Section) -> Config:
+    """Free ports and a quick registry; a section that is given replaces the small one."""
+    small: dict[str, Section] = {
+        "server": ServerConfig(http="127.0.0.1:0", grpc="127.0.0.1:0", max_body_bytes=100_000),
+        "registry": RegistryConfig(poll_seconds=0.02),
+        "limits": LimitsConfig(queue_timeout_seconds=5.0),
+    }
+    return msgspec.convert(small | sections, Config, from_attributes=True)
+
+
+@asynccontextmanager
+async def serve(
+    home: Home, base: BaseModel, engine: EchoEngine, config: Config | None = None
+) -> AsyncIterator[Served]:
+    """Tenants acme (adapter support, its champion v1) and globex (adapter router, v1)."""
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        keys = {tenant: registry.create_tenant(tenant).key for tenant in ("acme", "globex")}
+        for seed, name in enumerate((SUPPORT, AdapterName("globex", "router"))):
+            registry.publish(name, write_adapter(home.root / f"adapter-{seed}", seed))
+            registry.set_alias(name, "champion", 1)
+        async with build(config or small_config(), home, base, engine) as server:
+            # What nobody foresaw is answered with 500 and raised again, for the web server's log.
+            transport = httpx.ASGITransport(server.http, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                yield Served(server, engine, registry, client, home, keys)
+
+
+@asynccontextmanager
+async def on_a_socket(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """The server on real ports: for streams as they come, and for clients that leave."""
+    async with served.server.listening():
+        url = f"http://127.0.0.1:{served.server.http_port}"
+        async with httpx.AsyncClient(base_url=url, headers=served.auth) as client:
+            yield client
+
+
+async def until(claim: Callable[[], bool], seconds: float = 1.0) -> None:
+    """Waits until the claim holds; fails after `seconds`."""
+    async with asyncio.timeout(seconds):
+        while not claim():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.002)

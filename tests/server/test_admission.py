@@ -1,0 +1,476 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_server import until
+
+from loragate.adapters.snapshot import Limits
+from loragate.server.admission import (
+    WINDOW_SECONDS,
+    Admission,
+    Ticket,
+    retry_after_header,
+    retry_after_ms_header,
+)
+from loragate.server.errors import Draining, Overloaded, RateLimited, RequestExceedsLimit
+
+FREE = Limits()
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def admission(
+    clock: Clock | None = None,
+    *,
+    max_in_flight: int = 100,
+    max_queued: int = 100,
+    queue_timeout_seconds: float = 5.0,
+) -> Admission:
+    return Admission(
+        max_in_flight=max_in_flight,
+        max_queued=max_queued,
+        queue_timeout_seconds=queue_timeout_seconds,
+        clock=clock or Clock(),
+    )
+
+
+class Requests:
+    """Requests that stay admitted until told to finish; `admitted` has them in their order."""
+
+    def __init__(self, gate: Admission) -> None:
+        self.gate = gate
+        self.admitted: list[str] = []
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.ends: dict[str, asyncio.Event] = {}
+
+    async def start(self, name: str, tokens: int = 1, limits: Limits = FREE) -> None:
+        self.ends[name] = asyncio.Event()
+        self.tasks[name] = asyncio.create_task(self._run(name, tokens, limits))
+        await asyncio.sleep(0)  # it is admitted, queued or refused before it first waits
+
+    async def _run(self, name: str, tokens: int, limits: Limits) -> None:
+        async with self.gate.admit("acme", limits, tokens):
+            self.admitted.append(name)
+            await self.ends[name].wait()
+
+    async def finish(self, name: str) -> None:
+        self.ends[name].set()
+        await self.tasks[name]
+
+    async def cancel(self, name: str) -> None:
+        self.tasks[name].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await self.tasks[name]
+
+
+@asynccontextmanager
+async def requests(gate: Admission) -> AsyncIterator[Requests]:
+    some = Requests(gate)
+    try:
+        yield some
+    finally:
+        for task in some.tasks.values():
+            task.cancel()
+        await asyncio.gather(*some.tasks.values(), return_exceptions=True)
+
+
+# ----------------------------------------------------------------------------------------- exactness
+
+
+@dataclass
+class Booked:
+    at: float
+    tokens: int
+
+
+@dataclass
+class Model:
+    """What the limits mean, kept naively: every request that was let in, and how many run."""
+
+    limits: Limits
+    booked: list[Booked] = field(default_factory=list)
+    running: int = 0
+
+    def check(self) -> None:
+        rpm, tpm = self.limits.requests_per_minute, self.limits.tokens_per_minute
+        assert self.running <= (self.limits.max_concurrent or self.running)
+        for first in self.booked:  # every window that could be the fullest starts at a request
+            window = [b for b in self.booked if first.at <= b.at < first.at + WINDOW_SECONDS]
+            assert len(window) <= (rpm or len(window))
+            spent = sum(b.tokens for b in window)
+            assert spent <= (tpm or spent)
+
+    def must_refuse(self, now: float, tokens: int) -> bool:
+        recent = [b for b in self.booked if b.at > now - WINDOW_SECONDS]
+        rpm, tpm = self.limits.requests_per_minute, self.limits.tokens_per_minute
+        return (
+            (self.limits.max_concurrent is not None and self.running >= self.limits.max_concurrent)
+            or (rpm is not None and len(recent) >= rpm)
+            or (tpm is not None and sum(b.tokens for b in recent) + tokens > tpm)
+        )
+
+
+some_limit = st.none() | st.integers(1, 6)
+limits_strategy = st.builds(
+    Limits,
+    requests_per_minute=some_limit,
+    tokens_per_minute=st.none() | st.integers(5, 40),
+    max_concurrent=some_limit,
+)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("admit"), st.integers(1, 20)),
+        st.tuples(st.just("wait"), st.sampled_from([0.0, 1.0, 7.5, 30.0, 60.0])),
+        st.tuples(st.just("finish"), st.floats(0, 1)),
+        st.tuples(st.just("fail"), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(limits=limits_strategy, steps=steps)
+def test_no_minute_ever_holds_more_than_a_limit_and_nothing_is_refused_without_need(
+    limits: Limits, steps: list[tuple[str, float]]
+) -> None:
+    asyncio.run(_follow(limits, steps))
+
+
+async def _follow(limits: Limits, steps: list[tuple[str, float]]) -> None:
+    clock = Clock()
+    gate = admission(clock)
+    model = Model(limits)
+    open_: list[tuple[AsyncExitStack, Ticket, Booked]] = []
+    for step, amount in steps:
+        if step == "wait":
+            clock.now += amount
+        elif step == "admit":
+            stack, tokens = AsyncExitStack(), int(amount)
+            expected = model.must_refuse(clock.now, tokens)
+            try:
+                ticket = await stack.enter_async_context(gate.admit("acme", limits, tokens))
+            except (RateLimited, RequestExceedsLimit):
+                assert expected
+                continue
+            assert not expected
+            model.booked.append(Booked(clock.now, tokens))
+            model.running += 1
+            open_.append((stack, ticket, model.booked[-1]))
+        elif open_:
+            stack, ticket, booked = open_.pop(0)
+            used = int(booked.tokens * amount)
+            ticket.settle(used)
+            booked.tokens = used
+            await stack.aclose()
+            model.running -= 1
+        model.check()
+    for stack, _, _ in open_:
+        await stack.aclose()
+    assert gate.in_flight == 0
+
+
+async def test_of_many_requests_at_once_exactly_as_many_as_the_limits_allow_get_in() -> None:
+    gate = admission()
+    limits = Limits(requests_per_minute=50, tokens_per_minute=300, max_concurrent=40)
+    outcomes: list[str] = []
+
+    async def ask() -> None:
+        try:
+            async with gate.admit("acme", limits, 10) as ticket:
+                await asyncio.sleep(0)
+                ticket.settle(10)
+                outcomes.append("in")
+        except RateLimited as error:
+            outcomes.append(error.code or "")
+
+    await asyncio.gather(*(ask() for _ in range(200)))
+    assert outcomes.count("in") == 30  # 300 tokens are 30 requests of 10
+    assert set(outcomes) == {"in", "token_budget_exceeded"}
+
+
+async def test_one_tenant_s_use_is_not_another_s() -> None:
+    gate = admission()
+    limits = Limits(requests_per_minute=1)
+    async with gate.admit("acme", limits, 1), gate.admit("globex", limits, 1):
+        assert gate.in_flight == 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        (Limits(requests_per_minute=1), "rate_limit_exceeded"),
+        (Limits(tokens_per_minute=10), "token_budget_exceeded"),
+        (Limits(max_concurrent=1), "concurrency_limit_exceeded"),
+    ],
+)
+async def test_each_limit_is_refused_by_its_own_name(limits: Limits, code: str) -> None:
+    gate = admission()
+    async with gate.admit("acme", limits, 10):
+        with pytest.raises(RateLimited) as refusal:
+            async with gate.admit("acme", limits, 10):
+                pass
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(requests_per_minute=2), Limits(tokens_per_minute=20)], ids=["rpm", "tpm"]
+)
+async def test_a_client_that_waits_as_long_as_it_was_told_gets_in_and_not_before(
+    limits: Limits,
+) -> None:
+    clock = Clock()
+    gate = admission(clock)
+    for _ in range(2):
+        async with gate.admit("acme", limits, 10) as ticket:
+            ticket.settle(10)
+        clock.now += 13.0
+    with pytest.raises(RateLimited) as refusal:
+        async with gate.admit("acme", limits, 10):
+            pass
+    hint = refusal.value.retry_after_seconds
+    assert hint == pytest.approx(60 - 26)
+    clock.now += hint - 0.01
+    with pytest.raises(RateLimited):
+        async with gate.admit("acme", limits, 10):
+            pass
+    clock.now += 0.01
+    async with gate.admit("acme", limits, 10):
+        assert gate.in_flight == 1
+
+
+async def test_a_request_larger_than_the_whole_budget_gets_no_hint_to_try_again() -> None:
+    with pytest.raises(RequestExceedsLimit, match="11 tokens") as refusal:
+        async with admission().admit("acme", Limits(tokens_per_minute=10), 11):
+            pass
+    assert refusal.value.retry_after_seconds is None
+
+
+async def test_what_a_request_reserved_and_did_not_use_comes_back() -> None:
+    gate = admission()
+    limits = Limits(tokens_per_minute=100)
+    async with gate.admit("acme", limits, 100) as ticket:
+        ticket.settle(30)
+    async with gate.admit("acme", limits, 70):
+        with pytest.raises(RateLimited):
+            async with gate.admit("acme", limits, 1):
+                pass
+
+
+async def test_a_request_that_settles_after_its_minute_does_not_spoil_the_next() -> None:
+    clock = Clock()
+    gate = admission(clock)
+    limits = Limits(tokens_per_minute=100)
+    async with gate.admit("acme", limits, 100) as slow:
+        clock.now += 61
+        async with gate.admit("acme", limits, 100) as ticket:
+            slow.settle(5)
+            ticket.settle(60)
+        async with gate.admit("acme", limits, 40):
+            pass
+        with pytest.raises(RateLimited):
+            async with gate.admit("acme", limits, 61):
+                pass
+
+
+async def test_an_error_inside_gives_the_place_back() -> None:
+    gate = admission()
+    limits = Limits(max_concurrent=1)
+    with pytest.raises(KeyError):
+        async with gate.admit("acme", limits, 1):
+            raise KeyError
+    async with gate.admit("acme", limits, 1):
+        assert gate.in_flight == 1
+
+
+# --------------------------------------------------------------------------------------------- queue
+
+
+async def test_requests_that_wait_are_served_in_their_order() -> None:
+    gate = admission(max_in_flight=1)
+    async with requests(gate) as some:
+        for name in ("a", "b", "c", "d"):
+            await some.start(name)
+        assert (gate.in_flight, gate.queued) == (1, 3)
+        for name in ("a", "b", "c"):
+            await some.finish(name)
+        await until(lambda: len(some.admitted) == 4)
+        assert some.admitted == ["a", "b", "c", "d"]
+        assert gate.in_flight == 1
+
+
+async def test_a_newcomer_does_not_overtake_whoever_was_just_called() -> None:
+    gate = admission(max_in_flight=1)
+    async with requests(gate) as some:
+        await some.start("a")
+        await some.start("b")
+        end = asyncio.create_task(some.finish("a"))
+        await asyncio.sleep(0)
+        await some.start("c")
+        await end
+        await until(lambda: some.admitted == ["a", "b"])
+        assert gate.in_flight == 1
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> None:
+    clock = Clock()
+    gate = admission(clock, max_in_flight=1, max_queued=2)
+    async with requests(gate) as some:
+        for number in range(3):  # requests take two seconds each
+            await some.start(f"before-{number}")
+            clock.now += 2.0
+            await some.finish(f"before-{number}")
+        for name in ("a", "b", "c"):
+            await some.start(name)
+        with pytest.raises(Overloaded, match="full") as refusal:
+            async with gate.admit("acme", FREE, 1):
+                pass
+        assert refusal.value.retry_after_seconds == pytest.approx(4.0)
+        assert gate.queued == 2
+
+
+async def test_with_no_queue_a_busy_server_refuses() -> None:
+    gate = admission(max_in_flight=1, max_queued=0)
+    async with gate.admit("acme", FREE, 1):
+        with pytest.raises(Overloaded):
+            async with gate.admit("acme", FREE, 1):
+                pass
+    async with gate.admit("acme", FREE, 1):
+        assert gate.in_flight == 1
+
+
+async def test_who_waits_too_long_is_sent_away_and_gets_its_tokens_back() -> None:
+    gate = admission(max_in_flight=1, queue_timeout_seconds=0.01)
+    limits = Limits(tokens_per_minute=100, max_concurrent=2)
+    async with gate.admit("acme", limits, 50):
+        with pytest.raises(Overloaded, match=r"waited 0\.01 s") as refusal:
+            async with gate.admit("acme", limits, 50):
+                pass
+        assert refusal.value.retry_after_seconds
+        assert gate.queued == 0
+    async with gate.admit("acme", limits, 50):
+        assert gate.in_flight == 1
+
+
+async def test_who_leaves_the_queue_frees_its_place_in_it_and_its_tokens() -> None:
+    gate = admission(max_in_flight=1)
+    limits = Limits(tokens_per_minute=100, max_concurrent=2)
+    async with requests(gate) as some:
+        await some.start("a", 50, limits)
+        await some.start("b", 50, limits)
+        await some.cancel("b")
+        assert gate.queued == 0
+        await some.start("c", 50, limits)
+        assert gate.queued == 1
+        await some.finish("a")
+        await until(lambda: some.admitted == ["a", "c"])
+
+
+async def test_who_leaves_in_the_moment_of_being_called_hands_the_place_on() -> None:
+    gate = admission(max_in_flight=1)
+    async with requests(gate) as some:
+        for name in ("a", "b", "c"):
+            await some.start(name)
+        end = asyncio.create_task(some.finish("a"))
+        await asyncio.sleep(0)  # a ends and calls b, which has not woken yet
+        assert gate.queued == 1
+        some.tasks["b"].cancel()
+        await end
+        await until(lambda: some.admitted == ["a", "c"])
+        await some.finish("c")
+    assert gate.in_flight == 0
+
+
+async def test_who_was_cancelled_before_being_called_is_passed_over() -> None:
+    gate = admission(max_in_flight=1)
+    async with requests(gate) as some:
+        for name in ("a", "b", "c"):
+            await some.start(name)
+        some.tasks["b"].cancel()
+        await some.finish("a")
+        await until(lambda: some.admitted == ["a", "c"])
+        await some.finish("c")
+    assert gate.in_flight == 0
+
+
+schedule = st.lists(st.tuples(st.sampled_from(["start", "finish", "cancel"]), st.integers(0, 9)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedule=schedule, places=st.integers(1, 3), queue=st.integers(0, 3))
+def test_whoever_comes_goes_or_gives_up_no_place_is_lost_or_given_twice(
+    schedule: list[tuple[str, int]], places: int, queue: int
+) -> None:
+    async def follow() -> None:
+        gate = admission(max_in_flight=places, max_queued=queue)
+        async with requests(gate) as some:
+            for number, (action, which) in enumerate(schedule):
+                alive = [name for name, task in some.tasks.items() if not task.done()]
+                if action == "start":
+                    await some.start(str(number))
+                elif alive and action == "cancel":
+                    some.tasks[alive[which % len(alive)]].cancel()
+                elif alive:
+                    some.ends[alive[which % len(alive)]].set()
+                await asyncio.sleep(0)
+                assert gate.in_flight <= places
+                assert gate.queued <= queue
+        await gate.drained()
+        assert (gate.in_flight, gate.queued) == (0, 0)
+
+    asyncio.run(asyncio.wait_for(follow(), 5))
+
+
+# ------------------------------------------------------------------------------------------ draining
+
+
+async def test_a_draining_server_takes_nothing_new_and_finishes_what_runs_and_waits() -> None:
+    gate = admission(max_in_flight=1)
+    async with requests(gate) as some:
+        await some.start("a")
+        await some.start("b")
+        gate.is_draining = True
+        with pytest.raises(Draining) as refusal:
+            async with gate.admit("acme", FREE, 1):
+                pass
+        assert refusal.value.retry_after_seconds
+        drained = asyncio.create_task(gate.drained())
+        await some.finish("a")
+        await until(lambda: some.admitted == ["a", "b"])
+        assert not drained.done()
+        await some.finish("b")
+        await asyncio.wait_for(drained, 1)
+
+
+async def test_a_server_without_requests_is_drained_at_once() -> None:
+    await asyncio.wait_for(admission().drained(), 1)
+
+
+# --------------------------------------------------------------------------------------------- hints
+
+
+HINTS = [
+    (0.0, 1, 1),
+    (0.0004, 1, 1),
+    (1.2, 2, 1200),
+    (1.2001, 2, 1201),
+    (9000.0, 120, 120_000),  # OpenAI's clients do not wait at all on more than two minutes
+    (-3.0, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("seconds", "header", "milliseconds"), HINTS)
+def test_hints_are_never_zero_too_short_or_longer_than_clients_wait(
+    seconds: float, header: int, milliseconds: int
+) -> None:
+    assert retry_after_header(seconds) == header
+    assert retry_after_ms_header(seconds) == milliseconds

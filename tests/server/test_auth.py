@@ -1,0 +1,89 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from loragate.adapters.home import Home
+from loragate.adapters.registry import Registry
+from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.adapters.store import ArtifactStore
+from loragate.server.auth import Tenants
+from loragate.server.errors import ModelNotFound, PermissionDenied, Unauthenticated
+
+ADMIN_KEY = "lg-admin-secret"
+
+
+@pytest.fixture
+def registry(home: Home) -> Iterator[Registry]:
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        yield registry
+
+
+@pytest.fixture
+def watcher(registry: Registry, tmp_path: Path) -> SnapshotWatcher:
+    return SnapshotWatcher(registry)
+
+
+@pytest.fixture
+def tenants(watcher: SnapshotWatcher) -> Tenants:
+    return Tenants(watcher, ADMIN_KEY)
+
+
+async def test_a_key_says_whose_it_is(
+    registry: Registry, watcher: SnapshotWatcher, tenants: Tenants
+) -> None:
+    acme, globex = registry.create_tenant("acme").key, registry.create_tenant("globex").key
+    second = registry.create_key("acme").key
+    await watcher.refresh()
+    assert tenants.authenticate(acme) == "acme"
+    assert tenants.authenticate(second) == "acme"
+    assert tenants.authenticate(globex) == "globex"
+    assert tenants.is_tenant_key(acme)
+
+
+@pytest.mark.parametrize("key", [None, ""])
+def test_no_key_is_refused_with_how_to_send_one(tenants: Tenants, key: str | None) -> None:
+    with pytest.raises(Unauthenticated, match="Authorization: Bearer"):
+        tenants.authenticate(key)
+
+
+@pytest.mark.parametrize("key", ["lg-abcd2345-guess", "ключ", "x" * 10_000])
+def test_an_unknown_key_is_refused_without_being_repeated(tenants: Tenants, key: str) -> None:
+    with pytest.raises(Unauthenticated) as refusal:
+        tenants.authenticate(key)
+    assert key not in str(refusal.value)
+    assert not tenants.is_tenant_key(key)
+    assert not tenants.is_admin_key(key)
+
+
+async def test_a_revoked_key_is_unknown(
+    registry: Registry, watcher: SnapshotWatcher, tenants: Tenants
+) -> None:
+    new = registry.create_tenant("acme")
+    await watcher.refresh()
+    registry.revoke_key(new.key_id)
+    await watcher.refresh()
+    with pytest.raises(Unauthenticated):
+        tenants.authenticate(new.key)
+
+
+def test_the_admin_key_opens_no_model(tenants: Tenants) -> None:
+    assert tenants.is_admin_key(ADMIN_KEY)
+    assert not tenants.is_tenant_key(ADMIN_KEY)
+    with pytest.raises(PermissionDenied, match="admin key"):
+        tenants.authenticate(ADMIN_KEY)
+
+
+async def test_at_another_tenant_s_endpoint_a_key_finds_what_it_finds_where_there_is_none(
+    registry: Registry, watcher: SnapshotWatcher, tenants: Tenants
+) -> None:
+    key = registry.create_tenant("acme").key
+    registry.create_tenant("globex")
+    await watcher.refresh()
+    assert tenants.authenticate(key, "acme") == "acme"
+    refusals: list[str] = []
+    for endpoint in ("globex", "nobody"):
+        with pytest.raises(ModelNotFound) as refusal:
+            tenants.authenticate(key, endpoint)
+        refusals.append(str(refusal.value))
+    assert refusals[0] == refusals[1]

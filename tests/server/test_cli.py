@@ -1,0 +1,441 @@
+"""The command line on a real registry: in LORAGATE_HOME, and behind a real server's `/admin/v1`."""
+
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from admin_app import ADMIN_KEY, build_app, listening
+from tiny_adapters import write_adapter
+from typer.main import get_command
+
+from loragate.adapters.api_keys import hash_key
+from loragate.adapters.home import Home
+from loragate.adapters.registry import Registry, UsageRow
+from loragate.adapters.store import ArtifactStore
+from loragate.server.cli import build, main
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> object:
+        return json.loads(self.out)
+
+
+Loragate = Callable[..., Result]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    for variable in ("LORAGATE_URL", "LORAGATE_ADMIN_KEY", "LORAGATE_API_KEY", "LORAGATE_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LORAGATE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def registry(home: Home) -> Iterator[Registry]:
+    home.ensure()
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def local(home: Home, capsys: pytest.CaptureFixture[str]) -> Loragate:
+    """Runs a command in this process, as `loragate` would."""
+
+    def run(command: str, *more: str) -> Result:
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(command), *more])
+        captured = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Result(ended.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(params=["local", "remote"])
+def loragate(
+    request: pytest.FixtureRequest, local: Loragate, registry: Registry
+) -> Iterator[Loragate]:
+    """Runs a command on the registry of LORAGATE_HOME, or on a server of the same registry."""
+    if request.param == "local":
+        yield local
+        return
+    with listening(build_app(registry)) as url:
+        yield lambda command, *more: local(command, *more, "--url", url, "--key", ADMIN_KEY)
+
+
+def test_created_tenant_gets_a_key_that_works(loragate: Loragate, registry: Registry) -> None:
+    result = loragate("tenant create acme --json")
+
+    assert result.code == 0
+    made = result.json
+    assert isinstance(made, dict)
+    assert set(made) == {"tenant", "key"}
+    assert made["tenant"] == "acme"
+    assert registry.snapshot().tenant_of_key(hash_key(made["key"])) == "acme"
+
+
+def test_key_of_a_new_tenant_is_shown_once_to_people_too(
+    loragate: Loragate, registry: Registry
+) -> None:
+    shown = loragate("tenant create acme").out
+    keys = [word for word in shown.split() if word.startswith("lg-")]
+
+    assert [registry.snapshot().tenant_of_key(hash_key(key)) for key in keys] == ["acme"]
+    assert keys[0] not in loragate("key list acme").out
+
+
+def test_limits_change_one_by_one_and_are_forgotten_on_reset(
+    loragate: Loragate, registry: Registry
+) -> None:
+    loragate("tenant create acme --requests-per-minute 60 --max-concurrent 4")
+    loragate("tenant limit acme --tokens-per-minute 1000")
+    [tenant] = registry.list_tenants()
+    assert (
+        tenant.limits.requests_per_minute,
+        tenant.limits.tokens_per_minute,
+        tenant.limits.max_concurrent,
+    ) == (60, 1000, 4)
+
+    result = loragate("tenant limit acme --reset --max-concurrent 2 --json")
+
+    assert result.json == {
+        "tenant": "acme",
+        "limits": {"requests_per_minute": None, "tokens_per_minute": None, "max_concurrent": 2},
+        "created_at": tenant.created_at.isoformat().replace("+00:00", "Z"),
+    }
+    listed = loragate("tenant list --json").json
+    assert listed == [result.json]
+
+
+def test_revoked_key_stops_working(loragate: Loragate, registry: Registry) -> None:
+    loragate("tenant create acme")
+    made = loragate("key create acme --name billing --json").json
+    assert isinstance(made, dict)
+    assert set(made) == {"key"}
+    key_id = "-".join(made["key"].split("-")[:2])
+    assert "billing" in loragate("key list acme").out
+
+    assert loragate(f"key revoke {key_id}").code == 0
+
+    assert registry.snapshot().tenant_of_key(hash_key(made["key"])) is None
+
+
+def test_deleted_tenant_is_gone(loragate: Loragate, registry: Registry) -> None:
+    loragate("tenant create acme")
+
+    assert loragate("tenant delete acme --yes --json").json == {"tenant": "acme", "deleted": True}
+
+    assert registry.list_tenants() == ()
+    assert "No tenants yet" in loragate("tenant list").out
+
+
+def test_adapter_is_published_promoted_and_rolled_back(
+    loragate: Loragate, registry: Registry, tmp_path: Path
+) -> None:
+    loragate("tenant create acme")
+    one, two = (str(write_adapter(tmp_path / name, seed)) for seed, name in enumerate("ab"))
+
+    first = loragate("adapter publish acme/support --json", one).json
+    assert isinstance(first, dict)
+    assert first == {"adapter": "acme/support", "version": "v1", "digest": first["digest"]}
+    assert loragate("adapter promote acme/support v1").code == 0
+    assert loragate("adapter publish acme/support --promote", two).code == 0
+    assert registry.snapshot().resolve("acme", "support", "champion").number == 2
+
+    assert loragate("adapter rollback acme/support --json").json == first
+
+    assert registry.snapshot().resolve("acme", "support", "champion").number == 1
+
+
+def test_show_tells_a_newcomer_what_serves(loragate: Loragate, tmp_path: Path) -> None:
+    loragate("tenant create acme")
+    for seed, name in enumerate("ab"):
+        loragate("adapter publish acme/support", str(write_adapter(tmp_path / name, seed, rank=4)))
+    assert "no version serves yet" in loragate("adapter show acme/support").out
+    loragate('adapter promote acme/support v1 --reason "passed the evaluation"')
+    loragate("adapter alias acme/support challenger v2")
+
+    shown = loragate("adapter show acme/support").out
+
+    assert "acme/support: v1 serves (its champion)." in shown
+    page = loragate("adapter show acme/support --json").json
+    assert isinstance(page, dict)
+    for version in page["versions"]:
+        row = next(line for line in shown.splitlines() if version["digest"][:12] in line)
+        assert f"{version['version']} " in row
+        assert "PUBLISHED" in row
+        assert version["aliases"][0] in row
+        assert " 4 " in row
+    [change] = [line for line in shown.splitlines() if "passed the evaluation" in line]
+    assert "champion" in change
+    listed = loragate("adapter list acme").out
+    assert "challenger → v2" in listed
+
+
+def test_retired_version_cannot_be_promoted(loragate: Loragate, tmp_path: Path) -> None:
+    loragate("tenant create acme")
+    loragate("adapter publish acme/support", str(write_adapter(tmp_path / "a")))
+    loragate("adapter alias acme/support challenger v1")
+
+    in_use = loragate("adapter retire acme/support v1")
+    assert (in_use.code, "challenger" in in_use.err) == (1, True)
+    assert loragate("adapter alias acme/support challenger --delete").code == 0
+    assert loragate("adapter retire acme/support v1").code == 0
+
+    refused = loragate("adapter promote acme/support v1")
+    assert refused.code == 1
+    assert "is retired" in refused.err
+
+
+def test_usage_is_summed_up_since_a_time(loragate: Loragate, registry: Registry) -> None:
+    registry.add_usage(
+        [
+            UsageRow("r1", datetime.now(UTC), "acme", "base", "", "http", 10, 5, 2, 0.1, 0.5, "ok"),
+            UsageRow("r2", datetime.now(UTC), "acme", "base", "", "grpc", 20, 7, 0, 0.1, 0.5, "ok"),
+            UsageRow(
+                "r3",
+                datetime(2026, 1, 1, tzinfo=UTC),
+                "acme",
+                "base",
+                "",
+                "http",
+                1,
+                1,
+                0,
+                0,
+                0,
+                "ok",
+            ),
+        ]
+    )
+
+    assert loragate("usage acme --since 1h --json").json == [
+        {
+            "tenant": "acme",
+            "adapter": "base",
+            "requests": 2,
+            "prompt_tokens": 30,
+            "completion_tokens": 12,
+            "cached_tokens": 2,
+        }
+    ]
+    assert "31" in loragate("usage --since 2025-12-31").out
+    assert loragate("usage globex").out == "No requests were served in this time.\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("tenant create Acme", "'Acme' is not a valid tenant name"),
+        ("tenant limit globex --max-concurrent 1", "there is no tenant 'globex'"),
+        ("key create globex", "there is no tenant 'globex'"),
+        ("key revoke lg-nobody22", "there is no API key 'lg-nobody22'"),
+        ("adapter show acme/support", "there is no adapter 'acme/support'"),
+        ("adapter show support", "'support' is not a valid adapter name"),
+        ("adapter promote acme/support 3", "'3' is not a valid version name"),
+        ("adapter publish acme/support ./nowhere", "nowhere is not a folder"),
+        ("adapter publish acme/base .", "reserved for the base model"),
+    ],
+)
+def test_failure_is_one_line_on_stderr_and_exit_1(
+    loragate: Loragate, registry: Registry, command: str, sentence: str
+) -> None:
+    registry.create_tenant("acme")
+
+    result = loragate(command)
+
+    assert result.code == 1
+    assert result.out == ""
+    assert result.err.startswith("loragate: ")
+    assert sentence in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "tenant",
+        "tenant create",
+        "tenant frobnicate acme",
+        "tenant create acme --colour red",
+        "tenant limit acme",
+        "tenant limit acme --max-concurrent 0",
+        "adapter alias acme/support challenger",
+        "adapter alias acme/support challenger v1 --delete",
+        "usage --since yesterday",
+        "chat acme/support --json",
+    ],
+)
+def test_wrong_usage_exits_2_and_says_so_on_stderr(local: Loragate, command: str) -> None:
+    result = local(command)
+
+    assert result.code == 2
+    assert "Usage: loragate" in result.err + result.out
+    assert "Traceback" not in result.err
+
+
+def test_remote_server_needs_the_admin_key(
+    local: Loragate, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening(build_app(registry)) as url:
+        monkeypatch.setenv("LORAGATE_URL", url)
+        missing = local("tenant list")
+        wrong = local("tenant list --key wrong")
+        of_tenant = local("tenant list", "--key", registry.create_tenant("acme").key)
+        monkeypatch.setenv("LORAGATE_ADMIN_KEY", ADMIN_KEY)
+        right = local("tenant list --json")
+
+    assert (missing.code, "set LORAGATE_ADMIN_KEY or pass --key" in missing.err) == (1, True)
+    assert (wrong.code, wrong.err) == (1, "loragate: This is not the admin key.\n")
+    assert (of_tenant.code, "A tenant's key opens no administration" in of_tenant.err) == (1, True)
+    assert right.code == 0
+
+
+def test_absent_server_is_told_in_one_sentence(local: Loragate) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+
+    result = local("tenant list --key x", "--url", url)
+
+    assert result.code == 1
+    assert f"No server listens at {url}" in result.err
+    assert local("tenant list --key x --url localhost").err.count("is no address of a server") == 1
+
+
+def commands() -> Iterator[str]:
+    """Every command and every group, by its full name."""
+
+    def walk(command: object, name: str) -> Iterator[str]:
+        yield name
+        for child, inner in getattr(command, "commands", {}).items():
+            yield from walk(inner, f"{name} {child}")
+
+    yield from walk(get_command(build()), "loragate")
+
+
+@pytest.mark.parametrize("command", list(commands()))
+def test_help_of_every_command_says_what_it_does_and_has_an_example(
+    local: Loragate, command: str
+) -> None:
+    help_text = local(command.removeprefix("loragate").strip(), "--help").out
+
+    assert f"$ {command}" in help_text
+    summary = help_text.split("\n\n")[1].strip()
+    assert summary.endswith(".")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from loragate.server.cli import main\n"
+        "try:\n    main(['adapter', 'publish', '--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'vllm', 'sqlalchemy', 'fastapi', 'httpx',"
+        " 'grpc', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert ended.stderr == "[]\n"
+
+
+def test_version_and_completion_are_there(local: Loragate) -> None:
+    assert local("--version").out.startswith("loragate ")
+    assert "--show-completion" in local("--help").out
+
+
+def states(result: Result) -> dict[str, tuple[str, str]]:
+    assert isinstance(result.json, list)
+    return {check["name"]: (check["state"], check["message"]) for check in result.json}
+
+
+@pytest.fixture
+def free_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    for transport in ("HTTP", "GRPC"):
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            address = f"127.0.0.1:{reserved.getsockname()[1]}"
+        monkeypatch.setenv(f"LORAGATE_SERVER_{transport}", address)
+
+
+@pytest.mark.usefixtures("free_ports")
+def test_doctor_finds_a_missing_model_on_an_empty_machine(local: Loragate, home: Home) -> None:
+    result = local("doctor --json")
+
+    found = states(result)
+    assert result.code == 1
+    assert found["model"][0] == "fail"
+    assert "loragate model prepare" in found["model"][1]
+    assert {found[name][0] for name in ("python", "home", "database", "http", "grpc")} == {"ok"}
+    assert not home.root.exists()
+
+
+@pytest.mark.usefixtures("free_ports")
+def test_doctor_finds_a_damaged_artifact_when_it_looks_deep(
+    local: Loragate, home: Home, tmp_path: Path
+) -> None:
+    local("tenant create acme")
+    local("adapter publish acme/support", str(write_adapter(tmp_path / "a")))
+    assert states(local("doctor --deep --json"))["store"][0] == "ok"
+    [weights] = home.artifacts.glob("*/adapter_model.safetensors")
+    weights.chmod(0o600)
+    weights.write_bytes(b"x" + weights.read_bytes()[1:])
+
+    assert states(local("doctor --json"))["store"][0] == "ok"
+    result = local("doctor --deep")
+
+    assert result.code == 1
+    assert any(
+        line.startswith("fail  store") and "is damaged" in line for line in result.out.splitlines()
+    )
+
+
+def test_doctor_finds_a_port_that_is_taken(
+    local: Loragate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("LORAGATE_SERVER_GRPC", f"127.0.0.1:{taken.getsockname()[1]}")
+        with socket.create_server(("127.0.0.1", 0)) as reserved:
+            monkeypatch.setenv("LORAGATE_SERVER_HTTP", f"127.0.0.1:{reserved.getsockname()[1]}")
+        found = states(local("doctor --json"))
+
+    assert found["grpc"][0] == "fail"
+    assert "--grpc" in found["grpc"][1]
+    assert found["http"][0] == "ok"
+
+
+def test_doctor_warns_of_a_home_open_to_others(local: Loragate, home: Home) -> None:
+    home.ensure()
+    home.root.chmod(0o755)
+
+    state, message = states(local("doctor --json"))["home"]
+
+    assert state == "warn"
+    assert f"chmod 700 {home.root}" in message
+
+
+def test_setting_that_nobody_reads_is_refused_by_name(
+    local: Loragate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAGATE_SERVER_HTPP", "x")
+
+    result = local("doctor")
+
+    assert result.code == 1
+    assert "unknown setting 'htpp' in [server]" in result.err

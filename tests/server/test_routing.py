@@ -1,0 +1,124 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from tiny_adapters import write_adapter
+
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
+from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.adapters.store import ArtifactStore
+from loragate.server.errors import ModelNotFound
+from loragate.server.routing import Router
+
+SUPPORT, DRAFT = AdapterName("acme", "support"), AdapterName("acme", "draft")
+STARTED_AT = 1_700_000_000
+
+
+@pytest_asyncio.fixture
+async def router(home: Home, tmp_path: Path) -> AsyncIterator[Router]:
+    """acme: support v1 (retired), v2 (champion), v3 (canary); draft v1, which has no champion.
+    globex: router v1 (champion).
+    """
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        registry.create_tenant("acme")
+        registry.create_tenant("globex")
+        for seed in (1, 2, 3):
+            registry.publish(SUPPORT, write_adapter(tmp_path / f"support-{seed}", seed))
+        registry.set_alias(SUPPORT, "champion", 2)
+        registry.set_alias(SUPPORT, "canary", 3)
+        registry.retire(SUPPORT, 1)
+        registry.publish(DRAFT, write_adapter(tmp_path / "draft", 4))
+        theirs = AdapterName("globex", "router")
+        registry.publish(theirs, write_adapter(tmp_path / "router", 5))
+        registry.set_alias(theirs, "champion", 1)
+        watcher = SnapshotWatcher(registry)
+        await watcher.refresh()
+        yield Router(watcher, "tiny", STARTED_AT)
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter"),
+    [
+        ("support", "acme/support@v2"),
+        ("support@champion", "acme/support@v2"),
+        ("support@canary", "acme/support@v3"),
+        ("support@v3", "acme/support@v3"),
+        ("acme/support", "acme/support@v2"),
+        ("acme/support@v3", "acme/support@v3"),
+        ("draft@v1", "acme/draft@v1"),
+        ("base", "base"),
+        ("tiny", "base"),
+    ],
+)
+def test_a_model_s_name_says_which_weights_answer(router: Router, model: str, adapter: str) -> None:
+    route = router.route("acme", model)
+    assert route.tenant == "acme"
+    assert route.adapter == adapter
+    assert len(route.digest) == (0 if adapter == "base" else 64)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nothing", "'nothing' does not exist"),
+        ("draft", "has no champion yet"),
+        ("support@nobody", "has no alias 'nobody'"),
+        ("support@v9", "has no v9"),
+        ("support@v1", "is retired"),
+        ("", "does not exist"),
+        ("@", "does not exist"),
+        ("base@v1", "does not exist"),
+        ("../support", "does not exist"),
+    ],
+)
+def test_what_is_not_there_is_refused_with_the_reason(
+    router: Router, model: str, message: str
+) -> None:
+    with pytest.raises(ModelNotFound, match=message) as refusal:
+        router.route("acme", model)
+    assert refusal.value.param == "model"
+
+
+@pytest.mark.parametrize("selector", ["", "@champion", "@v1", "@v7", "@nobody"])
+@pytest.mark.parametrize("prefix", ["", "globex/"])
+def test_another_tenant_s_adapter_looks_just_like_none(
+    router: Router, selector: str, prefix: str
+) -> None:
+    refusals: list[str] = []
+    for name in ("router", "nobody"):
+        with pytest.raises(ModelNotFound) as refusal:
+            router.route("acme", f"{prefix}{name}{selector}")
+        refusals.append(str(refusal.value).replace(name, "NAME"))
+    assert refusals[0] == refusals[1]
+
+
+def test_the_list_has_the_base_model_and_every_name_that_a_tenant_can_use(router: Router) -> None:
+    cards = router.models("acme")
+    assert [card.id for card in cards] == [
+        "tiny",
+        "draft@v1",
+        "support",
+        "support@canary",
+        "support@champion",
+        "support@v2",
+        "support@v3",
+    ]
+    for card in cards:
+        assert router.route("acme", card.id).adapter == card.adapter
+        assert router.get_model("acme", card.id) == card
+        assert card.created == STARTED_AT
+    assert {card.owned_by for card in cards[1:]} == {"acme"}
+    assert {card.parent for card in cards[1:]} == {"tiny"}
+
+
+def test_a_model_that_is_not_listed_cannot_be_got(router: Router) -> None:
+    with pytest.raises(ModelNotFound):
+        router.get_model("acme", "router")
+
+
+def test_the_base_model_can_be_got_by_both_of_its_names(router: Router) -> None:
+    assert router.get_model("acme", "base").id == "base"
+    assert router.get_model("acme", "tiny").adapter == "base"
