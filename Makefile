@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+# The engine's package: cpu, as pinned, or cuda, the newest that fits the machine's driver.
+EXTRA ?= cpu
 # Wheels that lie in a folder (an offline mirror, a CPU build of torch) are used where pip would.
 FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export UV_FIND_LINKS := $(FIND_LINKS)
@@ -26,8 +28,12 @@ $(VENV)/.ready: pyproject.toml requirements.txt
 		{ echo "loragate needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+ifeq ($(EXTRA),cpu)
 	$(BIN)/uv pip install $(TORCH) -r requirements.txt
 	$(BIN)/uv pip install --quiet --no-deps --editable .
+else
+	$(BIN)/uv pip install --torch-backend auto --editable '.[$(EXTRA),train,dev]'
+endif
 	@touch $@
 
 demo: setup ## Prepare a model, publish two example adapters, serve, and compare their answers

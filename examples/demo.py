@@ -105,7 +105,7 @@ def _serving(home: Home, config: Config) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `loragate serve`, its log in a file, until the block is left."""
     log_path = home.root / "demo.log"
     with log_path.open("wb") as log:
-        command = [sys.executable, "-m", "loragate.server.cli", "serve"]
+        command = [sys.executable, "-m", "loragate.server.cli.main", "serve"]
         server = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             _wait_until_ready(server, config, log_path)
@@ -138,14 +138,16 @@ def _show_answers(config: Config, keys: dict[Tenant, NewKey], question: str) -> 
     asks = [("base", TENANTS[0]), *((tenant.adapter, tenant) for tenant in TENANTS)]
     console.print(Panel(question, title="the same chat to all three", border_style="cyan"))
     panels = [
-        Panel(*_ask(config, keys[tenant].key, model, question), width=console.width // 3 - 1)
-        for model, tenant in asks
+        Panel(answer, title=adapter, width=console.width // 3 - 1)
+        for adapter, answer in (
+            _ask(config, keys[tenant].key, model, question) for model, tenant in asks
+        )
     ]
     console.print(Columns(panels, equal=True))
 
 
 def _ask(config: Config, key: str, model: str, question: str) -> tuple[str, str]:
-    """Returns the answer's text and the name of the adapter that gave it."""
+    """Returns the name of the adapter that answered, and its answer."""
     response = httpx.post(
         f"http://{config.server.http}/v1/chat/completions",
         headers={"authorization": f"Bearer {key}"},
@@ -160,7 +162,7 @@ def _ask(config: Config, key: str, model: str, question: str) -> tuple[str, str]
     if not response.is_success:
         raise LoragateError(f"The server answered {response.status_code}: {response.text}")
     answer: str = response.json()["choices"][0]["message"]["content"]
-    return answer, response.headers["x-loragate-adapter"]
+    return response.headers["x-loragate-adapter"], answer
 
 
 def _show_how_to_go_on(config: Config, keys: dict[Tenant, NewKey]) -> None:

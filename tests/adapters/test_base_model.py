@@ -17,7 +17,6 @@ from model_hub import ModelHub
 from package_index import PackageIndex
 from rich.progress import Progress
 from safetensors.numpy import save_file
-from transformers import LlamaConfig
 
 from loragate.adapters.base_model import DEFAULT_MODEL, RECEIPT, BaseModel, find, load, prepare
 from loragate.adapters.errors import BaseModelError
@@ -29,9 +28,9 @@ OpenHub = Callable[[], ModelHub]
 @pytest.fixture(scope="session")
 def pristine_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pristine") / "tiny"
-    LlamaConfig(
-        vocab_size=8, hidden_size=4, num_attention_heads=1, num_hidden_layers=1
-    ).save_pretrained(folder)
+    folder.mkdir()
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 8}
+    (folder / "config.json").write_text(json.dumps(config))
     weights = {"model.embed_tokens.weight": np.ones((8, 4), np.float32)}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "tokenizer.json").write_text("{}")
@@ -392,7 +391,7 @@ def test_the_default_model_is_made_from_its_package_and_answers(
     models_dir: Path, progress: Progress
 ):
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer, LlamaForCausalLM
 
     prepared = prepare(DEFAULT_MODEL, models_dir, progress)
 
@@ -400,20 +399,18 @@ def test_the_default_model_is_made_from_its_package_and_answers(
     assert not list(prepared.path.glob(".*"))
     tokenizer = AutoTokenizer.from_pretrained(prepared.path)
     question = [{"role": "user", "content": "What is the capital of France?"}]
-    assert tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True) == (
+    text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    assert text == (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         "<|im_end|>\n<|im_start|>user\nWhat is the capital of France?<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
     # Runs of spaces stay whole before a digit, and digits are single.
     assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
-    model = AutoModelForCausalLM.from_pretrained(prepared.path)
+    model = LlamaForCausalLM.from_pretrained(prepared.path)
     assert model.dtype == torch.bfloat16
     assert tokenizer.eos_token == "<|im_end|>"
+    assert model.generation_config is not None
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-    prompt = tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    answer = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0]
-    text = tokenizer.decode(answer[prompt["input_ids"].shape[1] :])
-    assert text == "The capital of France is Paris.<|im_end|>"
+    ids = tokenizer.encode(f"{text}The capital of France is", return_tensors="pt")
+    assert tokenizer.decode(model(input_ids=ids).logits[0, -1].argmax()) == " Paris"

@@ -1,9 +1,10 @@
 """One client over each transport, with the same face, for tests that must hold on both."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import openai
@@ -13,7 +14,7 @@ from google.protobuf import json_format
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
 
-Messages = list[dict[str, str]]
+Messages = list[Any]  # of {role, content}: each client library has a type of its own
 
 
 @dataclass(slots=True)
@@ -45,9 +46,9 @@ class Refused(Exception):
 class Client(Protocol):
     transport: str
 
-    def chat(self, model: str, messages: Messages, **params: object) -> Answer: ...
-    def stream(self, model: str, messages: Messages, **params: object) -> Answer: ...
-    def complete(self, model: str, prompt: str, **params: object) -> Answer: ...
+    def chat(self, model: str, messages: Messages, **params: Any) -> Answer: ...
+    def stream(self, model: str, messages: Messages, **params: Any) -> Answer: ...
+    def complete(self, model: str, prompt: str, **params: Any) -> Answer: ...
     def models(self) -> list[str]: ...
 
 
@@ -61,14 +62,14 @@ class HttpClient:
             base_url=f"{served.url}/v1", api_key=key, max_retries=0, timeout=120
         )
 
-    def chat(self, model: str, messages: Messages, **params: object) -> Answer:
+    def chat(self, model: str, messages: Messages, **params: Any) -> Answer:
         with _openai_refusals():
             raw = self.openai.chat.completions.with_raw_response.create(
                 **_http_params(model, params), messages=messages
             )
         return _from_http(raw)
 
-    def stream(self, model: str, messages: Messages, **params: object) -> Answer:
+    def stream(self, model: str, messages: Messages, **params: Any) -> Answer:
         answer = Answer()
         with _openai_refusals():
             raw = self.openai.chat.completions.with_raw_response.create(
@@ -88,10 +89,12 @@ class HttpClient:
                     answer.token_ids += getattr(choice, "token_ids", None) or []
                     answer.finish_reason = choice.finish_reason or answer.finish_reason
                     for call in choice.delta.tool_calls or []:
-                        _add_piece(answer, call.index, call.function.name, call.function.arguments)
+                        piece = call.function
+                        assert piece is not None
+                        _add_piece(answer, call.index, piece.name, piece.arguments)
         return answer
 
-    def complete(self, model: str, prompt: str, **params: object) -> Answer:
+    def complete(self, model: str, prompt: str, **params: Any) -> Answer:
         with _openai_refusals():
             raw = self.openai.completions.with_raw_response.create(
                 **_http_params(model, params), prompt=prompt
@@ -113,7 +116,7 @@ class GrpcClient:
         self.stub = inference_pb2_grpc.InferenceStub(self.channel)
         self.metadata = (("authorization", f"Bearer {key}"),)
 
-    def chat(self, model: str, messages: Messages, **params: object) -> Answer:
+    def chat(self, model: str, messages: Messages, **params: Any) -> Answer:
         with _grpc_refusals():
             response, call = self.stub.Chat.with_call(
                 _grpc_chat(model, messages, params), metadata=self.metadata, timeout=120
@@ -123,7 +126,7 @@ class GrpcClient:
         answer.calls = [(c.name, c.arguments) for c in choice.message.tool_calls]
         return answer
 
-    def stream(self, model: str, messages: Messages, **params: object) -> Answer:
+    def stream(self, model: str, messages: Messages, **params: Any) -> Answer:
         request = _grpc_chat(model, messages, params)
         request.options.include_usage = True
         answer = Answer()
@@ -143,7 +146,7 @@ class GrpcClient:
             _provenance(answer, dict(call.trailing_metadata()))
         return answer
 
-    def complete(self, model: str, prompt: str, **params: object) -> Answer:
+    def complete(self, model: str, prompt: str, **params: Any) -> Answer:
         request = pb.CompletionRequest(model=model, prompts=[pb.Prompt(text=prompt)])
         json_format.ParseDict(_grpc_params(params), request)
         with _grpc_refusals():
@@ -163,7 +166,7 @@ class GrpcClient:
 _EXTRAS = {"top_k", "min_p", "repetition_penalty", "return_token_ids", "ignore_eos", "min_tokens"}
 
 
-def _http_params(model: str, params: Mapping[str, object]) -> dict[str, object]:
+def _http_params(model: str, params: Mapping[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in params.items() if key not in _EXTRAS}
     if "top_logprobs" in own:
         own["logprobs"] = True
@@ -171,7 +174,7 @@ def _http_params(model: str, params: Mapping[str, object]) -> dict[str, object]:
     return {"model": model, **own, "extra_body": extras}
 
 
-def _grpc_params(params: Mapping[str, object]) -> dict[str, object]:
+def _grpc_params(params: Mapping[str, Any]) -> dict[str, Any]:
     """The same parameters in proto3's JSON form: sampling and options are messages of their own."""
     sampling = {
         key: value for key, value in params.items() if key not in _TOP_LEVEL | {"return_token_ids"}
@@ -197,10 +200,17 @@ def _grpc_format(wanted: object) -> dict[str, object]:
     assert isinstance(wanted, dict)
     if wanted["type"] == "json_object":
         return {"json_object": {}}
-    return {"json_schema": json_format.json.dumps(wanted["json_schema"]["schema"])}
+    return {"json_schema": json.dumps(wanted["json_schema"]["schema"])}
 
 
-def _grpc_chat(model: str, messages: Messages, params: Mapping[str, object]) -> pb.ChatRequest:
+_MODES = {
+    "auto": pb.ToolChoice.MODE_AUTO,
+    "none": pb.ToolChoice.MODE_NONE,
+    "required": pb.ToolChoice.MODE_REQUIRED,
+}
+
+
+def _grpc_chat(model: str, messages: Messages, params: Mapping[str, Any]) -> pb.ChatRequest:
     request = pb.ChatRequest(model=model, messages=[pb.Message(**m) for m in messages])
     json_format.ParseDict(_grpc_params(params), request)
     for tool in params.get("tools", ()):
@@ -208,17 +218,17 @@ def _grpc_chat(model: str, messages: Messages, params: Mapping[str, object]) -> 
         request.tools.add(
             name=function["name"],
             description=function.get("description", ""),
-            parameters_json=json_format.json.dumps(function["parameters"]),
+            parameters_json=json.dumps(function["parameters"]),
         )
     match params.get("tool_choice"):
         case str(mode):
-            request.tool_choice.mode = pb.ToolChoice.Mode.Value(f"MODE_{mode.upper()}")
+            request.tool_choice.mode = _MODES[mode]
         case {"function": {"name": name}}:
             request.tool_choice.function_name = name
     return request
 
 
-def _from_http(raw) -> Answer:
+def _from_http(raw: Any) -> Answer:
     parsed = raw.parse()
     choice = parsed.choices[0]
     message = getattr(choice, "message", None)
@@ -240,7 +250,7 @@ def _from_http(raw) -> Answer:
     return answer
 
 
-def _from_grpc(response, choice, text: str, call) -> Answer:
+def _from_grpc(response: Any, choice: Any, text: str, call: Any) -> Answer:
     answer = Answer(
         text=text,
         token_ids=list(choice.token_ids),
@@ -279,6 +289,8 @@ def _openai_refusals() -> Iterator[None]:
 def _grpc_refusals() -> Iterator[None]:
     try:
         yield
-    except grpc.RpcError as error:
-        code = dict(error.trailing_metadata()).get("x-error-code", "")
-        raise Refused(error.code(), code, error.details()) from error
+    except grpc.RpcError as raised:
+        error: Any = raised  # a call as well, which grpc's types do not say
+        trailers: dict[str, str] = dict(error.trailing_metadata() or ())
+        code = trailers.get("x-error-code", "")
+        raise Refused(error.code(), code, error.details() or "") from error

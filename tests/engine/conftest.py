@@ -17,12 +17,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from peft_adapters import make_random_adapter
+from questions import QUESTIONS, Job
+
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from peft_adapters import make_random_adapter
-from questions import QUESTIONS, Job
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m-instruct"
@@ -123,7 +124,7 @@ def served(
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "loragate.server.cli", "serve"],
+            [sys.executable, "-m", "loragate.server.cli.main", "serve"],
             env=environment,
             stdout=output,
             stderr=output,

@@ -3,11 +3,13 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from loragate.adapters.rendering import Renderer
 from questions import ANSWER_TOKENS, Job
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.lora.request import LoRARequest
+
+from loragate.adapters.rendering import Renderer
 
 
 def main() -> None:
@@ -26,13 +28,14 @@ def main() -> None:
         max_model_len=1024,
         kv_cache_memory_bytes=2**30,
     )
+    loras: Any = [  # vLLM's type leaves out that None, the base model, may be among them
+        LoRARequest(job.model, ids[job.model], paths[job.model]) if job.model in ids else None
+        for job in jobs
+    ]
     outputs = llm.generate(
         [TokensPrompt(prompt_token_ids=list(renderer.render(job.messages))) for job in jobs],
         SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS),
-        lora_request=[
-            LoRARequest(job.model, ids[job.model], paths[job.model]) if job.model in ids else None
-            for job in jobs
-        ],
+        lora_request=loras,
     )
     answers = [list(output.outputs[0].token_ids) for output in outputs]
     Path(answered).write_text(json.dumps(answers))

@@ -1,6 +1,7 @@
 """What the engine tests ask."""
 
 from dataclasses import dataclass
+from typing import Any
 
 ANSWER_TOKENS = 16
 
@@ -24,5 +25,5 @@ class Job:
     question: str
 
     @property
-    def messages(self) -> list[dict[str, str]]:
+    def messages(self) -> list[Any]:
         return [{"role": "user", "content": self.question}]

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
 from clients import Client, GrpcClient, HttpClient, Refused
 from conftest import Served
 
-ASK = [{"role": "user", "content": "What is the capital of France?"}]
-GREEDY = {"temperature": 0, "max_tokens": 8}
+ASK: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 WEATHER = {
     "type": "function",
     "function": {

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import httpx
@@ -16,14 +17,15 @@ import openai
 import pytest
 from clients import GrpcClient, HttpClient
 from conftest import ROOT, Served
+
 from loragate.v1 import inference_pb2 as pb
 
-ASK = [{"role": "user", "content": "Tell me a long story about a lighthouse."}]
+ASK: list[Any] = [{"role": "user", "content": "Tell me a long story about a lighthouse."}]
 
 
-def _cli(served: Served, *arguments: str) -> dict[str, str]:
+def _cli(served: Served, *arguments: str) -> Any:
     environment = os.environ | {"LORAGATE_HOME": str(served.world.home.root)}
-    command = [sys.executable, "-m", "loragate.server.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "loragate.server.cli.main", *arguments, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -154,7 +156,7 @@ def test_terminal_chat_streams_an_answer(served: Served) -> None:
     command = [
         sys.executable,
         "-m",
-        "loragate.server.cli",
+        "loragate.server.cli.main",
         "chat",
         "acme/support",
         "--url",

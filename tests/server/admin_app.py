@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.registry import Registry
-from loragate.server.admin_http import build_router
-from loragate.server.administration import Administration
+from loragate.server.admin.administration import Administration
+from loragate.server.admin.routes import build_router
 from loragate.server.errors import describe
 
 ADMIN_KEY = "lg-admin-test"

@@ -1,15 +1,25 @@
 """Fixtures around `small_server`: a whole server, its parts, and where it keeps its things."""
 
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from fakes import EchoEngine
-from small_server import Served, serve, write_base_model
+from small_server import (
+    Furnished,
+    Served,
+    ServeWith,
+    furnish,
+    serve,
+    small_config,
+    write_base_model,
+)
 
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.home import Home
+from loragate.server.config import Section
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +37,24 @@ def engine() -> EchoEngine:
     return EchoEngine()
 
 
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Furnished:
+    return furnish(tmp_path_factory.mktemp("furnished") / "home")
+
+
+@pytest.fixture
+def serve_with(
+    furnished: Furnished, tmp_path: Path, base: BaseModel, engine: EchoEngine
+) -> ServeWith:
+    """Builds a server with sections of the configuration that the test chooses."""
+
+    def serve_it(**sections: Section) -> AbstractAsyncContextManager[Served]:
+        return serve(furnished, tmp_path / "served", base, engine, small_config(**sections))
+
+    return serve_it
+
+
 @pytest_asyncio.fixture
-async def served(home: Home, base: BaseModel, engine: EchoEngine) -> AsyncIterator[Served]:
-    async with serve(home, base, engine) as served:
+async def served(serve_with: ServeWith) -> AsyncIterator[Served]:
+    async with serve_with() as served:
         yield served

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -60,7 +61,7 @@ class Served:
     registry: Registry
     client: httpx.AsyncClient
     home: Home
-    keys: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str]
 
     @property
     def admin_key(self) -> str:
@@ -82,6 +83,9 @@ class Served:
         return await self.client.post(path, json=body, headers=bearer(self.keys[key]))
 
 
+ServeWith = Callable[..., AbstractAsyncContextManager[Served]]
+
+
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
@@ -96,21 +100,42 @@ def small_config(**sections: Section) -> Config:
     return msgspec.convert(small | sections, Config, from_attributes=True)
 
 
-@asynccontextmanager
-async def serve(
-    home: Home, base: BaseModel, engine: EchoEngine, config: Config | None = None
-) -> AsyncIterator[Served]:
-    """Tenants acme (adapter support, its champion v1) and globex (adapter router, v1)."""
+@dataclass(frozen=True)
+class Furnished:
+    """A home with tenants acme (adapter support, its champion v1) and globex (router, v1)."""
+
+    root: Path
+    keys: dict[str, str]
+
+
+def furnish(root: Path) -> Furnished:
+    home = Home(root).ensure()
+    home.admin_key({})
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
         keys = {tenant: registry.create_tenant(tenant).key for tenant in ("acme", "globex")}
         for seed, name in enumerate((SUPPORT, AdapterName("globex", "router"))):
-            registry.publish(name, write_adapter(home.root / f"adapter-{seed}", seed))
+            registry.publish(name, write_adapter(root / f"adapter-{seed}", seed))
             registry.set_alias(name, "champion", 1)
-        async with build(config or small_config(), home, base, engine) as server:
-            # What nobody foresaw is answered with 500 and raised again, for the web server's log.
-            transport = httpx.ASGITransport(server.http, raise_app_exceptions=False)
+    return Furnished(root, keys)
+
+
+@asynccontextmanager
+async def serve(
+    furnished: Furnished,
+    root: Path,
+    base: BaseModel,
+    engine: EchoEngine,
+    config: Config | None = None,
+) -> AsyncIterator[Served]:
+    """A server on a copy of the home."""
+    shutil.copytree(furnished.root, root)
+    home = Home(root)
+    async with build(config or small_config(), home, base, engine) as server:
+        # What nobody foresaw is answered with 500 and raised again, for the web server's log.
+        transport = httpx.ASGITransport(server.http, raise_app_exceptions=False)
+        with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                yield Served(server, engine, registry, client, home, keys)
+                yield Served(server, engine, registry, client, home, furnished.keys)
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.administration import Administration
+from loragate.server.admin.administration import Administration
 
 SUPPORT = "/tenants/acme/adapters/support"
 

@@ -19,7 +19,7 @@ from loragate.adapters.api_keys import hash_key
 from loragate.adapters.home import Home
 from loragate.adapters.registry import Registry, UsageRow
 from loragate.adapters.store import ArtifactStore
-from loragate.server.cli import build, main
+from loragate.server.cli.main import build, main
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def test_help_of_every_command_says_what_it_does_and_has_an_example(
 def test_help_loads_nothing_heavy() -> None:
     program = (
         "import sys\n"
-        "from loragate.server.cli import main\n"
+        "from loragate.server.cli.main import main\n"
         "try:\n    main(['adapter', 'publish', '--help'])\n"
         "except SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'vllm', 'sqlalchemy', 'fastapi', 'httpx',"

@@ -18,7 +18,7 @@ from admin_app import listening
 from fastapi import Body, FastAPI, Header
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from loragate.server.cli import main
+from loragate.server.cli.main import main
 
 KEY = "lg-abcd2345-secret"
 
@@ -101,7 +101,7 @@ def exit_code_of(*arguments: str) -> object:
 
 
 def converse(lines: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "loragate.server.cli", "chat", "acme/support"]
+    command = [sys.executable, "-m", "loragate.server.cli.main", "chat", "acme/support"]
     return subprocess.run(command, input=lines, capture_output=True, text=True, timeout=60)
 
 
@@ -191,7 +191,7 @@ def end_of_interrupted(chat: "subprocess.Popen[bytes]") -> int:
 
 
 def test_ctrl_c_stops_the_answer_and_a_second_one_ends(parrot: Parrot) -> None:
-    command = [sys.executable, "-m", "loragate.server.cli", "chat", "acme/support"]
+    command = [sys.executable, "-m", "loragate.server.cli.main", "chat", "acme/support"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as chat:
         assert chat.stdin
         assert chat.stdout

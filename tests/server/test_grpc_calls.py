@@ -14,7 +14,7 @@ from loragate.server import errors
 from loragate.server.core import Route
 from loragate.server.errors import TABLE, describe
 from loragate.server.gateway import Caller
-from loragate.server.grpc_calls import announce, answering
+from loragate.server.rpc.calls import announce, answering
 
 REGISTRY_ERRORS: list[Exception] = [
     registry.InvalidName("tenant", "Acme", "use lower case"),

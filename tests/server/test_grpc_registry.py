@@ -15,8 +15,8 @@ from loragate.adapters.api_keys import hash_key
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.administration import Administration
-from loragate.server.grpc_registry import RegistryService
+from loragate.server.admin.administration import Administration
+from loragate.server.rpc.registry import RegistryService
 from loragate.v1 import registry_pb2 as pb
 from loragate.v1.registry_pb2_grpc import (
     AdapterRegistryStub,

@@ -1,8 +1,7 @@
-from collections.abc import AsyncIterator
-from pathlib import Path
+import asyncio
+from collections.abc import Iterator
 
 import pytest
-import pytest_asyncio
 from tiny_adapters import write_adapter
 
 from loragate.adapters.home import Home
@@ -17,11 +16,13 @@ SUPPORT, DRAFT = AdapterName("acme", "support"), AdapterName("acme", "draft")
 STARTED_AT = 1_700_000_000
 
 
-@pytest_asyncio.fixture
-async def router(home: Home, tmp_path: Path) -> AsyncIterator[Router]:
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
     """acme: support v1 (retired), v2 (champion), v3 (canary); draft v1, which has no champion.
     globex: router v1 (champion).
     """
+    tmp_path = tmp_path_factory.mktemp("routing")
+    home = Home(tmp_path / "home").ensure()
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
         registry.create_tenant("acme")
         registry.create_tenant("globex")
@@ -35,7 +36,7 @@ async def router(home: Home, tmp_path: Path) -> AsyncIterator[Router]:
         registry.publish(theirs, write_adapter(tmp_path / "router", 5))
         registry.set_alias(theirs, "champion", 1)
         watcher = SnapshotWatcher(registry)
-        await watcher.refresh()
+        asyncio.run(watcher.refresh())
         yield Router(watcher, "tiny", STARTED_AT)
 
 
@@ -82,7 +83,7 @@ def test_what_is_not_there_is_refused_with_the_reason(
     assert refusal.value.param == "model"
 
 
-@pytest.mark.parametrize("selector", ["", "@champion", "@v1", "@v7", "@nobody"])
+@pytest.mark.parametrize("selector", ["", "@champion", "@v1", "@v7", "@other"])
 @pytest.mark.parametrize("prefix", ["", "globex/"])
 def test_another_tenant_s_adapter_looks_just_like_none(
     router: Router, selector: str, prefix: str

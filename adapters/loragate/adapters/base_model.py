@@ -97,6 +97,16 @@ def load(path: Path) -> BaseModel:
     return BaseModel(name=receipt.name, path=model_path, digest=receipt.digest)
 
 
+def find(source: str, models_dir: Path) -> BaseModel:
+    """Return what `prepare` made of `source` earlier, and do no work.
+
+    Raises `BaseModelError` as `load` does, and for a source that can be none.
+    """
+    if (Path(source) / RECEIPT).is_file():
+        return load(Path(source).resolve())
+    return load(models_dir / _locate(source).folder)
+
+
 def _prepare(source: str, models_dir: Path, progress: Progress) -> BaseModel:
     if (Path(source) / RECEIPT).is_file():
         return load(Path(source).resolve())

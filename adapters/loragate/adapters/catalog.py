@@ -12,10 +12,7 @@ from sqlalchemy.orm import Session
 from loragate.adapters.adapter_files import inspect
 from loragate.adapters.audit_log import read_audit, record
 from loragate.adapters.database import Database
-from loragate.adapters.errors import (
-    NothingToRollBack,
-    VersionInUse,
-)
+from loragate.adapters.errors import NothingToRollBack, VersionInUse
 from loragate.adapters.manifest import AdapterManifest
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, parse_alias
 from loragate.adapters.records import AdapterRecord, VersionRecord
@@ -50,8 +47,7 @@ class Catalog:
     _store: ArtifactStore
 
     def publish(self, adapter: AdapterName, folder: Path, actor: str = "cli") -> AdapterVersion:
-        """Store the folder as the adapter's next version, which nobody is served until an alias
-        moves.
+        """Store the folder as the adapter's next version; no alias moves to it.
 
         If the newest published version is the same, byte for byte, that one is returned. Raises
         InvalidAdapter, StoreError and TenantNotFound.

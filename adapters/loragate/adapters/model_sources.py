@@ -56,7 +56,12 @@ def fetch_from_hub(repo_id: str, progress: Progress) -> Path:
     gets one task counted in bytes. Raises `BaseModelError`.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import DryRunError, HTTPError
+
+    # The hub's HTTP library changed its name; whichever it is, this is its root error.
+    from huggingface_hub.errors import (
+        DryRunError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+    )
     from huggingface_hub.utils import tqdm
 
     class NoBar(tqdm):
@@ -79,7 +84,7 @@ def fetch_from_hub(repo_id: str, progress: Progress) -> Path:
         except DryRunError:  # no network, or refused: the real call knows which
             return Path(fetch())
         _require_safetensors(repo_id, [file.filename for file in plan])
-        missing_bytes = sum(file.file_size for file in plan if file.will_download)
+        missing_bytes = sum(file.file_size or 0 for file in plan if file.will_download)
         require_space(cache, missing_bytes, "HF_HOME")
         progress.update(task, total=missing_bytes)
         with _growth_shown(progress, task, cache / f"models--{repo_id.replace('/', '--')}"):

@@ -23,14 +23,13 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
 from loragate.adapters.snapshot import Limits, SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
-from loragate.server import admin_http
-from loragate.server.administration import Administration
+from loragate.server.admin import routes as admin_http
+from loragate.server.admin.administration import Administration
 from loragate.server.admission import Admission
 from loragate.server.auth import Tenants
 from loragate.server.config import Config, ConfigError, LimitsConfig
 from loragate.server.engine import Engine
 from loragate.server.gateway import Gateway
-from loragate.server.grpc_api import GrpcOptions, GrpcServer, build_server
 from loragate.server.health import Health
 from loragate.server.http import HttpOptions, build_http
 from loragate.server.logs import configure_logs
@@ -38,6 +37,7 @@ from loragate.server.metrics import Metrics
 from loragate.server.prompting import PromptBuilder
 from loragate.server.residency import Residency
 from loragate.server.routing import Router
+from loragate.server.rpc.server import GrpcOptions, GrpcServer, build_server
 from loragate.server.usage import UsageLog
 from loragate.server.validation import RequestLimits
 
@@ -51,15 +51,18 @@ def serve(config: Config) -> None:
     home = Home.from_environment().ensure()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         base = prepare(config.engine.model, home.models, progress)
-    uvloop.run(_serve(config, home, base))
+    uvloop.run(run(config, home, base, run_vllm(config, base)))
 
 
-async def _serve(config: Config, home: Home, base: BaseModel) -> None:
+async def run(
+    config: Config, home: Home, base: BaseModel, run_engine: AbstractAsyncContextManager[Engine]
+) -> None:
+    """Starts the engine by entering it, serves until asked to stop, and drains."""
     stopping = Stopping()
     with stopping.on_signals():
         logger.info("starting the engine with %s", base.name)
         async with (
-            run_engine(config, base) as engine,
+            run_engine as engine,
             build(config, home, base, engine) as server,
             server.listening(),
         ):
@@ -67,7 +70,9 @@ async def _serve(config: Config, home: Home, base: BaseModel) -> None:
             await server.drain()
 
 
-def run_engine(config: Config, base: BaseModel) -> AbstractAsyncContextManager[Engine]:
+def run_vllm(config: Config, base: BaseModel) -> AbstractAsyncContextManager[Engine]:
+    # vLLM's log goes through our handlers; it reads this while it is imported.
+    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     # Imported here, since vllm takes seconds to import and only a real server needs it.
     from loragate.server import vllm_engine
 

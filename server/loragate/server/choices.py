@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from loragate.server.core import FinishReason, TokenLogprob, ToolCall
+from loragate.server.core import Delta, FinishReason, Options, TokenLogprob, ToolCall
 from loragate.server.gateway import Generation
 
 
@@ -26,6 +26,19 @@ class Choice:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
+
+
+def says_something(delta: Delta, options: Options) -> bool:
+    """False for a delta that no client can see, such as one with half of a character."""
+    return bool(
+        delta.text
+        or delta.reasoning
+        or delta.tool_calls
+        or delta.finish_reason
+        or delta.logprobs
+        or delta.prompt_logprobs
+        or (delta.token_ids and options.return_token_ids)
+    )
 
 
 async def collect(generation: Generation) -> list[Choice]:

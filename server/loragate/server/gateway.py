@@ -67,6 +67,20 @@ class Generation:
         self.builder = builder
         self._record = record
 
+    def prompt_of(self, index: int) -> tuple[int, ...]:
+        """The token ids of the prompt that choice `index` answers."""
+        return self.prompt_ids[index // self.request.sampling.n]
+
+    def echo(self, index: int) -> str:
+        """What `echo` puts before choice `index`: its prompt, or the words of ours it continues."""
+        if not self.request.echo:
+            return ""
+        if isinstance(self.request, ChatRequest):
+            last = self.request.messages[-1]
+            return (last.content or "") if last.role == "assistant" else ""
+        prompt = self.request.prompts[index // self.request.sampling.n]
+        return prompt if isinstance(prompt, str) else self.builder.decode(prompt)
+
     @property
     def usage(self) -> Usage:
         """Tokens so far; it grows while deltas are read."""

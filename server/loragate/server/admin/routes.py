@@ -14,7 +14,9 @@ from loragate.adapters.errors import TenantNotFound
 from loragate.adapters.names import AdapterName, parse_version
 from loragate.adapters.records import TenantRecord
 from loragate.adapters.snapshot import Limits
-from loragate.server.admin_views import (
+from loragate.server.admin.administration import Administration, check_admin_key
+from loragate.server.admin.multipart_files import read_files
+from loragate.server.admin.views import (
     AdapterPageView,
     AdapterView,
     AliasRequest,
@@ -28,9 +30,7 @@ from loragate.server.admin_views import (
     TenantView,
     UsageView,
 )
-from loragate.server.administration import Administration, check_admin_key
 from loragate.server.json_bodies import StrictJsonRoute
-from loragate.server.multipart_files import read_files
 
 DEFAULT_UPLOAD_BYTES = 2 * 2**30
 _FILES_BODY = {

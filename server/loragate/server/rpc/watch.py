@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 from loragate.adapters.errors import TenantNotFound
 from loragate.adapters.registry import AdapterListing, AuditRow
-from loragate.server import grpc_records as records
-from loragate.server.administration import Administration
+from loragate.server.admin.administration import Administration
 from loragate.server.errors import Draining
+from loragate.server.rpc import records
 from loragate.v1 import registry_pb2 as pb
 
 _POLL_SECONDS = 0.2

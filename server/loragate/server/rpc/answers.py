@@ -1,12 +1,10 @@
-"""What the gateway gives back, as gRPC messages: the other direction of `grpc_messages`."""
+"""What the gateway gives back, as gRPC messages: the other direction of `messages`."""
 
 from collections.abc import Iterable, Sequence
 
-from loragate.server.choices import Choice
+from loragate.server.choices import Choice, says_something
 from loragate.server.core import (
-    ChatRequest,
     Delta,
-    Options,
     TokenLogprob,
     ToolCall,
     ToolCallDelta,
@@ -52,7 +50,7 @@ class ChatChunks:
     def chunk(self, delta: Delta) -> pb.ChatChunk | None:
         """None for a delta that has nothing to say yet, such as half of a character."""
         begins = delta.index not in self._begun
-        if not begins and not _says_something(delta, self._options):
+        if not begins and not says_something(delta, self._options):
             return None
         is_first = not self._begun
         self._begun.add(delta.index)
@@ -68,7 +66,7 @@ class ChatChunks:
         return self._chunk(True) if self._options.include_usage else None
 
     def _choice(self, delta: Delta, begins: bool) -> pb.ChatChunkChoice:
-        text = (_echo(self._generation, delta.index) if begins else "") + delta.text
+        text = (self._generation.echo(delta.index) if begins else "") + delta.text
         return pb.ChatChunkChoice(
             index=delta.index,
             delta=pb.ChatDelta(
@@ -104,7 +102,7 @@ class CompletionChunks:
     def chunk(self, delta: Delta) -> pb.CompletionChunk | None:
         """None for a delta that has nothing to say yet, such as half of a character."""
         begins = delta.index not in self._begun
-        if not begins and not _says_something(delta, self._options):
+        if not begins and not says_something(delta, self._options):
             return None
         self._begun.add(delta.index)
         chunk = self._chunk(self._options.continuous_usage)
@@ -119,13 +117,13 @@ class CompletionChunks:
         made, with_ids = self._generation, self._options.return_token_ids
         return pb.CompletionChunkChoice(
             index=delta.index,
-            text=(_echo(made, delta.index) if begins else "") + delta.text,
+            text=(made.echo(delta.index) if begins else "") + delta.text,
             logprobs=_logprobs(made, delta.logprobs),
             finish_reason=delta.finish_reason,
             stop_reason=_stop_reason(delta.stop_reason),
             token_ids=delta.token_ids if with_ids else None,
             prompt_logprobs=_prompt_logprobs(made, delta.prompt_logprobs),
-            prompt_token_ids=_prompt_ids(made, delta.index) if with_ids and begins else None,
+            prompt_token_ids=made.prompt_of(delta.index) if with_ids and begins else None,
         )
 
     def _chunk(self, with_usage: bool) -> pb.CompletionChunk:
@@ -167,7 +165,7 @@ def _completion_id(generation: Generation) -> str:
 
 
 def _chat_choice(generation: Generation, choice: Choice) -> pb.ChatChoice:
-    text = _echo(generation, choice.index) + choice.text
+    text = generation.echo(choice.index) + choice.text
     return pb.ChatChoice(
         index=choice.index,
         message=pb.AssistantMessage(
@@ -187,43 +185,14 @@ def _completion_choice(generation: Generation, choice: Choice) -> pb.CompletionC
     with_ids = generation.request.options.return_token_ids
     return pb.CompletionChoice(
         index=choice.index,
-        text=_echo(generation, choice.index) + choice.text,
+        text=generation.echo(choice.index) + choice.text,
         logprobs=_logprobs(generation, choice.logprobs),
         finish_reason=choice.finish_reason or "",
         stop_reason=_stop_reason(choice.stop_reason),
         token_ids=choice.token_ids if with_ids else None,
         prompt_logprobs=_prompt_logprobs(generation, choice.prompt_logprobs),
-        prompt_token_ids=_prompt_ids(generation, choice.index) if with_ids else None,
+        prompt_token_ids=generation.prompt_of(choice.index) if with_ids else None,
     )
-
-
-def _says_something(delta: Delta, options: Options) -> bool:
-    return bool(
-        delta.text
-        or delta.reasoning
-        or delta.tool_calls
-        or delta.finish_reason
-        or delta.logprobs
-        or delta.prompt_logprobs
-        or (delta.token_ids and options.return_token_ids)
-    )
-
-
-def _echo(generation: Generation, index: int) -> str:
-    """What `echo` puts before an answer: the prompt, or the assistant's words that it continues."""
-    request = generation.request
-    if not request.echo:
-        return ""
-    if isinstance(request, ChatRequest):
-        last = request.messages[-1]
-        return (last.content or "") if last.role == "assistant" else ""
-    prompt = request.prompts[index // request.sampling.n]
-    return prompt if isinstance(prompt, str) else generation.builder.decode(prompt)
-
-
-def _prompt_ids(generation: Generation, index: int) -> tuple[int, ...]:
-    """The prompt that choice `index` continues."""
-    return generation.prompt_ids[index // generation.request.sampling.n]
 
 
 def _tool_call(call: ToolCall) -> pb.ToolCall:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loragate.server.cli_options import Adapter, AdminKey, Json, Reason, Url, Version, examples
-from loragate.server.cli_output import (
+from loragate.server.cli.options import Adapter, AdminKey, Json, Reason, Url, Version, examples
+from loragate.server.cli.output import (
     print_json,
     print_table,
     print_view,
@@ -19,7 +19,7 @@ from loragate.server.cli_output import (
 )
 
 if TYPE_CHECKING:
-    from loragate.server.admin_views import AdapterPageView, AuditView, PublishedView, VersionView
+    from loragate.server.admin.views import AdapterPageView, AuditView, PublishedView, VersionView
 
 CHAMPION = "champion"
 
@@ -77,7 +77,7 @@ def publish(
     A version never changes again. The newest one is returned where the folder is the same.
     """
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     name = AdapterName.parse(adapter)
     with open_admin(url, key) as admin:
@@ -107,7 +107,7 @@ def list_adapters(
     key: AdminKey = None,
 ) -> None:
     """List the adapters, and which version of each serves."""
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     with open_admin(url, key) as admin:
         adapters = admin.adapters(tenant)
@@ -136,7 +136,7 @@ def list_adapters(
 def show(adapter: Adapter, as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
     """Show what serves, all versions, and the last changes."""
     from loragate.adapters.names import AdapterName
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     name = AdapterName.parse(adapter)
     with open_admin(url, key) as admin:
@@ -162,7 +162,7 @@ def promote(
     It becomes the adapter's champion: requests by the adapter's plain name go to it.
     """
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     name, number = AdapterName.parse(adapter), parse_version(version)
     with open_admin(url, key) as admin:
@@ -178,7 +178,7 @@ def rollback(
 ) -> None:
     """Let the version serve that served before."""
     from loragate.adapters.names import AdapterName
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     name = AdapterName.parse(adapter)
     with open_admin(url, key) as admin:
@@ -201,7 +201,7 @@ def retire(
     Refused while an alias points to it.
     """
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     name, number = AdapterName.parse(adapter), parse_version(version)
     with open_admin(url, key) as admin:
@@ -229,7 +229,7 @@ def alias(
     Callers reach the version as ADAPTER@ALIAS.
     """
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     if delete == (version is not None):
         raise typer.BadParameter("give either the version that the alias points to, or --delete.")

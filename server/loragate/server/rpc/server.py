@@ -1,6 +1,6 @@
 """The gRPC transport: `loragate.v1.Inference` over the gateway, and the server that carries it.
 
-Each method converts, calls the gateway and converts back; `grpc_calls.answering` does what all of
+Each method converts, calls the gateway and converts back; `calls.answering` does what all of
 them share. Streams are written, not yielded: a cancellation then always arrives inside the method,
 whose contexts close the request at once.
 """
@@ -12,13 +12,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from loragate.server import grpc_answers as answers
-from loragate.server.administration import Administration
+from loragate.server.admin.administration import Administration
 from loragate.server.choices import collect
 from loragate.server.gateway import Gateway
-from loragate.server.grpc_calls import DecodingInterceptor, announce, answering
-from loragate.server.grpc_messages import chat_request, completion_request
-from loragate.server.grpc_registry import RegistryService
+from loragate.server.rpc import answers
+from loragate.server.rpc.calls import DecodingInterceptor, announce, answering
+from loragate.server.rpc.messages import chat_request, completion_request
+from loragate.server.rpc.registry import RegistryService
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc, registry_pb2, registry_pb2_grpc
 

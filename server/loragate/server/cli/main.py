@@ -12,17 +12,15 @@ import typer
 from typer.main import get_command
 
 from loragate.adapters.errors import LoragateError
-from loragate.server import (
-    cli_adapters,
-    cli_chat,
-    cli_doctor,
-    cli_keys,
-    cli_model,
-    cli_serve,
-    cli_tenants,
-    cli_usage,
-)
-from loragate.server.cli_options import examples
+from loragate.server.cli import adapters as cli_adapters
+from loragate.server.cli import chat as cli_chat
+from loragate.server.cli import doctor as cli_doctor
+from loragate.server.cli import keys as cli_keys
+from loragate.server.cli import model as cli_model
+from loragate.server.cli import serve as cli_serve
+from loragate.server.cli import tenants as cli_tenants
+from loragate.server.cli import usage as cli_usage
+from loragate.server.cli.options import examples
 
 
 def _show_version(is_wanted: bool) -> None:

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli_options import AdminKey, Json, Tenant, Url, examples
-from loragate.server.cli_output import print_json, print_table, print_view, print_views, say, when
+from loragate.server.cli.options import AdminKey, Json, Tenant, Url, examples
+from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, when
 
 RequestsPerMinute = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Requests a minute.")
@@ -50,7 +50,7 @@ def create(
 ) -> None:
     """Create a tenant; its first key is shown this once."""
     from loragate.adapters.snapshot import Limits
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     limits = Limits(requests_per_minute, tokens_per_minute, max_concurrent)
     with open_admin(url, key) as admin:
@@ -65,7 +65,7 @@ def create(
 
 def list_tenants(as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
     """List the tenants and their limits."""
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     with open_admin(url, key) as admin:
         tenants = admin.list_tenants()
@@ -101,8 +101,8 @@ def limit(
     key: AdminKey = None,
 ) -> None:
     """Set a tenant's limits; what is not named stays as it is."""
-    from loragate.server.admin_port import open_admin
-    from loragate.server.admin_views import LimitsChange
+    from loragate.server.admin.port import open_admin
+    from loragate.server.admin.views import LimitsChange
 
     options = {
         "requests_per_minute": requests_per_minute,
@@ -138,7 +138,7 @@ def delete(
 
     Its keys stop working, its adapters are served no more, its id is never given again.
     """
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     if not yes:
         typer.confirm(f"Delete tenant {tenant}? This cannot be undone", abort=True, err=True)

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli_options import Json, examples
-from loragate.server.cli_output import print_json, say
+from loragate.server.cli.options import Json, examples
+from loragate.server.cli.output import print_json, say
 
 
 def add_to(app: typer.Typer) -> None:

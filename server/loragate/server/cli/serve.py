@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli_options import ConfigFile, examples
+from loragate.server.cli.options import ConfigFile, examples
 
 
 def add_to(app: typer.Typer) -> None:

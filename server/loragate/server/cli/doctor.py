@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli_options import ConfigFile, Json, examples
-from loragate.server.cli_output import print_json, say
+from loragate.server.cli.options import ConfigFile, Json, examples
+from loragate.server.cli.output import print_json, say
 
 _MARKS = {"ok": "[green]ok  [/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
 
@@ -30,8 +30,8 @@ def doctor(
     Says what to do where something is wrong, and exits with 1 if anything fails.
     """
     from loragate.adapters.home import Home
+    from loragate.server.cli.examination import examine
     from loragate.server.config import load_config
-    from loragate.server.doctor import examine
 
     found = []
     for check in examine(load_config(config), Home.from_environment(), deep):

@@ -22,8 +22,8 @@ from loragate.adapters.records import (
 )
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import AdapterListing, Limits
+from loragate.server.admin.received_files import ReceivedFiles
 from loragate.server.errors import PermissionDenied, Unauthenticated
-from loragate.server.received_files import ReceivedFiles
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -13,7 +13,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from loragate.adapters.adapter_files import inspect
 from loragate.adapters.names import AdapterName
 from loragate.adapters.snapshot import Limits
-from loragate.server.admin_views import (
+from loragate.server.admin.remote_errors import NotLoragate, require_success, speaking_with
+from loragate.server.admin.views import (
     AdapterPageView,
     AdapterView,
     AliasRequest,
@@ -28,7 +29,6 @@ from loragate.server.admin_views import (
     TenantView,
     UsageView,
 )
-from loragate.server.remote_errors import NotLoragate, require_success, speaking_with
 
 T = TypeVar("T")
 Upload = tuple[str, tuple[str, IO[bytes]]]  # form field, file name, content

@@ -7,11 +7,11 @@ from contextlib import aclosing, asynccontextmanager
 import grpc
 
 from loragate.adapters.names import AdapterName, parse_version
-from loragate.server import grpc_records as records
-from loragate.server.administration import Administration, check_admin_key
+from loragate.server.admin.administration import Administration, check_admin_key
 from loragate.server.errors import InvalidRequest
-from loragate.server.grpc_calls import Answered, Asked, answering
-from loragate.server.grpc_watch import watch
+from loragate.server.rpc import records
+from loragate.server.rpc.calls import Answered, Asked, answering
+from loragate.server.rpc.watch import watch
 from loragate.v1 import registry_pb2 as pb
 from loragate.v1 import registry_pb2_grpc
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loragate.adapters.errors import LoragateError
-from loragate.server.cli_options import Json, examples
-from loragate.server.cli_output import print_json, say
+from loragate.server.cli.options import Json, examples
+from loragate.server.cli.output import print_json, say
 
 if TYPE_CHECKING:
-    from loragate.server.chat_client import Answer, ChatClient
+    from loragate.server.cli.chat_client import Answer, ChatClient
 
 Messages = list[dict[str, str]]
 
@@ -62,7 +62,7 @@ def chat(
 
     Ctrl-C stops an answer, /reset forgets what was said, /exit ends.
     """
-    from loragate.server.chat_client import ChatClient, ChatOptions, ChatTarget
+    from loragate.server.cli.chat_client import ChatClient, ChatOptions, ChatTarget
 
     if as_json and message is None:
         raise typer.BadParameter("--json needs --message: a conversation is not one JSON object.")

@@ -12,7 +12,7 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import Limits
 from loragate.adapters.store import ArtifactStore
-from loragate.server.admin_views import (
+from loragate.server.admin.views import (
     AdapterPageView,
     AdapterView,
     KeyView,

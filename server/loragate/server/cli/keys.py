@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli_options import AdminKey, Json, Tenant, Url, examples
-from loragate.server.cli_output import print_json, print_table, print_view, print_views, say, when
+from loragate.server.cli.options import AdminKey, Json, Tenant, Url, examples
+from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, when
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def create(
     key: AdminKey = None,
 ) -> None:
     """Create a further key for a tenant; it is shown this once."""
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     with open_admin(url, key) as admin:
         made = admin.create_key(tenant, name)
@@ -44,7 +44,7 @@ def create(
 
 def list_keys(tenant: Tenant, as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
     """List a tenant's keys by their public ids."""
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     with open_admin(url, key) as admin:
         keys = admin.list_keys(tenant)
@@ -67,7 +67,7 @@ def revoke(
     key: AdminKey = None,
 ) -> None:
     """Revoke a key: running servers refuse it within a second."""
-    from loragate.server.admin_port import open_admin
+    from loragate.server.admin.port import open_admin
 
     with open_admin(url, key) as admin:
         admin.revoke_key(key_id)

@@ -1,0 +1,1 @@
+"""The command line: a file a noun, `main` puts them together."""

@@ -1,0 +1,1 @@
+"""gRPC: `loragate.v1` over `grpc.aio`, the same gateway and administration as HTTP."""

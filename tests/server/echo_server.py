@@ -1,0 +1,26 @@
+"""`loragate serve` with an engine that echoes: `echo_server.py HOME MODEL PACE_SECONDS`."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fakes import EchoEngine
+
+from loragate.adapters.base_model import BaseModel
+from loragate.adapters.home import Home
+from loragate.server.app import run
+from loragate.server.config import load_config
+from loragate.server.engine import Engine
+
+
+@asynccontextmanager
+async def echoing(pace_seconds: float) -> AsyncIterator[Engine]:
+    yield EchoEngine(pace_seconds=pace_seconds)
+
+
+if __name__ == "__main__":
+    home, model, pace = sys.argv[1:]
+    base = BaseModel("tiny", Path(model), "sha256:0")
+    asyncio.run(run(load_config(None), Home(Path(home)), base, echoing(float(pace))))
