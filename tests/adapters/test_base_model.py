@@ -143,6 +143,14 @@ def test_a_changed_directory_is_noticed_and_digested_again(
     assert find(str(model), models_dir).path == model
 
 
+def test_a_prepared_folder_is_a_source_too(model: Path, models_dir: Path, progress: Progress):
+    prepared = prepare(str(model), models_dir, progress)
+    folder = next(models_dir.glob("tiny-*"))
+
+    assert prepare(str(folder), models_dir, progress) == prepared
+    assert find(str(folder), models_dir) == prepared
+
+
 def test_a_directory_that_is_gone_is_named(model: Path, models_dir: Path, progress: Progress):
     prepare(str(model), models_dir, progress)
     shutil.rmtree(model)

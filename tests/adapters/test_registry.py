@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from promotion import let_serve
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import (
@@ -210,11 +211,13 @@ def test_publishing_for_an_unknown_tenant_copies_nothing(
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_promotion_moves_the_champion_and_says_why(registry: Registry, three_versions: AdapterName):
-    registry.set_alias(three_versions, "champion", 1)
+def test_promotion_is_a_wish_and_says_why(registry: Registry, three_versions: AdapterName):
+    served = let_serve(registry, three_versions, "champion", 1)
     promoted = registry.set_alias(three_versions, "champion", 2, actor="ada", reason="better")
 
-    assert registry.snapshot().resolve("acme", "support", "champion") == promoted
+    snapshot = registry.snapshot()
+    assert snapshot.resolve("acme", "support", "champion") == served
+    assert [tuple(wish)[1:] for wish in snapshot.wishes()] == [("champion", promoted, served)]
     row = registry.audit("acme/support")[0]
     assert (row.action, row.subject) == ("alias.set", "acme/support@champion")
     assert (row.from_version, row.to_version, row.reason) == (1, 2, "better")
@@ -258,7 +261,7 @@ def test_rolling_back_twice_goes_back_twice(registry: Registry, three_versions: 
     assert registry.rollback(three_versions).number == 1
     with pytest.raises(NothingToRollBack, match="before v1"):
         registry.rollback(three_versions)
-    assert registry.snapshot().resolve("acme", "support", "champion").number == 1
+    assert registry.show(three_versions).aliases["champion"].desired.number == 1
 
 
 def test_rollback_after_a_rollback_and_a_promotion_skips_what_was_rolled_back(
@@ -430,7 +433,8 @@ def test_threads_share_one_registry(registry: Registry, three_versions: AdapterN
     def move(number: int) -> int:
         registry.set_alias(three_versions, "champion", number % 3 + 1)
         registry.add_usage([usage_row(str(number))])
-        return registry.snapshot().resolve("acme", "support", "champion").number
+        [wish] = registry.snapshot().wishes()
+        return wish.desired.number
 
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(move, range(24))) <= {1, 2, 3}

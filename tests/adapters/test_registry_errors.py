@@ -4,7 +4,10 @@ import pytest
 
 from loragate.adapters.errors import (
     AdapterNotFound,
+    AliasMovedOn,
     AliasNotFound,
+    AliasNotServing,
+    IllegalMove,
     InvalidAdapter,
     InvalidLimits,
     InvalidName,
@@ -14,8 +17,10 @@ from loragate.adapters.errors import (
     StoreError,
     TenantExists,
     TenantNotFound,
+    VersionFailed,
     VersionInUse,
     VersionNotFound,
+    VersionNotReady,
     VersionRetired,
 )
 
@@ -23,6 +28,10 @@ ERRORS = [
     AdapterNotFound("acme", "support"),
     AliasNotFound("acme", "support", "champion"),
     AliasNotFound("acme", "support", "challenger"),
+    AliasMovedOn("acme", "support", "champion", "v2", "v3"),
+    AliasNotServing("acme", "support", "champion", "v2", "LOADING"),
+    IllegalMove("READY", "RETIRED", ("DRAINING", "LOADING", "PUBLISHED")),
+    IllegalMove("RETIRED", "READY", ()),
     InvalidAdapter("missing_file", "there is no adapter_config.json; save the adapter again"),
     InvalidLimits("max_concurrent", 0),
     InvalidName("tenant", "A", "use lower-case letters"),
@@ -31,6 +40,9 @@ ERRORS = [
     StoreError("the disk is full; free space"),
     TenantExists("acme"),
     TenantNotFound("acme"),
+    VersionFailed("acme", "support", "v1", "it has no effect"),
+    VersionFailed("acme", "support", "v1", ""),
+    VersionNotReady("acme", "support", "v1", "LOADING"),
     VersionInUse("acme", "support", "v1", ("champion",)),
     VersionNotFound("acme", "support", "v9"),
     VersionRetired("acme", "support", "v1"),

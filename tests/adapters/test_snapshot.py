@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from promotion import let_serve, make_ready
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import (
@@ -38,17 +39,23 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
 url, root = sys.argv[1:]
 with Registry(url, ArtifactStore(Path(root))) as registry:
-    registry.set_alias(AdapterName("acme", "support"), "champion", 2)
+    registry.set_serving(AdapterName("acme", "support"), "champion", 2, "server")
 """
 
 
 @pytest.fixture
 def two_versions(registry: Registry, write_adapter: WriteAdapter) -> Registry:
+    """The champion is v1; v2 is loaded and to follow it."""
     registry.create_tenant("acme", Limits(max_concurrent=2))
     for seed in (1, 2):
         registry.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
-    registry.set_alias(SUPPORT, "champion", 1)
+    let_serve(registry, SUPPORT, "champion", 1)
+    make_ready(registry, registry.set_alias(SUPPORT, "champion", 2))
     return registry
+
+
+def let_v2_serve(registry: Registry) -> None:
+    registry.set_serving(SUPPORT, "champion", 2, "server")
 
 
 def test_alias_and_version_select(two_versions: Registry):
@@ -64,8 +71,9 @@ def test_alias_and_version_select(two_versions: Registry):
     ]
 
 
-def test_what_does_not_resolve_says_why(two_versions: Registry):
-    retired = two_versions.retire(SUPPORT, 2)
+def test_what_does_not_resolve_says_why(two_versions: Registry, write_adapter: WriteAdapter):
+    two_versions.publish(SUPPORT, write_adapter("v3", seed=3))
+    retired = two_versions.retire(SUPPORT, 3)
     snapshot = two_versions.snapshot()
 
     with pytest.raises(AdapterNotFound):
@@ -75,9 +83,9 @@ def test_what_does_not_resolve_says_why(two_versions: Registry):
     with pytest.raises(AliasNotFound):
         snapshot.resolve("acme", "support", "challenger")
     with pytest.raises(VersionNotFound):
-        snapshot.resolve("acme", "support", "v3")
+        snapshot.resolve("acme", "support", "v4")
     with pytest.raises(VersionRetired):
-        snapshot.resolve("acme", "support", "v2")
+        snapshot.resolve("acme", "support", "v3")
     with pytest.raises(VersionRetired):
         snapshot.manifest(retired)
     with pytest.raises(TenantNotFound):
@@ -94,7 +102,7 @@ def test_empty_snapshot_knows_nobody():
 
 def test_old_snapshot_stays_as_it_was_when_the_registry_moves_on(two_versions: Registry):
     old = two_versions.snapshot()
-    two_versions.set_alias(SUPPORT, "champion", 2)
+    let_v2_serve(two_versions)
     new = two_versions.snapshot()
 
     assert old.resolve("acme", "support", "champion").number == 1
@@ -130,7 +138,7 @@ def test_nobody_resolves_another_tenants_adapter(
                     keys[tenant] = registry.create_tenant(tenant).key
                 for adapter in two_adapters[:count]:
                     registry.publish(AdapterName(tenant, name), adapter)
-                registry.set_alias(AdapterName(tenant, name), "champion", count)
+                let_serve(registry, AdapterName(tenant, name), "champion", count)
             snapshot = registry.snapshot()
 
     names = {name for _, name in published}
@@ -181,7 +189,7 @@ async def test_watcher_tells_of_each_new_snapshot_once(two_versions: Registry):
     swaps: asyncio.Queue[Snapshot] = asyncio.Queue()
     async with SnapshotWatcher(two_versions, 0.01, on_change=[swaps.put_nowait]) as watcher:
         await watcher.refresh()
-        two_versions.set_alias(SUPPORT, "champion", 2)
+        let_v2_serve(two_versions)
 
         assert [await next_champion(swaps), await next_champion(swaps)] == [1, 2]
         assert watcher.current.resolve("acme", "support", "champion").number == 2
@@ -214,7 +222,7 @@ async def test_watcher_outlives_a_database_that_goes_away(two_versions: Registry
         assert await next_champion(swaps) == 1
         source.is_down = True
         assert await asyncio.to_thread(source.has_failed.wait, 5)
-        two_versions.set_alias(SUPPORT, "champion", 2)
+        let_v2_serve(two_versions)
         assert watcher.current.resolve("acme", "support", "champion").number == 1
 
         source.is_down = False
@@ -239,7 +247,7 @@ async def test_callback_that_raises_is_not_lost(two_versions: Registry):
 
     async def promote_v2() -> None:
         async with SnapshotWatcher(two_versions, 0.01, on_change=[refuse]), asyncio.timeout(5):
-            two_versions.set_alias(SUPPORT, "champion", 2)
+            let_v2_serve(two_versions)
             await called.wait()
 
     with pytest.raises(RuntimeError, match="no room"):

@@ -1,24 +1,23 @@
-"""The static check of a folder to publish: which files, and whether they can be an adapter.
+"""The files of a folder to publish: which are taken, and whether they can be read as an adapter.
 
-Nothing here knows a base model or loads a tensor.
+Whether the adapter can be served is the question of `gate`. No tensor is loaded here.
 """
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.manifest import AdapterManifest
+from loragate.adapters.peft_config import CONFIG, AdapterConfig, read_config
 from loragate.adapters.safetensors_header import Tensor, read_header
 
-CONFIG: Final = "adapter_config.json"
+__all__ = ["CONFIG", "MANIFEST", "WEIGHTS", "AdapterFiles", "SourceFile", "inspect"]
+
 WEIGHTS: Final = "adapter_model.safetensors"
 MANIFEST: Final = "manifest.json"
 
@@ -26,16 +25,7 @@ _REQUIRED: Final = (CONFIG, WEIGHTS)
 _TAKEN: Final = (CONFIG, WEIGHTS, MANIFEST, "README.md")
 _PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl"})
 _TEXT_LIMIT_BYTES: Final = 1 << 20
-_LORA_TENSOR: Final = re.compile(r".+\.lora_[AB]\..+")
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterConfig:
-    """What loragate reads from PEFT's ``adapter_config.json``."""
-
-    rank: int
-    alpha: float
-    target_modules: tuple[str, ...]
+_WEIGHTS_LIMIT_BYTES: Final = 16 << 30  # more than rank 512 on every layer of a 70B model
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +54,13 @@ def inspect(folder: Path) -> AdapterFiles:
     """Check the folder. Raises InvalidAdapter, whose code says which rule was broken."""
     try:
         files = _files(folder)
-        config = _read_config(folder / CONFIG)
+        config = read_config(folder / CONFIG)
         manifest = _read_manifest(files, config)
         tensors = read_header(folder / WEIGHTS)
     except OSError as error:
         raise InvalidAdapter(
             "unreadable", f"{error.filename} cannot be read ({error.strerror}); allow this user to"
         ) from error
-    _check_tensor_names(tensors)
     return AdapterFiles(folder, config, manifest, tensors, files)
 
 
@@ -110,45 +99,12 @@ def _check_entry(entry: Path) -> None:
     status = entry.stat()
     if not stat.S_ISREG(status.st_mode):
         raise InvalidAdapter("missing_file", f"{entry.name} is not a file; put a plain file there")
-    if entry.name != WEIGHTS and status.st_size > _TEXT_LIMIT_BYTES:
+    limit_bytes = _WEIGHTS_LIMIT_BYTES if entry.name == WEIGHTS else _TEXT_LIMIT_BYTES
+    if status.st_size > limit_bytes:
         raise InvalidAdapter(
             "file_too_large",
-            f"{entry.name} has {status.st_size} bytes; shorten it to {_TEXT_LIMIT_BYTES} at most",
+            f"{entry.name} has {status.st_size} bytes; shorten it to {limit_bytes} at most",
         )
-
-
-class _PeftConfig(msgspec.Struct):
-    peft_type: str
-    r: int
-    lora_alpha: float
-    target_modules: list[str] | str | None = None
-
-
-def _read_config(path: Path) -> AdapterConfig:
-    try:
-        written = msgspec.json.decode(path.read_bytes(), type=_PeftConfig)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidAdapter(
-            "invalid_config",
-            f"{CONFIG} is not the configuration of a PEFT adapter: {error}; save the adapter again",
-        ) from error
-    if written.peft_type != "LORA":
-        raise InvalidAdapter(
-            "not_lora",
-            f"{CONFIG} has peft_type {written.peft_type!r}; only LORA adapters can be served",
-        )
-    if written.r < 1:
-        raise InvalidAdapter(
-            "invalid_rank", f"{CONFIG} has r = {written.r}; the rank must be at least 1"
-        )
-    match written.target_modules:
-        case None:
-            modules = ()
-        case str(pattern):
-            modules = (pattern,)
-        case names:
-            modules = tuple(sorted(names))
-    return AdapterConfig(written.r, written.lora_alpha, modules)
 
 
 def _read_manifest(files: tuple[SourceFile, ...], config: AdapterConfig) -> AdapterManifest:
@@ -165,17 +121,3 @@ def _read_manifest(files: tuple[SourceFile, ...], config: AdapterConfig) -> Adap
                 f"{getattr(derived, name)}; leave it out of {MANIFEST} or make them agree",
             )
     return manifest
-
-
-def _check_tensor_names(tensors: Mapping[str, Tensor]) -> None:
-    if not tensors:
-        raise InvalidAdapter(
-            "unexpected_tensor", f"{WEIGHTS} holds no tensors; train and save again"
-        )
-    for name in tensors:
-        if _LORA_TENSOR.fullmatch(name) is None:
-            raise InvalidAdapter(
-                "unexpected_tensor",
-                f"{WEIGHTS} holds the tensor {name!r}, which is no lora_A or lora_B; train without "
-                "modules_to_save, DoRA and embedding adapters, or merge the adapter instead",
-            )

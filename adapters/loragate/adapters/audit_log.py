@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from loragate.adapters.records import AuditRow
-from loragate.adapters.tables import Audit, Revision
+from loragate.adapters.states import AdapterState
+from loragate.adapters.tables import Adapters, Audit, Revision, Tenants, Versions
 
 
 def record(
@@ -17,12 +19,19 @@ def record(
     action: str,
     subject: str,
     *,
+    touched: Sequence[Tenants | Adapters | Versions] = (),
     from_version: int | None = None,
     to_version: int | None = None,
+    from_state: AdapterState | None = None,
+    to_state: AdapterState | None = None,
     digest: str | None = None,
     reason: str = "",
 ) -> None:
-    session.execute(update(Revision).values(value=Revision.value + 1))
+    """``touched``: the rows that the change shows in, which snapshots then read again."""
+    grown = update(Revision).values(value=Revision.value + 1).returning(Revision.value)
+    revision = session.scalars(grown).one()
+    for row in touched:
+        row.revision = revision
     session.add(
         Audit(
             at=datetime.now(UTC),
@@ -31,6 +40,8 @@ def record(
             subject=subject,
             from_version=from_version,
             to_version=to_version,
+            from_state=from_state,
+            to_state=to_state,
             digest=digest,
             reason=reason,
         )
@@ -58,6 +69,8 @@ def read_audit(session: Session, subject: str | None, limit: int) -> tuple[Audit
             row.to_version,
             row.digest,
             row.reason,
+            row.from_state,
+            row.to_state,
         )
         for row in session.scalars(query)
     )

@@ -102,14 +102,14 @@ def find(source: str, models_dir: Path) -> BaseModel:
 
     Raises `BaseModelError` as `load` does, and for a source that can be none.
     """
-    if (Path(source) / RECEIPT).is_file():
-        return load(Path(source).resolve())
+    if (place := Path(source).expanduser().resolve() / RECEIPT).is_file():
+        return load(place.parent)
     return load(models_dir / _locate(source).folder)
 
 
 def _prepare(source: str, models_dir: Path, progress: Progress) -> BaseModel:
-    if (Path(source) / RECEIPT).is_file():
-        return load(Path(source).resolve())
+    if (place := Path(source).expanduser().resolve() / RECEIPT).is_file():
+        return load(place.parent)
     origin = _locate(source)
     target = models_dir / origin.folder
     models_dir.mkdir(parents=True, exist_ok=True)

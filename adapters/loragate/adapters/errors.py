@@ -148,6 +148,59 @@ class VersionInUse(LoragateError):
         )
 
 
+class VersionFailed(LoragateError):
+    """The version could not be loaded or did not pass a check. ``reason`` says what was wrong."""
+
+    def __init__(self, tenant: str, name: str, version: str, reason: str) -> None:
+        super().__init__(tenant, name, version, reason)
+        self.tenant = tenant
+        self.name = name
+        self.version = version
+        self.reason = reason
+
+    def __str__(self) -> str:
+        reason = self.reason or "no reason was recorded"
+        return (
+            f"version {self.tenant}/{self.name}@{self.version} cannot be served: {reason}; "
+            "publish a mended folder, or promote the version again once the cause is gone"
+        )
+
+
+class VersionNotReady(LoragateError):
+    """An alias can serve only a version that is in the engine and checked."""
+
+    def __init__(self, tenant: str, name: str, version: str, state: str) -> None:
+        super().__init__(tenant, name, version, state)
+        self.tenant = tenant
+        self.name = name
+        self.version = version
+        self.state = state
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.tenant}/{self.name}@{self.version} is {self.state} and cannot serve "
+            "yet; load and check it first"
+        )
+
+
+class IllegalMove(LoragateError):
+    """A version's state cannot change so. ``legal`` is where it can go from ``current``."""
+
+    def __init__(self, current: str, wanted: str, legal: tuple[str, ...]) -> None:
+        super().__init__(current, wanted, legal)
+        self.current = current
+        self.wanted = wanted
+        self.legal = legal
+
+    def __str__(self) -> str:
+        remedy = (
+            f"from there it can become {' or '.join(self.legal)}"
+            if self.legal
+            else "that state is final, so publish the folder again for a new version"
+        )
+        return f"a version that is {self.current} cannot become {self.wanted}; {remedy}"
+
+
 class AliasNotFound(LoragateError, LookupError):
     """The adapter has no alias of this name."""
 
@@ -166,8 +219,46 @@ class AliasNotFound(LoragateError, LookupError):
         return f"adapter '{self.tenant}/{self.name}' has no alias {self.alias!r}; {remedy}"
 
 
+class AliasNotServing(LoragateError):
+    """The alias exists and nothing serves by it yet. ``version`` is the one that is to serve, and
+    ``state`` how far it has come.
+    """
+
+    def __init__(self, tenant: str, name: str, alias: str, version: str, state: str) -> None:
+        super().__init__(tenant, name, alias, version, state)
+        self.tenant = tenant
+        self.name = name
+        self.alias = alias
+        self.version = version
+        self.state = state
+
+    def __str__(self) -> str:
+        return (
+            f"adapter '{self.tenant}/{self.name}' does not serve as {self.alias!r} yet: "
+            f"{self.version} is {self.state}; ask again in a moment"
+        )
+
+
+class AliasMovedOn(LoragateError):
+    """The alias is to point elsewhere by now, so this version must not begin to serve by it."""
+
+    def __init__(self, tenant: str, name: str, alias: str, version: str, desired: str) -> None:
+        super().__init__(tenant, name, alias, version, desired)
+        self.tenant = tenant
+        self.name = name
+        self.alias = alias
+        self.version = version
+        self.desired = desired
+
+    def __str__(self) -> str:
+        return (
+            f"alias '{self.tenant}/{self.name}@{self.alias}' is to point to {self.desired} by now; "
+            f"do not let {self.version} serve by it"
+        )
+
+
 class NothingToRollBack(LoragateError):
-    """The alias has no earlier version that could be served."""
+    """The alias has no earlier version that could serve."""
 
     def __init__(self, tenant: str, name: str, version: str) -> None:
         super().__init__(tenant, name, version)

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from loragate.adapters.listings import AliasVersions
 from loragate.adapters.manifest import AdapterManifest
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.snapshot import Limits
+from loragate.adapters.states import AdapterState
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,9 @@ class TenantRecord:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """``subject`` is ``acme``, ``acme/support``, ``acme/support@champion`` or ``acme:lg-…``."""
+    """``subject`` is ``acme``, ``acme/support``, ``acme/support@champion``, ``acme/support@v3`` or
+    ``acme:lg-…``. The states are those of a version that moved.
+    """
 
     id: int
     at: datetime
@@ -49,18 +53,25 @@ class AuditRow:
     to_version: int | None
     digest: str | None
     reason: str
+    from_state: str | None = None
+    to_state: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """``state`` is PUBLISHED or RETIRED; ``aliases`` are those that point here."""
+    """``reason`` is why it came to its state, ``is_retiring`` whether it is retired once the engine
+    has let go of it; ``aliases`` are to point here, and ``serves`` are those that do.
+    """
 
     version: AdapterVersion
-    state: str
+    state: AdapterState
+    reason: str
+    is_retiring: bool
     size_bytes: int
     created_at: datetime
     manifest: AdapterManifest
     aliases: tuple[str, ...]
+    serves: tuple[str, ...]
 
     @property
     def digest(self) -> str:
@@ -76,7 +87,7 @@ class AdapterRecord:
     """All there is to know of one adapter: versions and audit rows newest first."""
 
     name: AdapterName
-    aliases: Mapping[str, AdapterVersion]
+    aliases: Mapping[str, AliasVersions]
     versions: tuple[VersionRecord, ...]
     audit: tuple[AuditRow, ...]
 

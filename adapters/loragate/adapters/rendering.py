@@ -105,6 +105,11 @@ class Renderer:
         # TypeError on a missing field, …), and every such case is the request's fault here.
         except Exception as error:
             raise RenderingError(f"The chat template refuses these messages: {error}") from error
+        if not _is_unicode(str(text)):
+            raise RenderingError(
+                "The messages hold half of a surrogate pair (such as \\ud800 alone), which is no "
+                "character; leave it out."
+            )
         return self.encode(str(text), add_special_tokens=add_special_tokens)
 
     def supervise(
@@ -149,6 +154,14 @@ class Renderer:
         end = self.tokenizer.eos_token_id
         stop = answer.index(end) + 1 if end in answer else len(answer)
         return [*answer[:stop], *([-100] * (len(answer) - stop))]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:

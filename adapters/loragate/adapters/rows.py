@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,10 +16,8 @@ from loragate.adapters.errors import (
     VersionRetired,
 )
 from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.states import AdapterState
 from loragate.adapters.tables import Adapters, Aliases, Tenants, Versions
-
-PUBLISHED: Final = "PUBLISHED"
-RETIRED: Final = "RETIRED"
 
 
 def live_tenant(session: Session, tenant: str) -> Tenants:
@@ -71,17 +68,28 @@ def existing_version_row(
     return version
 
 
-def published_row(session: Session, row: Adapters, adapter: AdapterName, number: int) -> Versions:
+def usable_version_row(
+    session: Session, row: Adapters, adapter: AdapterName, number: int
+) -> Versions:
+    """Raises VersionRetired for one that is retired or about to be."""
     version = existing_version_row(session, row, adapter, number)
-    if version.state == RETIRED:
+    if not is_usable(version):
         raise VersionRetired(adapter.tenant, adapter.name, f"v{number}")
     return version
 
 
-def newest_published(session: Session, adapter: Adapters) -> Versions | None:
+def is_usable(version: Versions) -> bool:
+    return version.state != AdapterState.RETIRED and not version.retiring
+
+
+def newest_usable(session: Session, adapter: Adapters) -> Versions | None:
     return session.scalars(
         select(Versions)
-        .where(Versions.adapter_id == adapter.id, Versions.state == PUBLISHED)
+        .where(
+            Versions.adapter_id == adapter.id,
+            Versions.state != AdapterState.RETIRED,
+            Versions.retiring.is_(False),
+        )
         .order_by(Versions.number.desc())
         .limit(1)
     ).one_or_none()
@@ -94,7 +102,7 @@ def new_version_row(
         adapter_id=adapter.id,
         number=adapter.next_number,
         digest=digest,
-        state=PUBLISHED,
+        state=AdapterState.PUBLISHED,
         manifest=stored.manifest.to_json(),
         size_bytes=stored.size_bytes,
         created_at=datetime.now(UTC),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Final
+from typing import Annotated, BinaryIO, Final
 
 import msgspec
 from msgspec import Meta
@@ -22,7 +22,18 @@ from loragate.adapters.errors import InvalidAdapter
 # The format's own bound on the header's length.
 _HEADER_LIMIT_BYTES: Final = 100_000_000
 _LENGTH_BYTES: Final = 8
-_BYTES_PER_ELEMENT: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+_BITS_PER_ELEMENT: Final = {
+    dtype: bits
+    for bits, dtypes in (
+        (64, ("F64", "C64", "I64", "U64")),
+        (32, ("F32", "I32", "U32")),
+        (16, ("F16", "BF16", "I16", "U16")),
+        (8, ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL")),
+        (6, ("F6_E2M3", "F6_E3M2")),
+        (4, ("F4",)),
+    )
+    for dtype in dtypes
+}
 
 _NotNegative = Annotated[int, Meta(ge=0)]
 
@@ -57,6 +68,11 @@ def read_header(path: Path) -> Mapping[str, Tensor]:
     return MappingProxyType(tensors)
 
 
+def read_data_start(file: BinaryIO) -> int:
+    """Where the first byte of data lies in a file whose header was found sound."""
+    return _LENGTH_BYTES + int.from_bytes(file.read(_LENGTH_BYTES), "little")
+
+
 def _tensors(path: Path, text: bytes) -> dict[str, Tensor]:
     if not text.startswith(b"{"):
         raise _invalid(path, "its header is not a JSON object")
@@ -82,11 +98,11 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _check_layout(path: Path, tensors: Mapping[str, Tensor], data_bytes: int) -> None:
     expected = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
-        element_bytes = _BYTES_PER_ELEMENT.get(tensor.dtype)
-        if element_bytes is None:
-            raise _invalid(path, f"tensor {name!r} has the type {tensor.dtype}, not a float type")
-        if tensor.begin != expected or tensor.end - tensor.begin != (
-            prod(tensor.shape) * element_bytes
+        element_bits = _BITS_PER_ELEMENT.get(tensor.dtype)
+        if element_bits is None:
+            raise _invalid(path, f"tensor {name!r} has the unknown type {tensor.dtype!r}")
+        if tensor.begin != expected or (tensor.end - tensor.begin) * 8 != (
+            prod(tensor.shape) * element_bits
         ):
             raise _invalid(path, f"tensor {name!r} does not lie where and as its shape says")
         expected = tensor.end

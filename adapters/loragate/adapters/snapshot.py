@@ -9,19 +9,19 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from loragate.adapters.errors import (
     AdapterNotFound,
-    AliasNotFound,
     InvalidLimits,
     StoreError,
     TenantNotFound,
-    VersionNotFound,
     VersionRetired,
 )
+from loragate.adapters.listings import AdapterListing, Shelf, VersionEntry
 from loragate.adapters.manifest import AdapterManifest
-from loragate.adapters.names import AdapterVersion, looks_like_version
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.states import AdapterState
 
 _log: Final = logging.getLogger(__name__)
 
@@ -42,17 +42,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterListing:
-    """One adapter with its aliases and its published versions, oldest first."""
+class TenantEntry:
+    """A tenant's limits and the hashes of the keys that work."""
 
-    tenant: str
-    name: str
-    aliases: Mapping[str, AdapterVersion]
-    versions: tuple[AdapterVersion, ...]
-    retired: frozenset[str] = frozenset()
+    limits: Limits
+    keys: tuple[str, ...] = field(repr=False)
 
-    def __str__(self) -> str:
-        return f"{self.tenant}/{self.name}"
+
+class Wish(NamedTuple):
+    """What an alias is to mean, and what it means now."""
+
+    adapter: AdapterListing
+    alias: str
+    desired: AdapterVersion
+    serving: AdapterVersion | None
 
 
 def _nothing() -> Mapping[Any, Any]:
@@ -62,7 +65,8 @@ def _nothing() -> Mapping[Any, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Immutable; every look-up is one dictionary access. Made with `Snapshot.of`.
+    """Immutable; every look-up is one or two dictionary accesses. Made from an older one by
+    `renewed`.
 
     Deleted tenants, their adapters and revoked keys are not in it. The empty one, ``Snapshot()``,
     knows nobody and so refuses everybody.
@@ -71,33 +75,42 @@ class Snapshot:
     revision: int = -1
     _limits: Mapping[str, Limits] = _nothing()
     _tenants_by_key: Mapping[str, str] = _nothing()
-    _listings: Mapping[tuple[str, str], AdapterListing] = _nothing()
-    _listings_by_tenant: Mapping[str, tuple[AdapterListing, ...]] = _nothing()
-    _selections: Mapping[tuple[str, str, str], AdapterVersion] = _nothing()
-    _manifests: Mapping[int, AdapterManifest] = _nothing()
+    _shelves: Mapping[tuple[str, str], Shelf] = _nothing()
+    _listings: Mapping[str, tuple[AdapterListing, ...]] = _nothing()
 
-    @classmethod
-    def of(
-        cls,
-        revision: int,
-        limits: Mapping[str, Limits],
-        tenants_by_key: Mapping[str, str],
-        listings: Iterable[AdapterListing],
-        manifests: Mapping[int, AdapterManifest],
+    def renewed(
+        self, revision: int, tenants: Mapping[str, TenantEntry | None], shelves: Iterable[Shelf]
     ) -> Snapshot:
-        """From tenants with their limits, key hashes, adapters, and manifests by ``lora_id``."""
-        by_name = {(listing.tenant, listing.name): listing for listing in listings}
-        by_tenant: dict[str, list[AdapterListing]] = {tenant: [] for tenant in limits}
-        for _, listing in sorted(by_name.items()):
-            by_tenant[listing.tenant].append(listing)
-        return cls(
+        """The snapshot with these tenants, None for a deleted one, and these adapters anew.
+
+        What is not among them is shared with this one, not looked at: the work is in what changed.
+        """
+        limits = dict(self._limits)
+        for tenant, entry in tenants.items():
+            if entry is None:
+                limits.pop(tenant, None)
+            else:
+                limits[tenant] = entry.limits
+        by_name = dict(self._shelves)
+        touched = {tenant: set[str]() for tenant, entry in tenants.items() if entry is None}
+        for shelf in shelves:
+            listing = shelf.listing
+            by_name[listing.tenant, listing.name] = shelf
+            touched.setdefault(listing.tenant, set()).add(listing.name)
+        listings = dict(self._listings)
+        for tenant, names in touched.items():
+            names.update(listing.name for listing in listings.pop(tenant, ()))
+            if tenant in limits:
+                listings[tenant] = tuple(by_name[tenant, name].listing for name in sorted(names))
+            else:
+                for name in names:
+                    by_name.pop((tenant, name), None)
+        return Snapshot(
             revision,
-            MappingProxyType(dict(limits)),
-            MappingProxyType(dict(tenants_by_key)),
+            MappingProxyType(limits),
+            self._renewed_keys(tenants),
             MappingProxyType(by_name),
-            MappingProxyType({tenant: tuple(found) for tenant, found in by_tenant.items()}),
-            MappingProxyType(dict(_selections(by_name.values()))),
-            MappingProxyType(dict(manifests)),
+            MappingProxyType(listings),
         )
 
     def tenant_of_key(self, sha256_hex: str) -> str | None:
@@ -115,51 +128,77 @@ class Snapshot:
             raise TenantNotFound(tenant) from None
 
     def resolve(self, tenant: str, name: str, selector: str) -> AdapterVersion:
-        """The version that an alias or ``v3`` selects.
+        """The version that an alias or ``v3`` selects; an alias selects the one that it serves.
 
-        Raises AdapterNotFound, AliasNotFound, VersionNotFound or VersionRetired. Another tenant's
+        Raises AdapterNotFound, AliasNotFound, AliasNotServing (its first version is on its way),
+        VersionNotFound, VersionRetired, and VersionFailed (with the reason). Another tenant's
         adapter is not found, like one that does not exist.
         """
-        version = self._selections.get((tenant, name, selector))
-        if version is None:
-            raise self._why_not(tenant, name, selector)
-        return version
+        shelf = self._shelves.get((tenant, name))
+        if shelf is None:
+            raise AdapterNotFound(tenant, name)
+        return shelf.resolve(selector)
 
     def manifest(self, version: AdapterVersion) -> AdapterManifest:
-        """Raises VersionRetired for a version that is no longer published."""
-        try:
-            return self._manifests[version.lora_id]
-        except KeyError:
-            raise VersionRetired(version.tenant, version.name, version.version) from None
+        """Raises VersionRetired for a version that is retired, or whose tenant is deleted."""
+        entry = self._entry(version)
+        if entry is None or entry.state is AdapterState.RETIRED:
+            raise VersionRetired(version.tenant, version.name, version.version)
+        return entry.manifest
+
+    def state(self, version: AdapterVersion) -> AdapterState:
+        """Where it stands; RETIRED for a deleted tenant's."""
+        entry = self._entry(version)
+        return AdapterState.RETIRED if entry is None else entry.state
+
+    def reason(self, version: AdapterVersion) -> str:
+        """Why it came to its state; empty where nobody said."""
+        entry = self._entry(version)
+        return "" if entry is None else entry.reason
+
+    def is_retiring(self, version: AdapterVersion) -> bool:
+        """Whether the engine is to let go of it, which retires it. No new request resolves to it;
+        a deleted tenant's version is retiring too.
+        """
+        entry = self._entry(version)
+        return entry is None or (entry.is_retiring and entry.state is not AdapterState.RETIRED)
 
     def adapters(self, tenant: str) -> tuple[AdapterListing, ...]:
         """The tenant's adapters by name; none for an unknown tenant."""
-        return self._listings_by_tenant.get(tenant, ())
+        return self._listings.get(tenant, ())
+
+    def listings(self) -> Iterator[AdapterListing]:
+        """All adapters, by tenant and name."""
+        for tenant in sorted(self._listings):
+            yield from self._listings[tenant]
 
     def versions(self) -> Iterator[AdapterVersion]:
-        """All published versions of all tenants."""
-        for listing in self._listings.values():
+        """All versions of all tenants that are not retired nor about to be."""
+        for listing in self.listings():
             yield from listing.versions
 
-    def _why_not(self, tenant: str, name: str, selector: str) -> Exception:
-        listing = self._listings.get((tenant, name))
-        if listing is None:
-            return AdapterNotFound(tenant, name)
-        if selector in listing.retired:
-            return VersionRetired(tenant, name, selector)
-        if looks_like_version(selector):
-            return VersionNotFound(tenant, name, selector)
-        return AliasNotFound(tenant, name, selector)
+    def wishes(self) -> Iterator[Wish]:
+        """Every alias of every tenant, with what it is to mean and what it means."""
+        for listing in self.listings():
+            for alias, versions in listing.aliases.items():
+                yield Wish(listing, alias, versions.desired, versions.serving)
 
+    def entries(self, tenant: str, name: str) -> Mapping[int, VersionEntry]:
+        """An adapter's versions by ``lora_id``, retired ones too; none for an unknown adapter."""
+        shelf = self._shelves.get((tenant, name))
+        return MappingProxyType({}) if shelf is None else shelf.entries
 
-def _selections(
-    listings: Iterable[AdapterListing],
-) -> Iterator[tuple[tuple[str, str, str], AdapterVersion]]:
-    for listing in listings:
-        for version in listing.versions:
-            yield (listing.tenant, listing.name, version.version), version
-        for alias, version in listing.aliases.items():
-            yield (listing.tenant, listing.name, alias), version
+    def _entry(self, version: AdapterVersion) -> VersionEntry | None:
+        return self.entries(version.tenant, version.name).get(version.lora_id)
+
+    def _renewed_keys(self, tenants: Mapping[str, TenantEntry | None]) -> Mapping[str, str]:
+        if not tenants:
+            return self._tenants_by_key
+        kept = {key: owner for key, owner in self._tenants_by_key.items() if owner not in tenants}
+        for tenant, entry in tenants.items():
+            if entry is not None:
+                kept |= dict.fromkeys(entry.keys, tenant)
+        return MappingProxyType(kept)
 
 
 class SnapshotSource(Protocol):

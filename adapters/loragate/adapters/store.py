@@ -45,6 +45,9 @@ class ArtifactStore:
             )
         return folder
 
+    def has(self, digest: str) -> bool:
+        return self._folder(digest).is_dir()
+
     def put(self, files: AdapterFiles) -> str:
         """Copy the files in and return their digest; what is there already is checked and kept.
 
@@ -73,6 +76,21 @@ class ArtifactStore:
                 f"the artifact {digest} is damaged (its content hashes to {actual}); remove "
                 f"{folder} and publish its folder again, or restore it from a backup"
             )
+
+    def remove(self, digest: str) -> None:
+        """The artifact vanishes by one rename; a second time changes nothing. Raises StoreError."""
+        doomed = self._root / f"{_INCOMING}{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            self._folder(digest).rename(doomed)
+            _sync_folder(self._root)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(
+                f"the artifact {digest} cannot be removed from {self._root} ({error.strerror}); "
+                "make the folder writable for this user"
+            ) from error
+        shutil.rmtree(doomed, ignore_errors=True)  # what is left of it, `sweep` removes
 
     def sweep(self) -> int:
         """Remove what dead processes left half-copied; the number of folders removed."""

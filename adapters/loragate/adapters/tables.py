@@ -57,7 +57,12 @@ class Base(DeclarativeBase):
 
 
 class Tenants(Base):
-    """A deleted tenant's row stays, so that its id is never given to somebody else."""
+    """A deleted tenant's row stays, so that its id is never given to somebody else.
+
+    Here, in `Adapters` and in `Versions`, ``revision`` is the registry's revision as of the row's
+    last change: a snapshot is renewed by reading what has grown since. A tenant's covers its keys,
+    an adapter's its aliases and versions.
+    """
 
     __tablename__ = "tenants"
 
@@ -67,6 +72,7 @@ class Tenants(Base):
     tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
     max_concurrent: Mapped[int | None] = mapped_column(BigInteger)
     deleted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revision: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
 
 
 class ApiKeys(Base):
@@ -92,36 +98,47 @@ class Adapters(Base):
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
     name: Mapped[str] = mapped_column(Text)
     next_number: Mapped[int]
+    revision: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
 
 
 class Versions(Base):
     """The id is the engine's integer for the version; AUTOINCREMENT, so never one that was used
-    before.
+    before. ``reason`` is why it came to its state. ``retiring``: it is to be retired as soon as the
+    engine has let go of it.
     """
 
     __tablename__ = "versions"
     __table_args__ = (
         UniqueConstraint("adapter_id", "number"),
-        CheckConstraint("state IN ('PUBLISHED', 'RETIRED')", name="state"),
+        CheckConstraint(
+            "state IN ('PUBLISHED', 'LOADING', 'READY', 'DRAINING', 'RETIRED', 'FAILED')",
+            name="state",
+        ),
         {"sqlite_autoincrement": True},
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"))
     number: Mapped[int]
-    digest: Mapped[str] = mapped_column(Text)
+    digest: Mapped[str] = mapped_column(Text, index=True)
     state: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(Text, default="")
+    retiring: Mapped[bool] = mapped_column(default=False)
     manifest: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    revision: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
 
 
 class Aliases(Base):
+    """``desired_id``: where the alias is to point. ``serving_id``: where requests by it go."""
+
     __tablename__ = "aliases"
 
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), primary_key=True)
     name: Mapped[str] = mapped_column(Text, primary_key=True)
-    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
+    desired_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
+    serving_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"), index=True)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
@@ -138,6 +155,8 @@ class Audit(Base):
     subject: Mapped[str] = mapped_column(Text, index=True)
     from_version: Mapped[int | None]
     to_version: Mapped[int | None]
+    from_state: Mapped[str | None] = mapped_column(Text)
+    to_state: Mapped[str | None] = mapped_column(Text)
     digest: Mapped[str | None] = mapped_column(Text)
     reason: Mapped[str] = mapped_column(Text)
 

@@ -35,8 +35,8 @@ class Tenancy:
             _set(row, limits)
             session.add(row)
             session.flush()
-            record(session, actor, "tenant.create", tenant)
-            return _add_key(session, tenant, "default", actor)
+            record(session, actor, "tenant.create", tenant, touched=[row])
+            return _add_key(session, row, "default", actor)
 
     def list_tenants(self) -> tuple[TenantRecord, ...]:
         """By id, without the deleted ones."""
@@ -50,25 +50,26 @@ class Tenancy:
     def set_limits(self, tenant: str, limits: Limits, actor: str = "cli") -> None:
         """Replace all of a tenant's limits. Raises TenantNotFound."""
         with self._database.changing() as session:
-            _set(live_tenant(session, tenant), limits)
-            record(session, actor, "tenant.limit", tenant)
+            row = live_tenant(session, tenant)
+            _set(row, limits)
+            record(session, actor, "tenant.limit", tenant, touched=[row])
 
     def delete_tenant(self, tenant: str, actor: str = "cli") -> None:
         """Its keys stop working and its adapters are served no more. Raises TenantNotFound."""
         with self._database.changing() as session:
-            live_tenant(session, tenant).deleted_at = datetime.now(UTC)
+            row = live_tenant(session, tenant)
+            row.deleted_at = datetime.now(UTC)
             session.execute(
                 update(ApiKeys)
                 .where(ApiKeys.tenant_id == tenant, ApiKeys.revoked_at.is_(None))
                 .values(revoked_at=datetime.now(UTC))
             )
-            record(session, actor, "tenant.delete", tenant)
+            record(session, actor, "tenant.delete", tenant, touched=[row])
 
     def create_key(self, tenant: str, name: str = "", actor: str = "cli") -> NewKey:
         """A further key; ``name`` is for people. Raises TenantNotFound."""
         with self._database.changing() as session:
-            live_tenant(session, tenant)
-            return _add_key(session, tenant, name, actor)
+            return _add_key(session, live_tenant(session, tenant), name, actor)
 
     def list_keys(self, tenant: str) -> tuple[KeyRecord, ...]:
         """Oldest first, the revoked ones too. Raises TenantNotFound."""
@@ -88,7 +89,8 @@ class Tenancy:
                 raise KeyNotFound(key_id)
             if row.revoked_at is None:
                 row.revoked_at = datetime.now(UTC)
-                record(session, actor, "key.revoke", f"{row.tenant_id}:{key_id}")
+                owner = session.get_one(Tenants, row.tenant_id)
+                record(session, actor, "key.revoke", f"{owner.id}:{key_id}", touched=[owner])
 
 
 def limits_of(row: Tenants) -> Limits:
@@ -101,19 +103,19 @@ def _set(row: Tenants, limits: Limits) -> None:
     row.max_concurrent = limits.max_concurrent
 
 
-def _add_key(session: Session, tenant: str, name: str, actor: str) -> NewKey:
-    new = mint_key(tenant)
+def _add_key(session: Session, owner: Tenants, name: str, actor: str) -> NewKey:
+    new = mint_key(owner.id)
     # The public part has 40 bits: two alike are unlikely in one registry, not impossible.
     while session.get(ApiKeys, new.key_id) is not None:
-        new = mint_key(tenant)
+        new = mint_key(owner.id)
     session.add(
         ApiKeys(
             id=new.key_id,
-            tenant_id=tenant,
+            tenant_id=owner.id,
             sha256=hash_key(new.key),
             name=name,
             created_at=datetime.now(UTC),
         )
     )
-    record(session, actor, "key.create", f"{tenant}:{new.key_id}")
+    record(session, actor, "key.create", f"{owner.id}:{new.key_id}", touched=[owner])
     return new

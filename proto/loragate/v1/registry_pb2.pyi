@@ -31,37 +31,53 @@ class AdapterVersion(_message.Message):
     def __init__(self, adapter: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Alias(_message.Message):
-    __slots__ = ("name", "version")
+    __slots__ = ("name", "version", "serving")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+    serving: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., serving: _Optional[str] = ...) -> None: ...
 
 class VersionDetails(_message.Message):
-    __slots__ = ("version", "state", "size_bytes", "rank", "created_at")
+    __slots__ = ("version", "state", "size_bytes", "rank", "created_at", "reason", "retiring", "serves")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[VersionDetails.State]
         STATE_PUBLISHED: _ClassVar[VersionDetails.State]
         STATE_RETIRED: _ClassVar[VersionDetails.State]
+        STATE_LOADING: _ClassVar[VersionDetails.State]
+        STATE_READY: _ClassVar[VersionDetails.State]
+        STATE_DRAINING: _ClassVar[VersionDetails.State]
+        STATE_FAILED: _ClassVar[VersionDetails.State]
     STATE_UNSPECIFIED: VersionDetails.State
     STATE_PUBLISHED: VersionDetails.State
     STATE_RETIRED: VersionDetails.State
+    STATE_LOADING: VersionDetails.State
+    STATE_READY: VersionDetails.State
+    STATE_DRAINING: VersionDetails.State
+    STATE_FAILED: VersionDetails.State
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RETIRING_FIELD_NUMBER: _ClassVar[int]
+    SERVES_FIELD_NUMBER: _ClassVar[int]
     version: AdapterVersion
     state: VersionDetails.State
     size_bytes: int
     rank: int
     created_at: _timestamp_pb2.Timestamp
-    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., state: _Optional[_Union[VersionDetails.State, str]] = ..., size_bytes: _Optional[int] = ..., rank: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    reason: str
+    retiring: bool
+    serves: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., state: _Optional[_Union[VersionDetails.State, str]] = ..., size_bytes: _Optional[int] = ..., rank: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., retiring: _Optional[bool] = ..., serves: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("id", "at", "actor", "action", "subject", "from_version", "to_version", "digest", "reason")
+    __slots__ = ("id", "at", "actor", "action", "subject", "from_version", "to_version", "digest", "reason", "from_state", "to_state")
     ID_FIELD_NUMBER: _ClassVar[int]
     AT_FIELD_NUMBER: _ClassVar[int]
     ACTOR_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +87,8 @@ class Change(_message.Message):
     TO_VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FROM_STATE_FIELD_NUMBER: _ClassVar[int]
+    TO_STATE_FIELD_NUMBER: _ClassVar[int]
     id: int
     at: _timestamp_pb2.Timestamp
     actor: str
@@ -80,7 +98,9 @@ class Change(_message.Message):
     to_version: str
     digest: str
     reason: str
-    def __init__(self, id: _Optional[int] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., subject: _Optional[str] = ..., from_version: _Optional[str] = ..., to_version: _Optional[str] = ..., digest: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    from_state: str
+    to_state: str
+    def __init__(self, id: _Optional[int] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., actor: _Optional[str] = ..., action: _Optional[str] = ..., subject: _Optional[str] = ..., from_version: _Optional[str] = ..., to_version: _Optional[str] = ..., digest: _Optional[str] = ..., reason: _Optional[str] = ..., from_state: _Optional[str] = ..., to_state: _Optional[str] = ...) -> None: ...
 
 class PublishAdapterRequest(_message.Message):
     __slots__ = ("header", "chunk")
@@ -191,6 +211,16 @@ class RetireVersionRequest(_message.Message):
 class RetireVersionResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class CollectArtifactsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CollectArtifactsResponse(_message.Message):
+    __slots__ = ("digests",)
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    digests: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, digests: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WatchAdaptersRequest(_message.Message):
     __slots__ = ("tenant",)

@@ -70,6 +70,11 @@ class AdapterRegistryStub:
                 request_serializer=loragate_dot_v1_dot_registry__pb2.RetireVersionRequest.SerializeToString,
                 response_deserializer=loragate_dot_v1_dot_registry__pb2.RetireVersionResponse.FromString,
                 _registered_method=True)
+        self.CollectArtifacts = channel.unary_unary(
+                '/loragate.v1.AdapterRegistry/CollectArtifacts',
+                request_serializer=loragate_dot_v1_dot_registry__pb2.CollectArtifactsRequest.SerializeToString,
+                response_deserializer=loragate_dot_v1_dot_registry__pb2.CollectArtifactsResponse.FromString,
+                _registered_method=True)
         self.WatchAdapters = channel.unary_stream(
                 '/loragate.v1.AdapterRegistry/WatchAdapters',
                 request_serializer=loragate_dot_v1_dot_registry__pb2.WatchAdaptersRequest.SerializeToString,
@@ -139,7 +144,8 @@ class AdapterRegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a version. `champion` is what an adapter's bare name means.
+        """Says where an alias is to point. `champion` is what an adapter's bare name means. A server loads
+        and checks the version beside the one that serves, and then lets it serve: `Alias.serving`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -153,14 +159,22 @@ class AdapterRegistryServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Rollback(self, request, context):
-        """Points `champion` back at the version that it pointed at before.
+        """Points `champion` back at the version that served before, as SetAlias would.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetireVersion(self, request, context):
-        """Takes a version out of service for good. FAILED_PRECONDITION while an alias points at it.
+        """Takes a version out of service for good. FAILED_PRECONDITION while an alias points at it or is
+        served by it. One that the engine holds is `retiring` until its last request has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectArtifacts(self, request, context):
+        """Removes the files of versions that are retired. What any engine holds is left alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -260,6 +274,11 @@ def add_AdapterRegistryServicer_to_server(servicer, server):
                     servicer.RetireVersion,
                     request_deserializer=loragate_dot_v1_dot_registry__pb2.RetireVersionRequest.FromString,
                     response_serializer=loragate_dot_v1_dot_registry__pb2.RetireVersionResponse.SerializeToString,
+            ),
+            'CollectArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectArtifacts,
+                    request_deserializer=loragate_dot_v1_dot_registry__pb2.CollectArtifactsRequest.FromString,
+                    response_serializer=loragate_dot_v1_dot_registry__pb2.CollectArtifactsResponse.SerializeToString,
             ),
             'WatchAdapters': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchAdapters,
@@ -492,6 +511,33 @@ class AdapterRegistry:
             '/loragate.v1.AdapterRegistry/RetireVersion',
             loragate_dot_v1_dot_registry__pb2.RetireVersionRequest.SerializeToString,
             loragate_dot_v1_dot_registry__pb2.RetireVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loragate.v1.AdapterRegistry/CollectArtifacts',
+            loragate_dot_v1_dot_registry__pb2.CollectArtifactsRequest.SerializeToString,
+            loragate_dot_v1_dot_registry__pb2.CollectArtifactsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,127 @@
+"""One adapter as it stands: its versions with their states, and what its aliases mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Self
+
+from loragate.adapters.errors import (
+    AliasNotFound,
+    AliasNotServing,
+    LoragateError,
+    VersionFailed,
+    VersionNotFound,
+    VersionRetired,
+)
+from loragate.adapters.manifest import AdapterManifest
+from loragate.adapters.names import AdapterVersion, looks_like_version
+from loragate.adapters.states import AdapterState
+
+
+@dataclass(frozen=True, slots=True)
+class AliasVersions:
+    """What an alias means: ``desired`` is where it is to point; ``serving`` is where requests by it
+    go, None as long as no version could be made to serve by it.
+    """
+
+    desired: AdapterVersion
+    serving: AdapterVersion | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterListing:
+    """One adapter with its aliases and its versions, oldest first.
+
+    ``retired`` are those that are retired or about to be; ``versions`` are all others.
+    """
+
+    tenant: str
+    name: str
+    aliases: Mapping[str, AliasVersions]
+    versions: tuple[AdapterVersion, ...]
+    retired: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionEntry:
+    """A version with all that may change about it, and its manifest."""
+
+    version: AdapterVersion
+    state: AdapterState
+    reason: str
+    is_retiring: bool
+    manifest: AdapterManifest
+
+    @property
+    def is_usable(self) -> bool:
+        return self.state is not AdapterState.RETIRED and not self.is_retiring
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """An adapter's listing with what is looked up in it. Made with `Shelf.of`."""
+
+    listing: AdapterListing
+    entries: Mapping[int, VersionEntry]
+    _selections: Mapping[str, AdapterVersion]
+
+    @classmethod
+    def of(
+        cls,
+        tenant: str,
+        name: str,
+        entries: Mapping[int, VersionEntry],
+        aliases: Mapping[str, AliasVersions],
+    ) -> Self:
+        """From versions by ``lora_id``, oldest first, and aliases in order."""
+        usable = [entry.version for entry in entries.values() if entry.is_usable]
+        retired = {entry.version.version for entry in entries.values() if not entry.is_usable}
+        listing = AdapterListing(
+            tenant, name, MappingProxyType(dict(aliases)), tuple(usable), frozenset(retired)
+        )
+        selections = dict(_selections(entries, aliases))
+        return cls(listing, MappingProxyType(dict(entries)), MappingProxyType(selections))
+
+    def resolve(self, selector: str) -> AdapterVersion:
+        """The version that an alias or ``v3`` selects.
+
+        Raises AliasNotFound, AliasNotServing, VersionNotFound, VersionRetired and VersionFailed.
+        """
+        version = self._selections.get(selector)
+        if version is None:
+            raise self._why_not(selector)
+        return version
+
+    def _why_not(self, selector: str) -> LoragateError:
+        tenant, name = self.listing.tenant, self.listing.name
+        alias = self.listing.aliases.get(selector)
+        if alias is not None:
+            entry = self.entries[alias.desired.lora_id]
+            if entry.state is AdapterState.FAILED:
+                return VersionFailed(tenant, name, entry.version.version, entry.reason)
+            return AliasNotServing(tenant, name, selector, entry.version.version, entry.state)
+        if selector in self.listing.retired:
+            return VersionRetired(tenant, name, selector)
+        for entry in self.entries.values():
+            if entry.version.version == selector:
+                return VersionFailed(tenant, name, selector, entry.reason)
+        if looks_like_version(selector):
+            return VersionNotFound(tenant, name, selector)
+        return AliasNotFound(tenant, name, selector)
+
+
+def _selections(
+    entries: Mapping[int, VersionEntry], aliases: Mapping[str, AliasVersions]
+) -> Iterable[tuple[str, AdapterVersion]]:
+    for entry in entries.values():
+        if entry.is_usable and entry.state is not AdapterState.FAILED:
+            yield entry.version.version, entry.version
+    for name, alias in aliases.items():
+        serving = alias.serving
+        if serving is not None and entries[serving.lora_id].state is not AdapterState.FAILED:
+            yield name, serving

@@ -1,0 +1,132 @@
+"""The registry's versions moving from state to state, and out of service."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from loragate.adapters.audit_log import record
+from loragate.adapters.database import Database
+from loragate.adapters.errors import VersionInUse, VersionNotFound
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.rows import (
+    existing_adapter_row,
+    existing_version_row,
+    is_usable,
+    version_of,
+)
+from loragate.adapters.states import IN_ENGINE, AdapterState, move
+from loragate.adapters.tables import Adapters, Aliases, Versions
+
+_AT_REST: Final = frozenset({AdapterState.PUBLISHED, AdapterState.FAILED})
+
+
+class Transitions:
+    """The part of `Registry` that knows states. ``actor`` is who asked, for the audit."""
+
+    _database: Database
+
+    def set_state(
+        self, version: AdapterVersion, state: AdapterState, actor: str, reason: str = ""
+    ) -> AdapterState:
+        """Move a version; ``reason`` is kept with the state and in the audit.
+
+        Returns the state that it came to: RETIRED where it was to come to rest and had been asked
+        to retire. Raises IllegalMove, and VersionNotFound for a version of another database.
+        """
+        with self._database.changing() as session:
+            row = session.get(Versions, version.lora_id)
+            if row is None:
+                raise VersionNotFound(version.tenant, version.name, version.version)
+            adapter = session.get_one(Adapters, row.adapter_id)
+            move_version(session, adapter, row, state, actor, reason)
+            return AdapterState(row.state)
+
+    def reset_states(self, actor: str) -> int:
+        """For a server that starts: what a dead one left LOADING, READY or DRAINING is PUBLISHED,
+        since nothing is loaded yet. Aliases stay as they are. The number of versions that moved.
+        """
+        with self._database.changing() as session:
+            query = select(Versions, Adapters).join(Adapters).where(Versions.state.in_(IN_ENGINE))
+            left = session.execute(query.order_by(Versions.id)).all()
+            for row, adapter in left:
+                move_version(
+                    session, adapter, row, AdapterState.PUBLISHED, actor, "the server started"
+                )
+            return len(left)
+
+    def retire(self, adapter: AdapterName, number: int, actor: str = "cli") -> AdapterVersion:
+        """No new request gets the version and its number stays taken; a second time changes
+        nothing.
+
+        One that an engine holds keeps its state, is `Snapshot.is_retiring`, and is RETIRED in the
+        moment in which it comes to rest. Raises AdapterNotFound, TenantNotFound, VersionNotFound,
+        and VersionInUse while an alias is to point to it or serves it.
+        """
+        with self._database.changing() as session:
+            shelf = existing_adapter_row(session, adapter)
+            row = existing_version_row(session, shelf, adapter, number)
+            _require_no_alias(session, adapter, row)
+            if not is_usable(row):
+                pass
+            elif row.state in _AT_REST:
+                move_version(session, shelf, row, AdapterState.RETIRED, actor)
+            else:
+                row.retiring = True
+                _record(session, shelf, row, actor, "version.retiring", "waits for the engine")
+            return version_of(adapter.tenant, adapter.name, row)
+
+
+def move_version(
+    session: Session,
+    adapter: Adapters,
+    row: Versions,
+    wanted: AdapterState,
+    actor: str,
+    reason: str = "",
+) -> None:
+    """Move and record it; a version that is to retire goes on to RETIRED when it comes to rest.
+
+    Raises IllegalMove.
+    """
+    before = AdapterState(row.state)
+    row.state = move(before, wanted)
+    row.reason = reason
+    action = "version.retire" if wanted is AdapterState.RETIRED else "version.state"
+    _record(session, adapter, row, actor, action, reason, before)
+    if row.retiring and wanted in _AT_REST:
+        move_version(session, adapter, row, AdapterState.RETIRED, actor, reason)
+
+
+def _record(
+    session: Session,
+    adapter: Adapters,
+    row: Versions,
+    actor: str,
+    action: str,
+    reason: str,
+    before: AdapterState | None = None,
+) -> None:
+    record(
+        session,
+        actor,
+        action,
+        f"{adapter.tenant_id}/{adapter.name}@v{row.number}",
+        touched=[adapter, row],
+        from_state=before,
+        to_state=None if before is None else AdapterState(row.state),
+        digest=row.digest,
+        reason=reason,
+    )
+
+
+def _require_no_alias(session: Session, adapter: AdapterName, row: Versions) -> None:
+    aliases = session.scalars(
+        select(Aliases.name)
+        .where(or_(Aliases.desired_id == row.id, Aliases.serving_id == row.id))
+        .order_by(Aliases.name)
+    ).all()
+    if aliases:
+        raise VersionInUse(adapter.tenant, adapter.name, f"v{row.number}", tuple(aliases))

@@ -1,0 +1,145 @@
+"""A process is killed at any point of a change: the registry is as before it or as after it."""
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import killed_process as changes
+import pytest
+from killed_process import Killer
+from promotion import let_serve, make_ready
+
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.store import ArtifactStore
+
+WriteAdapter = Callable[..., Path]
+Open = Callable[[], Registry]
+
+SUPPORT = AdapterName("acme", "support")
+KILLS = 16
+AT_ITS_END = sys.maxsize
+
+
+def points(calls: int, seed: int) -> list[int]:
+    """Where to kill: anywhere, and as often near the end, where the change is committed."""
+    chance = random.Random(seed)
+    anywhere = [chance.randint(1, calls) for _ in range(KILLS // 2)]
+    late = [chance.randint(calls * 4 // 5, calls) for _ in range(KILLS // 2 - 1)]
+    return [*anywhere, *late, AT_ITS_END]
+
+
+@pytest.fixture
+def open_registry(
+    database_url: str, store: ArtifactStore, empty_registry: Path, write_adapter: WriteAdapter
+) -> Open:
+    """v1 serves as champion; v2 is loaded."""
+    Path(database_url.removeprefix("sqlite:///")).write_bytes(empty_registry.read_bytes())
+    with Registry(database_url, store) as registry:
+        registry.create_tenant("acme")
+        versions = [
+            registry.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed)) for seed in (1, 2)
+        ]
+        make_ready(registry, versions[1])
+        let_serve(registry, SUPPORT, "champion", 1)
+    return lambda: Registry(database_url, store)
+
+
+@pytest.fixture
+def killer(open_registry: Open, database_url: str, tmp_path: Path) -> Iterator[Killer]:
+    with Killer(database_url, tmp_path / "artifacts") as killer:
+        yield killer
+
+
+def test_killed_promotion_leaves_the_old_wish_or_the_new_one(open_registry: Open, killer: Killer):
+    outcomes: set[bool] = set()
+    for call in points(killer.kill(changes.promote_the_other, AT_ITS_END), seed=1):
+        with open_registry() as registry:
+            [before] = registry.snapshot().wishes()
+        killer.kill(changes.promote_the_other, call)
+        with open_registry() as registry:
+            [after] = registry.snapshot().wishes()
+            [latest] = registry.audit(f"{SUPPORT}@champion", limit=1)
+            assert registry.snapshot().resolve("acme", "support", "champion").number == 1
+        assert latest.to_version == after.desired.number
+        outcomes.add(after.desired == before.desired)
+    assert outcomes == {True, False}
+
+
+def test_killed_swap_serves_the_old_version_or_the_new_one(open_registry: Open, killer: Killer):
+    outcomes: set[bool] = set()
+    with open_registry() as registry:
+        registry.set_alias(SUPPORT, "champion", 2)
+    for call in points(killer.kill(changes.serve_the_wish, AT_ITS_END), seed=2):
+        with open_registry() as registry:
+            before = registry.snapshot().resolve("acme", "support", "champion").number
+            registry.set_alias(SUPPORT, "champion", 3 - before)
+        killer.kill(changes.serve_the_wish, call)
+        with open_registry() as registry:
+            after = registry.snapshot().resolve("acme", "support", "champion").number
+            served = [row for row in registry.audit() if row.action == "alias.serve"]
+        assert served[0].to_version == after
+        outcomes.add(after == before)
+    assert outcomes == {True, False}
+
+
+def test_killed_publication_leaves_a_whole_version_or_none(
+    open_registry: Open, killer: Killer, store: ArtifactStore, write_adapter: WriteAdapter
+):
+    folder = write_adapter("first", seed=100)
+    calls = killer.kill(changes.publish, AT_ITS_END, folder)
+    outcomes: set[bool] = set()
+    for call in points(calls, seed=3):
+        folder = write_adapter(f"at-{call}", seed=call % 2**32)
+        with open_registry() as registry:
+            before = [version.number for version in registry.snapshot().versions()]
+        killer.kill(changes.publish, call, folder)
+        with open_registry() as registry:
+            versions = list(registry.snapshot().versions())
+        after = [version.number for version in versions]
+        assert after in (before, [*before, before[-1] + 1])
+        store.verify(versions[-1].digest)
+        outcomes.add(after == before)
+    assert outcomes == {True, False}
+    store.sweep()
+    with open_registry() as registry:
+        again = registry.publish(SUPPORT, folder)  # whatever was left behind is in nobody's way
+        for version in registry.snapshot().versions():
+            store.verify(version.digest)
+        assert [*registry.snapshot().versions()][-1] == again
+
+
+def test_killed_move_leaves_the_old_state_or_the_new_one(open_registry: Open, killer: Killer):
+    for call in points(killer.kill(changes.drain_v2, AT_ITS_END), seed=4):
+        with open_registry() as registry:
+            version = registry.snapshot().resolve("acme", "support", "v2")
+            if registry.snapshot().state(version) is AdapterState.DRAINING:
+                registry.set_state(version, AdapterState.READY, "server")
+        killer.kill(changes.drain_v2, call)
+        with open_registry() as registry:
+            state = registry.snapshot().state(version)
+            latest = next(row for row in registry.audit() if row.subject == str(version))
+        assert state in (AdapterState.READY, AdapterState.DRAINING)
+        assert latest.to_state == state
+
+
+def test_killed_collection_removes_only_what_is_retired(
+    open_registry: Open, killer: Killer, store: ArtifactStore, write_adapter: WriteAdapter
+):
+    folder = write_adapter("retired", seed=9)
+
+    def retire_one() -> str:
+        with open_registry() as registry:
+            return registry.retire(SUPPORT, registry.publish(SUPPORT, folder).number).digest
+
+    digest = retire_one()
+    for call in points(killer.kill(changes.collect, AT_ITS_END), seed=5):
+        retire_one()
+        killer.kill(changes.collect, call)
+        with open_registry() as registry:
+            for version in registry.snapshot().versions():
+                store.verify(version.digest)
+            assert registry.collectable() == ((digest,) if store.has(digest) else ())
+        if store.has(digest):
+            store.verify(digest)

@@ -1,0 +1,155 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from promotion import let_serve, make_ready
+
+from loragate.adapters.errors import IllegalMove, VersionNotFound, VersionRetired
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.registry import AdapterState, Registry
+
+WriteAdapter = Callable[..., Path]
+
+SUPPORT = AdapterName("acme", "support")
+PUBLISHED, LOADING, READY = AdapterState.PUBLISHED, AdapterState.LOADING, AdapterState.READY
+DRAINING, RETIRED, FAILED = AdapterState.DRAINING, AdapterState.RETIRED, AdapterState.FAILED
+
+
+@pytest.fixture
+def version(registry: Registry, write_adapter: WriteAdapter) -> AdapterVersion:
+    registry.create_tenant("acme")
+    return registry.publish(SUPPORT, write_adapter("v1", seed=1))
+
+
+def move_all(registry: Registry, version: AdapterVersion, *states: AdapterState) -> None:
+    for state in states:
+        registry.set_state(version, state, "server")
+
+
+def state_of(registry: Registry, number: int) -> tuple[str, str]:
+    [row] = [row for row in registry.show(SUPPORT).versions if row.version.number == number]
+    return row.state, row.reason
+
+
+def test_every_move_is_audited_with_who_from_to_why_and_digest(
+    registry: Registry, version: AdapterVersion
+):
+    move_all(registry, version, LOADING)
+    registry.set_state(version, FAILED, "server-a", "it has no effect")
+
+    row = registry.audit("acme/support", limit=1)[0]
+    assert (row.actor, row.action, row.subject) == ("server-a", "version.state", str(version))
+    assert (row.from_state, row.to_state) == ("LOADING", "FAILED")
+    assert (row.reason, row.digest) == ("it has no effect", version.digest)
+    assert state_of(registry, 1) == ("FAILED", "it has no effect")
+
+
+def test_illegal_move_is_refused_and_leaves_no_trace(registry: Registry, version: AdapterVersion):
+    revision = registry.revision()
+
+    with pytest.raises(IllegalMove, match="LOADING or RETIRED"):
+        registry.set_state(version, READY, "server")
+
+    assert registry.revision() == revision
+    assert state_of(registry, 1) == ("PUBLISHED", "")
+
+
+def test_version_of_another_registry_cannot_be_moved(registry: Registry, version: AdapterVersion):
+    stranger = AdapterVersion("acme", "support", 9, version.digest, 9)
+
+    with pytest.raises(VersionNotFound):
+        registry.set_state(stranger, LOADING, "server")
+
+
+def test_server_that_starts_finds_nothing_loaded_and_aliases_as_they_were(
+    registry: Registry, version: AdapterVersion, write_adapter: WriteAdapter
+):
+    let_serve(registry, SUPPORT, "champion", 1)
+    rest = [registry.publish(SUPPORT, write_adapter(f"v{n}", seed=n)) for n in range(2, 7)]
+    move_all(registry, rest[0], LOADING)
+    move_all(registry, rest[1], LOADING, READY, DRAINING)
+    move_all(registry, rest[2], LOADING, FAILED)
+    registry.retire(SUPPORT, 5)
+    before = len(registry.audit(limit=1000))
+
+    assert registry.reset_states("server") == 3
+
+    states = [str(row.state) for row in reversed(registry.show(SUPPORT).versions)]
+    assert states == ["PUBLISHED", "PUBLISHED", "PUBLISHED", "FAILED", "RETIRED", "PUBLISHED"]
+    rows = registry.audit(limit=1000)[:-before]
+    assert sorted(str(row.from_state) for row in rows) == ["DRAINING", "LOADING", "READY"]
+    assert {(row.to_state, row.actor) for row in rows} == {("PUBLISHED", "server")}
+    assert registry.snapshot().resolve("acme", "support", "champion") == version
+    revision = registry.revision()
+    assert (registry.reset_states("server"), registry.revision()) == (0, revision)
+
+
+@pytest.mark.parametrize("states", [(), (LOADING, FAILED)])
+def test_version_at_rest_is_retired_at_once(
+    registry: Registry, version: AdapterVersion, states: tuple[AdapterState, ...]
+):
+    move_all(registry, version, *states)
+
+    registry.retire(SUPPORT, 1, "ada")
+    registry.retire(SUPPORT, 1, "ada")
+
+    assert state_of(registry, 1)[0] == "RETIRED"
+    rows = [row for row in registry.audit() if row.action == "version.retire"]
+    assert [(row.actor, row.to_state) for row in rows] == [("ada", "RETIRED")]
+
+
+@pytest.mark.parametrize(
+    ("held", "let_go"),
+    [
+        ((LOADING,), (FAILED,)),
+        ((LOADING,), (READY, DRAINING, PUBLISHED)),
+        ((LOADING, READY), (DRAINING, PUBLISHED)),
+        ((LOADING, READY), (DRAINING, RETIRED)),
+        ((LOADING, READY), (PUBLISHED,)),
+        ((LOADING, READY, DRAINING), (PUBLISHED,)),
+    ],
+)
+def test_version_in_the_engine_is_retired_in_the_moment_in_which_it_comes_to_rest(
+    registry: Registry,
+    version: AdapterVersion,
+    held: tuple[AdapterState, ...],
+    let_go: tuple[AdapterState, ...],
+):
+    move_all(registry, version, *held)
+    registry.retire(SUPPORT, 1)
+
+    snapshot = registry.snapshot()
+    assert (snapshot.state(version), snapshot.is_retiring(version)) == (held[-1], True)
+    assert snapshot.manifest(version).rank == 2  # requests that began go on by it
+    with pytest.raises(VersionRetired):
+        snapshot.resolve("acme", "support", "v1")
+    with pytest.raises(VersionRetired):
+        registry.set_alias(SUPPORT, "champion", 1)
+    move_all(registry, version, *let_go)
+
+    snapshot = registry.snapshot()
+    assert (snapshot.state(version), snapshot.is_retiring(version)) == (RETIRED, False)
+
+
+def test_retirement_is_finished_by_the_next_server_if_this_one_dies(
+    registry: Registry, version: AdapterVersion
+):
+    make_ready(registry, version)
+    registry.retire(SUPPORT, 1)
+
+    registry.reset_states("server")
+
+    assert state_of(registry, 1)[0] == "RETIRED"
+
+
+def test_engine_can_let_go_of_a_deleted_tenants_version(
+    registry: Registry, version: AdapterVersion
+):
+    let_serve(registry, SUPPORT, "champion", 1)
+    registry.snapshot()
+    registry.delete_tenant("acme")
+    assert registry.snapshot().is_retiring(version)
+
+    move_all(registry, version, DRAINING, PUBLISHED)
+
+    assert registry.snapshot().state(version) is RETIRED
