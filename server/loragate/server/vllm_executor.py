@@ -5,9 +5,18 @@ two then poll each other over shared memory and the worker gets one core less. A
 is not overruled, and one process with every core is all that a single CPU worker needs.
 """
 
+import logging
+import multiprocessing
+import os
+from multiprocessing.connection import wait
+from threading import Thread
+
+from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from loragate.server.logs import configure_logs
+
+WRAPPER = "loragate.server.vllm_lora_cpu.GroupedPunicaWrapper"
 
 
 class InCoreExecutor(UniProcExecutor):
@@ -15,4 +24,25 @@ class InCoreExecutor(UniProcExecutor):
 
     def _init_executor(self) -> None:
         configure_logs("warning")  # this process has no handlers yet
+        Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
+        # The platform names the class that computes LoRA; this process serves nobody but us.
+        current_platform.get_punica_wrapper = lambda: WRAPPER
         super()._init_executor()
+
+    def shutdown(self) -> None:
+        """Ends this process, the last thing that vLLM wants of it.
+
+        vLLM would take the worker apart and Python the interpreter, with a full garbage collection
+        over every object of torch at each step. That takes longer than the five seconds after which
+        the parent kills, and the memory goes back with the process in any case.
+        """
+        logging.shutdown()
+        os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """Without its server the core would wait for requests for ever, and hold the model's memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
