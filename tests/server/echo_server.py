@@ -23,4 +23,4 @@ async def echoing(pace_seconds: float) -> AsyncIterator[Engine]:
 if __name__ == "__main__":
     home, model, pace = sys.argv[1:]
     base = BaseModel("tiny", Path(model), "sha256:0")
-    asyncio.run(run(load_config(None), Home(Path(home)), base, echoing(float(pace))))
+    asyncio.run(run(load_config(None), Home(Path(home)), base, lambda: echoing(float(pace))))

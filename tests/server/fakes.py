@@ -1,12 +1,22 @@
 """Small engines with behaviour, for tests of what stands around the engine."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from loragate.server.core import ChatRequest, Delta, SamplingParams, StructuredOutput, ToolCallDelta
-from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
-from loragate.server.errors import AdapterUnavailable
+from loragate.adapters.names import AdapterVersion
+from loragate.server.core import (
+    ChatRequest,
+    Delta,
+    SamplingParams,
+    StructuredOutput,
+    TokenLogprob,
+    ToolCallDelta,
+)
+from loragate.server.engine import Engine, EngineRequest, LoadedAdapter, ServedModel
+from loragate.server.errors import AdapterUnavailable, EngineDead
 
 TINY_MODEL = ServedModel(
     name="tiny",
@@ -22,12 +32,14 @@ TINY_MODEL = ServedModel(
 class EchoEngine:
     """Answers each prompt with its own last tokens, one a step, and remembers what is running.
 
-    `pace_seconds` is the time of one step. An adapter named in `refused` cannot be loaded.
+    `pace_seconds` is the time of one step. An adapter named in `refused` cannot be loaded. Once it
+    is no longer alive, what generates fails, and what loads or unloads is never answered.
     """
 
     model: ServedModel = TINY_MODEL
     pace_seconds: float = 0.0
     is_alive: bool = True
+    retry_after_seconds: float = 5.0
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
     seen: list[EngineRequest] = field(default_factory=list)
@@ -35,8 +47,12 @@ class EchoEngine:
     loads: list[str] = field(default_factory=list)
     unloads: list[str] = field(default_factory=list)
     refused: set[str] = field(default_factory=set)
+    without_effect: set[str] = field(default_factory=set)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        if request.id.startswith("probe-"):
+            yield self._scored(request)
+            return
         self.seen.append(request)
         self.running.add(request.id)
         ids = list(request.prompt_ids)
@@ -44,6 +60,8 @@ class EchoEngine:
         try:
             for step, token_id in enumerate(ids[-count:]):
                 await asyncio.sleep(self.pace_seconds)
+                if not self.is_alive:
+                    raise EngineDead("The engine was killed.")
                 for index in range(request.sampling.n):
                     is_last = step == count - 1
                     yield Delta(
@@ -58,19 +76,61 @@ class EchoEngine:
         finally:
             self.running.discard(request.id)
 
+    def _scored(self, request: EngineRequest) -> Delta:
+        """Scores that tell an adapter from the base, unless it is in `without_effect`."""
+        adapter = request.adapter
+        has_effect = adapter is not None and str(adapter.version) not in self.without_effect
+        logprob = -2.0 if has_effect else -1.0
+        scores = [TokenLogprob("", token_id, logprob) for token_id in request.prompt_ids[1:]]
+        return Delta(index=0, prompt_logprobs=(None, *scores), finish_reason="length")
+
     async def load(self, adapter: LoadedAdapter) -> None:
         await asyncio.sleep(self.pace_seconds)
+        await self._answer()
         if str(adapter.version) in self.refused:
             raise AdapterUnavailable(f"The engine refuses adapter {adapter.version}: it is bad.")
         self.loads.append(str(adapter.version))
         self.loaded[adapter.version.lora_id] = adapter
 
     async def unload(self, adapter: LoadedAdapter) -> None:
+        await self._answer()
         self.unloads.append(str(adapter.version))
         del self.loaded[adapter.version.lora_id]
 
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> "EchoTools":
         return EchoTools(request)
+
+    async def _answer(self) -> None:
+        if not self.is_alive:
+            await asyncio.Event().wait()
+
+
+@dataclass
+class EchoEngines:
+    """Starts one `EchoEngine` after another; the next `failing` starts fail."""
+
+    pace_seconds: float = 0.0
+    failing: int = 0
+    attempts: int = 0
+    made: list[EchoEngine] = field(default_factory=list)
+    closed: list[EchoEngine] = field(default_factory=list)
+
+    @property
+    def last(self) -> EchoEngine:
+        return self.made[-1]
+
+    @asynccontextmanager
+    async def start(self) -> AsyncIterator[EchoEngine]:
+        self.attempts += 1
+        if self.failing:
+            self.failing -= 1
+            raise RuntimeError("There is no memory for the model.")
+        engine = EchoEngine(pace_seconds=self.pace_seconds)
+        self.made.append(engine)
+        try:
+            yield engine
+        finally:
+            self.closed.append(engine)
 
 
 @dataclass
@@ -96,3 +156,18 @@ class EchoToolParser:
             return "", (ToolCallDelta(0, arguments=delta.text),)
         self.has_started = True
         return "", (ToolCallDelta(0, "call-1", self.name, delta.text),)
+
+
+@dataclass
+class DirectLoader:
+    """Loads versions into an engine without checking them or telling the registry."""
+
+    engine: Engine
+
+    async def load(self, version: AdapterVersion) -> LoadedAdapter:
+        adapter = LoadedAdapter(version, Path(version.digest))
+        await self.engine.load(adapter)
+        return adapter
+
+    async def unload(self, adapter: LoadedAdapter) -> None:
+        await self.engine.unload(adapter)

@@ -4,14 +4,17 @@ import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import msgspec
+import numpy as np
 from fakes import EchoEngine
-from tiny_adapters import write_adapter
+from promotions import let_serve
+from safetensors.numpy import save_file
+from tiny_adapters import LAYER, write_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -22,6 +25,7 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.app import Server, build
 from loragate.server.config import Config, LimitsConfig, RegistryConfig, Section, ServerConfig
+from loragate.server.supervision import StartEngine
 
 TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>"
@@ -46,8 +50,10 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
 
 
 def write_base_model(folder: Path) -> BaseModel:
-    """A model directory without weights, which only a real engine would read."""
+    """A model directory with the one layer that the tiny adapters are for."""
     tiny_tokenizer().save_pretrained(folder)
+    weights = {f"{LAYER}.weight": np.zeros((4, 4), np.float32)}
+    save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 512}))
     return BaseModel("tiny", folder, "sha256:0")
 
@@ -115,7 +121,7 @@ def furnish(root: Path) -> Furnished:
         keys = {tenant: registry.create_tenant(tenant).key for tenant in ("acme", "globex")}
         for seed, name in enumerate((SUPPORT, AdapterName("globex", "router"))):
             registry.publish(name, write_adapter(root / f"adapter-{seed}", seed))
-            registry.set_alias(name, "champion", 1)
+            let_serve(registry, name, "champion", 1)
     return Furnished(root, keys)
 
 
@@ -126,11 +132,13 @@ async def serve(
     base: BaseModel,
     engine: EchoEngine,
     config: Config | None = None,
+    start: StartEngine | None = None,
 ) -> AsyncIterator[Served]:
-    """A server on a copy of the home."""
+    """A server on a copy of the home, over `engine` or over what `start` starts."""
     shutil.copytree(furnished.root, root)
     home = Home(root)
-    async with build(config or small_config(), home, base, engine) as server:
+    start = start or (lambda: nullcontext(engine))
+    async with build(config or small_config(), home, base, start) as server:
         # What nobody foresaw is answered with 500 and raised again, for the web server's log.
         transport = httpx.ASGITransport(server.http, raise_app_exceptions=False)
         with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:

@@ -8,11 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 from admin_app import ADMIN_KEY, MAX_ADAPTER_BYTES, build_app
+from promotions import let_serve
 from tiny_adapters import write_adapter
 
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.administration import Administration
 
@@ -150,7 +151,7 @@ async def test_versions_are_published_promoted_rolled_back_and_retired(
     assert (await admin.post(f"{SUPPORT}/versions/v2/retire")).json() == second
 
     page = (await admin.get(SUPPORT)).json()
-    assert page["aliases"] == {"champion": "v1"}
+    assert (page["aliases"], page["serving"]) == ({"champion": "v1"}, {})
     states = [(one["version"], one["state"], one["rank"]) for one in page["versions"]]
     assert states == [("v2", "RETIRED", 4), ("v1", "PUBLISHED", 2)]
     assert page["versions"][1]["aliases"] == ["champion"]
@@ -159,10 +160,55 @@ async def test_versions_are_published_promoted_rolled_back_and_retired(
 
     listed = (await admin.get("/adapters", params={"tenant": "acme"})).json()
     assert listed == [
-        {"adapter": "acme/support", "versions": ["v1"], "aliases": {"champion": "v1"}}
+        {
+            "adapter": "acme/support",
+            "versions": ["v1"],
+            "aliases": {"champion": "v1"},
+            "serving": {},
+        }
     ]
     assert (await admin.delete(champion)).status_code == 204
     assert code_of(await admin.delete(champion)) == (404, "alias_not_found")
+
+
+async def test_page_tells_what_serves_and_why_a_version_failed(
+    admin: httpx.AsyncClient, registry: Registry, tmp_path: Path
+) -> None:
+    adapter = AdapterName("acme", "support")
+    registry.create_tenant("acme")
+    for seed in (1, 2):
+        registry.publish(adapter, write_adapter(tmp_path / f"v{seed}", seed))
+    let_serve(registry, adapter, "champion", 1)
+    await admin.put(f"{SUPPORT}/aliases/champion", json={"version": "v2"})
+    two = registry.snapshot().resolve("acme", "support", "v2")
+    registry.set_state(two, AdapterState.LOADING, "server")
+    registry.set_state(two, AdapterState.FAILED, "server", "it has no effect")
+
+    page = (await admin.get(SUPPORT)).json()
+
+    assert (page["aliases"], page["serving"]) == ({"champion": "v2"}, {"champion": "v1"})
+    assert [
+        (one["version"], one["state"], one["reason"], one["aliases"], one["serves"])
+        for one in page["versions"]
+    ] == [
+        ("v2", "FAILED", "it has no effect", ["champion"], []),
+        ("v1", "READY", "", [], ["champion"]),
+    ]
+    latest = page["audit"][0]
+    assert (latest["subject"], latest["actor"]) == ("acme/support@v2", "server")
+    assert (latest["from_state"], latest["to_state"]) == ("LOADING", "FAILED")
+    assert (latest["digest"], latest["reason"]) == (two.digest, "it has no effect")
+
+
+async def test_files_of_retired_versions_are_collected(
+    admin: httpx.AsyncClient, registry: Registry, tmp_path: Path
+) -> None:
+    await admin.post("/tenants", json={"tenant": "acme"})
+    published = (await publish(admin, write_adapter(tmp_path / "one"))).json()
+    assert (await admin.post("/collect")).json() == {"collected": []}
+    await admin.post(f"{SUPPORT}/versions/v1/retire")
+
+    assert (await admin.post("/collect")).json() == {"collected": [published["digest"]]}
 
 
 async def test_publishing_the_same_files_again_gives_the_same_version(

@@ -5,6 +5,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,14 +13,18 @@ from pathlib import Path
 
 import pytest
 from admin_app import ADMIN_KEY, build_app, listening
+from promotions import let_serve, make_ready
 from tiny_adapters import write_adapter
 from typer.main import get_command
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.home import Home
-from loragate.adapters.registry import Registry, UsageRow
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import AdapterState, Registry, UsageRow
 from loragate.adapters.store import ArtifactStore
 from loragate.server.cli.main import build, main
+
+SUPPORT = AdapterName("acme", "support")
 
 
 @dataclass(frozen=True)
@@ -154,21 +159,175 @@ def test_adapter_is_published_promoted_and_rolled_back(
     assert isinstance(first, dict)
     assert first == {"adapter": "acme/support", "version": "v1", "digest": first["digest"]}
     assert loragate("adapter promote acme/support v1").code == 0
-    assert loragate("adapter publish acme/support --promote", two).code == 0
-    assert registry.snapshot().resolve("acme", "support", "champion").number == 2
+    published = loragate("adapter publish acme/support --promote", two)
+    assert published.code == 0
+    assert "will serve as acme/support as soon as a server has loaded" in published.out
+    [wish] = registry.snapshot().wishes()
+    assert (wish.desired.number, wish.serving) == (2, None)
 
     assert loragate("adapter rollback acme/support --json").json == first
 
-    assert registry.snapshot().resolve("acme", "support", "champion").number == 1
+    [wish] = registry.snapshot().wishes()
+    assert wish.desired.number == 1
 
 
-def test_show_tells_a_newcomer_what_serves(loragate: Loragate, tmp_path: Path) -> None:
+@pytest.fixture
+def three_versions(registry: Registry, tmp_path: Path) -> Registry:
+    """v1 serves as champion."""
+    registry.create_tenant("acme")
+    for seed in (1, 2, 3):
+        registry.publish(SUPPORT, write_adapter(tmp_path / f"v{seed}", seed))
+    let_serve(registry, SUPPORT, "champion", 1)
+    return registry
+
+
+def test_promote_waits_until_the_version_serves(
+    loragate: Loragate, three_versions: Registry
+) -> None:
+    made_ready = threading.Thread(target=serve_next, args=[three_versions])
+    made_ready.start()
+
+    result = loragate("adapter promote acme/support v2 --wait --timeout 30")
+    made_ready.join()
+
+    assert (result.code, result.err) == (0, "")
+    assert "It serves as acme/support." in result.out
+    assert three_versions.snapshot().resolve("acme", "support", "champion").number == 2
+
+
+def serve_next(registry: Registry) -> None:
+    """What a server does once the champion is to be another."""
+    while True:
+        [wish] = registry.snapshot().wishes()
+        if wish.desired != wish.serving:
+            break
+    make_ready(registry, wish.desired)
+    registry.set_serving(SUPPORT, "champion", wish.desired.number, "server")
+
+
+@pytest.mark.parametrize(
+    ("becomes", "sentence"),
+    [
+        ("it fails", "acme/support@v2 cannot serve: it has no effect\n"),
+        ("another is promoted", "acme/support@v2 was overtaken: champion is to point to v3 by now"),
+    ],
+)
+def test_promote_that_waits_in_vain_says_why_in_one_line(
+    loragate: Loragate, three_versions: Registry, becomes: str, sentence: str
+) -> None:
+    def thwart() -> None:
+        while True:
+            [wish] = three_versions.snapshot().wishes()
+            if wish.desired.number == 2:
+                break
+        if becomes == "it fails":
+            three_versions.set_state(wish.desired, AdapterState.LOADING, "server")
+            three_versions.set_state(
+                wish.desired, AdapterState.FAILED, "server", "it has no effect"
+            )
+        else:
+            three_versions.set_alias(SUPPORT, "champion", 3)
+
+    thwarted = threading.Thread(target=thwart)
+    thwarted.start()
+    result = loragate("adapter promote acme/support v2 --wait --timeout 30")
+    thwarted.join()
+
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("loragate: ")
+    assert sentence in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_promote_that_no_server_takes_up_ends_in_time(
+    loragate: Loragate, three_versions: Registry
+) -> None:
+    result = loragate("adapter promote acme/support v2 --wait --timeout 0")
+
+    assert result.code == 1
+    assert "start one with `loragate serve`" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_show_tells_what_comes_what_failed_and_what_drains(
+    loragate: Loragate, three_versions: Registry
+) -> None:
+    serving = three_versions.set_alias(SUPPORT, "challenger", 3)
+    make_ready(three_versions, serving)
+    three_versions.set_serving(SUPPORT, "challenger", 3, "server")
+    two = three_versions.set_alias(SUPPORT, "champion", 2)
+    three_versions.set_state(two, AdapterState.LOADING, "server")
+
+    loading = loragate("adapter show acme/support").out
+    assert "acme/support: v1 serves (its champion)." in loading
+    assert "v2 is being loaded and checked, and serves after that (as champion)." in loading
+
+    three_versions.set_state(two, AdapterState.FAILED, "server", "it has no effect")
+    failed = loragate("adapter show acme/support").out
+    assert "acme/support: v1 serves (its champion)." in failed
+    assert "v2 was to serve as champion and failed: it has no effect." in failed
+    [row] = [line for line in failed.splitlines() if line.split()[:2] == ["v2", "FAILED"]]
+    assert "it has no effect" in row
+    assert any("LOADING" in line and "FAILED" in line for line in failed.splitlines())
+
+    three_versions.set_alias(SUPPORT, "champion", 3)
+    three_versions.set_serving(SUPPORT, "champion", 3, "server")
+    one = three_versions.snapshot().resolve("acme", "support", "v1")
+    three_versions.set_state(one, AdapterState.DRAINING, "server", "v3 serves")
+    draining = loragate("adapter show acme/support").out
+    assert "acme/support: v3 serves (its champion)." in draining
+    assert "v1 is draining: its last requests are ending." in draining
+    assert "was to serve" not in draining
+
+    page = loragate("adapter show acme/support --json").json
+    assert isinstance(page, dict)
+    assert page["aliases"] == page["serving"] == {"champion": "v3", "challenger": "v3"}
+    assert [(one["version"], one["state"], one["reason"]) for one in page["versions"]] == [
+        ("v3", "READY", ""),
+        ("v2", "FAILED", "it has no effect"),
+        ("v1", "DRAINING", "v3 serves"),
+    ]
+
+
+def test_version_in_the_engine_is_retired_when_it_leaves_it(
+    loragate: Loragate, three_versions: Registry
+) -> None:
+    two = make_ready(three_versions, three_versions.snapshot().resolve("acme", "support", "v2"))
+
+    asked = loragate("adapter retire acme/support v2 --json")
+    assert asked.json == {"adapter": "acme/support", "version": "v2", "state": "READY"}
+    assert "READY (retiring)" in loragate("adapter show acme/support").out
+
+    three_versions.set_state(two, AdapterState.DRAINING, "server")
+    three_versions.set_state(two, AdapterState.PUBLISHED, "server")
+    again = loragate("adapter retire acme/support v2 --json")
+    assert again.json == {"adapter": "acme/support", "version": "v2", "state": "RETIRED"}
+
+
+def test_only_the_files_of_retired_versions_are_collected(
+    loragate: Loragate, three_versions: Registry, home: Home
+) -> None:
+    assert "Nothing to remove" in loragate("adapter collect").out
+    retired = three_versions.retire(SUPPORT, 2)
+
+    assert loragate("adapter collect --json").json == {"collected": [retired.digest]}
+
+    kept = {version.digest for version in three_versions.snapshot().versions()}
+    assert {folder.name for folder in home.artifacts.iterdir()} == kept
+    assert loragate("adapter collect --json").json == {"collected": []}
+
+
+def test_show_tells_a_newcomer_what_serves(
+    loragate: Loragate, registry: Registry, tmp_path: Path
+) -> None:
     loragate("tenant create acme")
     for seed, name in enumerate("ab"):
         loragate("adapter publish acme/support", str(write_adapter(tmp_path / name, seed, rank=4)))
     assert "no version serves yet" in loragate("adapter show acme/support").out
     loragate('adapter promote acme/support v1 --reason "passed the evaluation"')
     loragate("adapter alias acme/support challenger v2")
+    assert "v1 will serve as soon as a server" in loragate("adapter show acme/support").out
+    let_serve(registry, SUPPORT, "champion", 1)
 
     shown = loragate("adapter show acme/support").out
 
@@ -178,7 +337,7 @@ def test_show_tells_a_newcomer_what_serves(loragate: Loragate, tmp_path: Path) -
     for version in page["versions"]:
         row = next(line for line in shown.splitlines() if version["digest"][:12] in line)
         assert f"{version['version']} " in row
-        assert "PUBLISHED" in row
+        assert ("READY" if version["version"] == "v1" else "PUBLISHED") in row
         assert version["aliases"][0] in row
         assert " 4 " in row
     [change] = [line for line in shown.splitlines() if "passed the evaluation" in line]

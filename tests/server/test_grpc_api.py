@@ -1,14 +1,17 @@
 """`loragate.v1.Inference` on a real server, over the whole gateway and an engine that echoes."""
 
 import asyncio
+import json
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import msgspec
+import numpy as np
 import pytest
 import pytest_asyncio
 from fakes import EchoEngine
@@ -18,7 +21,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from tiny_adapters import write_adapter
+from promotions import let_serve
+from safetensors.numpy import save_file
+from tiny_adapters import LAYER, write_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from wire import call, refusal
@@ -55,7 +60,8 @@ class ScoringEngine(EchoEngine):
         async for delta in super().generate(request):
             if asked.logprobs is not None:
                 delta = msgspec.structs.replace(delta, logprobs=_scored(delta.token_ids))
-            if first and asked.prompt_logprobs is not None:
+            # The scores of a gate's probe are the echo's own: they tell adapter from base.
+            if first and asked.prompt_logprobs is not None and not delta.prompt_logprobs:
                 scored = (None, *_scored(request.prompt_ids[1:]))
                 delta = msgspec.structs.replace(delta, prompt_logprobs=scored)
             first = False
@@ -89,7 +95,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    """A tokenizer whose tokens are bytes; no weights, since the engine only echoes."""
+    """A tokenizer whose tokens are bytes, and the one layer that the tiny adapters are for."""
     folder = tmp_path_factory.mktemp("tiny")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
@@ -98,6 +104,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
+    save_file({f"{LAYER}.weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 512}))
     return BaseModel("tiny", folder, "sha256:0")
 
 
@@ -114,7 +122,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, str, str]
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
         keys = registry.create_tenant("acme").key, registry.create_tenant("globex").key
         registry.publish(SUPPORT, write_adapter(folder / "adapter"))
-        registry.set_alias(SUPPORT, "champion", 1)
+        let_serve(registry, SUPPORT, "champion", 1)
     return home, *keys
 
 
@@ -127,7 +135,7 @@ async def world(
     config = Config(
         server=ServerConfig(max_body_bytes=100_000), registry=RegistryConfig(poll_seconds=0.05)
     )
-    async with build(config, home, base, engine) as server:
+    async with build(config, home, base, lambda: nullcontext(engine)) as server:
         address = f"127.0.0.1:{await server.grpc.start('127.0.0.1:0')}"
         async with grpc.aio.insecure_channel(address) as channel:
             yield World(server, engine, channel, address, key, other_key)

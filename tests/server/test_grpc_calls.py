@@ -29,6 +29,11 @@ REGISTRY_ERRORS: list[Exception] = [
     registry.VersionRetired("acme", "support", "v1"),
     registry.VersionInUse("acme", "support", "v1", ("champion",)),
     registry.NothingToRollBack("acme", "support", "v1"),
+    registry.AliasNotServing("acme", "support", "champion", "v1", "LOADING"),
+    registry.VersionFailed("acme", "support", "v1", "it has no effect"),
+    registry.VersionNotReady("acme", "support", "v1", "LOADING"),
+    registry.AliasMovedOn("acme", "support", "champion", "v1", "v2"),
+    registry.IllegalMove("RETIRED", "READY", ()),
     registry.StoreError("the disk is full"),
 ]
 REQUEST_ERRORS: list[Exception] = [

@@ -8,12 +8,13 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.descriptor import MethodDescriptor
+from promotions import let_serve, make_ready
 from tiny_adapters import write_adapter
 from wire import call, refusal
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.administration import Administration
 from loragate.server.rpc.registry import RegistryService
@@ -72,7 +73,7 @@ def adapter(registry: Registry, tmp_path: Path) -> AdapterName:
     registry.create_tenant("acme")
     registry.publish(SUPPORT, write_adapter(tmp_path / "one", seed=1))
     registry.publish(SUPPORT, write_adapter(tmp_path / "two", seed=2))
-    registry.set_alias(SUPPORT, "champion", 1)
+    let_serve(registry, SUPPORT, "champion", 1)
     return SUPPORT
 
 
@@ -155,10 +156,51 @@ async def test_an_adapter_is_shown_whole(
     assert newest.created_at.ToDatetime(known.versions[0].created_at.tzinfo) == (
         known.versions[0].created_at
     )
-    assert [(alias.name, alias.version) for alias in shown.aliases] == [("champion", "v1")]
-    latest = shown.recent_changes[0]
-    assert (latest.action, latest.subject) == ("alias.set", "acme/support@champion")
+    serving = shown.versions[1]
+    assert (serving.state, list(serving.serves)) == (pb.VersionDetails.STATE_READY, ["champion"])
+    assert list(shown.aliases) == [pb.Alias(name="champion", version="v1", serving="v1")]
+    latest, moved = shown.recent_changes[:2]
+    assert (latest.action, latest.subject) == ("alias.serve", "acme/support@champion")
     assert (latest.HasField("from_version"), latest.to_version) == (False, "v1")
+    assert (moved.subject, moved.from_state, moved.to_state) == (
+        "acme/support@v1",
+        "LOADING",
+        "READY",
+    )
+
+
+async def test_a_failed_version_is_shown_with_its_reason_and_the_one_that_serves_stays(
+    admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry
+) -> None:
+    two = registry.set_alias(adapter, "champion", 2)
+    registry.set_state(two, AdapterState.LOADING, "server")
+    registry.set_state(two, AdapterState.FAILED, "server", "it has no effect")
+    shown = await admin.GetAdapter(pb.GetAdapterRequest(adapter=str(adapter)), metadata=AS_ADMIN)
+    assert list(shown.aliases) == [pb.Alias(name="champion", version="v2", serving="v1")]
+    newest = shown.versions[0]
+    assert (newest.state, newest.reason) == (pb.VersionDetails.STATE_FAILED, "it has no effect")
+
+
+async def test_every_state_has_its_own_name_in_the_messages() -> None:
+    names = {f"STATE_{state}" for state in AdapterState}
+    assert names == set(pb.VersionDetails.State.keys()) - {"STATE_UNSPECIFIED"}
+
+
+async def test_a_version_in_the_engine_is_retired_later_and_its_files_are_collected(
+    admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry
+) -> None:
+    two = make_ready(registry, registry.snapshot().resolve("acme", "support", "v2"))
+    request = pb.RetireVersionRequest(adapter="acme/support", version="v2")
+    await admin.RetireVersion(request, metadata=AS_ADMIN)
+    shown = await admin.GetAdapter(pb.GetAdapterRequest(adapter=str(adapter)), metadata=AS_ADMIN)
+    newest = shown.versions[0]
+    assert (newest.state, newest.retiring) == (pb.VersionDetails.STATE_READY, True)
+    none = await admin.CollectArtifacts(pb.CollectArtifactsRequest(), metadata=AS_ADMIN)
+    assert list(none.digests) == []
+
+    registry.reset_states("server")
+    collected = await admin.CollectArtifacts(pb.CollectArtifactsRequest(), metadata=AS_ADMIN)
+    assert list(collected.digests) == [two.digest]
 
 
 async def test_adapters_are_listed_of_one_tenant_or_of_all(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from fakes import TINY_MODEL, EchoEngine
+from fakes import TINY_MODEL, DirectLoader, EchoEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_server import until
@@ -33,7 +33,12 @@ class GatedEngine(EchoEngine):
 
 
 def residency(engine: EchoEngine, *, max_resident: int = 4, wait_seconds: float = 5.0) -> Residency:
-    return Residency(engine, Path, max_resident=max_resident, wait_seconds=wait_seconds)
+    return Residency(
+        DirectLoader(engine),
+        max_leased=engine.model.max_loras,
+        max_resident=max_resident,
+        wait_seconds=wait_seconds,
+    )
 
 
 async def test_the_base_model_needs_no_slot() -> None:
@@ -210,23 +215,6 @@ async def test_a_request_that_gets_no_slot_in_time_is_told_so() -> None:
     assert refusal.value.retry_after_seconds
     async with pool.lease(route(3)):
         pass
-
-
-async def test_each_load_is_reported_with_its_time() -> None:
-    reported: list[tuple[str, float]] = []
-    pool = Residency(
-        EchoEngine(),
-        Path,
-        max_resident=2,
-        wait_seconds=1,
-        on_load=lambda version, seconds: reported.append((str(version), seconds)),
-    )
-    for _ in range(2):
-        async with pool.lease(route(1)):
-            pass
-    ((version, seconds),) = reported
-    assert version == "acme/support@v1"
-    assert seconds >= 0
 
 
 @dataclass

@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from promotions import let_serve
 from tiny_adapters import write_adapter
 
 from loragate.adapters.home import Home
@@ -28,13 +29,13 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
         registry.create_tenant("globex")
         for seed in (1, 2, 3):
             registry.publish(SUPPORT, write_adapter(tmp_path / f"support-{seed}", seed))
-        registry.set_alias(SUPPORT, "champion", 2)
-        registry.set_alias(SUPPORT, "canary", 3)
+        let_serve(registry, SUPPORT, "champion", 2)
+        let_serve(registry, SUPPORT, "canary", 3)
         registry.retire(SUPPORT, 1)
         registry.publish(DRAFT, write_adapter(tmp_path / "draft", 4))
         theirs = AdapterName("globex", "router")
         registry.publish(theirs, write_adapter(tmp_path / "router", 5))
-        registry.set_alias(theirs, "champion", 1)
+        let_serve(registry, theirs, "champion", 1)
         watcher = SnapshotWatcher(registry)
         asyncio.run(watcher.refresh())
         yield Router(watcher, "tiny", STARTED_AT)

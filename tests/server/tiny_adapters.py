@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-_LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
+LAYER = "model.layers.0.self_attn.q_proj"
 
 
 def write_adapter(folder: Path, seed: int = 0, rank: int = 2) -> Path:
@@ -14,8 +14,8 @@ def write_adapter(folder: Path, seed: int = 0, rank: int = 2) -> Path:
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     tensors = {
-        f"{_LAYER}.lora_A.weight": random.normal(size=(rank, 4)).astype(np.float32),
-        f"{_LAYER}.lora_B.weight": random.normal(size=(4, rank)).astype(np.float32),
+        f"base_model.model.{LAYER}.lora_A.weight": random.normal(size=(rank, 4)).astype(np.float32),
+        f"base_model.model.{LAYER}.lora_B.weight": random.normal(size=(4, rank)).astype(np.float32),
     }
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"]}

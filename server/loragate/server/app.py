@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -9,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -18,6 +18,8 @@ from rich.progress import Progress
 from starlette.types import ASGIApp
 
 from loragate.adapters.base_model import BaseModel, prepare
+from loragate.adapters.base_profile import BaseProfile
+from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
 from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
@@ -27,17 +29,21 @@ from loragate.server.admin import routes as admin_http
 from loragate.server.admin.administration import Administration
 from loragate.server.admission import Admission
 from loragate.server.auth import Tenants
-from loragate.server.config import Config, ConfigError, LimitsConfig
+from loragate.server.config import Config, ConfigError, LimitsConfig, read_chat_template
 from loragate.server.engine import Engine
 from loragate.server.gateway import Gateway
 from loragate.server.health import Health
 from loragate.server.http import HttpOptions, build_http
+from loragate.server.lifecycle import Lifecycle
+from loragate.server.loading import Loader
 from loragate.server.logs import configure_logs
 from loragate.server.metrics import Metrics
+from loragate.server.probe import Probe
 from loragate.server.prompting import PromptBuilder
 from loragate.server.residency import Residency
 from loragate.server.routing import Router
 from loragate.server.rpc.server import GrpcOptions, GrpcServer, build_server
+from loragate.server.supervision import EngineState, StartEngine, SupervisedEngine
 from loragate.server.usage import UsageLog
 from loragate.server.validation import RequestLimits
 
@@ -51,21 +57,15 @@ def serve(config: Config) -> None:
     home = Home.from_environment().ensure()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         base = prepare(config.engine.model, home.models, progress)
-    uvloop.run(run(config, home, base, run_vllm(config, base)))
+    uvloop.run(run(config, home, base, lambda: run_vllm(config, base)))
 
 
-async def run(
-    config: Config, home: Home, base: BaseModel, run_engine: AbstractAsyncContextManager[Engine]
-) -> None:
-    """Starts the engine by entering it, serves until asked to stop, and drains."""
+async def run(config: Config, home: Home, base: BaseModel, start: StartEngine) -> None:
+    """Starts the engine, serves until asked to stop, and drains."""
     stopping = Stopping()
     with stopping.on_signals():
         logger.info("starting the engine with %s", base.name)
-        async with (
-            run_engine as engine,
-            build(config, home, base, engine) as server,
-            server.listening(),
-        ):
+        async with build(config, home, base, start) as server, server.listening():
             await stopping.requested.wait()
             await server.drain()
 
@@ -109,7 +109,7 @@ class Server:
             try:
                 await web.has_started(running)
                 self.http_port = listener.getsockname()[1]
-                await self.grpc.set_serving(True)
+                await self.grpc.set_serving(self.health.is_ready)
                 logger.info(
                     "serving HTTP on %s and gRPC on %s",
                     _with_port(self.config.server.http, self.http_port),
@@ -133,6 +133,11 @@ class Server:
         except TimeoutError:
             logger.warning("%d requests are cut off", self.admission.in_flight)
 
+    async def follow(self, state: EngineState) -> None:
+        """Tells gRPC's health; HTTP's probes ask for themselves."""
+        logger.info("the engine is %s", state)
+        await self.grpc.set_serving(self.health.is_ready)
+
     async def _start_grpc(self) -> int:
         address = self.config.server.grpc
         _address("server.grpc", address)
@@ -147,30 +152,42 @@ class Server:
 
 @asynccontextmanager
 async def build(
-    config: Config, home: Home, base: BaseModel, engine: Engine
+    config: Config, home: Home, base: BaseModel, start: StartEngine
 ) -> AsyncIterator[Server]:
-    """Makes all objects of a server around an engine; nothing listens yet."""
+    """Starts the engine and makes all objects of a server around it; nothing listens yet."""
     store = ArtifactStore(home.artifacts)
+    chat_template = read_chat_template(config.engine)
+    gate = StaticGate(BaseProfile.read(base, chat_template), config.engine.max_lora_rank)
     metrics = Metrics(config.metrics.max_adapters)
-    health = Health(lambda: engine.is_alive)
     admin_key = home.admin_key()
-    with Registry(config.registry.url or home.database_url, store) as registry:
+    with Registry(config.registry.url or home.database_url, store, gate) as registry:
         log = UsageLog(registry, metrics.count)
-        watcher = SnapshotWatcher(registry, config.registry.poll_seconds)
-        async with log.writing() as usage, watcher as snapshots:
+        changed = asyncio.Event()
+        watcher = SnapshotWatcher(
+            registry, config.registry.poll_seconds, [lambda snapshot: changed.set()]
+        )
+        async with (
+            SupervisedEngine.running(start) as engine,
+            log.writing() as usage,
+            watcher as snapshots,
+        ):
+            health = Health(lambda: engine.state)
             tenants = Tenants(snapshots, admin_key)
             admission = Admission(
                 max_in_flight=config.limits.max_in_flight,
                 max_queued=config.limits.max_queued,
                 queue_timeout_seconds=config.limits.queue_timeout_seconds,
             )
+            renderer = Renderer.load(base.path, chat_template)
+            probe = Probe(engine, renderer)
+            loader = Loader(engine, registry, store, gate, probe, metrics.adapter_loaded)
             residency = Residency(
-                engine,
-                store.path,
+                loader,
+                max_leased=config.engine.max_loras,
                 max_resident=config.engine.max_cpu_loras,
                 wait_seconds=config.limits.queue_timeout_seconds,
-                on_load=metrics.adapter_loaded,
             )
+            engine.on_restart(residency.forget_all)
             gateway = Gateway(
                 tenants=tenants,
                 router=Router(snapshots, base.name, int(time.time())),
@@ -179,7 +196,7 @@ async def build(
                 residency=residency,
                 usage=usage,
                 engine=engine,
-                builder=PromptBuilder(_renderer(config, base), engine.model),
+                builder=PromptBuilder(renderer, engine.model),
                 metrics=metrics,
                 default_limits=_default_limits(config.limits),
                 request_limits=RequestLimits(
@@ -190,6 +207,11 @@ async def build(
                 timeout_seconds=config.server.request_timeout_seconds,
             )
             _add_gauges(metrics, admission, residency)
+            metrics.gauge(
+                "loragate_engine_starts",
+                "Times the engine was started; more than 1 where it has died.",
+                lambda: engine.generation,
+            )
             grpc_server = build_server(
                 gateway,
                 Administration(registry, "grpc"),
@@ -208,8 +230,12 @@ async def build(
                 tenants.is_admin_key if config.metrics.require_admin_key else None,
             )
             http = build_http(gateway, health, metrics, options, [admin])
+            server = Server(config, http, grpc_server, health, admission)
+            engine.on_change(server.follow)
+            lifecycle = Lifecycle(registry, snapshots, residency, loader, changed)
             try:
-                yield Server(config, http, grpc_server, health, admission)
+                async with lifecycle.running():
+                    yield server
             finally:
                 await residency.close()
 
@@ -235,6 +261,8 @@ class Stopping:
     def _stop(self, number: int) -> None:
         if self.requested.is_set():
             logger.warning("stopping at once")
+            for engine_process in multiprocessing.active_children():
+                engine_process.kill()
             os._exit(128 + number)
         self.requested.set()
 
@@ -273,17 +301,6 @@ def _address(setting: str, address: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{setting} is '{address}'; it has to be HOST:PORT.")
     return host.strip("[]"), int(port)
-
-
-def _renderer(config: Config, base: BaseModel) -> Renderer:
-    if not config.engine.chat_template:
-        return Renderer.load(base.path)
-    path = Path(config.engine.chat_template)
-    try:
-        template = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"engine.chat_template: {path} cannot be read: {error}.") from None
-    return Renderer.load(base.path, template)
 
 
 def _default_limits(limits: LimitsConfig) -> Limits:

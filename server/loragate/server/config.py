@@ -122,6 +122,17 @@ def load_config(path: Path | None, overrides: Mapping[str, object] | None = None
     return config
 
 
+def read_chat_template(engine: EngineConfig) -> str | None:
+    """The template that replaces the model's own, if one is set. Raises ConfigError."""
+    if not engine.chat_template:
+        return None
+    path = Path(engine.chat_template)
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"engine.chat_template: {path} cannot be read: {error}.") from None
+
+
 def _find_file(path: Path | None) -> Path | None:
     if path is not None:
         return path

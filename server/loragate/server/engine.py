@@ -74,7 +74,12 @@ class Engine(Protocol):
 
     @property
     def is_alive(self) -> bool:
-        """False once the engine's core has died; it does not come back by itself."""
+        """False while the engine's core is gone."""
+        ...
+
+    @property
+    def retry_after_seconds(self) -> float:
+        """When to come again, for those who find the core gone."""
         ...
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
@@ -90,7 +95,10 @@ class Engine(Protocol):
         ...
 
     async def unload(self, adapter: LoadedAdapter) -> None:
-        """Takes the adapter's weights out of the engine; its directory may go afterwards."""
+        """Takes the adapter's weights out of the engine; its directory may go afterwards.
+
+        Raises EngineDead where the core is gone, and the weights with it.
+        """
         ...
 
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> ToolSession:

@@ -104,12 +104,16 @@ _LONGEST_TEXT = 1000  # characters; gRPC's clients take 8 KiB of trailers by def
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One row of the table: the same failure in gRPC's, HTTP's and OpenAI's words."""
+    """One row of the table: the same failure in gRPC's, HTTP's and OpenAI's words.
+
+    `retry_after_seconds` holds for an error that has no hint of its own.
+    """
 
     grpc_code: grpc.StatusCode
     http_status: int
     type: str
     code: str
+    retry_after_seconds: float | None = None
 
 
 _BAD_REQUEST = Status(
@@ -126,8 +130,8 @@ def _conflict(code: str, grpc_code: grpc.StatusCode) -> Status:
     return Status(grpc_code, 409, "invalid_request_error", code)
 
 
-def _unavailable(code: str) -> Status:
-    return Status(grpc.StatusCode.UNAVAILABLE, 503, "server_error", code)
+def _unavailable(code: str, retry_after_seconds: float | None = None) -> Status:
+    return Status(grpc.StatusCode.UNAVAILABLE, 503, "server_error", code, retry_after_seconds)
 
 
 def _exhausted(code: str) -> Status:
@@ -182,6 +186,11 @@ TABLE: dict[type[Exception], Status] = {
     registry.NothingToRollBack: _conflict(
         "nothing_to_roll_back", grpc.StatusCode.FAILED_PRECONDITION
     ),
+    registry.AliasNotServing: _unavailable("adapter_loading", retry_after_seconds=1.0),
+    registry.VersionFailed: _conflict("adapter_failed", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.VersionNotReady: _conflict("version_not_ready", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.AliasMovedOn: _conflict("alias_moved_on", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.IllegalMove: _conflict("illegal_move", grpc.StatusCode.FAILED_PRECONDITION),
     registry.StoreError: _unavailable("store_unavailable"),
 }
 
@@ -204,7 +213,7 @@ def describe(error: Exception) -> Failure:
         if status is not None:
             own_code: object = getattr(error, "code", None)
             param: object = getattr(error, "param", None)
-            retry: object = getattr(error, "retry_after_seconds", None)
+            retry: object = getattr(error, "retry_after_seconds", status.retry_after_seconds)
             return Failure(
                 status=status,
                 message=_sendable(str(error)),

@@ -157,7 +157,10 @@ class Gateway:
     ) -> AsyncIterator[Generation]:
         validate(request, self._request_limits)
         if not self._engine.is_alive:
-            raise EngineDead("The engine is down; try again shortly.", retry_after_seconds=5.0)
+            raise EngineDead(
+                "The engine is down; try again shortly.",
+                retry_after_seconds=self._engine.retry_after_seconds,
+            )
         limits = self._limits(route.tenant)
         prepared = await self._builder.prepare(request, self._contract(route))
         prepared = _fit_to_budget(prepared, request, limits)

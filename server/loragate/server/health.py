@@ -3,25 +3,34 @@
 from collections.abc import Callable
 from typing import Literal
 
-State = Literal["ready", "draining", "engine dead"]
+from loragate.server.supervision import EngineState
+
+State = Literal["ready", "draining", "restarting", "engine dead"]
 
 
 class Health:
-    """Liveness follows the engine; readiness ends with draining as well."""
+    """Live until the engine is gone for good; ready while it is there and the server stays."""
 
-    def __init__(self, engine_is_alive: Callable[[], bool]) -> None:
-        self._engine_is_alive = engine_is_alive
+    def __init__(self, engine_state: Callable[[], EngineState]) -> None:
+        self._engine_state = engine_state
         self._is_draining = False
 
     @property
     def state(self) -> State:
-        if not self._engine_is_alive():
-            return "engine dead"
-        return "draining" if self._is_draining else "ready"
+        match self._engine_state():
+            case "dead":
+                return "engine dead"
+            case _ if self._is_draining:
+                return "draining"
+            case "restarting":
+                return "restarting"
+            case "alive":
+                return "ready"
 
     @property
     def is_live(self) -> bool:
-        return self._engine_is_alive()
+        """True while the engine restarts: to restart the process as well would only take longer."""
+        return self.state != "engine dead"
 
     @property
     def is_ready(self) -> bool:

@@ -84,7 +84,10 @@ def build_http(
         app.include_router(router)
     for kind in (LoragateError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_error)
-    return Envelope(BodyLimit(app, options.max_body_bytes))
+    # Inside Starlette's own last resort, outside all else; what is added last is outermost.
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(Envelope)
+    return app
 
 
 def _data_plane(gateway: Gateway) -> APIRouter:

@@ -7,16 +7,15 @@ tier is unloaded here first, least recently used, never what is leased.
 """
 
 import asyncio
-import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 from loragate.adapters.names import AdapterVersion
 from loragate.server.core import Route
-from loragate.server.engine import Engine, LoadedAdapter
+from loragate.server.engine import LoadedAdapter
 from loragate.server.errors import AdapterUnavailable
 
 
@@ -26,24 +25,24 @@ class _Resident:
     leases: int = 0
 
 
+class AdapterLoader(Protocol):
+    """What puts versions into the engine and takes them out; see `loading.Loader`."""
+
+    async def load(self, version: AdapterVersion) -> LoadedAdapter: ...
+    async def unload(self, adapter: LoadedAdapter) -> None: ...
+
+
 class Residency:
     """Leases adapter versions to requests, loading each on first use, once, one at a time."""
 
     def __init__(
-        self,
-        engine: Engine,
-        path_of: Callable[[str], Path],
-        *,
-        max_resident: int,
-        wait_seconds: float,
-        on_load: Callable[[AdapterVersion, float], None] = lambda version, seconds: None,
+        self, loader: AdapterLoader, *, max_leased: int, max_resident: int, wait_seconds: float
     ) -> None:
-        """`path_of` gives a digest's directory; `on_load` hears of each load and its seconds."""
-        self._engine = engine
-        self._path_of = path_of
+        """`max_leased` distinct versions at once, `max_resident` in the engine altogether."""
+        self._loader = loader
+        self._max_leased = max_leased
         self._max_resident = max_resident
         self._wait_seconds = wait_seconds
-        self._on_load = on_load
         self._resident: OrderedDict[int, _Resident] = OrderedDict()  # by lora_id, oldest use first
         self._loads: dict[int, asyncio.Task[_Resident]] = {}
         self._claims: dict[int, int] = {}  # lora_id → requests that hold or await it, and its load
@@ -78,9 +77,26 @@ class Residency:
                 yield entry.adapter
             finally:
                 entry.leases -= 1
-                self._resident.move_to_end(version.lora_id)
+                if self._resident.get(version.lora_id) is entry:  # else the engine has restarted
+                    self._resident.move_to_end(version.lora_id)
         finally:
             self._release(version)
+
+    def forget_all(self) -> None:
+        """The engine has lost all it held: what is asked for from now on is loaded again.
+
+        Leases that are still held end as ever; their requests find out from the engine.
+        """
+        self._resident.clear()
+
+    async def drain(self, version: AdapterVersion) -> None:
+        """Waits until no request holds the version, then takes it out of the engine."""
+        while version.lora_id in self._claims:
+            await self._next_release()
+        async with self._one_load:
+            entry = self._resident.pop(version.lora_id, None)
+            if entry is not None:
+                await self._loader.unload(entry.adapter)
 
     async def close(self) -> None:
         """Waits for loads under way, so that none is left without an owner."""
@@ -90,16 +106,10 @@ class Residency:
         try:
             async with asyncio.timeout(self._wait_seconds):
                 while not self._has_slot_for(version):
-                    turn = asyncio.get_running_loop().create_future()
-                    self._waiting.append(turn)
-                    try:
-                        await turn
-                    finally:
-                        if turn in self._waiting:
-                            self._waiting.remove(turn)
+                    await self._next_release()
         except TimeoutError:
             raise AdapterUnavailable(
-                f"All {self._engine.model.max_loras} adapter slots stayed busy for "
+                f"All {self._max_leased} adapter slots stayed busy for "
                 f"{self._wait_seconds:g} s; try again, or raise engine.max_loras.",
                 code="no_adapter_slot",
                 retry_after_seconds=1.0,
@@ -107,7 +117,16 @@ class Residency:
         self._claims[version.lora_id] = self._claims.get(version.lora_id, 0) + 1
 
     def _has_slot_for(self, version: AdapterVersion) -> bool:
-        return version.lora_id in self._claims or len(self._claims) < self._engine.model.max_loras
+        return version.lora_id in self._claims or len(self._claims) < self._max_leased
+
+    async def _next_release(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
 
     def _release(self, version: AdapterVersion) -> None:
         self._claims[version.lora_id] -= 1
@@ -139,11 +158,7 @@ class Residency:
     async def _load(self, version: AdapterVersion) -> _Resident:
         async with self._one_load:
             await self._make_room()
-            started = time.perf_counter()
-            adapter = LoadedAdapter(version, self._path_of(version.digest))
-            await self._engine.load(adapter)
-            self._on_load(version, time.perf_counter() - started)
-            entry = _Resident(adapter)
+            entry = _Resident(await self._loader.load(version))
             self._resident[version.lora_id] = entry
             return entry
 
@@ -152,4 +167,4 @@ class Residency:
             idle = next((i for i in self._resident if i not in self._claims), None)
             if idle is None:
                 return  # cannot be: max_resident is at least max_loras, and this claim is one
-            await self._engine.unload(self._resident.pop(idle).adapter)
+            await self._loader.unload(self._resident.pop(idle).adapter)

@@ -1,5 +1,6 @@
 """Which adapter answers: a tenant and a `model` become a `Route`."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from loragate.adapters import errors as registry_errors
@@ -31,7 +32,10 @@ class Router:
         self._started_at = started_at
 
     def route(self, tenant: str, model: str) -> Route:
-        """Raises ModelNotFound, worded the same for another tenant's adapter and for none."""
+        """Raises ModelNotFound, worded the same for another tenant's adapter and for none.
+
+        The registry's AliasNotServing and VersionFailed pass through: the name is right.
+        """
         if model in (BASE, self._base_model):
             return Route(tenant)
         name, _, selector = model.removeprefix(f"{tenant}/").partition("@")
@@ -57,14 +61,19 @@ class Router:
         return Route(tenant, version)
 
     def models(self, tenant: str) -> tuple[ModelCard, ...]:
-        """The base model, then each of the tenant's adapters with its aliases and versions."""
+        """The base model, then each of the tenant's adapters with those of its aliases and versions
+        that can answer.
+        """
         cards = [self._base_card(self._base_model)]
-        for listing in self._registry.current.adapters(tenant):
-            names = {listing.name: listing.aliases.get(CHAMPION)}
-            names |= {f"{listing.name}@{alias}": v for alias, v in listing.aliases.items()}
-            names |= {f"{listing.name}@{v.version}": v for v in listing.versions}
-            for model, version in names.items():
-                if version is not None:
+        snapshot = self._registry.current
+        for listing in snapshot.adapters(tenant):
+            names = [(listing.name, CHAMPION)] if CHAMPION in listing.aliases else []
+            selectors = *listing.aliases, *(version.version for version in listing.versions)
+            names += [(f"{listing.name}@{selector}", selector) for selector in selectors]
+            for model, selector in names:
+                # What is still loading or has failed cannot answer, so it is not offered.
+                with suppress(registry_errors.AliasNotServing, registry_errors.VersionFailed):
+                    version = snapshot.resolve(tenant, listing.name, selector)
                     cards.append(self._card(tenant, model, Route(tenant, version)))
         return tuple(cards)
 

@@ -103,6 +103,9 @@ class Administration:
     async def retire(self, adapter: AdapterName, number: int) -> AdapterVersion:
         return await _in_thread(self._registry.retire, adapter, number, self._actor)
 
+    async def collect(self) -> Sequence[str]:
+        return await _in_thread(self._registry.collect, self._actor)
+
     async def audit(self, subject: str | None = None, limit: int = 50) -> Sequence[AuditRow]:
         return await _in_thread(self._registry.audit, subject, limit)
 

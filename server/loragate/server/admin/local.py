@@ -6,7 +6,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from loragate.adapters.errors import TenantNotFound
+from loragate.adapters.base_model import find
+from loragate.adapters.base_profile import BaseProfile
+from loragate.adapters.errors import BaseModelError, TenantNotFound
+from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
@@ -15,6 +18,7 @@ from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.views import (
     AdapterPageView,
     AdapterView,
+    CollectedView,
     KeyView,
     LimitsChange,
     NewKeyView,
@@ -22,7 +26,7 @@ from loragate.server.admin.views import (
     TenantView,
     UsageView,
 )
-from loragate.server.config import load_config
+from loragate.server.config import EngineConfig, load_config, read_chat_template
 
 
 class LocalAdmin:
@@ -80,6 +84,9 @@ class LocalAdmin:
     def retire(self, adapter: AdapterName, number: int) -> None:
         self._registry.retire(adapter, number, self._actor)
 
+    def collect(self) -> CollectedView:
+        return CollectedView(collected=self._registry.collect(self._actor))
+
     def usage(self, tenant: str | None, since: datetime | None) -> Sequence[UsageView]:
         return [UsageView.of(total) for total in self._registry.usage_totals(tenant, since)]
 
@@ -94,6 +101,16 @@ class LocalAdmin:
 def open_local() -> Iterator[LocalAdmin]:
     """The registry that a server started here would serve from."""
     home = Home.from_environment().ensure()
-    url = load_config(None).registry.url or home.database_url
-    with Registry(url, ArtifactStore(home.artifacts)) as registry:
+    config = load_config(None)
+    url = config.registry.url or home.database_url
+    gate = StaticGate(_base(config.engine, home), config.engine.max_lora_rank)
+    with Registry(url, ArtifactStore(home.artifacts), gate) as registry:
         yield LocalAdmin(registry, f"cli:{getpass.getuser()}")
+
+
+def _base(engine: EngineConfig, home: Home) -> BaseProfile | None:
+    """The configured base model; None if it is not prepared, where the server will look again."""
+    try:
+        return BaseProfile.read(find(engine.model, home.models), read_chat_template(engine))
+    except BaseModelError:
+        return None

@@ -18,6 +18,7 @@ from loragate.server.admin.views import (
     AdapterPageView,
     AdapterView,
     AliasRequest,
+    CollectedView,
     KeyRequest,
     KeyView,
     LimitsChange,
@@ -116,6 +117,9 @@ class RemoteAdmin:
 
     def retire(self, adapter: AdapterName, number: int) -> None:
         self._send("POST", _adapter(adapter, "versions", f"v{number}", "retire"))
+
+    def collect(self) -> CollectedView:
+        return self._ask(CollectedView, "POST", "/collect")
 
     def usage(self, tenant: str | None, since: datetime | None) -> Sequence[UsageView]:
         query = {

@@ -21,6 +21,7 @@ from loragate.server.admin.views import (
     AdapterView,
     AliasRequest,
     AuditView,
+    CollectedView,
     KeyRequest,
     KeyView,
     LimitsRequest,
@@ -134,7 +135,7 @@ def _add_adapters(router: APIRouter, administration: Administration) -> None:
 
     @router.get("/tenants/{tenant}/adapters/{name}", tags=["adapters"])
     async def show_adapter(tenant: str, name: str) -> AdapterPageView:
-        """Show an adapter with its versions, its aliases and its latest changes."""
+        """Show an adapter: its versions and their states, what serves, and the latest changes."""
         return AdapterPageView.of(await administration.show(AdapterName(tenant, name)))
 
 
@@ -166,9 +167,18 @@ def _add_versions(
 
     @router.post(versions + "/{version}/retire", tags=["adapters"])
     async def retire(tenant: str, name: str, version: str) -> PublishedView:
-        """Take a version out of service for good; refused while an alias points to it."""
+        """Take a version out of service for good.
+
+        Refused while an alias points to it or is served by it. Where the engine holds it, it is
+        RETIRED as soon as its last request has ended; it gets no new ones from now on.
+        """
         adapter, number = AdapterName(tenant, name), parse_version(version)
         return PublishedView.of(await administration.retire(adapter, number))
+
+    @router.post("/collect", tags=["adapters"])
+    async def collect() -> CollectedView:
+        """Remove the files of versions that are retired; what any engine holds is left alone."""
+        return CollectedView(collected=tuple(await administration.collect()))
 
 
 def _add_aliases(router: APIRouter, administration: Administration) -> None:
@@ -176,7 +186,11 @@ def _add_aliases(router: APIRouter, administration: Administration) -> None:
 
     @router.put(adapter_path + "/aliases/{alias}", tags=["aliases"])
     async def set_alias(tenant: str, name: str, alias: str, body: AliasRequest) -> PublishedView:
-        """Point an alias to a version; `champion` is what requests by plain name are served by."""
+        """Say where an alias is to point; `champion` is what requests by plain name are served by.
+
+        A server loads and checks the version beside the one that serves, which goes on until then.
+        The adapter's page says under `serving` when it has taken over, or why it FAILED.
+        """
         adapter, number = AdapterName(tenant, name), parse_version(body.version)
         return PublishedView.of(await administration.set_alias(adapter, alias, number, body.reason))
 
@@ -191,7 +205,7 @@ def _add_aliases(router: APIRouter, administration: Administration) -> None:
 
     @router.post(adapter_path + "/rollback", tags=["aliases"])
     async def rollback(tenant: str, name: str) -> PublishedView:
-        """Point `champion` back to the version before."""
+        """Point `champion` back to the version that served before, as if it were promoted."""
         return PublishedView.of(await administration.rollback(AdapterName(tenant, name)))
 
 

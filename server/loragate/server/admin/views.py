@@ -4,12 +4,14 @@ One shape for three uses: the HTTP answer, what the remote client reads back, wh
 prints. An adapter is written `acme/support`, a version `v3`, a time in UTC as ISO 8601.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from loragate.adapters.listings import AdapterListing, AliasVersions
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.records import (
     AdapterRecord,
@@ -20,7 +22,7 @@ from loragate.adapters.records import (
     UsageTotal,
     VersionRecord,
 )
-from loragate.adapters.snapshot import AdapterListing, Limits
+from loragate.adapters.snapshot import Limits
 
 
 class View(BaseModel):
@@ -154,15 +156,22 @@ class PublishedView(View):
 
 
 class VersionView(View):
-    """A version as an adapter's page lists it."""
+    """A version as an adapter's page lists it.
+
+    `reason` is why it came to its state. `aliases` are to point to it, `serves` are those that do.
+    One that is `retiring` gets no new requests and is RETIRED once the engine has let go of it.
+    """
 
     version: str
     digest: str
-    state: str = Field(examples=["PUBLISHED"])
+    state: str = Field(examples=["PUBLISHED", "LOADING", "READY", "DRAINING", "RETIRED", "FAILED"])
+    reason: str = Field(default="", examples=["the adapter has no effect"])
+    retiring: bool = False
     rank: int
     size_bytes: int
     created_at: datetime
     aliases: tuple[str, ...] = ()
+    serves: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: VersionRecord) -> Self:
@@ -170,15 +179,18 @@ class VersionView(View):
             version=record.version.version,
             digest=record.digest,
             state=record.state,
+            reason=record.reason,
+            retiring=record.is_retiring,
             rank=record.rank,
             size_bytes=record.size_bytes,
             created_at=record.created_at,
             aliases=record.aliases,
+            serves=record.serves,
         )
 
 
 class AuditView(View):
-    """One change: who did what to what, from which version to which."""
+    """One change: who did what to what, from which version or state to which."""
 
     at: datetime
     actor: str
@@ -188,6 +200,8 @@ class AuditView(View):
     to_version: str | None = None
     digest: str | None = None
     reason: str = ""
+    from_state: str | None = None
+    to_state: str | None = None
 
     @classmethod
     def of(cls, row: AuditRow) -> Self:
@@ -200,30 +214,39 @@ class AuditView(View):
             to_version=_version(row.to_version),
             digest=row.digest,
             reason=row.reason,
+            from_state=row.from_state,
+            to_state=row.to_state,
         )
 
 
 class AdapterView(View):
-    """An adapter in a list."""
+    """An adapter in a list: where its aliases are to point, and what serves by them."""
 
     adapter: str
     versions: tuple[str, ...]
     aliases: dict[str, str]
+    serving: dict[str, str] = {}
 
     @classmethod
     def of(cls, listing: AdapterListing) -> Self:
         return cls(
             adapter=str(listing),
             versions=tuple(version.version for version in listing.versions),
-            aliases={alias: version.version for alias, version in listing.aliases.items()},
+            aliases=_desired(listing.aliases),
+            serving=_serving(listing.aliases),
         )
 
 
 class AdapterPageView(View):
-    """All about one adapter: newest version first, newest change first."""
+    """All about one adapter: newest version first, newest change first.
+
+    `aliases` says where each alias is to point, `serving` which version serves by it: the
+    same, once a server has loaded and checked it.
+    """
 
     adapter: str
     aliases: dict[str, str]
+    serving: dict[str, str] = {}
     versions: tuple[VersionView, ...]
     audit: tuple[AuditView, ...] = ()
 
@@ -231,10 +254,17 @@ class AdapterPageView(View):
     def of(cls, record: AdapterRecord) -> Self:
         return cls(
             adapter=str(record.name),
-            aliases={alias: version.version for alias, version in record.aliases.items()},
+            aliases=_desired(record.aliases),
+            serving=_serving(record.aliases),
             versions=tuple(VersionView.of(version) for version in record.versions),
             audit=tuple(AuditView.of(row) for row in record.audit),
         )
+
+
+class CollectedView(View):
+    """The artifacts that were removed, by digest."""
+
+    collected: tuple[str, ...]
 
 
 class UsageView(View):
@@ -257,6 +287,18 @@ class UsageView(View):
             completion_tokens=total.completion_tokens,
             cached_tokens=total.cached_tokens,
         )
+
+
+def _desired(aliases: Mapping[str, AliasVersions]) -> dict[str, str]:
+    return {alias: versions.desired.version for alias, versions in aliases.items()}
+
+
+def _serving(aliases: Mapping[str, AliasVersions]) -> dict[str, str]:
+    return {
+        alias: versions.serving.version
+        for alias, versions in aliases.items()
+        if versions.serving is not None
+    }
 
 
 def _version(number: int | None) -> str | None:

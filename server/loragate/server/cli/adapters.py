@@ -1,27 +1,23 @@
 """`loragate adapter`: publish versions and say which of them serves."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loragate.server.cli.adapter_page import CHAMPION, print_page
 from loragate.server.cli.options import Adapter, AdminKey, Json, Reason, Url, Version, examples
-from loragate.server.cli.output import (
-    print_json,
-    print_table,
-    print_view,
-    print_views,
-    say,
-    short,
-    size,
-    when,
-)
+from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, short
 
 if TYPE_CHECKING:
-    from loragate.server.admin.views import AdapterPageView, AuditView, PublishedView, VersionView
+    from loragate.server.admin.views import AdapterPageView, AdapterView, PublishedView
 
-CHAMPION = "champion"
+Wait = Annotated[
+    bool, typer.Option("--wait", help="End only when the version serves, or cannot (exit 1).")
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long --wait waits.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,10 +35,14 @@ def add_to(app: typer.Typer) -> None:
     adapter.command("show", epilog=examples("loragate adapter show acme/support"))(show)
     adapter.command(
         "promote",
-        epilog=examples('loragate adapter promote acme/support v2 --reason "better on refunds"'),
+        epilog=examples(
+            'loragate adapter promote acme/support v2 --reason "better on refunds"',
+            "loragate adapter promote acme/support v2 --wait --timeout 60",
+        ),
     )(promote)
     adapter.command("rollback", epilog=examples("loragate adapter rollback acme/support"))(rollback)
     adapter.command("retire", epilog=examples("loragate adapter retire acme/support v1"))(retire)
+    adapter.command("collect", epilog=examples("loragate adapter collect"))(collect)
     adapter.command(
         "alias",
         epilog=examples(
@@ -65,9 +65,7 @@ def publish(
             metavar="DIR", help="Holds adapter_config.json and adapter_model.safetensors (PEFT)."
         ),
     ],
-    promote: Annotated[
-        bool, typer.Option("--promote", help="Let the new version serve at once.")
-    ] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Let the new version serve.")] = False,
     as_json: Json = False,
     url: Url = None,
     key: AdminKey = None,
@@ -84,12 +82,13 @@ def publish(
         published = admin.publish(name, folder)
         if promote:
             admin.set_alias(name, CHAMPION, parse_version(published.version), "promoted on publish")
+        page = admin.show(name)
     if as_json:
         print_view(published)
         return
     _say_version("[green]Published[/]", published)
     if promote:
-        say("It serves as [bold]{name}[/] now.", name=adapter)
+        _say_when_it_serves(page, published)
     else:
         say(
             "[dim]Let it serve: loragate adapter promote {adapter} {version}[/]",
@@ -115,11 +114,12 @@ def list_adapters(
         print_views(adapters)
         return
     print_table(
-        ("Adapter", "Serves", "Other aliases", "Versions"),
+        ("Adapter", "Serves", "To serve", "Other aliases", "Versions"),
         (
             (
                 adapter.adapter,
-                adapter.aliases.get(CHAMPION, "nothing yet"),
+                adapter.serving.get(CHAMPION, "nothing yet"),
+                _wanted(adapter),
                 ", ".join(
                     f"{alias} → {version}"
                     for alias, version in adapter.aliases.items()
@@ -134,7 +134,7 @@ def list_adapters(
 
 
 def show(adapter: Adapter, as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
-    """Show what serves, all versions, and the last changes."""
+    """Show what serves, what is on its way, what failed and why, and the last changes."""
     from loragate.adapters.names import AdapterName
     from loragate.server.admin.port import open_admin
 
@@ -144,49 +144,65 @@ def show(adapter: Adapter, as_json: Json = False, url: Url = None, key: AdminKey
     if as_json:
         print_view(page)
         return
-    _say_what_serves(page)
-    _print_versions(page.versions)
-    _print_audit(page.audit)
+    print_page(page)
 
 
 def promote(
     adapter: Adapter,
     version: Version,
     reason: Reason = "",
+    wait: Wait = False,
+    timeout: Timeout = 60.0,
     as_json: Json = False,
     url: Url = None,
     key: AdminKey = None,
 ) -> None:
     """Let a version serve.
 
-    It becomes the adapter's champion: requests by the adapter's plain name go to it.
+    It becomes the adapter's champion: requests by the adapter's plain name go to it as soon as a
+    server has loaded and checked it, and to what serves now until then.
     """
     from loragate.adapters.names import AdapterName, parse_version
     from loragate.server.admin.port import open_admin
+    from loragate.server.cli.waiting import wait_until_serving
 
     name, number = AdapterName.parse(adapter), parse_version(version)
     with open_admin(url, key) as admin:
         promoted = admin.set_alias(name, CHAMPION, number, reason)
+        if wait:
+            wait_until_serving(admin, name, CHAMPION, promoted.version, timeout)
+        page = admin.show(name)
     if as_json:
         print_view(promoted)
     else:
         _say_version("[green]Promoted[/]", promoted)
+        _say_when_it_serves(page, promoted)
 
 
 def rollback(
-    adapter: Adapter, as_json: Json = False, url: Url = None, key: AdminKey = None
+    adapter: Adapter,
+    wait: Wait = False,
+    timeout: Timeout = 60.0,
+    as_json: Json = False,
+    url: Url = None,
+    key: AdminKey = None,
 ) -> None:
     """Let the version serve that served before."""
     from loragate.adapters.names import AdapterName
     from loragate.server.admin.port import open_admin
+    from loragate.server.cli.waiting import wait_until_serving
 
     name = AdapterName.parse(adapter)
     with open_admin(url, key) as admin:
         restored = admin.rollback(name)
+        if wait:
+            wait_until_serving(admin, name, CHAMPION, restored.version, timeout)
+        page = admin.show(name)
     if as_json:
         print_view(restored)
     else:
         _say_version("[green]Rolled back[/] to", restored)
+        _say_when_it_serves(page, restored)
 
 
 def retire(
@@ -198,7 +214,8 @@ def retire(
 ) -> None:
     """Take a version out of service for good.
 
-    Refused while an alias points to it.
+    Refused while an alias points to it or is served by it. Where a server holds it, it gets no new
+    requests and is retired once the last one has ended.
     """
     from loragate.adapters.names import AdapterName, parse_version
     from loragate.server.admin.port import open_admin
@@ -206,10 +223,37 @@ def retire(
     name, number = AdapterName.parse(adapter), parse_version(version)
     with open_admin(url, key) as admin:
         admin.retire(name, number)
+        page = admin.show(name)
+    state = next(found.state for found in page.versions if found.version == version)
     if as_json:
-        print_json({"adapter": adapter, "version": version, "state": "RETIRED"})
-    else:
+        print_json({"adapter": adapter, "version": version, "state": state})
+    elif state == "RETIRED":
         say("[green]Retired[/] [bold]{version}[/].", version=f"{adapter}@{version}")
+    else:
+        say(
+            "[bold]{version}[/] gets no new requests; it is {state}, and retired once the server "
+            "has let go of it.",
+            version=f"{adapter}@{version}",
+            state=state,
+        )
+
+
+def collect(as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
+    """Remove the files of retired versions.
+
+    What a server may hold is left alone, and so are files that another version needs. The records
+    stay, and so do the numbers.
+    """
+    from loragate.server.admin.port import open_admin
+
+    with open_admin(url, key) as admin:
+        collected = admin.collect()
+    if as_json:
+        print_view(collected)
+    elif not collected.collected:
+        say("Nothing to remove: no retired version has files that no other needs.")
+    for digest in () if as_json else collected.collected:
+        say("[green]Removed[/] [dim]{digest}[/]", digest=short(digest))
 
 
 def alias(
@@ -226,7 +270,7 @@ def alias(
 ) -> None:
     """Point an alias to a version, or delete the alias.
 
-    Callers reach the version as ADAPTER@ALIAS.
+    Callers reach the version as ADAPTER@ALIAS as soon as a server has loaded and checked it.
     """
     from loragate.adapters.names import AdapterName, parse_version
     from loragate.server.admin.port import open_admin
@@ -265,57 +309,18 @@ def _say_version(what: str, version: "PublishedView") -> None:
     )
 
 
-def _say_what_serves(page: "AdapterPageView") -> None:
-    champion = page.aliases.get(CHAMPION)
-    if champion is None:
-        newest = page.versions[0].version if page.versions else "v1"
-        say(
-            "[bold]{adapter}[/]: no version serves yet; choose one with "
-            "`loragate adapter promote {adapter} {newest}`.",
-            adapter=page.adapter,
-            newest=newest,
-        )
+def _say_when_it_serves(page: "AdapterPageView", version: "PublishedView") -> None:
+    if page.serving.get(CHAMPION) == version.version:
+        say("It serves as [bold]{name}[/].", name=page.adapter)
     else:
         say(
-            "[bold]{adapter}[/]: [green]{champion} serves[/] (its champion).",
-            adapter=page.adapter,
-            champion=champion,
+            "It will serve as [bold]{name}[/] as soon as a server has loaded and checked it. "
+            "[dim]See loragate adapter show {name}[/]",
+            name=page.adapter,
         )
 
 
-def _print_versions(versions: "Iterable[VersionView]") -> None:
-    print_table(
-        ("Version", "State", "Aliases", "Rank", "Size", "Digest", "Published"),
-        (
-            (
-                version.version,
-                version.state,
-                ", ".join(version.aliases),
-                str(version.rank),
-                size(version.size_bytes),
-                short(version.digest),
-                when(version.created_at),
-            )
-            for version in versions
-        ),
-        empty="It has no versions.",
-    )
-
-
-def _print_audit(rows: "Iterable[AuditView]") -> None:
-    print_table(
-        ("When", "Who", "What", "Alias", "From", "To", "Reason"),
-        (
-            (
-                when(row.at),
-                row.actor,
-                row.action,
-                row.subject.partition("@")[2],
-                row.from_version or "",
-                row.to_version or "",
-                row.reason,
-            )
-            for row in rows
-        ),
-        empty="Nothing was changed yet.",
-    )
+def _wanted(adapter: "AdapterView") -> str:
+    """The champion to be, where another or none serves."""
+    desired = adapter.aliases.get(CHAMPION, "")
+    return "" if desired == adapter.serving.get(CHAMPION) else desired

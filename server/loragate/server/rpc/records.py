@@ -9,6 +9,8 @@ from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry import (
     AdapterListing,
     AdapterRecord,
+    AdapterState,
+    AliasVersions,
     AuditRow,
     KeyRecord,
     Limits,
@@ -19,8 +21,12 @@ from loragate.adapters.registry import (
 from loragate.v1 import registry_pb2 as pb
 
 _STATES = {
-    "PUBLISHED": pb.VersionDetails.STATE_PUBLISHED,
-    "RETIRED": pb.VersionDetails.STATE_RETIRED,
+    AdapterState.PUBLISHED: pb.VersionDetails.STATE_PUBLISHED,
+    AdapterState.LOADING: pb.VersionDetails.STATE_LOADING,
+    AdapterState.READY: pb.VersionDetails.STATE_READY,
+    AdapterState.DRAINING: pb.VersionDetails.STATE_DRAINING,
+    AdapterState.RETIRED: pb.VersionDetails.STATE_RETIRED,
+    AdapterState.FAILED: pb.VersionDetails.STATE_FAILED,
 }
 
 
@@ -60,6 +66,8 @@ def change(row: AuditRow) -> pb.Change:
         to_version=_written(row.to_version),
         digest=row.digest,
         reason=row.reason,
+        from_state=row.from_state,
+        to_state=row.to_state,
     )
 
 
@@ -105,11 +113,21 @@ def _version_details(record: VersionRecord) -> pb.VersionDetails:
         size_bytes=record.size_bytes,
         rank=record.rank,
         created_at=_timestamp(record.created_at),
+        reason=record.reason,
+        retiring=record.is_retiring,
+        serves=record.serves,
     )
 
 
-def _aliases(aliases: Mapping[str, AdapterVersion]) -> list[pb.Alias]:
-    return [pb.Alias(name=name, version=to.version) for name, to in aliases.items()]
+def _aliases(aliases: Mapping[str, AliasVersions]) -> list[pb.Alias]:
+    return [
+        pb.Alias(
+            name=name,
+            version=versions.desired.version,
+            serving=None if versions.serving is None else versions.serving.version,
+        )
+        for name, versions in aliases.items()
+    ]
 
 
 def _written(number: int | None) -> str | None:

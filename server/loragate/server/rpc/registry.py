@@ -114,6 +114,15 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
             await self._administration.retire(adapter, number)
             return pb.RetireVersionResponse()
 
+    async def CollectArtifacts(
+        self,
+        request: pb.CollectArtifactsRequest,
+        context: grpc.aio.ServicerContext[pb.CollectArtifactsRequest, pb.CollectArtifactsResponse],
+    ) -> pb.CollectArtifactsResponse:
+        async with self._admin(context):
+            digests = await self._administration.collect()
+            return pb.CollectArtifactsResponse(digests=digests)
+
     async def WatchAdapters(
         self,
         request: pb.WatchAdaptersRequest,

@@ -1,0 +1,59 @@
+"""Waiting until a version serves, or cannot."""
+
+import time
+from typing import TYPE_CHECKING
+
+from loragate.adapters.errors import LoragateError
+
+if TYPE_CHECKING:
+    from loragate.adapters.names import AdapterName
+    from loragate.server.admin.port import AdminPort
+    from loragate.server.admin.views import AdapterPageView
+
+_POLL_SECONDS = 0.1
+
+
+class DoesNotServe(LoragateError):
+    """The version that was waited for does not serve; the message says why."""
+
+
+def wait_until_serving(
+    admin: "AdminPort", adapter: "AdapterName", alias: str, version: str, timeout_seconds: float
+) -> None:
+    """Returns once the alias serves the version. Raises DoesNotServe, with the reason of a FAILED
+    one.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    while not _serves(admin.show(adapter), alias, version):
+        if time.monotonic() >= deadline:
+            state = _state(admin.show(adapter), version)
+            remedy = (
+                "no server has taken it up, so start one with `loragate serve`"
+                if state == "PUBLISHED"
+                else f"see `loragate adapter show {adapter}`"
+            )
+            raise DoesNotServe(
+                f"{adapter}@{version} does not serve after {timeout_seconds:g} s, it is {state}; "
+                f"{remedy}"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _serves(page: "AdapterPageView", alias: str, version: str) -> bool:
+    """Raises DoesNotServe where it never will."""
+    desired = page.aliases.get(alias)
+    if desired != version:
+        raise DoesNotServe(
+            f"{page.adapter}@{version} was overtaken: {alias} is to point to "
+            f"{desired or 'nothing'} by now"
+        )
+    for found in page.versions:
+        if found.version == version and found.state == "FAILED":
+            raise DoesNotServe(
+                f"{page.adapter}@{version} cannot serve: {found.reason or 'no reason was recorded'}"
+            )
+    return page.serving.get(alias) == version
+
+
+def _state(page: "AdapterPageView", version: str) -> str:
+    return next(found.state for found in page.versions if found.version == version)

@@ -1,0 +1,131 @@
+"""Makes what the registry wishes come true: promotions, rollbacks and retirements, one at a time.
+
+An alias is to mean another version: that one is loaded beside the old, checked and warmed by the
+check; then the alias moves, in one transaction; then the old version's requests end, and only then
+does the engine let go of it. Whatever fails leaves the alias where it was.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from loragate.adapters.errors import AliasMovedOn, LoragateError
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.registry import Registry
+from loragate.adapters.snapshot import SnapshotWatcher, Wish
+from loragate.adapters.states import AdapterState
+from loragate.server.core import Route
+from loragate.server.errors import EngineDead
+from loragate.server.loading import ACTOR, Loader
+from loragate.server.residency import Residency
+
+logger = logging.getLogger(__name__)
+_RETRY_SECONDS = 1.0
+
+
+class Lifecycle:
+    """Follows the registry's snapshot; `running` owns its task."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        snapshots: SnapshotWatcher,
+        residency: Residency,
+        loader: Loader,
+        changed: asyncio.Event,
+    ) -> None:
+        """`changed` is set whenever there is a new snapshot."""
+        self._registry = registry
+        self._snapshots = snapshots
+        self._residency = residency
+        self._loader = loader
+        self._changed = changed
+        self._drains: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Lifecycle"]:
+        """Puts the states of a dead server right, serves what is wished for, then follows."""
+        await asyncio.to_thread(self._registry.reset_states, ACTOR)
+        await self._snapshots.refresh()
+        self._changed.set()
+        task = asyncio.create_task(self._follow(), name="lifecycle")
+        try:
+            yield self
+        finally:
+            tasks = [task, *self._drains]
+            for each in tasks:
+                each.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._reconcile()
+            except LoragateError as error:  # the engine is down, or the database: try again
+                logger.warning("a change has to wait: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._changed.set()
+
+    async def _reconcile(self) -> None:
+        snapshot = self._snapshots.current
+        for wish in snapshot.wishes():
+            has_failed = snapshot.state(wish.desired) is AdapterState.FAILED
+            if wish.desired != wish.serving and not has_failed:
+                await self._serve(wish)
+        snapshot = self._snapshots.current
+        serving = {wish.serving for wish in snapshot.wishes()}
+        desired = {wish.desired for wish in snapshot.wishes()}
+        for version in self._residency.resident:
+            if version not in serving | desired and snapshot.is_retiring(version):
+                self._start_drain(version)
+
+    async def _serve(self, wish: Wish) -> None:
+        version, name = wish.desired, AdapterName(wish.adapter.tenant, wish.adapter.name)
+        try:
+            async with self._residency.lease(Route(version.tenant, version)):
+                await asyncio.to_thread(
+                    self._registry.set_serving, name, wish.alias, version.number, ACTOR
+                )
+        except EngineDead:
+            raise
+        except AliasMovedOn:
+            return  # somebody wished for another meanwhile, which comes next
+        except LoragateError as error:
+            logger.warning("%s@%s stays where it is: %s", name, wish.alias, error)
+            await self._snapshots.refresh()
+            if self._snapshots.current.state(version) is AdapterState.FAILED:
+                return
+            raise  # no slot came free, say: it comes again
+        finally:
+            await self._snapshots.refresh()
+        logger.info("%s@%s serves %s", name, wish.alias, version.version)
+        if wish.serving is not None and not self._is_meant(wish.serving):
+            self._start_drain(wish.serving)
+
+    def _is_meant(self, version: AdapterVersion) -> bool:
+        wishes = self._snapshots.current.wishes()
+        return any(version in (wish.desired, wish.serving) for wish in wishes)
+
+    def _start_drain(self, version: AdapterVersion) -> None:
+        # Beside the rest: long answers of an old version hold no promotion up.
+        if self._snapshots.current.state(version) is AdapterState.READY:
+            drain = asyncio.create_task(self._drain(version), name=f"drain {version}")
+            self._drains.add(drain)
+            drain.add_done_callback(self._drains.discard)
+
+    async def _drain(self, version: AdapterVersion) -> None:
+        """Lets the version's requests end, then takes it out of the engine."""
+        try:
+            await self._loader.set_state(version, AdapterState.DRAINING)
+            await self._residency.drain(version)
+            if version in self._residency.resident:  # a pinned request came in the same moment
+                await self._loader.set_state(version, AdapterState.READY, "asked for again")
+            else:
+                self._loader.forget(version)
+                await self._loader.set_state(version, AdapterState.PUBLISHED, "drained")
+        except LoragateError as error:
+            logger.warning("%s could not be drained: %s", version, error)
+        self._changed.set()

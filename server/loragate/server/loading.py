@@ -1,0 +1,93 @@
+"""How a version gets into the engine: checked on disk, loaded, checked there, each step on record.
+
+Nothing else loads adapters. What passed once in this process is only loaded the next time.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from loragate.adapters.adapter_files import inspect
+from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.gate import StaticGate
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.registry import Registry
+from loragate.adapters.states import AdapterState
+from loragate.adapters.store import ArtifactStore
+from loragate.server.engine import Engine, LoadedAdapter
+from loragate.server.errors import AdapterUnavailable, EngineDead
+from loragate.server.probe import Probe
+
+logger = logging.getLogger(__name__)
+ACTOR = "server"
+
+
+class Loader:
+    """Loads versions into the engine, and keeps the registry's word on their states true."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        store: ArtifactStore,
+        gate: StaticGate,
+        probe: Probe,
+        on_load: Callable[[AdapterVersion, float], None] = lambda version, seconds: None,
+    ) -> None:
+        """`on_load` hears of each load and its seconds."""
+        self._engine = engine
+        self._registry = registry
+        self._store = store
+        self._gate = gate
+        self._probe = probe
+        self._on_load = on_load
+        self._passed: set[int] = set()  # lora ids
+
+    async def load(self, version: AdapterVersion) -> LoadedAdapter:
+        """Raises AdapterUnavailable for a version that does not pass, and EngineDead."""
+        started = time.perf_counter()
+        adapter = LoadedAdapter(version, self._store.path(version.digest))
+        if version.lora_id in self._passed:
+            await self._engine.load(adapter)
+        else:
+            await self._load_and_check(adapter)
+        self._on_load(version, time.perf_counter() - started)
+        return adapter
+
+    async def unload(self, adapter: LoadedAdapter) -> None:
+        await self._engine.unload(adapter)
+
+    def forget(self, version: AdapterVersion) -> None:
+        """The version is checked again when it is loaded the next time."""
+        self._passed.discard(version.lora_id)
+
+    async def set_state(self, version: AdapterVersion, state: AdapterState, why: str = "") -> None:
+        await asyncio.to_thread(self._registry.set_state, version, state, ACTOR, why)
+
+    async def _load_and_check(self, adapter: LoadedAdapter) -> None:
+        version = adapter.version
+        await self.set_state(version, AdapterState.LOADING)
+        try:
+            files = await asyncio.to_thread(inspect, adapter.path)
+            await asyncio.to_thread(self._gate.check, files)
+            await self._engine.load(adapter)
+            await self._check_in_engine(adapter)
+        except EngineDead:
+            await self.set_state(version, AdapterState.PUBLISHED, "the engine died meanwhile")
+            raise
+        except (InvalidAdapter, AdapterUnavailable) as error:
+            logger.warning("%s cannot serve: %s", version, error)
+            await self.set_state(version, AdapterState.FAILED, str(error))
+            raise AdapterUnavailable(
+                f"{version} cannot serve: {error}", code=error.code or "adapter_refused"
+            ) from error
+        await self.set_state(version, AdapterState.READY)
+        self._passed.add(version.lora_id)
+
+    async def _check_in_engine(self, adapter: LoadedAdapter) -> None:
+        try:
+            await self._probe.check(adapter)
+        except InvalidAdapter:
+            await self._engine.unload(adapter)
+            raise

@@ -1,0 +1,128 @@
+import inspect
+
+import pytest
+
+from loragate.adapters import errors as registry_errors
+from loragate.server import errors
+from loragate.server.errors import TABLE, InvalidRequest, Overloaded, RateLimited, describe
+
+# Roots, which are never raised themselves, and what only a command line can meet.
+OUTSIDE = {registry_errors.LoragateError, errors.RequestError, registry_errors.BaseModelError}
+
+CLASSES = [
+    kind
+    for module in (errors, registry_errors)
+    for _, kind in inspect.getmembers(module, inspect.isclass)
+    if issubclass(kind, Exception) and kind.__module__ == module.__name__
+]
+
+EXPECTED = {
+    "InvalidRequest": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_value"),
+    "ContextLengthExceeded": (
+        "INVALID_ARGUMENT",
+        400,
+        "invalid_request_error",
+        "context_length_exceeded",
+    ),
+    "BodyTooLarge": ("INVALID_ARGUMENT", 413, "invalid_request_error", "request_too_large"),
+    "Unauthenticated": ("UNAUTHENTICATED", 401, "authentication_error", "invalid_api_key"),
+    "PermissionDenied": ("PERMISSION_DENIED", 403, "permission_error", "permission_denied"),
+    "ModelNotFound": ("NOT_FOUND", 404, "invalid_request_error", "model_not_found"),
+    "RouteNotFound": ("NOT_FOUND", 404, "invalid_request_error", "not_found"),
+    "MethodNotAllowed": ("UNIMPLEMENTED", 405, "invalid_request_error", "method_not_allowed"),
+    "RateLimited": ("RESOURCE_EXHAUSTED", 429, "rate_limit_error", "rate_limit_exceeded"),
+    "RequestExceedsLimit": (
+        "RESOURCE_EXHAUSTED",
+        429,
+        "rate_limit_error",
+        "request_exceeds_limit",
+    ),
+    "Overloaded": ("UNAVAILABLE", 503, "server_error", "overloaded"),
+    "Draining": ("UNAVAILABLE", 503, "server_error", "draining"),
+    "AdapterUnavailable": ("UNAVAILABLE", 503, "server_error", "adapter_unavailable"),
+    "EngineDead": ("UNAVAILABLE", 503, "server_error", "engine_dead"),
+    "DeadlineExceeded": ("DEADLINE_EXCEEDED", 504, "server_error", "deadline_exceeded"),
+    "InvalidName": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_name"),
+    "InvalidAdapter": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_adapter"),
+    "InvalidLimits": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_limits"),
+    "TenantNotFound": ("NOT_FOUND", 404, "invalid_request_error", "tenant_not_found"),
+    "AdapterNotFound": ("NOT_FOUND", 404, "invalid_request_error", "adapter_not_found"),
+    "VersionNotFound": ("NOT_FOUND", 404, "invalid_request_error", "version_not_found"),
+    "AliasNotFound": ("NOT_FOUND", 404, "invalid_request_error", "alias_not_found"),
+    "KeyNotFound": ("NOT_FOUND", 404, "invalid_request_error", "key_not_found"),
+    "TenantExists": ("ALREADY_EXISTS", 409, "invalid_request_error", "tenant_exists"),
+    "VersionRetired": ("FAILED_PRECONDITION", 409, "invalid_request_error", "version_retired"),
+    "VersionInUse": ("FAILED_PRECONDITION", 409, "invalid_request_error", "version_in_use"),
+    "NothingToRollBack": (
+        "FAILED_PRECONDITION",
+        409,
+        "invalid_request_error",
+        "nothing_to_roll_back",
+    ),
+    "AliasNotServing": ("UNAVAILABLE", 503, "server_error", "adapter_loading"),
+    "VersionFailed": ("FAILED_PRECONDITION", 409, "invalid_request_error", "adapter_failed"),
+    "VersionNotReady": ("FAILED_PRECONDITION", 409, "invalid_request_error", "version_not_ready"),
+    "AliasMovedOn": ("FAILED_PRECONDITION", 409, "invalid_request_error", "alias_moved_on"),
+    "IllegalMove": ("FAILED_PRECONDITION", 409, "invalid_request_error", "illegal_move"),
+    "StoreError": ("UNAVAILABLE", 503, "server_error", "store_unavailable"),
+}
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_failure_that_a_client_can_meet_has_a_status(kind: type[Exception]) -> None:
+    if kind in OUTSIDE:
+        assert kind not in TABLE
+        return
+    assert any(base in TABLE for base in kind.__mro__)
+
+
+def test_the_table_says_what_is_promised() -> None:
+    told = {
+        kind.__name__: (status.grpc_code.name, status.http_status, status.type, status.code)
+        for kind, status in TABLE.items()
+    }
+    assert told == EXPECTED
+
+
+def test_an_error_s_own_words_code_and_hint_are_passed_on() -> None:
+    failure = describe(
+        RateLimited("Wait.", code="token_budget_exceeded", param="n", retry_after_seconds=2.5)
+    )
+    assert (failure.message, failure.code, failure.param) == (
+        "Wait.",
+        "token_budget_exceeded",
+        "n",
+    )
+    assert failure.retry_after_seconds == 2.5
+    assert describe(Overloaded("Full.")).code == "overloaded"
+
+
+def test_an_adapter_on_its_way_is_to_be_asked_again_and_a_failed_one_is_not() -> None:
+    loading = registry_errors.AliasNotServing("acme", "support", "champion", "v1", "LOADING")
+    failed = registry_errors.VersionFailed("acme", "support", "v1", "it has no effect")
+    assert describe(loading).retry_after_seconds == 1.0
+    assert describe(failed).retry_after_seconds is None
+    assert "it has no effect" in describe(failed).message
+
+
+def test_a_class_that_is_not_listed_is_described_by_its_base() -> None:
+    class Special(InvalidRequest):
+        pass
+
+    assert describe(Special("x")).status is TABLE[InvalidRequest]
+
+
+def test_what_nobody_foresaw_says_nothing_of_itself() -> None:
+    for error in (KeyError("secret"), errors.RequestError("secret"), UnicodeError("secret")):
+        failure = describe(error)
+        assert failure.status.http_status == 500
+        assert failure.code == "internal_error"
+        assert "secret" not in failure.message
+        assert failure.retry_after_seconds is None
+
+
+def test_a_message_is_short_and_valid_unicode_whatever_a_client_sent() -> None:
+    failure = describe(InvalidRequest("\ud800" + "x" * 10_000, param="\udfff"))
+    assert len(failure.message) <= 1001
+    assert failure.message.startswith("?x")
+    assert failure.param == "?"

@@ -1,0 +1,28 @@
+import pytest
+
+from loragate.server.health import Health
+from loragate.server.supervision import EngineState
+
+
+def test_a_server_with_a_live_engine_is_live_and_ready() -> None:
+    health = Health(lambda: "alive")
+    assert (health.is_live, health.is_ready, health.state) == (True, True, "ready")
+
+
+@pytest.mark.parametrize("engine", ["alive", "restarting"])
+def test_a_draining_server_lives_on_but_is_not_ready(engine: EngineState) -> None:
+    health = Health(lambda: engine)
+    health.drain()
+    assert (health.is_live, health.is_ready, health.state) == (True, False, "draining")
+
+
+def test_a_server_whose_engine_restarts_lives_on_but_is_not_ready() -> None:
+    health = Health(lambda: "restarting")
+    assert (health.is_live, health.is_ready, health.state) == (True, False, "restarting")
+
+
+def test_a_server_whose_engine_never_comes_back_is_neither_draining_or_not() -> None:
+    health = Health(lambda: "dead")
+    assert (health.is_live, health.is_ready, health.state) == (False, False, "engine dead")
+    health.drain()
+    assert (health.is_live, health.is_ready, health.state) == (False, False, "engine dead")

@@ -1,0 +1,142 @@
+"""An alias that moves: what serves meanwhile, what is left behind, and what stops a bad version."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from small_server import SUPPORT, Served, on_a_socket, until
+from tiny_adapters import write_adapter
+
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.registry import AdapterState
+
+
+def publish(served: Served, tmp_path: Path, seed: int) -> AdapterVersion:
+    return served.registry.publish(SUPPORT, write_adapter(tmp_path / f"adapter-{seed}", seed))
+
+
+def state(served: Served, version: AdapterVersion) -> AdapterState:
+    return served.registry.snapshot().state(version)
+
+
+def reason(served: Served, version: AdapterVersion) -> str:
+    return served.registry.snapshot().reason(version)
+
+
+async def adapter_that_answers(served: Served) -> str:
+    reply = await served.chat(max_tokens=1)
+    assert reply.status_code == 200, reply.text
+    return reply.headers["x-loragate-adapter"]
+
+
+async def serves(served: Served, wanted: str) -> None:
+    async with asyncio.timeout(2):
+        while await adapter_that_answers(served) != wanted:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+
+
+async def test_promoted_version_serves_and_the_old_one_leaves_the_engine(
+    served: Served, tmp_path: Path
+) -> None:
+    await serves(served, "acme/support@v1")
+    two = publish(served, tmp_path, 2)
+    served.registry.set_alias(SUPPORT, "champion", two.number)
+
+    await serves(served, "acme/support@v2")
+
+    await until(lambda: served.engine.unloads == ["acme/support@v1"], 2)
+    one = served.registry.show(SUPPORT).versions[-1].version
+    await until(lambda: state(served, one) is AdapterState.PUBLISHED, 2)
+    assert state(served, two) is AdapterState.READY
+
+
+async def test_in_flight_request_finishes_on_old_version_after_swap(
+    served: Served, tmp_path: Path
+) -> None:
+    two = publish(served, tmp_path, 2)
+    served.engine.pace_seconds = 0.03
+    body = {
+        "model": "support",
+        "messages": [{"role": "user", "content": "a long answer, please"}],
+        "max_tokens": 40,
+        "stream": True,
+    }
+    async with (
+        on_a_socket(served) as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as answer,
+    ):
+        assert answer.headers["x-loragate-adapter"] == "acme/support@v1"
+        events = answer.aiter_lines()
+        await anext(events)
+        served.registry.set_alias(SUPPORT, "champion", two.number)
+        await serves(served, "acme/support@v2")
+        assert served.engine.unloads == []
+
+        rest = [line async for line in events if line]
+
+    assert rest[-1] == "data: [DONE]"
+    await until(lambda: served.engine.unloads == ["acme/support@v1"], 2)
+
+
+async def test_rollback_is_the_same_move_back(served: Served, tmp_path: Path) -> None:
+    two = publish(served, tmp_path, 2)
+    served.registry.set_alias(SUPPORT, "champion", two.number)
+    await serves(served, "acme/support@v2")
+
+    served.registry.rollback(SUPPORT)
+
+    await serves(served, "acme/support@v1")
+
+
+@pytest.mark.parametrize("flaw", ["refused", "without_effect"])
+async def test_version_that_does_not_pass_never_serves_and_says_why(
+    served: Served, tmp_path: Path, flaw: str
+) -> None:
+    bad = publish(served, tmp_path, 2)
+    getattr(served.engine, flaw).add(str(bad))
+
+    served.registry.set_alias(SUPPORT, "champion", bad.number)
+
+    await until(lambda: state(served, bad) is AdapterState.FAILED, 2)
+    assert reason(served, bad)
+    assert await adapter_that_answers(served) == "acme/support@v1"
+    assert served.engine.loaded.keys() <= {1}
+
+
+async def test_failed_version_is_tried_again_when_it_is_promoted_again(
+    served: Served, tmp_path: Path
+) -> None:
+    two = publish(served, tmp_path, 2)
+    served.engine.refused.add(str(two))
+    served.registry.set_alias(SUPPORT, "champion", two.number)
+    await until(lambda: state(served, two) is AdapterState.FAILED, 2)
+
+    served.engine.refused.clear()
+    served.registry.set_alias(SUPPORT, "champion", two.number)
+
+    await serves(served, "acme/support@v2")
+
+
+async def test_retired_version_is_taken_out_of_the_engine(served: Served, tmp_path: Path) -> None:
+    two = publish(served, tmp_path, 2)
+    served.registry.set_alias(SUPPORT, "challenger", two.number)
+    await until(lambda: state(served, two) is AdapterState.READY, 2)
+    served.registry.delete_alias(SUPPORT, "challenger")
+
+    served.registry.retire(SUPPORT, two.number)
+
+    await until(lambda: state(served, two) is AdapterState.RETIRED, 2)
+    assert served.engine.unloads == ["acme/support@v2"]
+
+
+async def test_every_move_is_audited(served: Served, tmp_path: Path) -> None:
+    two = publish(served, tmp_path, 2)
+    served.registry.set_alias(SUPPORT, "champion", two.number, "cli", "a better one")
+    await serves(served, "acme/support@v2")
+
+    rows = served.registry.audit(str(SUPPORT), 20)
+
+    told = {(row.actor, row.action) for row in rows}
+    assert ("cli", "alias.set") in told
+    assert ("server", "alias.serve") in told
+    assert any(row.reason == "a better one" for row in rows)

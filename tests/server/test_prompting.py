@@ -1,0 +1,221 @@
+from dataclasses import replace
+
+import pytest
+from fakes import TINY_MODEL
+from small_server import TEMPLATE, tiny_tokenizer
+
+from loragate.adapters.manifest import Contract
+from loragate.adapters.rendering import Renderer
+from loragate.server.core import (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    Options,
+    SamplingParams,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from loragate.server.errors import ContextLengthExceeded, InvalidRequest
+from loragate.server.prompting import NO_CONTRACT, PromptBuilder
+
+MODEL = replace(TINY_MODEL, max_model_len=100)
+PLENTY = replace(TINY_MODEL, max_model_len=100_000)
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(tiny_tokenizer(TEMPLATE))
+
+
+@pytest.fixture(scope="module")
+def builder(renderer: Renderer) -> PromptBuilder:
+    return PromptBuilder(renderer, MODEL)
+
+
+def chat(*turns: tuple[str, str], **sampling: object) -> ChatRequest:
+    messages = tuple(Message(role, text) for role, text in turns or [("user", "hi")])
+    return ChatRequest("support", messages, replace(SamplingParams(), **sampling))
+
+
+def completion(*prompts: str | tuple[int, ...], **sampling: object) -> CompletionRequest:
+    return CompletionRequest("base", prompts, replace(SamplingParams(max_tokens=4), **sampling))
+
+
+async def text_of(builder: PromptBuilder, request: ChatRequest, contract: Contract) -> str:
+    (ids,) = (await builder.prepare(request, contract)).prompt_ids
+    return builder.decode(ids)
+
+
+async def test_a_chat_is_put_into_the_model_s_template(builder: PromptBuilder) -> None:
+    text = await text_of(builder, chat(("user", "hi")), NO_CONTRACT)
+    assert text == "<|turn|>user\nhi<|end|><|turn|>assistant\n"
+
+
+async def test_the_contract_s_system_prompt_comes_first(builder: PromptBuilder) -> None:
+    contract = Contract(system_prompt="Be brief.")
+    text = await text_of(builder, chat(("user", "hi")), contract)
+    assert text.startswith("<|turn|>system\nBe brief.<|end|><|turn|>user\nhi")
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+async def test_a_request_s_own_system_prompt_replaces_the_contract_s(
+    builder: PromptBuilder, role: str
+) -> None:
+    contract = Contract(system_prompt="Be brief.")
+    text = await text_of(builder, chat((role, "Be long."), ("user", "hi")), contract)
+    assert "brief" not in text
+    assert text.startswith(f"<|turn|>{role}\nBe long.")
+
+
+async def test_the_contract_s_template_replaces_the_model_s(builder: PromptBuilder) -> None:
+    contract = Contract(chat_template="Q: {{ messages[-1].content }} A:")
+    assert await text_of(builder, chat(("user", "hi")), contract) == "Q: hi A:"
+
+
+async def test_a_template_that_refuses_is_the_request_s_fault(builder: PromptBuilder) -> None:
+    contract = Contract(chat_template="{{ raise_exception('no such role') }}")
+    with pytest.raises(InvalidRequest, match="no such role") as refusal:
+        await builder.prepare(chat(), contract)
+    assert refusal.value.param == "messages"
+
+
+async def test_a_prompt_without_tokens_is_refused(builder: PromptBuilder) -> None:
+    with pytest.raises(InvalidRequest, match="no tokens") as refusal:
+        await builder.prepare(chat(), Contract(chat_template="{# nothing #}"))
+    assert refusal.value.param == "messages"
+
+
+async def test_a_request_s_word_goes_before_the_contract_s_and_that_before_the_model_s(
+    renderer: Renderer,
+) -> None:
+    defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
+    builder = PromptBuilder(renderer, replace(MODEL, default_sampling=defaults))
+    contract = Contract(sampling_defaults={"temperature": 0.2, "top_p": 0.5, "seed": 3})
+    sampling = (await builder.prepare(chat(temperature=0.0), contract)).sampling
+    assert sampling.temperature == 0.0
+    assert sampling.top_p == 0.5
+    assert sampling.top_k == 50
+    assert sampling.seed == 3
+    assert sampling.min_p is None
+
+
+async def test_the_contract_s_cap_binds_whatever_a_request_says(builder: PromptBuilder) -> None:
+    contract = Contract(max_tokens_cap=5)
+    for wanted in (None, 3, 5, 20):
+        prepared = await builder.prepare(chat(max_tokens=wanted, min_tokens=2), contract)
+        assert prepared.sampling.max_tokens == min(wanted or 5, 5)
+    prepared = await builder.prepare(chat(min_tokens=9, max_tokens=20), contract)
+    assert prepared.sampling.min_tokens == 5
+
+
+async def test_stops_of_the_request_and_of_the_contract_both_hold(builder: PromptBuilder) -> None:
+    prepared = await builder.prepare(chat(stop=("a",)), Contract(stop=("b",)))
+    assert prepared.sampling.stop == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("side", "keep", "expected"),
+    [
+        ("left", 3, (7, 8, 9)),
+        ("right", 3, (5, 6, 7)),
+        ("left", 50, (5, 6, 7, 8, 9)),
+        ("right", 50, (5, 6, 7, 8, 9)),
+        ("left", None, (5, 6, 7, 8, 9)),
+    ],
+)
+async def test_truncation_keeps_the_side_that_was_asked_for(
+    builder: PromptBuilder, side: str, keep: int | None, expected: tuple[int, ...]
+) -> None:
+    options = Options(truncate_prompt_tokens=keep, truncation_side=side)  # type: ignore[arg-type]
+    request = replace(completion((5, 6, 7, 8, 9)), options=options)
+    assert (await builder.prepare(request, NO_CONTRACT)).prompt_ids == (expected,)
+
+
+async def test_truncation_to_the_context_leaves_room_for_one_token(builder: PromptBuilder) -> None:
+    request = completion((1,) * 150, max_tokens=1)
+    request = replace(request, options=Options(truncate_prompt_tokens=-1))
+    prepared = await builder.prepare(request, NO_CONTRACT)
+    assert prepared.prompt_tokens == 99
+
+
+async def test_without_max_tokens_an_answer_may_fill_the_context(builder: PromptBuilder) -> None:
+    prepared = await builder.prepare(completion((1,) * 30, max_tokens=None), NO_CONTRACT)
+    assert prepared.sampling.max_tokens == 70
+    assert prepared.most_tokens == 100
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "param"),
+    [(97, 4, "max_tokens"), (100, None, "messages"), (150, 1, "max_tokens")],
+)
+async def test_what_does_not_fit_is_refused_with_the_numbers(
+    builder: PromptBuilder, length: int, max_tokens: int | None, param: str
+) -> None:
+    with pytest.raises(ContextLengthExceeded, match=rf"holds 100 .* has {length}") as refusal:
+        await builder.prepare(completion((1,) * length, max_tokens=max_tokens), NO_CONTRACT)
+    assert refusal.value.param == param
+
+
+async def test_what_just_fits_is_taken(builder: PromptBuilder) -> None:
+    prepared = await builder.prepare(completion((1,) * 96, max_tokens=4), NO_CONTRACT)
+    assert prepared.most_tokens == 100
+
+
+async def test_the_reserve_counts_each_prompt_once_and_each_choice_to_its_end(
+    builder: PromptBuilder,
+) -> None:
+    prepared = await builder.prepare(completion((1, 2), (3,), n=3, max_tokens=10), NO_CONTRACT)
+    assert prepared.prompt_tokens == 3
+    assert prepared.most_tokens == 3 + 2 * 3 * 10
+
+
+async def test_long_texts_are_tokenized_as_short_ones_are(renderer: Renderer) -> None:
+    builder = PromptBuilder(renderer, PLENTY)
+    text = "déjà vu " * 2000
+    prepared = await builder.prepare(completion(text, text[:50]), NO_CONTRACT)
+    assert [builder.decode(ids) for ids in prepared.prompt_ids] == [text, text[:50]]
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "prompt_logprobs", "echo", "expected"),
+    [(2, None, True, 2), (2, 4, True, 4), (None, 1, True, 1), (2, None, False, None)],
+)
+async def test_echo_with_logprobs_scores_the_prompt(
+    builder: PromptBuilder,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    echo: bool,
+    expected: int | None,
+) -> None:
+    request = completion("ab", logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+    prepared = await builder.prepare(replace(request, echo=echo), NO_CONTRACT)
+    assert prepared.sampling.prompt_logprobs == expected
+
+
+TOOLS = (Tool("get_time", "Tells the time.", '{"type": "object"}'),)
+
+
+async def test_tools_are_told_to_the_model_unless_it_may_not_use_them(renderer: Renderer) -> None:
+    builder = PromptBuilder(renderer, PLENTY)
+    request = replace(chat(("user", "hi")), tools=TOOLS)
+    assert "get_time" in await text_of(builder, request, NO_CONTRACT)
+    request = replace(request, tool_choice=ToolChoice("none"))
+    assert "get_time" not in await text_of(builder, request, NO_CONTRACT)
+
+
+async def test_earlier_tool_calls_reach_the_template_as_objects(renderer: Renderer) -> None:
+    call = ToolCall("call-1", "get_time", '{"zone": "UTC"}')
+    request = ChatRequest(
+        "support",
+        (
+            Message("user", "time?"),
+            Message("assistant", tool_calls=(call,)),
+            Message("tool", "12:00", tool_call_id="call-1"),
+        ),
+    )
+    contract = Contract(
+        chat_template="{{ messages[1].tool_calls[0].function.arguments.zone }} "
+        "{{ messages[2].tool_call_id }}"
+    )
+    assert await text_of(PromptBuilder(renderer, PLENTY), request, contract) == "UTC call-1"
