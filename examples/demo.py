@@ -106,7 +106,8 @@ def _serving(home: Home, config: Config) -> Iterator[subprocess.Popen[bytes]]:
     log_path = home.root / "demo.log"
     with log_path.open("wb") as log:
         command = [sys.executable, "-m", "loragate.server.cli.main", "serve"]
-        server = subprocess.Popen(command, stdout=log, stderr=log)
+        # In a session of its own: Ctrl-C is for the demo, which then asks the server to stop.
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             _wait_until_ready(server, config, log_path)
             yield server

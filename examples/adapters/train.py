@@ -6,8 +6,7 @@
 It reads data.jsonl in the given folder (one `{"messages": [...]}` a line) and writes
 adapter_config.json and adapter_model.safetensors beside it. Only what the assistant says is
 learnt, and that it ends its turn: the loss covers each answer and its end-of-turn token.
-The same data, seed, thread count and library versions give the same adapter. On a machine that
-has no other work, `--threads` with the number of its cores is faster.
+The same data, seed, thread count and library versions give the same adapter.
 """
 
 import argparse
@@ -142,6 +141,7 @@ def save(model: torch.nn.Module, config: LoraConfig, folder: Path) -> None:
     )
     config.base_model_name_or_path = BASE_MODEL
     config.inference_mode = True
+    config.target_modules = sorted(PROJECTIONS)
     config.save_pretrained(str(folder))
 
 
@@ -151,12 +151,12 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="the adapter's folder, with data.jsonl")
     parser.add_argument("--base", type=Path, default=HOME / "models" / BASE_MODEL)
-    parser.add_argument("--steps", type=int, default=120, help="optimiser steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="optimiser steps (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=6, help="chats a step (%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak (%(default)s)")
     parser.add_argument("--rank", type=int, default=8, help="alpha is twice this (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (%(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (%(default)s)")
     arguments = parser.parse_args()
     train(arguments.folder, arguments.base, arguments)
 

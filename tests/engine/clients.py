@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import grpc
 import openai
-from conftest import Served
 from google.protobuf import json_format
+from serving import Served
 
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
@@ -219,6 +219,7 @@ def _grpc_chat(model: str, messages: Messages, params: Mapping[str, Any]) -> pb.
             name=function["name"],
             description=function.get("description", ""),
             parameters_json=json.dumps(function["parameters"]),
+            strict=function.get("strict", False),
         )
     match params.get("tool_choice"):
         case str(mode):

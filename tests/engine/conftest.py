@@ -4,6 +4,7 @@ Both run in float32, where the company in a batch changes no token, so answers c
 for token. The server is a process of its own, started as a user would.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -11,55 +12,28 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from peft_adapters import make_random_adapter
 from questions import QUESTIONS, Job
+from serving import ADAPTERS, ROOT, Served, World
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
-ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m-instruct"
 START_SECONDS = 280.0
-ADAPTERS = ("acme/support", "acme/loud", "globex/router", "globex/odd")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.engine)
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """Two tenants with two adapters each, published and promoted, in a home of their own."""
-
-    home: Home
-    keys: Mapping[str, str]
-    versions: Mapping[str, AdapterVersion]
-    folders: Mapping[str, Path]
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A running server and what tests need to talk to it."""
-
-    world: World
-    process: subprocess.Popen[bytes]
-    http: str
-    grpc: str
-    log: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.http}"
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +73,11 @@ def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[Jo
     asked.write_text(json.dumps({"jobs": [[j.model, j.question] for j in jobs], "paths": paths}))
     script = Path(__file__).parent / "offline_reference.py"
     command = [sys.executable, str(script), str(world.home.models / MODEL), asked, answered]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
+    # As the server sets it: waiting threads must not hold the cores that others need.
+    environment = os.environ | {"GOMP_SPINCOUNT": "10000"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=START_SECONDS
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(jobs, json.loads(answered.read_text()), strict=True))
 
@@ -142,12 +120,17 @@ def _wait_until_ready(server: Served) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         assert server.process.poll() is None, server.log.read_text()[-4000:]
-        try:
-            if httpx.get(f"{server.url}/readyz").is_success:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/readyz").is_success and _all_serve(server.world):
                 return
-        except httpx.TransportError:
-            time.sleep(0.2)
+        time.sleep(0.2)
     pytest.fail(f"not ready in {START_SECONDS} s: {server.log.read_text()[-4000:]}")
+
+
+def _all_serve(world: World) -> bool:
+    """Whether the server has loaded, checked and promoted what was wished for before it started."""
+    with Registry(world.home.database_url, ArtifactStore(world.home.artifacts)) as registry:
+        return all(wish.desired == wish.serving for wish in registry.snapshot().wishes())
 
 
 def _free_port() -> int:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from questions import ANSWER_TOKENS, Job
+from questions import ANSWER_TOKENS, QUESTIONS, Job
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.lora.request import LoRARequest
 
@@ -32,12 +32,17 @@ def main() -> None:
         LoRARequest(job.model, ids[job.model], paths[job.model]) if job.model in ids else None
         for job in jobs
     ]
-    outputs = llm.generate(
-        [TokensPrompt(prompt_token_ids=list(renderer.render(job.messages))) for job in jobs],
-        SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS),
-        lora_request=loras,
-    )
-    answers = [list(output.outputs[0].token_ids) for output in outputs]
+    answers: list[list[int]] = []
+    # Model by model and the base first, while no adapter is loaded: in a mixed batch this version
+    # answers for the base with whatever adapter lies in the last slot.
+    for start in range(0, len(jobs), len(QUESTIONS)):
+        part = slice(start, start + len(QUESTIONS))
+        outputs = llm.generate(
+            [TokensPrompt(prompt_token_ids=list(renderer.render(j.messages))) for j in jobs[part]],
+            SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS),
+            lora_request=loras[part],
+        )
+        answers += [list(output.outputs[0].token_ids) for output in outputs]
     Path(answered).write_text(json.dumps(answers))
 
 

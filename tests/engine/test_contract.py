@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 from clients import Client, GrpcClient, HttpClient, Refused
-from conftest import Served
+from serving import Served
 
 ASK: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
@@ -16,6 +16,7 @@ WEATHER = {
     "function": {
         "name": "get_weather",
         "description": "Says what the weather is in a city.",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string", "maxLength": 8}},
