@@ -33,7 +33,7 @@ from loragate.server.config import Config, ConfigError, LimitsConfig, read_chat_
 from loragate.server.engine import Engine
 from loragate.server.gateway import Gateway
 from loragate.server.health import Health
-from loragate.server.http import HttpOptions, build_http
+from loragate.server.http.server import HttpOptions, build_http
 from loragate.server.lifecycle import Lifecycle
 from loragate.server.loading import Loader
 from loragate.server.logs import configure_logs

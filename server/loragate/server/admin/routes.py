@@ -31,7 +31,7 @@ from loragate.server.admin.views import (
     TenantView,
     UsageView,
 )
-from loragate.server.json_bodies import StrictJsonRoute
+from loragate.server.http.json_bodies import StrictJsonRoute
 
 DEFAULT_UPLOAD_BYTES = 2 * 2**30
 _FILES_BODY = {

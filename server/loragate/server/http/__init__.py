@@ -1,0 +1,1 @@
+"""OpenAI-shaped HTTP over FastAPI: the application, its bodies and its answers."""

@@ -1,0 +1,117 @@
+"""An exception as an HTTP answer, in OpenAI's error object: the one place of this transport."""
+
+import logging
+import re
+from collections.abc import MutableMapping
+
+import msgspec
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from loragate.server.admission import retry_after_header, retry_after_ms_header
+from loragate.server.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    RequestError,
+    RouteNotFound,
+    describe,
+)
+
+logger = logging.getLogger(__name__)
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    request_id = request.state.request_id
+    failure = describe(_meant(error))
+    # 405 comes with `Allow`.
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if failure.status.http_status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if failure.retry_after_seconds is not None:
+        headers["retry-after"] = str(retry_after_header(failure.retry_after_seconds))
+        headers["retry-after-ms"] = str(retry_after_ms_header(failure.retry_after_seconds))
+    elif failure.status.http_status in (409, 429):
+        headers["x-should-retry"] = "false"
+    return Response(
+        error_body(_meant(error), request_id),
+        failure.status.http_status,
+        headers,
+        media_type="application/json",
+    )
+
+
+async def send_error(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    await (await answer_error(Request(scope), error))(scope, receive, send)
+
+
+def error_body(error: Exception, request_id: str) -> bytes:
+    """OpenAI's error object; an exception that nobody foresaw is logged here, and says nothing."""
+    failure = describe(error)
+    if failure.status.http_status == 500:
+        logger.error("unforeseen failure", exc_info=error, extra={"request_id": request_id})
+    return msgspec.json.encode(
+        {
+            "error": {
+                "message": failure.message,
+                "type": failure.status.type,
+                "param": failure.param,
+                "code": failure.code,
+            }
+        }
+    )
+
+
+def _meant(error: Exception) -> Exception:
+    """Frameworks wrap what went wrong in exceptions of their own; returns ours."""
+    if isinstance(error, RequestValidationError):
+        return _invalid(error.errors()[0])
+    if isinstance(error, HTTPException):
+        if isinstance(error.__cause__, RequestError):
+            return error.__cause__
+        if error.status_code == 405:
+            return MethodNotAllowed("This path does not take this method.")
+        if error.status_code == 404:
+            return RouteNotFound("There is no such path; see /docs for those there are.")
+        return InvalidRequest(str(error.detail))
+    return error
+
+
+# What pydantic puts into an error's location besides the field's own path: union members' names.
+_TYPE_TAG = re.compile(r"str|int|list\[.*|constrained-.*|function-.*|literal\[.*|.*Body|.*Part")
+
+
+def _invalid(problem: MutableMapping[str, object]) -> InvalidRequest:
+    location = problem["loc"]
+    parts: tuple[int | str, ...] = location[1:] if isinstance(location, tuple) else ()
+    path = ""
+    for position, part in enumerate(parts, start=1):
+        names_field = position == len(parts) and problem["type"] == "extra_forbidden"
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif names_field or not _TYPE_TAG.fullmatch(part):
+            path += f".{part}" if path else part
+    match problem["type"]:
+        case "json_invalid":
+            reason = problem.get("ctx", {})
+            why = f": {reason['error']}" if isinstance(reason, dict) and "error" in reason else ""
+            return InvalidRequest(f"The body is not valid JSON{why}.", code="invalid_json")
+        case "missing" if path:
+            return InvalidRequest(
+                f"{path} is missing.", param=path, code="missing_required_parameter"
+            )
+        case "missing":
+            return InvalidRequest(
+                "The body is empty; send a JSON object.", code="missing_required_parameter"
+            )
+        case "extra_forbidden":
+            return InvalidRequest(
+                f"{path} is no parameter of this call; check its spelling.",
+                param=path,
+                code="unknown_parameter",
+            )
+        case _:
+            return InvalidRequest(
+                f"{path or 'The body'}: {problem['msg']}.", param=path or None, code="invalid_type"
+            )

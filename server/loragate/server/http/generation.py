@@ -1,0 +1,87 @@
+"""One generation as an HTTP response, for as long as it lasts."""
+
+import asyncio
+from collections.abc import Coroutine
+
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from loragate.server import core
+from loragate.server.gateway import Caller, Gateway, Generation
+from loragate.server.http.answers import DONE, Writer
+from loragate.server.http.failures import error_body
+
+
+class Answer(Response):
+    """Runs one request through the gateway while the response lasts, and no longer.
+
+    A client that leaves cancels it, streaming or not, running or still queued.
+    """
+
+    def __init__(self, gateway: Gateway, request: core.Request, caller: Caller) -> None:
+        super().__init__()
+        self._gateway = gateway
+        self._request = request
+        self._caller = caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await _unless_disconnected(receive, self._answer(send))
+
+    async def _answer(self, send: Send) -> None:
+        has_started = False
+        try:
+            async with self._gateway.generate(self._request, self._caller) as generation:
+                writer = Writer(generation)
+                if self._request.options.stream:
+                    await _start(send, generation, b"text/event-stream; charset=utf-8")
+                    has_started = True
+                    async for event in writer.events():
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
+                    body = b""
+                else:
+                    body = await writer.whole()
+            # The request is over; however slowly the client reads, it holds no place any more.
+            if not has_started:
+                await _start(send, generation, b"application/json", len(body))
+                has_started = True
+            await send({"type": "http.response.body", "body": body})
+        except Exception as error:
+            if not has_started:
+                raise
+            # The status has gone out already: what is left is an event that clients raise on.
+            event = b"data: " + error_body(error, self._caller.request_id) + b"\n\n" + DONE
+            await send({"type": "http.response.body", "body": event})
+
+
+async def _unless_disconnected(receive: Receive, work: Coroutine[None, None, None]) -> None:
+    """Runs `work` until it ends or the client leaves, which cancels it."""
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await working  # raises what it raised
+    finally:
+        watching.cancel()
+        working.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _start(
+    send: Send, generation: Generation, content_type: bytes, length: int | None = None
+) -> None:
+    headers = [
+        (b"content-type", content_type),
+        (b"x-loragate-adapter", generation.route.adapter.encode()),
+        (b"x-loragate-digest", generation.route.digest.encode()),
+    ]
+    if length is None:
+        headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+    else:
+        headers.append((b"content-length", str(length).encode()))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -1,0 +1,149 @@
+"""OpenAI-shaped HTTP over FastAPI: bodies in, the gateway's answer out, errors in OpenAI's object.
+
+Middleware is pure ASGI: Starlette's BaseHTTPMiddleware would keep a client's disconnect from the
+handler. A response starts only after the first delta is there, so that every failure before it has
+a status of its own.
+"""
+
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from fastapi_swagger import patch_fastapi
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from loragate.adapters.errors import LoragateError
+from loragate.server.errors import (
+    PermissionDenied,
+    Unauthenticated,
+)
+from loragate.server.gateway import Caller, Gateway
+from loragate.server.health import Health
+from loragate.server.http.failures import answer_error
+from loragate.server.http.generation import Answer
+from loragate.server.http.json_bodies import StrictJsonRoute
+from loragate.server.http.middleware import BodyLimit, Envelope
+from loragate.server.http.requests import ChatBody, CompletionBody
+from loragate.server.metrics import Metrics
+from loragate.server.routing import ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """Bounds of the transport."""
+
+    max_body_bytes: int
+    metrics_key: Callable[[str], bool] | None = None
+
+
+def build_http(
+    gateway: Gateway,
+    health: Health,
+    metrics: Metrics,
+    options: HttpOptions,
+    routers: Sequence[APIRouter] = (),
+) -> ASGIApp:
+    """Returns the ASGI application; `routers` are mounted beside the data plane."""
+    app = FastAPI(
+        title="loragate",
+        summary="One base model in memory, many LoRA adapters on top, served per tenant.",
+        description="The key says which tenant calls; `model` says which of its adapters answers.",
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    # FastAPI's own page loads its scripts from a public network, which a gateway may not reach.
+    patch_fastapi(app, "/docs", swagger_ui_parameters={"persistAuthorization": False})
+    data_plane = _data_plane(gateway)
+    app.include_router(data_plane, prefix="/v1", tags=["models"])
+    app.include_router(data_plane, prefix="/t/{tenant}/v1", tags=["models of one tenant"])
+    app.include_router(_probes(health, metrics, options), tags=["operation"])
+    for router in routers:
+        app.include_router(router)
+    for kind in (LoragateError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, answer_error)
+    # Inside Starlette's own last resort, outside all else; what is added last is outermost.
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(Envelope)
+    return app
+
+
+def _data_plane(gateway: Gateway) -> APIRouter:
+    async def authenticate(request: Request) -> None:
+        gateway.authenticate(_caller(request))  # before the body's fields are looked at
+
+    guards = [Depends(HTTPBearer(auto_error=False)), Depends(authenticate)]
+    router = APIRouter(dependencies=guards, route_class=StrictJsonRoute)
+
+    @router.post("/chat/completions", summary="Answer a conversation")
+    async def chat_completions(body: ChatBody, request: Request) -> Response:
+        return Answer(gateway, body.to_core(), _caller(request))
+
+    @router.post("/completions", summary="Continue a text")
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        return Answer(gateway, body.to_core(), _caller(request))
+
+    @router.get("/models", summary="List the models this key can use")
+    async def list_models(request: Request) -> Response:
+        cards = [_card(card) for card in gateway.models(_caller(request))]
+        return _json(200, {"object": "list", "data": cards})
+
+    @router.get("/models/{model:path}", summary="Get one model")
+    async def get_model(model: str, request: Request) -> Response:
+        return _json(200, _card(gateway.get_model(model, _caller(request))))
+
+    return router
+
+
+def _probes(health: Health, metrics: Metrics, options: HttpOptions) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/livez", summary="Is the process alive?")
+    async def livez() -> Response:
+        return _json(200 if health.is_live else 503, {"status": health.state})
+
+    @router.get("/readyz", summary="Does it take requests?")
+    async def readyz() -> Response:
+        return _json(200 if health.is_ready else 503, {"status": health.state})
+
+    @router.get("/metrics", summary="Metrics for Prometheus")
+    async def prometheus(request: Request) -> Response:
+        if options.metrics_key is not None:
+            key = _api_key(request)
+            if key is None:
+                raise Unauthenticated("/metrics needs the admin key here.")
+            if not options.metrics_key(key):
+                raise PermissionDenied("/metrics needs the admin key here.")
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return router
+
+
+def _caller(request: Request) -> Caller:
+    tenant: str | None = request.path_params.get("tenant")
+    return Caller(_api_key(request), request.state.request_id, "http", tenant)
+
+
+def _api_key(request: Request) -> str | None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _card(card: ModelCard) -> MutableMapping[str, object]:
+    return {
+        "id": card.id,
+        "object": "model",
+        "created": card.created,
+        "owned_by": card.owned_by,
+        "parent": card.parent,
+        "adapter": card.adapter,
+        "digest": card.digest or None,
+    }
+
+
+def _json(status: int, content: object) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
