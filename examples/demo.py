@@ -29,7 +29,7 @@ from loragate.adapters.store import ArtifactStore
 from loragate.server.config import Config, load_config
 
 EXAMPLES = Path(__file__).parent / "adapters"
-QUESTION = "My boiler went out this morning and I smell gas in the kitchen. What should I do?"
+QUESTION = "I smell gas in my hallway. What should I do?"
 START_SECONDS = 300.0
 console = Console()
 

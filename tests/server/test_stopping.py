@@ -158,3 +158,18 @@ def test_grace_time_is_the_longest_a_stop_takes(
         with contextlib.suppress(httpx.RemoteProtocolError):
             assert "data: [DONE]" not in list(lines)
         assert server.process.wait(10) == 0
+
+
+def test_second_server_on_the_same_home_is_refused_at_once(
+    furnished: Furnished, base: BaseModel, tmp_path: Path
+) -> None:
+    with running(furnished, base, tmp_path / "log", drain=1):
+        arguments = [str(furnished.root), str(base.path), str(PACE_SECONDS)]
+        second = subprocess.run(
+            [sys.executable, str(HERE / "echo_server.py"), *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"LORAGATE_SERVER_HTTP": f"127.0.0.1:{_free_port()}"},
+        )
+    assert second.returncode != 0
+    assert "another server runs on" in second.stderr

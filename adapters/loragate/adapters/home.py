@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -51,6 +53,22 @@ class Home:
                 "folder that this user may write"
             ) from error
         return self
+
+    @contextmanager
+    def serving_alone(self) -> Iterator[None]:
+        """Held by the one server of this folder, whose word on what is loaded the registry keeps.
+
+        The system gives it back however the process ends. Raises StoreError if there is a server.
+        """
+        with (self.root / "server.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(
+                    f"another server runs on {self.root}; stop it first, or set LORAGATE_HOME to a "
+                    "folder of its own"
+                ) from None
+            yield
 
     def admin_key(self, environment: Mapping[str, str] = os.environ) -> str:
         """``LORAGATE_ADMIN_KEY`` or what the key file holds; the file is made on first use.

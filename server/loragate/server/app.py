@@ -63,7 +63,9 @@ def serve(config: Config) -> None:
 async def run(config: Config, home: Home, base: BaseModel, start: StartEngine) -> None:
     """Starts the engine, serves until asked to stop, and drains."""
     stopping = Stopping()
-    with stopping.on_signals():
+    with home.serving_alone(), stopping.on_signals():
+        # Told now, not after a minute of starting the engine; taken for good by `listening`.
+        _listen(config.server.http).close()
         logger.info("starting the engine with %s", base.name)
         async with build(config, home, base, start) as server, server.listening():
             await stopping.requested.wait()
