@@ -79,6 +79,7 @@ def _run(config: Config, question: str, once: bool) -> int:
                     return 0
                 _show_how_to_go_on(config, keys)
                 server.wait()
+                raise LoragateError(f"The server ended; {home.root / 'demo.log'} says why.")
         except KeyboardInterrupt:
             console.print("\nstopping")
         finally:
