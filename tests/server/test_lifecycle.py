@@ -7,7 +7,7 @@ import pytest
 from small_server import SUPPORT, Served, on_a_socket, until
 from tiny_adapters import write_adapter
 
-from loragate.adapters.names import AdapterVersion
+from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import AdapterState
 
 
@@ -140,3 +140,18 @@ async def test_every_move_is_audited(served: Served, tmp_path: Path) -> None:
     assert ("cli", "alias.set") in told
     assert ("server", "alias.serve") in told
     assert any(row.reason == "a better one" for row in rows)
+
+
+async def test_request_right_after_the_first_promotion_is_answered(
+    served: Served, tmp_path: Path
+) -> None:
+    name = AdapterName("acme", "fresh")
+    version = served.registry.publish(name, write_adapter(tmp_path / "fresh", 7))
+    served.registry.set_alias(name, "champion", version.number)
+    async with asyncio.timeout(2):
+        # The server may not have looked at the registry yet.
+        while (  # noqa: ASYNC110 - it has no event
+            reply := await served.chat(model="fresh", max_tokens=1)
+        ).status_code == 404:
+            await asyncio.sleep(0.01)
+    assert reply.status_code == 200, reply.text

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
+from loragate.adapters.errors import AliasNotServing
 from loragate.adapters.manifest import Contract
 from loragate.adapters.snapshot import Limits, SnapshotWatcher
 from loragate.server.admission import Admission
@@ -34,6 +35,9 @@ from loragate.server.routing import ModelCard, Router
 from loragate.server.streams import merge, prepend
 from loragate.server.usage import Record, UsageLog
 from loragate.server.validation import RequestLimits, validate
+
+_FIRST_VERSION_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class Gateway:
         Raises what errors.py lists. Leaving the context ends the request, wherever it is.
         """
         tenant = self.authenticate(caller)
-        route = self._router.route(tenant, request.model)
+        route = await self._route(tenant, request.model)
         with (
             self._metrics.under_way(route),
             self._usage.record(caller.request_id, route, caller.transport) as record,
@@ -150,6 +154,17 @@ class Gateway:
 
     def get_model(self, model: str, caller: Caller) -> ModelCard:
         return self._router.get_model(self.authenticate(caller), model)
+
+    async def _route(self, tenant: str, model: str) -> Route:
+        """Waits for an adapter's first version, which was promoted a moment ago, to be loaded."""
+        deadline = time.monotonic() + _FIRST_VERSION_SECONDS
+        while True:
+            try:
+                return self._router.route(tenant, model)
+            except AliasNotServing:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     @asynccontextmanager
     async def _answer(

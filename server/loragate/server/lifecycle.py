@@ -70,6 +70,7 @@ class Lifecycle:
                 self._changed.set()
 
     async def _reconcile(self) -> None:
+        await self._loader.warm()
         snapshot = self._snapshots.current
         for wish in snapshot.wishes():
             has_failed = snapshot.state(wish.desired) is AdapterState.FAILED

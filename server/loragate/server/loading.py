@@ -44,6 +44,10 @@ class Loader:
         self._on_load = on_load
         self._passed: set[int] = set()  # lora ids
 
+    async def warm(self) -> None:
+        """Gets ready for the first check. Raises EngineDead."""
+        await self._probe.warm()
+
     async def load(self, version: AdapterVersion) -> LoadedAdapter:
         """Raises AdapterUnavailable for a version that does not pass, and EngineDead."""
         started = time.perf_counter()

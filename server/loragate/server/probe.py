@@ -29,10 +29,14 @@ class Probe:
         self._base: list[float] = []
         self._count = 0
 
-    async def check(self, adapter: LoadedAdapter) -> None:
-        """Raises InvalidAdapter (`no_effect`) for an adapter that changes nothing."""
+    async def warm(self) -> None:
+        """Scores the base model, so that no check has to wait for the engine's slow first steps."""
         if not self._base:
             self._base = await self._score(None)
+
+    async def check(self, adapter: LoadedAdapter) -> None:
+        """Raises InvalidAdapter (`no_effect`) for an adapter that changes nothing."""
+        await self.warm()
         scores = await self._score(adapter)
         effect = max(abs(ours - base) for ours, base in zip(scores, self._base, strict=True))
         if effect < _LEAST_EFFECT:
