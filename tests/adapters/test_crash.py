@@ -18,7 +18,7 @@ WriteAdapter = Callable[..., Path]
 Open = Callable[[], Registry]
 
 SUPPORT = AdapterName("acme", "support")
-KILLS = 16
+KILLS = 10
 AT_ITS_END = sys.maxsize
 
 
