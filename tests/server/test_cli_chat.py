@@ -192,7 +192,13 @@ def end_of_interrupted(chat: "subprocess.Popen[bytes]") -> int:
 
 def test_ctrl_c_stops_the_answer_and_a_second_one_ends(parrot: Parrot) -> None:
     command = [sys.executable, "-m", "loragate.server.cli.main", "chat", "acme/support"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as chat:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Whoever runs the tests in the background may have Ctrl-C ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as chat:
         assert chat.stdin
         assert chat.stdout
         out = chat.stdout.fileno()
