@@ -6,6 +6,7 @@ completion answer at once.
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from typing import Annotated
 
 import typer
@@ -68,6 +69,8 @@ def build() -> typer.Typer:
     cli_model.add_to(app)
     cli_usage.add_to(app)
     cli_doctor.add_to(app)
+    for plugin in entry_points(group="loragate.commands"):  # the trainer's, unknown to the server
+        plugin.load()(app)
     return app
 
 
