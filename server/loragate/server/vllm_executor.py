@@ -9,14 +9,20 @@ import logging
 import multiprocessing
 import os
 from multiprocessing.connection import wait
+from pathlib import Path
 from threading import Thread
 
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from loragate.server import native_library, vllm_cpu_ops
 from loragate.server.logs import configure_logs
+from loragate.server.lora_kernel import LoraKernel
+from loragate.server.vllm_lora_cpu import GroupedPunicaWrapper, lay_out_for_reading
 
-WRAPPER = "loragate.server.vllm_lora_cpu.GroupedPunicaWrapper"
+KERNELS = "kernels"  # the key of their path in vLLM's `additional_config`
+_WRAPPER = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
 
 
 class InCoreExecutor(UniProcExecutor):
@@ -26,8 +32,20 @@ class InCoreExecutor(UniProcExecutor):
         configure_logs("warning")  # this process has no handlers yet
         Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
         # The platform names the class that computes LoRA; this process serves nobody but us.
-        current_platform.get_punica_wrapper = lambda: WRAPPER
+        current_platform.get_punica_wrapper = lambda: _WRAPPER
+        options = self.vllm_config.additional_config
+        if isinstance(options, dict) and KERNELS in options:
+            library = native_library.load(Path(options[KERNELS]))
+            GroupedPunicaWrapper.kernel = LoraKernel(library)
+            vllm_cpu_ops.register(library)
         super()._init_executor()
+        self._lay_out_adapters()
+
+    def _lay_out_adapters(self) -> None:
+        """Before any adapter is there, so that nobody holds on to the old memory."""
+        for module in self.driver_worker.get_model().modules():
+            if isinstance(module, BaseLinearLayerWithLoRA):
+                module.lora_b_stacked = tuple(map(lay_out_for_reading, module.lora_b_stacked))
 
     def shutdown(self) -> None:
         """Ends this process, the last thing that vLLM wants of it.

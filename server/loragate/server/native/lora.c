@@ -1,0 +1,50 @@
+/* Adds what LoRA adapters say to the output of a linear layer: y += (x A^T) B^T, row by row, each row
+ * with the adapter of its own request (Chen et al., Punica, arXiv 2310.18547; here for a CPU).
+ *
+ * Rows come sorted by adapter, so that up to ROWS of one adapter share each load of its weights.
+ * Weights and activations are bfloat16 or float32; sums are float32 and are rounded once, at the end.
+ */
+#include "vectors.h"
+
+#define ROWS 4        /* computed at once */
+#define MOST_SLICES 4 /* q, k and v of one fused layer are three */
+#define MOST_RANK 512
+#define SMALL_WORK 16384 /* products below which waking a second thread costs more than it saves */
+
+/* One linear layer with the weights of every slot. A is [slots, rank, in], B is [slots, rank, out]:
+ * B lies transposed, so that both products read memory in order. */
+struct lora_layer {
+    int64_t in, rank, slices;
+    int64_t width[MOST_SLICES];
+    const void *a[MOST_SLICES];
+    const void *b[MOST_SLICES];
+};
+
+/* The rows of one step that have an adapter: row[i] uses slot[i], sorted by slot. */
+struct lora_batch {
+    int64_t count;
+    const int64_t *row;
+    const int64_t *slot;
+};
+
+#define NAME(f) f##_bfloat16
+#define ELEMENT uint16_t
+#define WIDEN widen_half
+#define NARROW narrow_half
+#define READ read_halves
+#define WRITE write_halves
+#include "lora_rows.h"
+#undef NAME
+#undef ELEMENT
+#undef WIDEN
+#undef NARROW
+#undef READ
+#undef WRITE
+
+#define NAME(f) f##_float32
+#define ELEMENT float
+#define WIDEN keep_float
+#define NARROW keep_float
+#define READ read_floats
+#define WRITE write_floats
+#include "lora_rows.h"

@@ -1,0 +1,66 @@
+/* Sixteen numbers at once, in GCC's portable vectors: AVX-512, AVX2 or NEON come of them. bfloat16 is
+ * the upper half of a float32. */
+#ifndef LORAGATE_VECTORS_H
+#define LORAGATE_VECTORS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16
+
+typedef float floats __attribute__((vector_size(LANES * 4)));
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+typedef int32_t integers __attribute__((vector_size(LANES * 4)));
+typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
+
+static inline floats read_halves(const uint16_t *p) {
+    halves h;
+    memcpy(&h, p, sizeof h);
+    words w = __builtin_convertvector(h, words) << 16;
+    return (floats)w;
+}
+
+static inline floats read_floats(const float *p) {
+    floats f;
+    memcpy(&f, p, sizeof f);
+    return f;
+}
+
+static inline float widen_half(uint16_t h) {
+    uint32_t w = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &w, sizeof f);
+    return f;
+}
+
+/* Rounds to nearest, ties to even; NaN stays NaN. */
+static inline halves narrow_halves(floats f) {
+    words w = (words)f;
+    words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
+    words is_nan = (words)((w & 0x7fffffff) > 0x7f800000);
+    return __builtin_convertvector((is_nan & ((w >> 16) | 0x40)) | (~is_nan & rounded), halves);
+}
+
+static inline uint16_t narrow_half(float f) {
+    uint32_t w;
+    memcpy(&w, &f, sizeof w);
+    if ((w & 0x7fffffff) > 0x7f800000) return (uint16_t)((w >> 16) | 0x40);
+    return (uint16_t)((w + 0x7fff + ((w >> 16) & 1)) >> 16);
+}
+
+static inline void write_halves(uint16_t *p, floats f) {
+    halves h = narrow_halves(f);
+    memcpy(p, &h, sizeof h);
+}
+
+static inline void write_floats(float *p, floats f) { memcpy(p, &f, sizeof f); }
+
+static inline float keep_float(float f) { return f; }
+
+static inline float sum_of(floats f) {
+    float s = 0;
+    for (int i = 0; i < LANES; i++) s += f[i];
+    return s;
+}
+
+#endif
