@@ -46,6 +46,9 @@ test: setup ## Run all tests, with the real engine and model
 	$(BIN)/loragate model prepare
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
+bench-swap: setup ## Measure what others notice of a swap, beside stock vLLM (15 minutes)
+	$(BIN)/python -m bench.swap
+
 check: setup ## Check format, lint, types, import arrows, and that the stubs are as generated
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -12,10 +12,8 @@ from loragate.adapters.rendering import Renderer
 from loragate.server.core import SamplingParams
 from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
 
-_PROMPTS = (
-    "Which documents do I need for a new passport, and how long does it take?",
-    'Answer with JSON: {"city": "Paris", "population": 2102650}. What is the capital of France?',
-)
+# Short: a prompt holds every stream up for its one step, by about a millisecond a token on a CPU.
+_PROMPTS = ("Which documents do I need?", '{"city": "Paris", "population":')
 # In nats. Rounding between two runs in bfloat16 stays well below; trained adapters are far above.
 _LEAST_EFFECT = 0.02
 

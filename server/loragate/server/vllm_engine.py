@@ -53,6 +53,7 @@ from loragate.server.core import (
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
 from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, RequestError
 from loragate.server.vllm_executor import KERNELS, InCoreExecutor
+from loragate.server.vllm_staging import AdapterStaging
 
 logger = logging.getLogger(__name__)
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
@@ -61,6 +62,7 @@ _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", 
 _REFUSALS: tuple[type[Exception], ...] = (ValueError, VLLMValidationError)
 _RETRY_SECONDS = 5.0  # for whoever meets a dead engine that nobody starts again
 _FIRST_ANSWER_SECONDS = 60.0
+_LOOK_AGAIN_SECONDS = 0.005
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -118,6 +120,7 @@ def _engine_args(config: EngineConfig, base: BaseModel) -> AsyncEngineArgs:
         enable_prefix_caching=True,
         # loragate counts what it needs itself; vLLM's own statistics cost time at every step.
         disable_log_stats=True,
+        worker_extension_cls=f"{AdapterStaging.__module__}.{AdapterStaging.__qualname__}",
     )
     if config.max_model_len:
         args.max_model_len = config.max_model_len
@@ -232,8 +235,13 @@ class VllmEngine:
             raise InvalidRequest(str(error)) from error
 
     async def load(self, adapter: LoadedAdapter) -> None:
+        version = adapter.version
         try:
-            await self._llm.add_lora(_lora_request(adapter))
+            await self._call_worker(
+                "stage_adapter", str(version), version.lora_id, str(adapter.path)
+            )
+            while not await self._add_staged(version.lora_id):  # noqa: ASYNC110 - it cannot tell us
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
         # vLLM reports whatever went wrong in its core as a plain Exception with the text of it.
         except Exception as error:
             if not self.is_alive:
@@ -241,6 +249,14 @@ class VllmEngine:
             raise AdapterUnavailable(
                 f"The engine refuses adapter {adapter.version}: {error}", code="adapter_refused"
             ) from error
+
+    async def _add_staged(self, lora_id: int) -> object:
+        """Whether the adapter has got its slot. An answer takes a step of the engine."""
+        return await self._call_worker("add_staged_adapter", lora_id)
+
+    async def _call_worker(self, method: str, *arguments: str | int) -> object:
+        """What the first worker answers; all of them are called."""
+        return (await self._llm.collective_rpc(method, args=arguments))[0]
 
     async def unload(self, adapter: LoadedAdapter) -> None:
         try:

@@ -1,0 +1,213 @@
+"""Stock vLLM's own OpenAI server, and loragate, each started as a user would, set up alike."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from bench.streams import Door
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
+
+MODEL = "smollm2-135m-instruct"
+MAX_LORAS = 8
+MAX_CPU_LORAS = 64
+MAX_MODEL_LEN = 2048
+MAX_RANK = 16
+KV_CACHE_GIB = 1
+_START_SECONDS = 600.0
+_STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that answers."""
+
+    name: str
+    url: str
+    process: subprocess.Popen[bytes]
+    doors: Mapping[str, Door]  # by adapter, and "base"
+    seconds_to_healthy: float
+    admin: Mapping[str, str]  # headers
+    log: Path
+
+    def memory_mib(self) -> float:
+        """Of the process and all below it, what they share counted once (PSS)."""
+        root = psutil.Process(self.process.pid)
+        whole = 0.0
+        for each in (root, *root.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                whole += each.memory_full_info().pss / 2**20
+        return whole
+
+
+def model_path() -> Path:
+    path = Home.from_environment().models / MODEL
+    if not path.is_dir():
+        raise SystemExit("there is no base model; run 'loragate model prepare' first")
+    return path
+
+
+@asynccontextmanager
+async def stock_vllm(
+    adapters: Mapping[str, Path], dtype: str = "bfloat16"
+) -> AsyncIterator[Running]:
+    """`python -m vllm.entrypoints.openai.api_server`, nothing tuned."""
+    port = _free_port()
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+        "--model", str(model_path()), "--served-model-name", "base", "--dtype", dtype,
+        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_MODEL_LEN),
+        "--enable-lora", "--max-loras", str(MAX_LORAS), "--max-cpu-loras", str(MAX_CPU_LORAS),
+        "--max-lora-rank", str(MAX_RANK),
+    ]  # fmt: skip
+    if adapters:
+        command += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
+    environment = {
+        "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+    }
+    url = f"http://127.0.0.1:{port}"
+    doors = {name: Door(url, name) for name in ("base", *adapters)}
+    async with _running("vllm", command, environment, url, "/health", doors, {}) as running:
+        yield running
+
+
+@asynccontextmanager
+async def loragate(
+    adapters: Mapping[str, Path],
+    dtype: str = "bfloat16",
+    versions: Mapping[str, Sequence[Path]] | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> AsyncIterator[Running]:
+    """`loragate serve`, a tenant per adapter. `versions` are published too, the first promoted."""
+    with tempfile.TemporaryDirectory(prefix="loragate-bench-") as folder:
+        home = Home(Path(folder)).ensure()
+        shutil.rmtree(home.models)
+        home.models.symlink_to(model_path().parent)
+        cache = Home.from_environment().cache  # warm, as it is from the second start on
+        cache.mkdir(parents=True, exist_ok=True)
+        home.cache.symlink_to(cache)
+        keys = _publish(home, {**{k: [v] for k, v in adapters.items()}, **(versions or {})})
+        ports = _free_port(), _free_port()
+        environment = {
+            "LORAGATE_HOME": folder,
+            "LORAGATE_SERVER_HTTP": f"127.0.0.1:{ports[0]}",
+            "LORAGATE_SERVER_GRPC": f"127.0.0.1:{ports[1]}",
+            "LORAGATE_ADMIN_KEY": "bench",
+            "LORAGATE_ENGINE_DTYPE": dtype,
+            "LORAGATE_ENGINE_MAX_LORAS": str(MAX_LORAS),
+            "LORAGATE_ENGINE_MAX_CPU_LORAS": str(MAX_CPU_LORAS),
+            "LORAGATE_ENGINE_MAX_LORA_RANK": str(MAX_RANK),
+            "LORAGATE_ENGINE_MAX_MODEL_LEN": str(MAX_MODEL_LEN),
+            "LORAGATE_ENGINE_KV_CACHE_GIB": str(KV_CACHE_GIB),
+            **(settings or {}),
+        }
+        command = [sys.executable, "-m", "loragate.server.cli.main", "serve"]
+        url = f"http://127.0.0.1:{ports[0]}"
+        doors = {name: Door(url, "adapter", key) for name, key in keys.items()}
+        doors["base"] = Door(url, "base", next(iter(keys.values())))
+        admin = {"authorization": "Bearer bench"}
+        async with _running(
+            "loragate", command, environment, url, "/readyz", doors, admin
+        ) as running:
+            await _all_serving(running, keys)
+            yield running
+
+
+def _publish(home: Home, versions: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    keys: dict[str, str] = {}
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        keys["nobody"] = registry.create_tenant("nobody").key
+        for tenant, folders in versions.items():
+            keys[tenant] = registry.create_tenant(tenant).key
+            name = AdapterName(tenant, "adapter")
+            published = [registry.publish(name, folder) for folder in folders]
+            registry.set_alias(name, "champion", published[0].number)
+    return keys
+
+
+async def _all_serving(running: Running, keys: Mapping[str, str]) -> None:
+    async with httpx.AsyncClient(headers=dict(running.admin)) as http:
+        for tenant in keys:
+            if tenant != "nobody":
+                await serving(http, running, tenant, 1)
+
+
+async def serving(
+    http: httpx.AsyncClient, running: Running, tenant: str, version: int, look_every: float = 0.1
+) -> None:
+    """Waits until the tenant's adapter serves that version. Looking costs the server time, too."""
+    url = f"{running.url}/admin/v1/tenants/{tenant}/adapters/adapter"
+    while True:
+        page = (await http.get(url, headers=running.admin)).json()
+        if page["serving"].get("champion") == f"v{version}":
+            return
+        await asyncio.sleep(look_every)
+
+
+@asynccontextmanager
+async def _running(
+    name: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    url: str,
+    health: str,
+    doors: Mapping[str, Door],
+    admin: Mapping[str, str],
+) -> AsyncIterator[Running]:
+    handle, log = tempfile.mkstemp(prefix=f"bench-{name}-", suffix=".log")
+    started = time.perf_counter()
+    process = subprocess.Popen(  # noqa: ASYNC220 - nothing else runs meanwhile
+        command, env=os.environ | environment, stdout=handle, stderr=handle, start_new_session=True
+    )
+    os.close(handle)
+    try:
+        await _until_healthy(process, url + health, Path(log))
+        seconds = time.perf_counter() - started
+        yield Running(name, url, process, doors, seconds, admin, Path(log))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.to_thread(process.wait, _STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+async def _until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    async with httpx.AsyncClient() as http:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise SystemExit(f"the server ended:\n{_end_of(log)}")
+            with suppress(httpx.TransportError):
+                if (await http.get(url)).is_success:
+                    return
+            await asyncio.sleep(0.1)
+    raise SystemExit(f"not healthy in {_START_SECONDS:g} s:\n{_end_of(log)}")
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text()[-3000:]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
