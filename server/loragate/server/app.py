@@ -74,8 +74,6 @@ async def run(config: Config, home: Home, base: BaseModel, start: StartEngine) -
 
 
 def run_vllm(config: Config, base: BaseModel, cache: Path) -> AbstractAsyncContextManager[Engine]:
-    # vLLM's log goes through our handlers; it reads this while it is imported.
-    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     # Imported here, since vllm takes seconds to import and only a real server needs it.
     from loragate.server import vllm_engine
 

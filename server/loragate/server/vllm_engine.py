@@ -9,7 +9,6 @@ import asyncio
 import json
 import logging
 import math
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -34,6 +33,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.tokenizers import TokenizerLike
 from vllm.tool_parsers.abstract_tool_parser import Tool
+from vllm.v1.engine import utils as vllm_engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -54,6 +54,7 @@ from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
 from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, RequestError
 from loragate.server.vllm_executor import KERNELS, InCoreExecutor
 from loragate.server.vllm_staging import AdapterStaging
+from loragate.server.vllm_start import CoreContext, begin
 
 logger = logging.getLogger(__name__)
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
@@ -75,16 +76,12 @@ async def run_engine(
     Both happen in threads, since vLLM blocks and the server answers meanwhile. `cache` keeps what
     is compiled for this machine.
     """
-    if current_platform.is_cpu():
-        # vLLM would halve the threads of its worker, for a second process that is not there.
-        os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-        # Threads that wait for each other spin for milliseconds by default. Where anything else
-        # wants a core, each such wait costs its whole time slice: 0.8 tokens/s instead of 4.7 with
-        # two busy neighbours on two cores. Spinning this short costs nothing on an idle machine.
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    begin()  # if nobody has
     args = _engine_args(config, base)
     if current_platform.is_cpu():
         await asyncio.to_thread(_add_kernels, args, cache)
+        # Where vLLM asks how to start its core.
+        setattr(vllm_engine_utils, "get_mp_context", CoreContext)  # noqa: B010 - not exported
     llm = await _start(args)
     try:
         # The thread had no event loop, so vLLM starts what reads from its core with the first call.

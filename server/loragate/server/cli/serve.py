@@ -42,7 +42,6 @@ def serve(
 
     Ctrl-C or SIGTERM finishes what runs, then ends; a second one ends at once.
     """
-    from loragate.server.app import serve as run
     from loragate.server.config import load_config
 
     flags = {
@@ -52,4 +51,11 @@ def serve(
         "server.log_level": log_level,
     }
     given = {key: value for key, value in flags.items() if value is not None}
-    run(load_config(config, given))
+    settings = load_config(config, given)
+
+    from loragate.server import vllm_start
+
+    vllm_start.begin()  # before the next line, which imports for seconds itself
+    from loragate.server.app import serve as run
+
+    run(settings)
