@@ -46,8 +46,14 @@ test: setup ## Run all tests, with the real engine and model
 	$(BIN)/loragate model prepare
 	$(BIN)/pytest --cov --cov-report=term:skip-covered
 
+bench: setup ## Measure speed beside stock vLLM (20 minutes; ARGS="--rounds 1 --large" and others)
+	$(BIN)/python -m bench.serving $(ARGS)
+
+bench-direct: setup ## Measure what HTTP and the gateway cost, against the engine alone
+	$(BIN)/python -m bench.direct $(ARGS)
+
 bench-swap: setup ## Measure what others notice of a swap, beside stock vLLM (15 minutes)
-	$(BIN)/python -m bench.swap
+	$(BIN)/python -m bench.swap $(ARGS)
 
 check: setup ## Check format, lint, types, import arrows, and that the stubs are as generated
 	$(BIN)/ruff format --check .

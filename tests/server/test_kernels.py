@@ -49,17 +49,23 @@ def test_each_row_gets_the_product_of_its_own_adapter_and_of_no_other(
     x = torch.randn(rows, in_features).to(dtype)
     y = torch.randn(rows, sum(widths)).to(dtype)
     slot = torch.randint(-1, slots, (rows,))  # -1 is the base model's
+    ranks = torch.randint(1, rank + 1, (slots,))
+    for each in a:  # what lies beyond an adapter's own rank must not count
+        for index, used in enumerate(ranks):
+            each[index, used:] = 7.0
 
     expected = y.double()
     for row in range(rows):
         if slot[row] >= 0:
             products = [
-                x[row].double() @ each_a[slot[row]].double().T @ each_b[slot[row]].double()
+                x[row].double()
+                @ each_a[slot[row], : ranks[slot[row]]].double().T
+                @ each_b[slot[row], : ranks[slot[row]]].double()
                 for each_a, each_b in zip(a, b, strict=True)
             ]
             expected[row] += torch.cat(products)
     untouched = y[slot < 0].clone()
-    _add(LoraKernel(library), a, b, x, y, slot)
+    _add(LoraKernel(library), a, b, x, y, slot, ranks)
 
     assert torch.equal(y[slot < 0], untouched)
     _assert_close(y, expected)
@@ -72,10 +78,11 @@ def _add(
     x: torch.Tensor,
     y: torch.Tensor,
     slot: torch.Tensor,
+    ranks: torch.Tensor,
 ) -> None:
     ordered, rows = torch.sort(slot, stable=True)
     rows, ordered = rows[ordered >= 0].contiguous(), ordered[ordered >= 0].contiguous()
-    kernel.set_rows(len(rows), rows.data_ptr(), ordered.data_ptr())
+    kernel.set_rows(len(rows), rows.data_ptr(), ordered.data_ptr(), ranks.data_ptr())
     stacks = [
         Stack(each_a.data_ptr(), each_b.data_ptr(), each_b.shape[2])
         for each_a, each_b in zip(a, b, strict=True)

@@ -24,6 +24,7 @@ class _Batch(ctypes.Structure):
         ("count", ctypes.c_int64),
         ("rows", ctypes.c_void_p),
         ("slots", ctypes.c_void_p),
+        ("ranks", ctypes.c_void_p),
     )
 
 
@@ -54,13 +55,15 @@ class LoraKernel:
         """Whether there is code for such a layer; `dtype` is of weights and of activations."""
         return dtype in self._functions and slices <= _MOST_SLICES and rank <= _MOST_RANK
 
-    def set_rows(self, count: int, rows: int, slots: int) -> None:
+    def set_rows(self, count: int, rows: int, slots: int, ranks: int) -> None:
         """The rows that have an adapter, until the next call.
 
-        `rows` and `slots` are addresses of `count` int64 each, sorted by slot; whoever calls keeps
-        them alive.
+        `rows` and `slots` are addresses of `count` int64 each, sorted by slot; `ranks` of one for
+        each slot there is: how much of the stacks' rank its adapter uses. Whoever calls keeps them
+        alive.
         """
-        self._batch.count, self._batch.rows, self._batch.slots = count, rows, slots
+        self._batch.count, self._batch.rows = count, rows
+        self._batch.slots, self._batch.ranks = slots, ranks
 
     def layer(self, dtype: str, in_features: int, rank: int, stacks: Sequence[Stack]) -> "Layer":
         """Describes a layer once, so that a call has nothing to convert."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -38,8 +39,18 @@ class InCoreExecutor(UniProcExecutor):
             library = native_library.load(Path(options[KERNELS]))
             GroupedPunicaWrapper.kernel = LoraKernel(library)
             vllm_cpu_ops.register(library)
+        self._ranks: dict[int, int] = {}
+        GroupedPunicaWrapper.rank_of = self._rank_of
         super()._init_executor()
         self._lay_out_adapters()
+
+    def _rank_of(self, lora_id: int) -> int:
+        """The largest rank of any of the adapter's modules."""
+        adapters = self.driver_worker.model_runner.lora_manager._adapter_manager
+        if lora_id not in self._ranks:
+            adapter = adapters.list_adapters()[lora_id]
+            self._ranks[lora_id] = max(map(_rank, adapter.loras.values()))
+        return self._ranks[lora_id]
 
     def _lay_out_adapters(self) -> None:
         """Before any adapter is there, so that nobody holds on to the old memory."""
@@ -56,6 +67,12 @@ class InCoreExecutor(UniProcExecutor):
         """
         logging.shutdown()
         os._exit(0)
+
+
+def _rank(weights: LoRALayerWeights) -> int:
+    # Fused layers have a matrix for each part, or none where the adapter leaves a part alone.
+    parts = weights.lora_a if isinstance(weights.lora_a, list) else [weights.lora_a]
+    return max((part.shape[0] for part in parts if part is not None), default=0)
 
 
 def _end_with_parent() -> None:

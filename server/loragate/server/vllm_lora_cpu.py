@@ -9,7 +9,7 @@ Linear layers go through the compiled kernel; where there is none, and for embed
 each adapter's tokens go through two plain matrix products.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from vllm.lora.layers import LoRAMapping
@@ -28,7 +28,9 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
     the memory of [slots, 1, rank, out] (see `lay_out_for_reading`).
     """
 
-    kernel: LoraKernel | None = None  # set once, before vLLM makes wrappers
+    # Both are set once, before vLLM makes wrappers.
+    kernel: LoraKernel | None = None
+    rank_of: Callable[[int], int]  # of a loaded adapter, by its id
 
     def __init__(
         self,
@@ -40,7 +42,7 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self._tokens_by_slot: tuple[tuple[int, Rows], ...] = ()
         self._samples_by_slot: tuple[tuple[int, Rows], ...] = ()
-        self._rows_and_slots: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._kept: tuple[torch.Tensor, ...] = ()
         self._layers: dict[int, Layer | None] = {}  # by the address of their first stack
 
     def update_metadata(
@@ -55,14 +57,15 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
         self._tokens_by_slot = tuple(_group(self.token_lora_indices))
         self._samples_by_slot = tuple(_group(self.sampler_indices))
         if self.kernel is not None:
-            self._set_rows(self.kernel)
+            self._set_rows(self.kernel, lora_index_to_id)
 
-    def _set_rows(self, kernel: LoraKernel) -> None:
+    def _set_rows(self, kernel: LoraKernel, id_by_slot: list[int | None]) -> None:
         slots, rows = torch.sort(self.token_lora_indices, stable=True)
         adapted = slots >= 0
         rows, slots = rows[adapted], slots[adapted]
-        self._rows_and_slots = rows, slots  # the kernel has their addresses only
-        kernel.set_rows(len(rows), rows.data_ptr(), slots.data_ptr())
+        ranks = torch.tensor([0 if i is None else type(self).rank_of(i) for i in id_by_slot])
+        self._kept = rows, slots, ranks  # the kernel has their addresses only
+        kernel.set_rows(len(rows), rows.data_ptr(), slots.data_ptr(), ranks.data_ptr())
 
     def add_lora_linear(
         self,

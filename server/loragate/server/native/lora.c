@@ -20,11 +20,13 @@ struct lora_layer {
     const void *b[MOST_SLICES];
 };
 
-/* The rows of one step that have an adapter: row[i] uses slot[i], sorted by slot. */
+/* The rows of one step that have an adapter: row[i] uses slot[i], sorted by slot. Of the layer's rank,
+ * rank[slot] is in use; beyond are zeros, which would cost as much as numbers. */
 struct lora_batch {
     int64_t count;
     const int64_t *row;
     const int64_t *slot;
+    const int64_t *rank;
 };
 
 #define NAME(f) f##_bfloat16

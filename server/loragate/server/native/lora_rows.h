@@ -62,8 +62,8 @@ static inline __attribute__((always_inline)) void NAME(expand)(
 }
 
 static inline __attribute__((always_inline)) void NAME(block)(
-    int n, const struct lora_layer *layer, int64_t slot, const int64_t *row, ELEMENT *y,
-    int64_t y_stride, const ELEMENT *x, int64_t x_stride) {
+    int n, const struct lora_layer *layer, int64_t slot, int64_t rank, const int64_t *row,
+    ELEMENT *y, int64_t y_stride, const ELEMENT *x, int64_t x_stride) {
     float h[ROWS][MOST_RANK];
     const ELEMENT *xs[ROWS];
     ELEMENT *ys[ROWS];
@@ -74,9 +74,9 @@ static inline __attribute__((always_inline)) void NAME(block)(
     for (int64_t s = 0; s < layer->slices; s++) {
         int64_t out = layer->width[s];
         NAME(shrink)(n, xs, (const ELEMENT *)layer->a[s] + slot * layer->rank * layer->in, layer->in,
-                     layer->rank, h);
+                     rank, h);
         NAME(expand)(n, ys, (const ELEMENT *)layer->b[s] + slot * layer->rank * out, out,
-                     layer->rank, h);
+                     rank, h);
         for (int i = 0; i < n; i++) ys[i] += out;
     }
 }
@@ -93,11 +93,12 @@ void NAME(lora_add)(const struct lora_layer *layer, const struct lora_batch *bat
             int64_t n = 1, slot = batch->slot[i];
             while (i + n < end && batch->slot[i + n] == slot) n++;
             const int64_t *row = batch->row + i;
+            int64_t rank = batch->rank[slot] < layer->rank ? batch->rank[slot] : layer->rank;
             switch (n) {
-                case 1: NAME(block)(1, layer, slot, row, y, y_stride, x, x_stride); break;
-                case 2: NAME(block)(2, layer, slot, row, y, y_stride, x, x_stride); break;
-                case 3: NAME(block)(3, layer, slot, row, y, y_stride, x, x_stride); break;
-                default: NAME(block)(4, layer, slot, row, y, y_stride, x, x_stride); break;
+                case 1: NAME(block)(1, layer, slot, rank, row, y, y_stride, x, x_stride); break;
+                case 2: NAME(block)(2, layer, slot, rank, row, y, y_stride, x, x_stride); break;
+                case 3: NAME(block)(3, layer, slot, rank, row, y, y_stride, x, x_stride); break;
+                default: NAME(block)(4, layer, slot, rank, row, y, y_stride, x, x_stride); break;
             }
             i += n;
         }

