@@ -82,6 +82,22 @@ def test_file_that_is_no_database_is_refused(tmp_path: Path):
         Database(f"sqlite:///{tmp_path / 'registry.db'}")
 
 
+def test_page_that_is_damaged_is_told_when_it_is_read(database_url: str):
+    Database(database_url).close()
+    file = Path(database_url.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(file)) as connection:
+        [[page]] = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tenants'")
+        [[size]] = connection.execute("PRAGMA page_size")
+    with file.open("r+b") as pages:
+        pages.seek((page - 1) * size)
+        pages.write(b"\xa5" * size)
+    database = Database(database_url)
+
+    with pytest.raises(StoreError, match="malformed; restore it"), database.reading() as session:
+        session.connection().exec_driver_sql("SELECT * FROM tenants")
+    database.close()
+
+
 @pytest.mark.parametrize("url", ["registry.db", "nosql://x", "sqlite://", "sqlite:///:memory:"])
 def test_url_without_a_lasting_database_is_refused(url: str):
     with pytest.raises(StoreError):

@@ -29,7 +29,7 @@ from transformers import LlamaForCausalLM
 
 from loragate.adapters.adapter_files import MANIFEST, WEIGHTS, inspect
 from loragate.adapters.base_profile import BaseProfile, template_hash
-from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.errors import InvalidAdapter, InvalidName
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.names import AdapterName
 from loragate.adapters.peft_config import CONFIG
@@ -464,6 +464,22 @@ def test_template_that_the_adapter_brings_is_the_one_that_counts(gate: StaticGat
     assert refusal(gate, plain).code == "other_chat_template"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_template_that_cannot_be_served_is_refused(gate: StaticGate, plain: Path, template: str):
+    write_manifest(plain, contract={"chat_template": template})
+
+    refused = refusal(gate, plain)
+
+    assert refused.code == "invalid_template"
+    assert "contract.chat_template" in str(refused)
+
+
 # The numbers
 
 
@@ -560,6 +576,34 @@ def test_registry_publishes_what_its_gate_lets_through(
         assert refused.value.code == "rank_too_high"
         assert len(registry.show(name).versions) == 1
         assert len(list(tmp_path.glob("artifacts/*"))) == 1
+
+
+@pytest.mark.parametrize("base_name", ["tiny", "acme/tiny"])
+def test_adapter_named_as_the_base_model_is_refused(
+    database_url: str, store: ArtifactStore, profile: BaseProfile, plain: Path, base_name: str
+):
+    gate = StaticGate(replace(profile, name=base_name), 16)
+    with Registry(database_url, store, gate) as registry:
+        registry.create_tenant("acme")
+        with pytest.raises(InvalidName, match="go to the base model"):
+            registry.publish(AdapterName("acme", "tiny"), plain)
+
+        assert not registry.adapters("acme")
+        assert registry.publish(AdapterName("acme", "tiny-2"), plain).version == "v1"
+
+
+def test_reference_stays_with_the_weights(registry: Registry, store: ArtifactStore, plain: Path):
+    scored = {"token_ids": [1, 2], "adapter": [-1.0], "base": [-2.0]}
+    write_manifest(plain, reference={"prompts": [scored]})
+    name = AdapterName("acme", "support")
+    registry.create_tenant("acme")
+
+    version = registry.publish(name, plain)
+
+    kept = inspect(store.path(version.digest)).manifest.reference
+    assert kept is not None
+    assert kept.adapter == [-1.0]
+    assert registry.snapshot().manifest(version).reference is None
 
 
 def test_registry_without_a_base_model_refuses_what_none_could_serve(

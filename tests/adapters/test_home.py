@@ -63,6 +63,27 @@ def test_empty_key_file_is_refused(tmp_path: Path):
         home.admin_key({})
 
 
+def test_key_file_that_is_no_text_is_refused(tmp_path: Path):
+    home = Home(tmp_path).ensure()
+    home.admin_key_file.write_bytes(b"\xff\xfe")
+
+    with pytest.raises(StoreError, match="holds no key; remove it and a new one is made"):
+        home.admin_key({})
+
+
+def test_home_of_nobody_is_refused():
+    with pytest.raises(StoreError, match="set LORAGATE_HOME to a path"):
+        Home.from_environment({"LORAGATE_HOME": "~nobody-of-this-name/loragate"})
+
+
+def test_lock_that_cannot_be_written_is_refused(tmp_path: Path):
+    home = Home(tmp_path).ensure()
+    (tmp_path / "server.lock").mkdir()
+
+    with pytest.raises(StoreError, match=r"server\.lock cannot be written"), home.serving_alone():
+        pytest.fail("nobody has the lock")
+
+
 def test_processes_that_start_at_once_agree_on_the_key(tmp_path: Path):
     starters = [
         subprocess.Popen(

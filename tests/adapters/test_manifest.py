@@ -4,7 +4,13 @@ import pytest
 
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.manifest import AdapterManifest, Contract
+from loragate.adapters.reference import Reference, ScoredPrompt, Tolerance
 
+SCORED: dict[str, object] = {
+    "token_ids": [1, 2, 3],
+    "adapter": [-1.0, -2.0],
+    "base": [-1.5, -2.5],
+}
 DERIVED = AdapterManifest(rank=8, alpha=16, target_modules=("q_proj", "v_proj"))
 
 
@@ -24,6 +30,11 @@ def test_manifest_survives_json():
             sampling_defaults={"temperature": 0.2, "top_k": 40},
             max_tokens_cap=256,
             stop=("END",),
+        ),
+        reference=Reference(
+            (ScoredPrompt((5, 6, 7), (-0.5, -1.25), (-2.0, -0.0)),),
+            dtype="bfloat16",
+            tolerance=Tolerance(0.2, 0.1),
         ),
     )
 
@@ -61,6 +72,19 @@ def test_rank_is_needed_where_no_configuration_gives_it():
         ({"contract": {"stop": "END"}}, "stop"),
         ({"rank": 0}, "rank"),
         ({"metrics": {"loss": "low"}}, "metrics"),
+        ({"reference": {"prompts": []}}, "reference.prompts"),
+        ({"reference": {"prompts": [SCORED] * 9}}, "reference.prompts"),
+        ({"reference": {"prompts": [SCORED], "dtype": "int8"}}, "reference.dtype"),
+        ({"reference": {"prompts": [SCORED | {"token_ids": [1]}]}}, "token_ids"),
+        ({"reference": {"prompts": [SCORED | {"token_ids": [1] * 257}]}}, "token_ids"),
+        ({"reference": {"prompts": [SCORED | {"token_ids": [-1, 2, 3]}]}}, "token_ids"),
+        ({"reference": {"prompts": [SCORED | {"adapter": [-1.0]}]}}, "need 2 log-prob"),
+        ({"reference": {"prompts": [SCORED | {"base": [-1.0] * 3}]}}, "need 2 log-prob"),
+        ({"reference": {"prompts": [SCORED | {"adapter": [0.5, -1.0]}]}}, "adapter"),
+        ({"reference": {"prompts": [SCORED | {"adapter": [None, -1.0]}]}}, "adapter"),
+        ({"reference": {"prompts": [SCORED], "tolerance": {"nats": 0}}}, "nats"),
+        ({"reference": {"prompts": [SCORED], "tolerance": {"share": 1}}}, "share"),
+        ({"reference": {"prompts": [SCORED], "tolerance": {"mean": 1}}}, "mean"),
     ],
 )
 def test_mistake_is_refused_by_name(written: dict[str, object], named: str):
@@ -68,6 +92,13 @@ def test_mistake_is_refused_by_name(written: dict[str, object], named: str):
         AdapterManifest.from_json(json.dumps(written), DERIVED)
 
     assert refused.value.code == "invalid_manifest"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "-1e999"])
+def test_log_probability_that_is_no_number_is_refused(number: str):
+    prompt = f'{{"token_ids": [1, 2], "adapter": [{number}], "base": [-1]}}'
+    with pytest.raises(InvalidAdapter):
+        AdapterManifest.from_json(f'{{"reference": {{"prompts": [{prompt}]}}}}', DERIVED)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", b"\xff", "[" * 100_000])

@@ -4,22 +4,18 @@ Both run in float32, where the company in a batch changes no token, so answers c
 for token. The server is a process of its own, started as a user would.
 """
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
-from peft_adapters import make_random_adapter
-from questions import QUESTIONS, Job
-from serving import ADAPTERS, ROOT, Served, World
+from peft_adapters import make_random_adapter, shuffle_adapter
+from questions import CHURN_QUESTIONS, CHURN_WEIGHTS, QUESTIONS, Job
+from serving import ADAPTERS, ROOT, START_SECONDS, Served, World, running
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
@@ -27,7 +23,6 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 MODEL = "smollm2-135m-instruct"
-START_SECONDS = 280.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +46,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "acme/loud": make_random_adapter(adapters / "loud", prepared / MODEL, rank=16, seed=1),
         "globex/odd": make_random_adapter(adapters / "odd", prepared / MODEL, rank=8, seed=2),
     }
+    weights = {
+        name: shuffle_adapter(adapters / name, folders["globex/odd"], seed=seed)
+        for seed, name in enumerate(CHURN_WEIGHTS)
+    }
     keys: dict[str, str] = {}
     versions: dict[str, AdapterVersion] = {}
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
@@ -60,16 +59,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             adapter = AdapterName.parse(name)
             versions[name] = registry.publish(adapter, folder)
             registry.set_alias(adapter, "champion", versions[name].number)
-    return World(home, keys, versions, folders)
+    return World(home, keys, versions, folders, weights)
 
 
 @pytest.fixture(scope="session")
 def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[Job, list[int]]:
     """What vLLM's own offline `LLM` answers, greedily: token ids by job."""
     jobs = [Job(model, question) for model in ("base", *ADAPTERS) for question in QUESTIONS]
+    jobs += [Job(name, question) for name in world.weights for question in CHURN_QUESTIONS]
     work = tmp_path_factory.mktemp("reference")
     asked, answered = work / "jobs.json", work / "answers.json"
-    paths = {name: str(folder) for name, folder in world.folders.items()}
+    paths = {name: str(folder) for name, folder in {**world.folders, **world.weights}.items()}
     asked.write_text(json.dumps({"jobs": [[j.model, j.question] for j in jobs], "paths": paths}))
     script = Path(__file__).parent / "offline_reference.py"
     command = [sys.executable, str(script), str(world.home.models / MODEL), asked, answered]
@@ -87,54 +87,7 @@ def served(
     world: World, reference: dict[Job, list[int]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     # Depends on the reference so that the two engines never run beside each other.
-    log = tmp_path_factory.mktemp("server") / "serve.log"
-    http, grpc = (f"127.0.0.1:{_free_port()}" for _ in range(2))
-    environment = os.environ | {
-        "LORAGATE_HOME": str(world.home.root),
-        "LORAGATE_SERVER_HTTP": http,
-        "LORAGATE_SERVER_GRPC": grpc,
-        "LORAGATE_ENGINE_DTYPE": "float32",
-        "LORAGATE_ENGINE_MAX_LORAS": "3",  # fewer than there are adapters
-        "LORAGATE_ENGINE_MAX_CPU_LORAS": "4",
-        "LORAGATE_ENGINE_MAX_LORA_RANK": "16",
-        "LORAGATE_ENGINE_MAX_MODEL_LEN": "1024",
-        "LORAGATE_ENGINE_KV_CACHE_GIB": "1",
-    }
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "loragate.server.cli.main", "serve"],
-            env=environment,
-            stdout=output,
-            stderr=output,
-        )
-    server = Served(world, process, http, grpc, log)
-    try:
-        _wait_until_ready(server)
+    with running(world, tmp_path_factory.mktemp("server") / "serve.log") as server:
         yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, log.read_text()[-4000:]
-
-
-def _wait_until_ready(server: Served) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert server.process.poll() is None, server.log.read_text()[-4000:]
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{server.url}/readyz").is_success and _all_serve(server.world):
-                return
-        time.sleep(0.2)
-    pytest.fail(f"not ready in {START_SECONDS} s: {server.log.read_text()[-4000:]}")
-
-
-def _all_serve(world: World) -> bool:
-    """Whether the server has loaded, checked and promoted what was wished for before it started."""
-    with Registry(world.home.database_url, ArtifactStore(world.home.artifacts)) as registry:
-        return all(wish.desired == wish.serving for wish in registry.snapshot().wishes())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0, server.log.read_text()[-4000:]

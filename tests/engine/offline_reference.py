@@ -2,10 +2,10 @@
 
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from questions import ANSWER_TOKENS, QUESTIONS, Job
+from questions import ANSWER_TOKENS, Job
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.lora.request import LoRARequest
 
@@ -28,19 +28,16 @@ def main() -> None:
         max_model_len=1024,
         kv_cache_memory_bytes=2**30,
     )
-    loras: Any = [  # vLLM's type leaves out that None, the base model, may be among them
-        LoRARequest(job.model, ids[job.model], paths[job.model]) if job.model in ids else None
-        for job in jobs
-    ]
     answers: list[list[int]] = []
     # Model by model and the base first, while no adapter is loaded: in a mixed batch this version
     # answers for the base with whatever adapter lies in the last slot.
-    for start in range(0, len(jobs), len(QUESTIONS)):
-        part = slice(start, start + len(QUESTIONS))
+    for model, its_jobs in groupby(jobs, key=lambda job: job.model):
+        prompts = [
+            TokensPrompt(prompt_token_ids=list(renderer.render(job.messages))) for job in its_jobs
+        ]
+        lora = LoRARequest(model, ids[model], paths[model]) if model in ids else None
         outputs = llm.generate(
-            [TokensPrompt(prompt_token_ids=list(renderer.render(j.messages))) for j in jobs[part]],
-            SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS),
-            lora_request=loras[part],
+            prompts, SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS), lora_request=lora
         )
         answers += [list(output.outputs[0].token_ids) for output in outputs]
     Path(answered).write_text(json.dumps(answers))

@@ -16,10 +16,14 @@ QUESTIONS = (
     "When will the technician come to read the meter?",
 )
 
+# What versions come and go with: weights without a version of their own, and less to ask them.
+CHURN_WEIGHTS = tuple(f"churn-weights-{number}" for number in range(8))
+CHURN_QUESTIONS = QUESTIONS[:3]
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One question to one model: `base` or `tenant/adapter`."""
+    """One question to one model: `base`, `tenant/adapter`, or weights by their name."""
 
     model: str
     question: str

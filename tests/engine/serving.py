@@ -1,13 +1,25 @@
 """What the engine tests stand on: two tenants with two adapters each, and a server of them."""
 
+import contextlib
+import os
+import socket
 import subprocess
-from collections.abc import Mapping
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
+from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
 
+START_SECONDS = 280.0
 ROOT = Path(__file__).parents[2]
 ADAPTERS = ("acme/support", "acme/loud", "globex/router", "globex/odd")
 
@@ -20,6 +32,10 @@ class World:
     keys: Mapping[str, str]
     versions: Mapping[str, AdapterVersion]
     folders: Mapping[str, Path]
+    weights: Mapping[str, Path]  # more adapters, which a test may publish
+
+    def registry(self) -> Registry:
+        return Registry(self.home.database_url, ArtifactStore(self.home.artifacts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +51,64 @@ class Served:
     @property
     def url(self) -> str:
         return f"http://{self.http}"
+
+
+@contextmanager
+def running(world: World, log: Path) -> Iterator[Served]:
+    """Starts a server, as a user would, lends it once all wishes have come true, and kills it."""
+    http, grpc = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    environment = os.environ | {
+        "LORAGATE_HOME": str(world.home.root),
+        "LORAGATE_SERVER_HTTP": http,
+        "LORAGATE_SERVER_GRPC": grpc,
+        "LORAGATE_ENGINE_DTYPE": "float32",
+        "LORAGATE_ENGINE_MAX_LORAS": "3",  # fewer than there are adapters
+        "LORAGATE_ENGINE_MAX_CPU_LORAS": "4",
+        "LORAGATE_ENGINE_MAX_LORA_RANK": "16",
+        "LORAGATE_ENGINE_MAX_MODEL_LEN": "1024",
+        "LORAGATE_ENGINE_KV_CACHE_GIB": "1",
+    }
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "loragate.server.cli.main", "serve"],
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+    server = Served(world, process, http, grpc, log)
+    try:
+        assert wait_for(lambda: _has_started(server), START_SECONDS), log.read_text()[-4000:]
+        yield server
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(claim: Callable[[], bool], seconds: float) -> bool:
+    """Asks again until the claim holds or the time is up."""
+    deadline = time.monotonic() + seconds
+    while not claim():
+        if time.monotonic() > deadline:
+            return False
+        threading.Event().wait(0.02)
+    return True
+
+
+def _has_started(server: Served) -> bool:
+    assert server.process.poll() is None, server.log.read_text()[-4000:]
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(f"{server.url}/readyz").is_success and _all_serve(server.world)
+    return False
+
+
+def _all_serve(world: World) -> bool:
+    """Whether the server has loaded, checked and promoted what was wished for."""
+    with world.registry() as registry:
+        return all(wish.desired == wish.serving for wish in registry.snapshot().wishes())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

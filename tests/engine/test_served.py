@@ -7,9 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -17,7 +14,7 @@ import httpx
 import openai
 import pytest
 from clients import GrpcClient, HttpClient
-from serving import ROOT, Served
+from serving import ROOT, Served, wait_for
 
 from loragate.v1 import inference_pb2 as pb
 
@@ -34,16 +31,6 @@ def _cli(served: Served, *arguments: str) -> Any:
 def _metric(served: Served, name: str) -> float:
     lines = httpx.get(f"{served.url}/metrics").text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if re.match(rf"{name}[ {{]", line))
-
-
-def _wait_for(claim: Callable[[], bool], seconds: float) -> bool:
-    """Asks again until the claim holds or the time is up."""
-    deadline = time.monotonic() + seconds
-    while not claim():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.02)
-    return True
 
 
 async def test_openais_async_client_streams(served: Served) -> None:
@@ -72,7 +59,7 @@ def test_client_that_leaves_frees_its_engine_request_within_a_second(served: Ser
     next(iter(stream))
     assert running() == 1
     stream.close()
-    assert _wait_for(lambda: running() == 0, 1)
+    assert wait_for(lambda: running() == 0, 1)
 
     async def leave_without_streaming() -> None:
         client = openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key=key, max_retries=0)
@@ -81,13 +68,13 @@ def test_client_that_leaves_frees_its_engine_request_within_a_second(served: Ser
                 model="support", messages=ASK, max_tokens=800, extra_body={"ignore_eos": True}
             )
         )
-        assert await asyncio.to_thread(_wait_for, lambda: running() == 1, 10)
+        assert await asyncio.to_thread(wait_for, lambda: running() == 1, 10)
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asking
 
     asyncio.run(leave_without_streaming())
-    assert _wait_for(lambda: running() == 0, 1)
+    assert wait_for(lambda: running() == 0, 1)
 
     rpc = GrpcClient(served, key)
     call = rpc.stub.ChatStream(
@@ -101,7 +88,7 @@ def test_client_that_leaves_frees_its_engine_request_within_a_second(served: Ser
     next(call)
     assert running() == 1
     call.cancel()
-    assert _wait_for(lambda: running() == 0, 1)
+    assert wait_for(lambda: running() == 0, 1)
 
 
 def test_grpc_deadline_ends_the_engine_request(served: Served) -> None:
@@ -114,7 +101,7 @@ def test_grpc_deadline_ends_the_engine_request(served: Served) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         client.stub.Chat(request, metadata=client.metadata, timeout=1)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert _wait_for(lambda: _metric(served, "loragate_requests_running") == 0, 1)
+    assert wait_for(lambda: _metric(served, "loragate_requests_running") == 0, 1)
 
 
 def test_publish_and_promote_of_another_process_serve_within_a_second(served: Served) -> None:
@@ -124,13 +111,13 @@ def test_publish_and_promote_of_another_process_serve_within_a_second(served: Se
 
     published = _cli(served, "adapter", "publish", "acme/support", str(folder))
     _cli(served, "adapter", "promote", "acme/support", published["version"])
-    seen = _wait_for(
+    seen = wait_for(
         lambda: client.chat("support", ASK, max_tokens=1).digest == published["digest"], 1.5
     )
     _cli(served, "adapter", "promote", "acme/support", "v1")
 
     assert seen
-    assert _wait_for(
+    assert wait_for(
         lambda: client.chat("support", ASK, max_tokens=1).adapter == before.adapter, 1.5
     )
 
@@ -143,7 +130,7 @@ def test_usage_is_kept_in_the_registry(served: Served) -> None:
         rows = _cli(served, "usage", "globex")
         return any(row["adapter"] == answer.adapter for row in rows)
 
-    assert _wait_for(recorded, 5)
+    assert wait_for(recorded, 5)
 
 
 def test_metrics_count_by_tenant_and_adapter(served: Served) -> None:

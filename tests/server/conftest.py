@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from fakes import EchoEngine
+from processes import forks_of
 from small_server import (
     Furnished,
     Served,
@@ -25,6 +27,20 @@ from loragate.server.config import Section
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return write_base_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def forks() -> ForkServerContext:
+    # With what the first life of a server imports only then.
+    return forks_of(
+        "loragate.server.app",
+        "transformers.conversion_mapping",
+        "uvicorn.lifespan.off",
+        "uvicorn.protocols.http.auto",
+        "uvicorn.protocols.websockets.auto",
+        "httpx",
+        "pydantic.v1",
+    )
 
 
 @pytest.fixture

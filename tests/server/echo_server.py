@@ -20,7 +20,11 @@ async def echoing(pace_seconds: float) -> AsyncIterator[Engine]:
     yield EchoEngine(pace_seconds=pace_seconds)
 
 
+def serve_echo(home: Path, model: Path, pace_seconds: float) -> None:
+    base = BaseModel("tiny", model, "sha256:0")
+    asyncio.run(run(load_config(None), Home(home), base, lambda: echoing(pace_seconds)))
+
+
 if __name__ == "__main__":
     home, model, pace = sys.argv[1:]
-    base = BaseModel("tiny", Path(model), "sha256:0")
-    asyncio.run(run(load_config(None), Home(Path(home)), base, lambda: echoing(float(pace))))
+    serve_echo(Path(home), Path(model), float(pace))

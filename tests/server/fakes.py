@@ -106,6 +106,18 @@ class EchoEngine:
 
 
 @dataclass
+class GatedEngine(EchoEngine):
+    """Loads an adapter only while its gate is open."""
+
+    gate: asyncio.Event | None = None
+
+    async def load(self, adapter: LoadedAdapter) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        await super().load(adapter)
+
+
+@dataclass
 class EchoEngines:
     """Starts one `EchoEngine` after another; the next `failing` starts fail."""
 

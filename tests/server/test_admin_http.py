@@ -200,6 +200,20 @@ async def test_page_tells_what_serves_and_why_a_version_failed(
     assert (latest["digest"], latest["reason"]) == (two.digest, "it has no effect")
 
 
+async def test_versions_are_pinned_by_number_or_alias_and_unpinned(
+    admin: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    await admin.post("/tenants", json={"tenant": "acme"})
+    published = (await publish(admin, write_adapter(tmp_path / "one"))).json()
+    await admin.put(f"{SUPPORT}/aliases/champion", json={"version": "v1"})
+
+    assert (await admin.put(f"{SUPPORT}/pins/champion")).json() == published
+    assert (await admin.get(SUPPORT)).json()["versions"][0]["pinned"] is True
+    assert (await admin.delete(f"{SUPPORT}/pins/v1")).json() == published
+    assert (await admin.get(SUPPORT)).json()["versions"][0]["pinned"] is False
+    assert code_of(await admin.put(f"{SUPPORT}/pins/v9")) == (404, "version_not_found")
+
+
 async def test_files_of_retired_versions_are_collected(
     admin: httpx.AsyncClient, registry: Registry, tmp_path: Path
 ) -> None:

@@ -16,9 +16,12 @@ from loragate.server.admission import (
     retry_after_header,
     retry_after_ms_header,
 )
+from loragate.server.core import Route
 from loragate.server.errors import Draining, Overloaded, RateLimited, RequestExceedsLimit
+from loragate.server.fair_queue import FairQueue, QueueBounds
 
 FREE = Limits()
+ACME = Route("acme")
 
 
 @dataclass
@@ -36,12 +39,15 @@ def admission(
     max_queued: int = 100,
     queue_timeout_seconds: float = 5.0,
 ) -> Admission:
-    return Admission(
-        max_in_flight=max_in_flight,
-        max_queued=max_queued,
-        queue_timeout_seconds=queue_timeout_seconds,
-        clock=clock or Clock(),
+    clock = clock or Clock()
+    queue = FairQueue(
+        places=max_in_flight,
+        slots=1,
+        bounds=QueueBounds(max_queued, max_queued, queue_timeout_seconds),
+        turn_seconds=0,
+        clock=clock,
     )
+    return Admission(queue, clock)
 
 
 class Requests:
@@ -59,7 +65,7 @@ class Requests:
         await asyncio.sleep(0)  # it is admitted, queued or refused before it first waits
 
     async def _run(self, name: str, tokens: int, limits: Limits) -> None:
-        async with self.gate.admit("acme", limits, tokens):
+        async with self.gate.admit(ACME, limits, tokens):
             self.admitted.append(name)
             await self.ends[name].wait()
 
@@ -158,7 +164,7 @@ async def _follow(limits: Limits, steps: list[tuple[str, float]]) -> None:
             stack, tokens = AsyncExitStack(), int(amount)
             expected = model.must_refuse(clock.now, tokens)
             try:
-                ticket = await stack.enter_async_context(gate.admit("acme", limits, tokens))
+                ticket = await stack.enter_async_context(gate.admit(ACME, limits, tokens))
             except (RateLimited, RequestExceedsLimit):
                 assert expected
                 continue
@@ -186,7 +192,7 @@ async def test_of_many_requests_at_once_exactly_as_many_as_the_limits_allow_get_
 
     async def ask() -> None:
         try:
-            async with gate.admit("acme", limits, 10) as ticket:
+            async with gate.admit(ACME, limits, 10) as ticket:
                 await asyncio.sleep(0)
                 ticket.settle(10)
                 outcomes.append("in")
@@ -201,7 +207,7 @@ async def test_of_many_requests_at_once_exactly_as_many_as_the_limits_allow_get_
 async def test_one_tenant_s_use_is_not_another_s() -> None:
     gate = admission()
     limits = Limits(requests_per_minute=1)
-    async with gate.admit("acme", limits, 1), gate.admit("globex", limits, 1):
+    async with gate.admit(ACME, limits, 1), gate.admit(Route("globex"), limits, 1):
         assert gate.in_flight == 2
 
 
@@ -215,9 +221,9 @@ async def test_one_tenant_s_use_is_not_another_s() -> None:
 )
 async def test_each_limit_is_refused_by_its_own_name(limits: Limits, code: str) -> None:
     gate = admission()
-    async with gate.admit("acme", limits, 10):
+    async with gate.admit(ACME, limits, 10):
         with pytest.raises(RateLimited) as refusal:
-            async with gate.admit("acme", limits, 10):
+            async with gate.admit(ACME, limits, 10):
                 pass
     assert refusal.value.code == code
 
@@ -231,26 +237,26 @@ async def test_a_client_that_waits_as_long_as_it_was_told_gets_in_and_not_before
     clock = Clock()
     gate = admission(clock)
     for _ in range(2):
-        async with gate.admit("acme", limits, 10) as ticket:
+        async with gate.admit(ACME, limits, 10) as ticket:
             ticket.settle(10)
         clock.now += 13.0
     with pytest.raises(RateLimited) as refusal:
-        async with gate.admit("acme", limits, 10):
+        async with gate.admit(ACME, limits, 10):
             pass
     hint = refusal.value.retry_after_seconds or 0
     assert hint == pytest.approx(60 - 26)
     clock.now += hint - 0.01
     with pytest.raises(RateLimited):
-        async with gate.admit("acme", limits, 10):
+        async with gate.admit(ACME, limits, 10):
             pass
     clock.now += 0.01
-    async with gate.admit("acme", limits, 10):
+    async with gate.admit(ACME, limits, 10):
         assert gate.in_flight == 1
 
 
 async def test_a_request_larger_than_the_whole_budget_gets_no_hint_to_try_again() -> None:
     with pytest.raises(RequestExceedsLimit, match="11 tokens") as refusal:
-        async with admission().admit("acme", Limits(tokens_per_minute=10), 11):
+        async with admission().admit(ACME, Limits(tokens_per_minute=10), 11):
             pass
     assert refusal.value.retry_after_seconds is None
 
@@ -258,11 +264,11 @@ async def test_a_request_larger_than_the_whole_budget_gets_no_hint_to_try_again(
 async def test_what_a_request_reserved_and_did_not_use_comes_back() -> None:
     gate = admission()
     limits = Limits(tokens_per_minute=100)
-    async with gate.admit("acme", limits, 100) as ticket:
+    async with gate.admit(ACME, limits, 100) as ticket:
         ticket.settle(30)
-    async with gate.admit("acme", limits, 70):
+    async with gate.admit(ACME, limits, 70):
         with pytest.raises(RateLimited):
-            async with gate.admit("acme", limits, 1):
+            async with gate.admit(ACME, limits, 1):
                 pass
 
 
@@ -270,15 +276,15 @@ async def test_a_request_that_settles_after_its_minute_does_not_spoil_the_next()
     clock = Clock()
     gate = admission(clock)
     limits = Limits(tokens_per_minute=100)
-    async with gate.admit("acme", limits, 100) as slow:
+    async with gate.admit(ACME, limits, 100) as slow:
         clock.now += 61
-        async with gate.admit("acme", limits, 100) as ticket:
+        async with gate.admit(ACME, limits, 100) as ticket:
             slow.settle(5)
             ticket.settle(60)
-        async with gate.admit("acme", limits, 40):
+        async with gate.admit(ACME, limits, 40):
             pass
         with pytest.raises(RateLimited):
-            async with gate.admit("acme", limits, 61):
+            async with gate.admit(ACME, limits, 61):
                 pass
 
 
@@ -286,9 +292,9 @@ async def test_an_error_inside_gives_the_place_back() -> None:
     gate = admission()
     limits = Limits(max_concurrent=1)
     with pytest.raises(KeyError):
-        async with gate.admit("acme", limits, 1):
+        async with gate.admit(ACME, limits, 1):
             raise KeyError
-    async with gate.admit("acme", limits, 1):
+    async with gate.admit(ACME, limits, 1):
         assert gate.in_flight == 1
 
 
@@ -332,7 +338,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> Non
         for name in ("a", "b", "c"):
             await some.start(name)
         with pytest.raises(Overloaded, match="full") as refusal:
-            async with gate.admit("acme", FREE, 1):
+            async with gate.admit(ACME, FREE, 1):
                 pass
         assert refusal.value.retry_after_seconds == pytest.approx(4.0)
         assert gate.queued == 2
@@ -340,24 +346,24 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> Non
 
 async def test_with_no_queue_a_busy_server_refuses() -> None:
     gate = admission(max_in_flight=1, max_queued=0)
-    async with gate.admit("acme", FREE, 1):
+    async with gate.admit(ACME, FREE, 1):
         with pytest.raises(Overloaded):
-            async with gate.admit("acme", FREE, 1):
+            async with gate.admit(ACME, FREE, 1):
                 pass
-    async with gate.admit("acme", FREE, 1):
+    async with gate.admit(ACME, FREE, 1):
         assert gate.in_flight == 1
 
 
 async def test_who_waits_too_long_is_sent_away_and_gets_its_tokens_back() -> None:
     gate = admission(max_in_flight=1, queue_timeout_seconds=0.01)
     limits = Limits(tokens_per_minute=100, max_concurrent=2)
-    async with gate.admit("acme", limits, 50):
+    async with gate.admit(ACME, limits, 50):
         with pytest.raises(Overloaded, match=r"waited 0\.01 s") as refusal:
-            async with gate.admit("acme", limits, 50):
+            async with gate.admit(ACME, limits, 50):
                 pass
         assert refusal.value.retry_after_seconds
         assert gate.queued == 0
-    async with gate.admit("acme", limits, 50):
+    async with gate.admit(ACME, limits, 50):
         assert gate.in_flight == 1
 
 
@@ -378,7 +384,7 @@ async def test_who_leaves_the_queue_frees_its_place_in_it_and_its_tokens() -> No
 async def test_who_leaves_in_the_moment_of_being_called_hands_the_place_on() -> None:
     gate = admission(max_in_flight=1)
     async with requests(gate) as some:
-        async with gate.admit("acme", FREE, 1):
+        async with gate.admit(ACME, FREE, 1):
             await some.start("b")
             await some.start("c")
         assert gate.queued == 1  # b has been called and has not woken yet
@@ -438,7 +444,7 @@ async def test_a_draining_server_takes_nothing_new_and_finishes_what_runs_and_wa
         await some.start("b")
         gate.is_draining = True
         with pytest.raises(Draining) as refusal:
-            async with gate.admit("acme", FREE, 1):
+            async with gate.admit(ACME, FREE, 1):
                 pass
         assert refusal.value.retry_after_seconds
         drained = asyncio.create_task(gate.drained())

@@ -277,7 +277,7 @@ def test_show_tells_what_comes_what_failed_and_what_drains(
     draining = loragate("adapter show acme/support").out
     assert "acme/support: v3 serves (its champion)." in draining
     assert "v1 is draining: its last requests are ending." in draining
-    assert "was to serve" not in draining
+    assert "v2 failed: it has no effect." in draining
 
     page = loragate("adapter show acme/support --json").json
     assert isinstance(page, dict)
@@ -287,6 +287,22 @@ def test_show_tells_what_comes_what_failed_and_what_drains(
         ("v2", "FAILED", "it has no effect"),
         ("v1", "DRAINING", "v3 serves"),
     ]
+
+
+def test_show_tells_why_a_version_failed_once_and_its_code_in_the_tables(
+    loragate: Loragate, three_versions: Registry
+) -> None:
+    two = three_versions.set_alias(SUPPORT, "champion", 2)
+    three_versions.set_state(two, AdapterState.LOADING, "server")
+    sentence = "In the engine this adapter is not what was trained."
+    three_versions.set_state(two, AdapterState.FAILED, "server", f"reference_mismatch: {sentence}")
+
+    shown = loragate("adapter show acme/support").out
+
+    assert f"v2 was to serve as champion and failed (reference_mismatch): {sentence}" in shown
+    assert shown.count(sentence) == 1
+    rows = [line for line in shown.splitlines() if line.rstrip().endswith("reference_mismatch")]
+    assert ["FAILED" in row for row in rows] == [True, True]
 
 
 def test_version_in_the_engine_is_retired_when_it_leaves_it(
@@ -302,6 +318,23 @@ def test_version_in_the_engine_is_retired_when_it_leaves_it(
     three_versions.set_state(two, AdapterState.PUBLISHED, "server")
     again = loragate("adapter retire acme/support v2 --json")
     assert again.json == {"adapter": "acme/support", "version": "v2", "state": "RETIRED"}
+
+
+def test_pin_is_shown_with_what_a_server_says_of_it(
+    loragate: Loragate, three_versions: Registry
+) -> None:
+    assert "Pinned acme/support@v2" in loragate("adapter pin acme/support@v2").out
+    assert "v2 is pinned: a server keeps it loaded." in loragate("adapter show acme/support").out
+
+    two = three_versions.snapshot().resolve("acme", "support", "v2")
+    three_versions.refuse_pin(two, "this server has no room for it", "server")
+    shown = loragate("adapter show acme/support").out
+    assert "v2 is pinned, but not kept: this server has no room for it." in shown
+
+    unpinned = loragate("adapter unpin acme/support@v2 --json").json
+    assert isinstance(unpinned, dict)
+    assert unpinned["version"] == "v2"
+    assert "pinned" not in loragate("adapter show acme/support").out.split("version.pin")[0]
 
 
 def test_only_the_files_of_retired_versions_are_collected(

@@ -34,6 +34,12 @@ REGISTRY_ERRORS: list[Exception] = [
     registry.VersionNotReady("acme", "support", "v1", "LOADING"),
     registry.AliasMovedOn("acme", "support", "champion", "v1", "v2"),
     registry.IllegalMove("RETIRED", "READY", ()),
+    registry.VersionHeld("acme", "support", "v1", "rollout 3"),
+    registry.TrialUnderWay("acme", "support", "rollout 3"),
+    registry.TrialMovedOn("rollout 3", "running", "paused"),
+    registry.TrialNotFound(3),
+    registry.RequestNotFound("acme", "request-1"),
+    registry.FeedbackGiven("request-1", "thumbs"),
     registry.StoreError("the disk is full"),
 ]
 REQUEST_ERRORS: list[Exception] = [

@@ -203,6 +203,24 @@ async def test_a_version_in_the_engine_is_retired_later_and_its_files_are_collec
     assert list(collected.digests) == [two.digest]
 
 
+async def test_versions_are_pinned_and_unpinned_and_a_server_may_say_why_not(
+    admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry
+) -> None:
+    pin = pb.PinVersionRequest(adapter=str(adapter), selector="v2")
+    pinned = await admin.PinVersion(pin, metadata=AS_ADMIN)
+    assert pinned.version.version == "v2"
+    two = registry.snapshot().resolve("acme", "support", "v2")
+    registry.refuse_pin(two, "there is no room", "server")
+    page = pb.GetAdapterRequest(adapter=str(adapter))
+    newest = (await admin.GetAdapter(page, metadata=AS_ADMIN)).versions[0]
+    assert (newest.pinned, newest.pin_refusal) == (True, "there is no room")
+
+    unpin = pb.UnpinVersionRequest(adapter=str(adapter), selector="v2")
+    await admin.UnpinVersion(unpin, metadata=AS_ADMIN)
+    newest = (await admin.GetAdapter(page, metadata=AS_ADMIN)).versions[0]
+    assert (newest.pinned, newest.pin_refusal) == (False, "")
+
+
 async def test_adapters_are_listed_of_one_tenant_or_of_all(
     admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry, tmp_path: Path
 ) -> None:

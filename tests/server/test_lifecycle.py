@@ -1,12 +1,16 @@
 """An alias that moves: what serves meanwhile, what is left behind, and what stops a bad version."""
 
 import asyncio
+import json
+import shutil
 from pathlib import Path
 
 import pytest
-from small_server import SUPPORT, Served, on_a_socket, until
+from fakes import GatedEngine
+from small_server import SUPPORT, Furnished, Served, on_a_socket, serve, until
 from tiny_adapters import write_adapter
 
+from loragate.adapters.base_model import BaseModel
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import AdapterState
 
@@ -103,6 +107,48 @@ async def test_version_that_does_not_pass_never_serves_and_says_why(
     assert served.engine.loaded.keys() <= {1}
 
 
+@pytest.mark.parametrize(
+    ("scored", "expected"), [(-2.0, AdapterState.READY), (-4.0, AdapterState.FAILED)]
+)
+async def test_version_is_held_against_its_manifests_reference(
+    served: Served, tmp_path: Path, scored: float, expected: AdapterState
+) -> None:
+    folder = write_adapter(tmp_path / "adapter", 2)
+    prompt = {"token_ids": [1, 2, 3], "adapter": [scored] * 2, "base": [-1.0] * 2}
+    (folder / "manifest.json").write_text(json.dumps({"reference": {"prompts": [prompt]}}))
+    version = served.registry.publish(SUPPORT, folder)
+
+    served.registry.set_alias(SUPPORT, "champion", version.number)
+
+    await until(lambda: state(served, version) is expected, 2)
+    if expected is AdapterState.FAILED:
+        assert reason(served, version).startswith("reference_mismatch: In the engine")
+        assert await adapter_that_answers(served) == "acme/support@v1"
+        assert served.engine.loaded.keys() <= {1}
+    else:
+        await serves(served, "acme/support@v2")
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+async def test_version_whose_artifact_was_damaged_never_serves(
+    served: Served, tmp_path: Path, damage: str
+) -> None:
+    two = publish(served, tmp_path, 2)
+    weights = served.home.artifacts / two.digest / "adapter_model.safetensors"
+    if damage == "changed":
+        content = weights.read_bytes()
+        weights.chmod(0o600)
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        shutil.rmtree(weights.parent)
+
+    served.registry.set_alias(SUPPORT, "champion", two.number)
+
+    await until(lambda: state(served, two) is AdapterState.FAILED, 2)
+    assert reason(served, two).startswith("damaged_artifact: ")
+    assert await adapter_that_answers(served) == "acme/support@v1"
+
+
 async def test_failed_version_is_tried_again_when_it_is_promoted_again(
     served: Served, tmp_path: Path
 ) -> None:
@@ -155,3 +201,50 @@ async def test_request_right_after_the_first_promotion_is_answered(
         ).status_code == 404:
             await asyncio.sleep(0.01)
     assert reply.status_code == 200, reply.text
+
+
+async def test_versions_of_a_deleted_tenant_leave_the_engine(served: Served) -> None:
+    await serves(served, "acme/support@v1")
+    await until(lambda: list(served.engine.loaded) == [1], 2)
+
+    served.registry.delete_tenant("acme")
+
+    await until(lambda: served.engine.unloads == ["acme/support@v1"], 5)
+
+
+async def test_pinned_version_stays_when_its_alias_moves_on(served: Served, tmp_path: Path) -> None:
+    await serves(served, "acme/support@v1")
+    served.registry.pin(SUPPORT, "v1")
+    two = publish(served, tmp_path, 2)
+    served.registry.set_alias(SUPPORT, "champion", two.number)
+
+    await serves(served, "acme/support@v2")
+
+    one = served.registry.snapshot().resolve("acme", "support", "v1")
+    assert state(served, one) is AdapterState.READY
+    assert served.engine.unloads == []
+
+
+async def test_only_so_many_wait_for_a_first_version(
+    furnished: Furnished, tmp_path: Path, base: BaseModel
+) -> None:
+    engine = GatedEngine()
+    async with serve(furnished, tmp_path / "served", base, engine) as served:
+        await serves(served, "acme/support@v1")
+        engine.gate = asyncio.Event()
+        name = AdapterName("acme", "fresh")
+        version = served.registry.publish(name, write_adapter(tmp_path / "fresh", 7))
+        served.registry.set_alias(name, "champion", version.number)
+        await until(lambda: state(served, version) is AdapterState.LOADING, 5)
+        await asyncio.sleep(0.1)  # the server's snapshot has the alias too
+
+        asking = [asyncio.create_task(served.chat(model="fresh", max_tokens=1)) for _ in range(70)]
+        await until(lambda: sum(task.done() for task in asking) == 6, 4)
+        engine.gate.set()
+        replies = await asyncio.gather(*asking)
+
+    refused = [reply for reply in replies if reply.status_code == 503]
+    assert len(refused) == 6
+    assert {reply.json()["error"]["code"] for reply in refused} == {"adapter_loading"}
+    assert {reply.headers["retry-after"] for reply in refused} == {"1"}
+    assert [reply.status_code for reply in replies].count(200) == 64

@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -219,3 +220,32 @@ async def test_earlier_tool_calls_reach_the_template_as_objects(renderer: Render
         "{{ messages[2].tool_call_id }}"
     )
     assert await text_of(PromptBuilder(renderer, PLENTY), request, contract) == "UTC call-1"
+
+
+RUNS_AWAY = Contract(
+    chat_template="{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+)
+
+
+async def test_adapter_s_template_that_runs_away_ends_and_holds_nobody_up(
+    builder: PromptBuilder,
+) -> None:
+    runaways = [asyncio.create_task(builder.prepare(chat(), RUNS_AWAY)) for _ in range(3)]
+    await asyncio.sleep(0)  # they have begun
+
+    own = Contract(chat_template="{{ messages[0].content }}")
+    assert await text_of(builder, chat(("user", "hi")), own) == "hi"
+    assert await text_of(builder, chat(("user", "hi")), NO_CONTRACT)
+
+    assert not any(task.done() for task in runaways)
+    results = await asyncio.gather(*runaways, return_exceptions=True)
+    assert all(isinstance(result, InvalidRequest) for result in results)
+    assert "computes for more than 1 s" in str(results[0])
+
+
+async def test_requests_of_one_adapter_s_template_are_all_rendered(builder: PromptBuilder) -> None:
+    own = Contract(chat_template="{{ messages[0].content }}")
+
+    texts = await asyncio.gather(*(text_of(builder, chat(("user", str(n))), own) for n in range(9)))
+
+    assert texts == [str(n) for n in range(9)]

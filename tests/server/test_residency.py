@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from fakes import TINY_MODEL, DirectLoader, EchoEngine
+from fakes import TINY_MODEL, DirectLoader, EchoEngine, GatedEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_server import until
@@ -13,6 +13,7 @@ from loragate.adapters.names import AdapterVersion
 from loragate.server.core import Route
 from loragate.server.engine import LoadedAdapter
 from loragate.server.errors import AdapterUnavailable
+from loragate.server.fair_queue import FairQueue, QueueBounds
 from loragate.server.residency import Residency
 
 
@@ -20,39 +21,32 @@ def route(number: int) -> Route:
     return Route("acme", AdapterVersion("acme", "support", number, f"digest-{number}", number))
 
 
-@dataclass
-class GatedEngine(EchoEngine):
-    """Loads an adapter only while its gate is open, and checks what it is told to unload."""
-
-    gate: asyncio.Event | None = None
-
-    async def load(self, adapter: LoadedAdapter) -> None:
-        if self.gate is not None:
-            await self.gate.wait()
-        await super().load(adapter)
+def slots_of(engine: EchoEngine, wait_seconds: float = 5.0) -> FairQueue:
+    bounds = QueueBounds(100, 100, wait_seconds)
+    return FairQueue(places=100, slots=engine.model.max_loras, bounds=bounds, turn_seconds=0)
 
 
-def residency(engine: EchoEngine, *, max_resident: int = 4, wait_seconds: float = 5.0) -> Residency:
-    return Residency(
-        DirectLoader(engine),
-        max_leased=engine.model.max_loras,
-        max_resident=max_resident,
-        wait_seconds=wait_seconds,
-    )
+def residency(
+    engine: EchoEngine, queue: FairQueue | None = None, *, max_resident: int = 4
+) -> Residency:
+    queue = queue or slots_of(engine)
+    return Residency(DirectLoader(engine), queue, max_resident=max_resident)
 
 
 async def test_the_base_model_needs_no_slot() -> None:
     engine = EchoEngine()
-    pool = residency(engine)
+    queue = slots_of(engine)
+    pool = residency(engine, queue)
     async with pool.lease(Route("acme")) as adapter:
         assert adapter is None
-        assert pool.leased == 0
+        assert queue.leased == 0
     assert engine.loads == []
 
 
 async def test_many_first_requests_load_a_version_once() -> None:
     engine = GatedEngine(gate=asyncio.Event())
-    pool = residency(engine)
+    queue = slots_of(engine)
+    pool = residency(engine, queue)
     seen: list[LoadedAdapter | None] = []
 
     async def ask() -> None:
@@ -66,7 +60,7 @@ async def test_many_first_requests_load_a_version_once() -> None:
     await asking
     assert engine.loads == ["acme/support@v1"]
     assert [adapter.path for adapter in seen if adapter] == [Path("digest-1")] * 20
-    assert pool.leased == 0
+    assert queue.leased == 0
 
 
 async def test_a_version_stays_loaded_after_its_last_request() -> None:
@@ -130,7 +124,8 @@ async def test_a_client_that_leaves_does_not_stop_the_load_that_others_wait_for(
 
 async def test_a_load_that_everybody_left_keeps_its_slot_until_it_is_done() -> None:
     engine = GatedEngine(replace(TINY_MODEL, max_loras=1))
-    pool = residency(engine)
+    queue = slots_of(engine)
+    pool = residency(engine, queue)
     async with pool.lease(route(2)):
         pass
     engine.gate = asyncio.Event()
@@ -150,7 +145,7 @@ async def test_a_load_that_everybody_left_keeps_its_slot_until_it_is_done() -> N
     assert not entered.is_set()
     engine.gate.set()
     await asyncio.wait_for(other, 1)
-    assert pool.leased == 0
+    assert queue.leased == 0
 
 
 async def test_closing_waits_for_a_load_that_everybody_left() -> None:
@@ -170,11 +165,12 @@ async def test_closing_waits_for_a_load_that_everybody_left() -> None:
 
 async def test_a_refused_adapter_is_tried_again_by_the_next_request() -> None:
     engine = EchoEngine(refused={"acme/support@v1"})
-    pool = residency(engine)
+    queue = slots_of(engine)
+    pool = residency(engine, queue)
     with pytest.raises(AdapterUnavailable, match="refuses"):
         async with pool.lease(route(1)):
             pass
-    await until(lambda: pool.leased == 0)
+    await until(lambda: queue.leased == 0)
     engine.refused.clear()
     async with pool.lease(route(1)) as adapter:
         assert adapter is not None
@@ -199,14 +195,17 @@ async def test_with_every_slot_held_a_request_waits_for_one() -> None:
 
 
 async def test_a_request_for_a_version_that_is_held_needs_no_slot_of_its_own() -> None:
-    pool = residency(EchoEngine(), wait_seconds=0.01)
+    engine = EchoEngine()
+    queue = slots_of(engine, wait_seconds=0.01)
+    pool = residency(engine, queue)
     async with pool.lease(route(1)), pool.lease(route(2)), pool.lease(route(1)) as adapter:
         assert adapter is not None
-        assert pool.leased == 2
+        assert queue.leased == 2
 
 
 async def test_a_request_that_gets_no_slot_in_time_is_told_so() -> None:
-    pool = residency(EchoEngine(), wait_seconds=0.01)
+    engine = EchoEngine()
+    pool = residency(engine, slots_of(engine, wait_seconds=0.01))
     async with pool.lease(route(1)), pool.lease(route(2)):
         with pytest.raises(AdapterUnavailable, match="All 2 adapter slots") as refusal:
             async with pool.lease(route(3)):
@@ -252,7 +251,8 @@ def test_under_any_schedule_slots_suffice_and_nothing_in_use_is_unloaded(
 ) -> None:
     async def follow() -> None:
         engine = StrictEngine(steps=steps, max_resident=max_resident)
-        pool = residency(engine, max_resident=max_resident)
+        queue = slots_of(engine)
+        pool = residency(engine, queue, max_resident=max_resident)
         held: list[int] = []
         running: list[tuple[asyncio.Task[None], asyncio.Event]] = []
 
@@ -279,7 +279,7 @@ def test_under_any_schedule_slots_suffice_and_nothing_in_use_is_unloaded(
                 running[number % len(running)][0].cancel()
             for _ in range(number):
                 await asyncio.sleep(0)
-            assert pool.leased <= engine.model.max_loras
+            assert queue.leased <= engine.model.max_loras
         for _, end in running:
             end.set()
         for task, _ in running:
@@ -287,7 +287,7 @@ def test_under_any_schedule_slots_suffice_and_nothing_in_use_is_unloaded(
                 await task
         await pool.close()
         await asyncio.sleep(0)
-        assert pool.leased == 0
+        assert queue.leased == 0
         assert len(engine.loaded) <= max_resident
 
     asyncio.run(asyncio.wait_for(follow(), 5))

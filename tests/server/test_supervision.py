@@ -18,6 +18,7 @@ from loragate.adapters.names import AdapterVersion
 from loragate.server.core import Route, SamplingParams
 from loragate.server.engine import EngineRequest, LoadedAdapter
 from loragate.server.errors import EngineDead
+from loragate.server.fair_queue import FairQueue, QueueBounds
 from loragate.server.residency import Residency
 from loragate.server.supervision import Backoff, EngineState, SupervisedEngine
 from loragate.v1 import inference_pb2 as pb
@@ -232,7 +233,8 @@ async def test_an_engine_that_nobody_supervises_any_more_is_dead() -> None:
 async def test_residents_are_loaded_again_on_demand_and_old_leases_end_as_ever() -> None:
     engines = EchoEngines()
     async with supervised(engines) as engine:
-        pool = Residency(DirectLoader(engine), max_leased=2, max_resident=4, wait_seconds=1)
+        queue = FairQueue(places=9, slots=2, bounds=QueueBounds(9, 9, 1), turn_seconds=0)
+        pool = Residency(DirectLoader(engine), queue, max_resident=4)
         engine.on_restart(pool.forget_all)
         async with pool.lease(ROUTE):
             engines.last.is_alive = False
@@ -240,7 +242,7 @@ async def test_residents_are_loaded_again_on_demand_and_old_leases_end_as_ever()
             assert pool.resident == ()
             async with pool.lease(ROUTE) as adapter:
                 assert await answer(engine, request(adapter)) == " t0 t1 t2 t3"
-        assert pool.leased == 0
+        assert queue.leased == 0
         assert pool.resident == (V1,)
         assert [each.loads for each in engines.made] == [["acme/support@v1"]] * 2
 
@@ -326,3 +328,12 @@ async def test_grpc_says_unavailable_and_health_follows(
             assert (await anext(aiter(told))).status == states.SERVING
         assert (await stub.Complete(asked, metadata=metadata)).choices
         told.cancel()
+
+
+async def test_what_was_resident_is_loaded_again_though_nobody_asks(
+    served: Served, engines: EchoEngines
+) -> None:
+    assert (await served.chat(model=PINNED)).status_code == 200
+    engines.last.is_alive = False
+    await until(lambda: len(engines.made) == 2, 5)
+    await until(lambda: engines.last.loads == ["acme/support@v1"], 5)

@@ -42,6 +42,13 @@ async def deltas(*steps: tuple[int, ...]) -> AsyncGenerator[Delta, None]:
         yield Delta(index=0, token_ids=ids, cached_tokens=0 if number else 4)
 
 
+async def test_tokens_are_told_as_they_come() -> None:
+    told: list[int] = []
+    async for delta in Record("req-1", ROUTE, "http").count(deltas((1,), (2, 3)), told.append):
+        assert told[-1] == len(delta.token_ids)
+    assert told == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [

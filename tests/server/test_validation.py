@@ -98,6 +98,7 @@ REFUSED: list[tuple[ChatRequest | CompletionRequest, str]] = [
     (sampling(stop_token_ids=(100,)), "stop_token_ids"),
     (sampling(allowed_token_ids=(-1,)), "allowed_token_ids"),
     (sampling(logprob_token_ids=(100,)), "logprob_token_ids"),
+    (sampling(logprob_token_ids=(1,) * 129), "logprob_token_ids"),
     (sampling(logit_bias={100: 1.0}), "logit_bias"),
     (sampling(logit_bias={1: 101.0}), "logit_bias"),
     (sampling(logit_bias={1: float("nan")}), "logit_bias"),

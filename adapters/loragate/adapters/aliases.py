@@ -25,7 +25,7 @@ from loragate.adapters.states import AdapterState
 from loragate.adapters.tables import Adapters, Aliases, Audit, Versions
 from loragate.adapters.transitions import move_version
 
-_SET: Final = "alias.set"
+SET_ALIAS: Final = "alias.set"
 _SERVE: Final = "alias.serve"
 _DELETE: Final = "alias.delete"
 _ROLLBACK: Final = "alias.rollback"
@@ -49,7 +49,7 @@ class Aliasing:
         with self._database.changing() as session:
             row = existing_adapter_row(session, adapter)
             version = usable_version_row(session, row, adapter, number)
-            _wish(session, row, adapter, alias, version, actor, _SET, reason)
+            wish(session, row, adapter, alias, version, actor, SET_ALIAS, reason)
             return version_of(adapter.tenant, adapter.name, version)
 
     def set_serving(
@@ -98,7 +98,7 @@ class Aliasing:
             for number in _earlier_champions(session, adapter):
                 version = version_row(session, row, number)
                 if version is not None and version is not now and _can_return(version):
-                    _wish(session, row, adapter, CHAMPION, version, actor, _ROLLBACK, "")
+                    wish(session, row, adapter, CHAMPION, version, actor, _ROLLBACK, "")
                     return version_of(adapter.tenant, adapter.name, version)
             raise NothingToRollBack(adapter.tenant, adapter.name, f"v{now.number}")
 
@@ -120,7 +120,7 @@ class Aliasing:
             )
 
 
-def _wish(
+def wish(
     session: Session,
     row: Adapters,
     adapter: AdapterName,

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, and_, literal, or_, select
-from sqlalchemy.orm import aliased
+from sqlalchemy import literal, select
 
 from loragate.adapters.adapter_files import inspect
 from loragate.adapters.audit_log import read_audit, record
@@ -15,8 +14,10 @@ from loragate.adapters.database import Database
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.listings import AliasVersions
 from loragate.adapters.manifest import AdapterManifest
+from loragate.adapters.merges import read_artifacts
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.records import AdapterRecord, VersionRecord
+from loragate.adapters.needs import is_needed
+from loragate.adapters.records import AdapterRecord, ArtifactRecord, VersionRecord
 from loragate.adapters.rows import (
     adapter_row,
     existing_adapter_row,
@@ -26,9 +27,9 @@ from loragate.adapters.rows import (
     newest_usable,
     version_of,
 )
-from loragate.adapters.states import IN_ENGINE, AdapterState
+from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
-from loragate.adapters.tables import Adapters, Aliases, Tenants, Versions
+from loragate.adapters.tables import Aliases, Artifacts, Versions
 
 _RECENT_AUDIT_ROWS: Final = 20
 
@@ -44,8 +45,9 @@ class Catalog:
         """Store the folder as the adapter's next version; no alias moves to it.
 
         If the newest published version is the same, byte for byte, that one is returned. Raises
-        InvalidAdapter, StoreError and TenantNotFound.
+        InvalidAdapter, InvalidName, StoreError and TenantNotFound.
         """
+        self._gate.check_name(adapter)
         with self._database.reading() as session:
             live_tenant(session, adapter.tenant)
         given = inspect(folder)
@@ -84,7 +86,13 @@ class Catalog:
             aliases = session.scalars(
                 select(Aliases).where(Aliases.adapter_id == row.id).order_by(Aliases.name)
             ).all()
-            versions = {version.id: _version_record(adapter, version, aliases) for version in rows}
+            artifacts = read_artifacts(session, row.id)
+            versions = {
+                version.id: _version_record(
+                    adapter, version, aliases, artifacts.get(version.id, ())
+                )
+                for version in rows
+            }
             return AdapterRecord(
                 adapter,
                 {alias.name: _alias_versions(alias, versions) for alias in aliases},
@@ -97,9 +105,14 @@ class Catalog:
         or of a deleted tenant and in no engine.
         """
         with self._database.reading() as session:
-            digests = session.scalars(
-                select(Versions.digest).distinct().where(~_is_needed(Versions.digest))
-            ).all()
+            digests = {
+                *session.scalars(
+                    select(Versions.digest).distinct().where(~is_needed(Versions.digest))
+                ),
+                *session.scalars(
+                    select(Artifacts.digest).distinct().where(~is_needed(Artifacts.digest))
+                ),
+            }
         return tuple(sorted(digest for digest in digests if self._store.has(digest)))
 
     def collect(self, actor: str = "cli") -> tuple[str, ...]:
@@ -113,28 +126,11 @@ class Catalog:
     def _remove(self, digest: str, actor: str) -> bool:
         # Within a change nobody can publish the digest again between the look and the removal.
         with self._database.changing() as session:
-            if session.scalar(select(_is_needed(literal(digest)))):
+            if session.scalar(select(is_needed(literal(digest)))):
                 return False
             self._store.remove(digest)
             record(session, actor, "artifact.collect", digest, digest=digest)
             return True
-
-
-def _is_needed(digest: SQLColumnExpression[str]) -> ColumnElement[bool]:
-    other = aliased(Versions)
-    return (
-        select(other.id)
-        .join(Adapters, Adapters.id == other.adapter_id)
-        .join(Tenants, Tenants.id == Adapters.tenant_id)
-        .where(
-            other.digest == digest,
-            or_(
-                other.state.in_(IN_ENGINE),
-                and_(other.state != AdapterState.RETIRED, Tenants.deleted_at.is_(None)),
-            ),
-        )
-        .exists()
-    )
 
 
 def _alias_versions(alias: Aliases, versions: Mapping[int, VersionRecord]) -> AliasVersions:
@@ -143,7 +139,10 @@ def _alias_versions(alias: Aliases, versions: Mapping[int, VersionRecord]) -> Al
 
 
 def _version_record(
-    adapter: AdapterName, row: Versions, aliases: Sequence[Aliases]
+    adapter: AdapterName,
+    row: Versions,
+    aliases: Sequence[Aliases],
+    artifacts: tuple[ArtifactRecord, ...],
 ) -> VersionRecord:
     return VersionRecord(
         version_of(adapter.tenant, adapter.name, row),
@@ -155,4 +154,7 @@ def _version_record(
         AdapterManifest.from_json(row.manifest),
         tuple(alias.name for alias in aliases if alias.desired_id == row.id),
         tuple(alias.name for alias in aliases if alias.serving_id == row.id),
+        artifacts,
+        row.pinned_at,
+        row.pin_refusal,
     )

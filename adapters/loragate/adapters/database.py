@@ -19,12 +19,13 @@ from loragate.adapters.errors import StoreError
 from loragate.adapters.tables import Revision
 
 # The newest migration. A database that has it is opened without loading Alembic.
-SCHEMA: Final = "0002"
+SCHEMA: Final = "0005"
 
 _BUSY_TIMEOUT_MILLISECONDS: Final = 10_000
 _WRITES: Final = "loragate_writes"
 # Any constant does: it names the lock that keeps two servers from migrating one PostgreSQL at once.
 _MIGRATION_LOCK: Final = 0x10A6A7E
+_SERVING_LOCK: Final = 0x10A65E2  # another constant: the one server of a PostgreSQL
 
 
 class Database:
@@ -85,6 +86,28 @@ class Database:
             session.execute(select(Revision.value).with_for_update())
             yield session
 
+    @contextmanager
+    def serving_alone(self) -> Iterator[None]:
+        """Held by the one server of a PostgreSQL; a file has its home's lock, `Home.serving_alone`.
+
+        The server's end gives it back, and so does the loss of its connection. Raises StoreError if
+        there is a server.
+        """
+        if self._is_sqlite:
+            yield
+            return
+        with self._explained():
+            connection = self._engine.connect()
+        with connection:
+            connection.detach()  # closed at the end, not kept in the pool with the lock
+            if not connection.scalar(select(func.pg_try_advisory_lock(_SERVING_LOCK))):
+                raise StoreError(
+                    f"another server runs on {self._url.render_as_string()}; stop it first, or "
+                    "give this one a database of its own"
+                )
+            connection.commit()
+            yield
+
     @property
     def _is_sqlite(self) -> bool:
         return self._url.get_backend_name() == "sqlite"
@@ -100,10 +123,7 @@ class Database:
                         connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                     _upgrade(connection)
         except DatabaseError as error:
-            raise StoreError(
-                f"the registry's database {self._url.render_as_string()} cannot be used: "
-                f"{error.orig}; restore it from a backup"
-            ) from error
+            raise self._unusable(error) from error
 
     def _migration_lock(self) -> AbstractContextManager[None]:
         if not self._is_sqlite:
@@ -122,6 +142,17 @@ class Database:
                 f"{error.orig}; check that it can be reached and written, that its disk has room, "
                 "and that no other process holds it locked"
             ) from error
+        except DatabaseError as error:
+            # Its subclasses, such as a broken constraint, are mistakes of ours.
+            if type(error) is not DatabaseError:
+                raise
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: DatabaseError) -> StoreError:
+        return StoreError(
+            f"the registry's database {self._url.render_as_string()} cannot be used: "
+            f"{error.orig}; restore it from a backup"
+        )
 
 
 def _set_up_sqlite(engine: Engine) -> None:

@@ -148,6 +148,98 @@ class VersionInUse(LoragateError):
         )
 
 
+class VersionHeld(LoragateError):
+    """The version cannot be retired while a rollout or an experiment sends requests to it.
+    ``trial`` is that, as in ``rollout 3``.
+    """
+
+    def __init__(self, tenant: str, name: str, version: str, trial: str) -> None:
+        super().__init__(tenant, name, version, trial)
+        self.tenant = tenant
+        self.name = name
+        self.version = version
+        self.trial = trial
+
+    def __str__(self) -> str:
+        return (
+            f"version {self.tenant}/{self.name}@{self.version} is held by {self.trial}; "
+            "end that first"
+        )
+
+
+class TrialUnderWay(LoragateError):
+    """An adapter can have one rollout or experiment at a time. ``trial`` is the one it has."""
+
+    def __init__(self, tenant: str, name: str, trial: str) -> None:
+        super().__init__(tenant, name, trial)
+        self.tenant = tenant
+        self.name = name
+        self.trial = trial
+
+    def __str__(self) -> str:
+        return (
+            f"adapter '{self.tenant}/{self.name}' already has {self.trial} under way; "
+            "wait for its end, or end it"
+        )
+
+
+class TrialNotFound(LoragateError, LookupError):
+    """No rollout or experiment of this number."""
+
+    def __init__(self, trial_id: int) -> None:
+        super().__init__(trial_id)
+        self.trial_id = trial_id
+
+    def __str__(self) -> str:
+        return f"there is no rollout or experiment {self.trial_id}; list those that there are"
+
+
+class TrialMovedOn(LoragateError):
+    """The rollout or experiment is no longer in the state that a change began from."""
+
+    def __init__(self, trial: str, expected: str, state: str) -> None:
+        super().__init__(trial, expected, state)
+        self.trial = trial
+        self.expected = expected
+        self.state = state
+
+    def __str__(self) -> str:
+        return (
+            f"{self.trial} was {self.expected} and is {self.state} by now; "
+            "look at it again before changing it"
+        )
+
+
+class RequestNotFound(LoragateError, LookupError):
+    """The tenant made no request of this id, or it is not on record."""
+
+    def __init__(self, tenant: str, request_id: str) -> None:
+        super().__init__(tenant, request_id)
+        self.tenant = tenant
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return (
+            f"tenant {self.tenant!r} has no request {self.request_id!r}; "
+            "send the x-request-id of its answer"
+        )
+
+
+class FeedbackGiven(LoragateError):
+    """The request has another value of this metric already, and the first one counts."""
+
+    def __init__(self, request_id: str, metric: str) -> None:
+        super().__init__(request_id, metric)
+        self.request_id = request_id
+        self.metric = metric
+
+    def __str__(self) -> str:
+        return (
+            f"request {self.request_id!r} already has another {self.metric!r}, which counts; "
+            "send feedback once for each request and metric"
+        )
+
+
 class VersionFailed(LoragateError):
     """The version could not be loaded or did not pass a check. ``reason`` says what was wrong."""
 

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 
 from loragate.adapters.adapter_files import WEIGHTS, AdapterFiles
 from loragate.adapters.base_profile import BaseProfile, Shape, template_hash
-from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.errors import InvalidAdapter, InvalidName
 from loragate.adapters.lora_tensors import LoraPair, is_embedding, lora_pairs
-from loragate.adapters.manifest import AdapterManifest
+from loragate.adapters.manifest import AdapterManifest, Contract
+from loragate.adapters.names import AdapterName
 from loragate.adapters.peft_config import CONFIG, AdapterConfig
 from loragate.adapters.peft_features import check_features
+from loragate.adapters.template_time import OWN_TEMPLATE_SECONDS
 
 
 class StaticGate:
@@ -28,6 +30,15 @@ class StaticGate:
         self._base = base
         self._max_rank = max_rank
 
+    def check_name(self, adapter: AdapterName) -> None:
+        """Raise InvalidName for a name by which requests reach the base model."""
+        if self._base is not None and self._base.name in (adapter.name, str(adapter)):
+            raise InvalidName(
+                "adapter",
+                str(adapter),
+                "requests by this name go to the base model; choose another",
+            )
+
     def check(self, files: AdapterFiles) -> None:
         """Raise InvalidAdapter, with a code for each reason, unless the adapter can be served.
 
@@ -39,6 +50,7 @@ class StaticGate:
         self._check_rank(files.config)
         if self._base is not None:
             _check_manifest(files.manifest, self._base)
+        _check_template(files.manifest.contract)
         pairs = lora_pairs(files.tensors, files.config)
         if self._base is not None and self._base.modules:
             _check_targets(files.config, pairs, self._base)
@@ -112,6 +124,22 @@ def _check_manifest(manifest: AdapterManifest, base: BaseProfile) -> None:
                 f"the adapter was trained with another {what} than it would be served with "
                 f"({trained} is not {served or 'known here'}); {remedy}",
             )
+
+
+def _check_template(contract: Contract) -> None:
+    if contract.chat_template is None:
+        return
+    # The library that renders takes seconds to import, and few adapters bring a template.
+    from loragate.adapters.rendering import RenderingError, try_template
+
+    try:
+        try_template(contract.chat_template, contract.system_prompt, OWN_TEMPLATE_SECONDS)
+    except RenderingError as error:
+        raise InvalidAdapter(
+            "invalid_template",
+            f"the manifest's contract.chat_template does not render a plain question: {error}; "
+            "correct it there",
+        ) from error
 
 
 def _check_targets(config: AdapterConfig, pairs: tuple[LoraPair, ...], base: BaseProfile) -> None:

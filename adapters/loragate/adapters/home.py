@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 from loragate.adapters.errors import StoreError
 
@@ -22,9 +22,14 @@ class Home:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """``LORAGATE_HOME``, by default ``~/.loragate``."""
-        named = environment.get("LORAGATE_HOME")
-        return cls(Path(named).expanduser().absolute() if named else Path.home() / ".loragate")
+        """``LORAGATE_HOME``, by default ``~/.loragate``. Raises StoreError."""
+        named = environment.get("LORAGATE_HOME") or "~/.loragate"
+        try:
+            return cls(Path(named).expanduser().absolute())
+        except RuntimeError as error:
+            raise StoreError(
+                f"{named} means no folder, since its user has no home; set LORAGATE_HOME to a path"
+            ) from error
 
     @property
     def database_url(self) -> str:
@@ -47,6 +52,11 @@ class Home:
     def admin_key_file(self) -> Path:
         return self.root / "admin.key"
 
+    @property
+    def hot_list(self) -> Path:
+        """Where a server notes which versions are in use."""
+        return self.root / "hot.json"
+
     def ensure(self) -> Self:
         """Make the folders, for this user's eyes only. Raises StoreError."""
         try:
@@ -65,7 +75,7 @@ class Home:
 
         The system gives it back however the process ends. Raises StoreError if there is a server.
         """
-        with (self.root / "server.lock").open("w") as lock:
+        with self._lock_file() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -74,6 +84,15 @@ class Home:
                     "folder of its own"
                 ) from None
             yield
+
+    def _lock_file(self) -> TextIO:
+        try:
+            return (self.root / "server.lock").open("w")
+        except OSError as error:
+            raise StoreError(
+                f"{error.filename} cannot be written ({error.strerror}); a server needs a "
+                "LORAGATE_HOME that its user may write"
+            ) from error
 
     def admin_key(self, environment: Mapping[str, str] = os.environ) -> str:
         """``LORAGATE_ADMIN_KEY`` or what the key file holds; the file is made on first use.
@@ -88,6 +107,10 @@ class Home:
             if not self.admin_key_file.exists():
                 self._make_admin_key()
             key = self.admin_key_file.read_text().strip()
+        except UnicodeDecodeError as error:
+            raise StoreError(
+                f"{self.admin_key_file} holds no key; remove it and a new one is made"
+            ) from error
         except OSError as error:
             raise StoreError(
                 f"the admin key cannot be kept in {self.admin_key_file} ({error.strerror}); make "

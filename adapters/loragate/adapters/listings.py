@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from types import MappingProxyType
 from typing import Self
 
@@ -56,6 +57,7 @@ class VersionEntry:
     reason: str
     is_retiring: bool
     manifest: AdapterManifest
+    pinned_at: datetime | None = None
 
     @property
     def is_usable(self) -> bool:

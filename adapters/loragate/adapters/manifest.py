@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.reference import Reference
 
 Number = int | float
 Fact = str | int | float
@@ -34,7 +35,11 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class AdapterManifest:
-    """The description of one version. An empty hash or digest: the publisher did not say."""
+    """The description of one version. An empty hash or digest: the publisher did not say.
+
+    ``reference`` is what the adapter said where it was trained. It stays with the weights, where
+    whoever loads them reads it: the registry's own copy of a manifest goes without.
+    """
 
     rank: int
     alpha: float
@@ -45,6 +50,7 @@ class AdapterManifest:
     metrics: Mapping[str, Number] = field(default_factory=lambda: MappingProxyType({}))
     lineage: Mapping[str, Fact] = field(default_factory=lambda: MappingProxyType({}))
     contract: Contract = field(default_factory=Contract)
+    reference: Reference | None = None
 
     @classmethod
     def from_json(
@@ -99,6 +105,7 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     metrics: dict[str, Number] = msgspec.field(default_factory=dict)
     lineage: dict[str, Fact] = msgspec.field(default_factory=dict)
     contract: _Contract = msgspec.field(default_factory=_Contract)
+    reference: Reference | None = None
 
 
 def _filled(written: _Manifest, defaults: AdapterManifest | None) -> AdapterManifest:
@@ -122,6 +129,7 @@ def _filled(written: _Manifest, defaults: AdapterManifest | None) -> AdapterMani
         metrics=MappingProxyType(written.metrics),
         lineage=MappingProxyType(written.lineage),
         contract=_frozen(written.contract),
+        reference=written.reference,
     )
 
 

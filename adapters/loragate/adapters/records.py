@@ -58,9 +58,20 @@ class AuditRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactRecord:
+    """What was made of a version beside its adapter; ``kind`` is ``merged``."""
+
+    kind: str
+    digest: str
+    size_bytes: int
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class VersionRecord:
     """``reason`` is why it came to its state, ``is_retiring`` whether it is retired once the engine
-    has let go of it; ``aliases`` are to point here, and ``serves`` are those that do.
+    has let go of it; ``aliases`` are to point here, and ``serves`` are those that do. ``pinned_at``
+    is since when it is to stay in the engine, ``pin_refusal`` why a server cannot keep it there.
     """
 
     version: AdapterVersion
@@ -72,6 +83,9 @@ class VersionRecord:
     manifest: AdapterManifest
     aliases: tuple[str, ...]
     serves: tuple[str, ...]
+    artifacts: tuple[ArtifactRecord, ...] = ()
+    pinned_at: datetime | None = None
+    pin_refusal: str = ""
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""What exists: tenants, keys, adapters, versions, aliases, audit and usage, in one database.
+"""What exists: tenants, adapters, versions, aliases, trials, usage and audit, in one database.
 
 All calls block; from a coroutine use ``asyncio.to_thread``. The registry knows what is to be served
 and keeps what a server says of it: a server watches it (`snapshot.SnapshotWatcher`), loads what is
@@ -7,6 +7,7 @@ wished for, and writes down what became of it.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
 
@@ -17,8 +18,12 @@ from loragate.adapters.database import Database
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.ledger import UsageLedger
 from loragate.adapters.listings import AdapterListing, AliasVersions
+from loragate.adapters.merges import Merges
+from loragate.adapters.observations import ObservationLedger
+from loragate.adapters.pins import Pinning
 from loragate.adapters.records import (
     AdapterRecord,
+    ArtifactRecord,
     AuditRow,
     KeyRecord,
     NewKey,
@@ -33,12 +38,14 @@ from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.tenancy import Tenancy
 from loragate.adapters.transitions import Transitions
+from loragate.adapters.trials import TrialLedger
 
 __all__ = [
     "AdapterListing",
     "AdapterRecord",
     "AdapterState",
     "AliasVersions",
+    "ArtifactRecord",
     "AuditRow",
     "KeyRecord",
     "Limits",
@@ -51,7 +58,17 @@ __all__ = [
 ]
 
 
-class Registry(Tenancy, Catalog, Aliasing, Transitions, UsageLedger):
+class Registry(
+    Tenancy,
+    Catalog,
+    Merges,
+    Aliasing,
+    Transitions,
+    Pinning,
+    TrialLedger,
+    ObservationLedger,
+    UsageLedger,
+):
     """The truth about what is to be served. Threads and processes may share it; `close` ends it.
 
     ``gate`` judges what is published; without one, whatever some base model could serve passes.
@@ -67,6 +84,13 @@ class Registry(Tenancy, Catalog, Aliasing, Transitions, UsageLedger):
 
     def close(self) -> None:
         self._database.close()
+
+    def serving_alone(self) -> AbstractContextManager[None]:
+        """For a server, while it serves: its word on what is loaded is kept here, so there is one.
+
+        Raises StoreError if another one has begun.
+        """
+        return self._database.serving_alone()
 
     def __enter__(self) -> Self:
         return self

@@ -9,13 +9,16 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from loragate.adapters.errors import LoragateError
+from loragate.adapters.template_time import template_time
 
 Turn = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
 
@@ -73,11 +76,13 @@ class Renderer:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
         template_kwargs: Mapping[str, object] | None = None,
+        template_seconds: float | None = None,
     ) -> tuple[int, ...]:
         """Returns the prompt's token ids. Raises RenderingError where the template refuses.
 
         Special tokens come from the template alone; `add_special_tokens` is for templates that
-        leave the first one out.
+        leave the first one out. A template that computes for longer than `template_seconds` is
+        stopped, and taken to refuse.
         """
         template = chat_template or self._template
         if not template:
@@ -92,15 +97,16 @@ class Renderer:
             raise RenderingError(f"A chat template's variable cannot be named '{taken[0]}'.")
         conversation: list[Any] = [dict(message) for message in messages]
         try:
-            text = self.tokenizer.apply_chat_template(
-                conversation,
-                tools=[dict(tool) for tool in tools] or None,
-                chat_template=template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tokenize=False,
-                **variables,
-            )
+            with nullcontext() if template_seconds is None else template_time(template_seconds):
+                text = self.tokenizer.apply_chat_template(
+                    conversation,
+                    tools=[dict(tool) for tool in tools] or None,
+                    chat_template=template,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                    tokenize=False,
+                    **variables,
+                )
         # Templates are programs of the model's makers: they raise what they like (TemplateError,
         # TypeError on a missing field, …), and every such case is the request's fault here.
         except Exception as error:
@@ -154,6 +160,25 @@ class Renderer:
         end = self.tokenizer.eos_token_id
         stop = answer.index(end) + 1 if end in answer else len(answer)
         return [*answer[:stop], *([-100] * (len(answer) - stop))]
+
+
+def try_template(template: str, system_prompt: str | None, seconds: float) -> None:
+    """Renders one plain question. Raises RenderingError where the template cannot, or takes longer
+    than `seconds` of processor time.
+    """
+    turns = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    turns.append({"role": "user", "content": "Hello"})
+    try:
+        with template_time(seconds):
+            render_jinja_template(
+                conversations=[turns],
+                chat_template=template,
+                add_generation_prompt=True,
+                bos_token="",
+                eos_token="",
+            )
+    except Exception as error:  # as in `render`
+        raise RenderingError(str(error)) from error
 
 
 def _is_unicode(text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from sqlalchemy import select
@@ -103,7 +104,8 @@ def new_version_row(
         number=adapter.next_number,
         digest=digest,
         state=AdapterState.PUBLISHED,
-        manifest=stored.manifest.to_json(),
+        # Every server keeps all manifests in memory; the reference is read with the weights.
+        manifest=replace(stored.manifest, reference=None).to_json(),
         size_bytes=stored.size_bytes,
         created_at=datetime.now(UTC),
     )

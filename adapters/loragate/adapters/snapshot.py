@@ -183,6 +183,16 @@ class Snapshot:
             for alias, versions in listing.aliases.items():
                 yield Wish(listing, alias, versions.desired, versions.serving)
 
+    def pinned(self) -> tuple[AdapterVersion, ...]:
+        """The versions that are to stay in the engine, first pinned first."""
+        pins = [
+            (entry.pinned_at, entry.version.lora_id, entry.version)
+            for shelf in self._shelves.values()
+            for entry in shelf.entries.values()
+            if entry.pinned_at is not None and entry.is_usable
+        ]
+        return tuple(version for _, _, version in sorted(pins, key=lambda pin: pin[:2]))
+
     def entries(self, tenant: str, name: str) -> Mapping[int, VersionEntry]:
         """An adapter's versions by ``lora_id``, retired ones too; none for an unknown adapter."""
         shelf = self._shelves.get((tenant, name))
@@ -249,9 +259,12 @@ class SnapshotWatcher:
         """Look once, now; swap ``current`` if the registry has moved on. Raises StoreError."""
         if await asyncio.to_thread(self._registry.revision) == self.current.revision:
             return
-        self.current = await asyncio.to_thread(self._registry.snapshot)
+        newer = await asyncio.to_thread(self._registry.snapshot)
+        if newer.revision <= self.current.revision:
+            return  # somebody else looked meanwhile, and later
+        self.current = newer
         for callback in self._on_change:
-            callback(self.current)
+            callback(newer)
 
     async def watch(self) -> None:
         """Look again and again until cancelled."""

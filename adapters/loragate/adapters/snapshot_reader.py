@@ -99,6 +99,7 @@ def _entries(
                 row.reason,
                 row.retiring,
                 AdapterManifest.from_json(row.manifest),
+                row.pinned_at,
             ),
         )
 

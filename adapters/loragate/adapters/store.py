@@ -20,6 +20,7 @@ from typing import BinaryIO, Final
 
 from loragate.adapters.adapter_files import AdapterFiles, SourceFile
 from loragate.adapters.errors import StoreError
+from loragate.adapters.merged_files import MergedFiles
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _INCOMING: Final = ".incoming-"
@@ -48,7 +49,7 @@ class ArtifactStore:
     def has(self, digest: str) -> bool:
         return self._folder(digest).is_dir()
 
-    def put(self, files: AdapterFiles) -> str:
+    def put(self, files: AdapterFiles | MergedFiles) -> str:
         """Copy the files in and return their digest; what is there already is checked and kept.
 
         Raises StoreError when the disk is full or unwritable; then nothing is left behind.

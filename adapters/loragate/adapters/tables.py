@@ -17,6 +17,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -104,7 +105,8 @@ class Adapters(Base):
 class Versions(Base):
     """The id is the engine's integer for the version; AUTOINCREMENT, so never one that was used
     before. ``reason`` is why it came to its state. ``retiring``: it is to be retired as soon as the
-    engine has let go of it.
+    engine has let go of it. ``pinned_at``: since when it is to stay in the engine; ``pin_refusal``
+    is why a server cannot do so, empty where it can.
     """
 
     __tablename__ = "versions"
@@ -128,6 +130,20 @@ class Versions(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     revision: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
+    pinned_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    pin_refusal: Mapped[str] = mapped_column(Text, default="")
+
+
+class Artifacts(Base):
+    """What was made of a version beside its adapter, one of a ``kind``: ``merged``."""
+
+    __tablename__ = "artifacts"
+
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), primary_key=True)
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    digest: Mapped[str] = mapped_column(Text, index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class Aliases(Base):
@@ -182,6 +198,108 @@ class UsageRecords(Base):
     ttft_seconds: Mapped[float | None] = mapped_column(Double)
     duration_seconds: Mapped[float] = mapped_column(Double)
     outcome: Mapped[str] = mapped_column(Text)
+
+
+class Trials(Base):
+    """Rollouts and experiments: what sends some of an adapter's requests elsewhere, one at a time.
+
+    ``plan`` is JSON that the server reads, like ``state``. ``watched_seconds``: at the present
+    ``step``. It is over with ``ended_at``.
+    """
+
+    __tablename__ = "trials"
+    __table_args__ = (
+        CheckConstraint("kind IN ('rollout', 'experiment')", name="kind"),
+        Index(
+            "ix_trials_under_way",
+            "adapter_id",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(Text)
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id"), index=True)
+    salt: Mapped[str] = mapped_column(Text)
+    plan: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    step: Mapped[int]
+    watched_seconds: Mapped[float] = mapped_column(Double)
+    reason: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Arms(Base):
+    """Who can answer in a trial; without a version, the base model. A rollout's shares are those
+    of its steps.
+    """
+
+    __tablename__ = "arms"
+    __table_args__ = (UniqueConstraint("trial_id", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    trial_id: Mapped[int] = mapped_column(ForeignKey("trials.id"))
+    position: Mapped[int]
+    name: Mapped[str] = mapped_column(Text)
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"), index=True)
+    mode: Mapped[str] = mapped_column(Text)
+    share: Mapped[float] = mapped_column(Double)
+
+
+class Exposures(Base):
+    """One row a request that a trial took, written when it was admitted. The id is the server's.
+    ``unit`` is a digest, so that no user's name is kept.
+    """
+
+    __tablename__ = "exposures"
+    __table_args__ = (Index(None, "arm_id", "step"), Index(None, "tenant", "request_id"))
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    arm_id: Mapped[int] = mapped_column(ForeignKey("arms.id"))
+    step: Mapped[int]
+    tenant: Mapped[str] = mapped_column(Text)
+    request_id: Mapped[str] = mapped_column(Text)
+    unit: Mapped[str] = mapped_column(Text)
+    unit_kind: Mapped[str] = mapped_column(Text)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Outcomes(Base):
+    """How an exposed request ended. ``is_fallback``: another arm had to answer it. No foreign key:
+    an exposure that could not be kept must not cost a batch of outcomes.
+    """
+
+    __tablename__ = "outcomes"
+
+    exposure_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    is_fallback: Mapped[bool]
+    failed: Mapped[bool]
+    duration_seconds: Mapped[float] = mapped_column(Double)
+    completion_tokens: Mapped[int]
+    ttft_seconds: Mapped[float | None] = mapped_column(Double)
+    itl_seconds: Mapped[float | None] = mapped_column(Double)
+
+
+class Feedback(Base):
+    """What somebody thought of an answer. ``exposure_id`` is None where no trial had taken the
+    request, ``value`` for a comment.
+    """
+
+    __tablename__ = "feedback"
+
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    request_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    metric: Mapped[str] = mapped_column(Text, primary_key=True)
+    value: Mapped[float | None] = mapped_column(Double)
+    comment: Mapped[str] = mapped_column(Text)
+    exposure_id: Mapped[str | None] = mapped_column(Text, index=True)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 class Revision(Base):

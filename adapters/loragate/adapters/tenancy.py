@@ -16,6 +16,7 @@ from loragate.adapters.records import KeyRecord, NewKey, TenantRecord
 from loragate.adapters.rows import live_tenant
 from loragate.adapters.snapshot import Limits
 from loragate.adapters.tables import ApiKeys, Tenants
+from loragate.adapters.trials import end_trials_of_tenant
 
 NO_LIMITS = Limits()
 
@@ -55,7 +56,9 @@ class Tenancy:
             record(session, actor, "tenant.limit", tenant, touched=[row])
 
     def delete_tenant(self, tenant: str, actor: str = "cli") -> None:
-        """Its keys stop working and its adapters are served no more. Raises TenantNotFound."""
+        """Its keys stop working, its adapters are served no more, and its rollouts and experiments
+        end. Raises TenantNotFound.
+        """
         with self._database.changing() as session:
             row = live_tenant(session, tenant)
             row.deleted_at = datetime.now(UTC)
@@ -64,6 +67,7 @@ class Tenancy:
                 .where(ApiKeys.tenant_id == tenant, ApiKeys.revoked_at.is_(None))
                 .values(revoked_at=datetime.now(UTC))
             )
+            end_trials_of_tenant(session, tenant, actor)
             record(session, actor, "tenant.delete", tenant, touched=[row])
 
     def create_key(self, tenant: str, name: str = "", actor: str = "cli") -> NewKey:

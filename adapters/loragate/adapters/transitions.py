@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from loragate.adapters.audit_log import record
 from loragate.adapters.database import Database
-from loragate.adapters.errors import VersionInUse, VersionNotFound
+from loragate.adapters.errors import VersionHeld, VersionInUse, VersionNotFound
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.rows import (
     existing_adapter_row,
@@ -18,7 +18,7 @@ from loragate.adapters.rows import (
     version_of,
 )
 from loragate.adapters.states import IN_ENGINE, AdapterState, move
-from loragate.adapters.tables import Adapters, Aliases, Versions
+from loragate.adapters.tables import Adapters, Aliases, Arms, Trials, Versions
 
 _AT_REST: Final = frozenset({AdapterState.PUBLISHED, AdapterState.FAILED})
 
@@ -63,12 +63,15 @@ class Transitions:
 
         One that an engine holds keeps its state, is `Snapshot.is_retiring`, and is RETIRED in the
         moment in which it comes to rest. Raises AdapterNotFound, TenantNotFound, VersionNotFound,
-        and VersionInUse while an alias is to point to it or serves it.
+        VersionInUse while an alias is to point to it or serves it, and VersionHeld while a rollout
+        or an experiment sends requests to it.
         """
         with self._database.changing() as session:
             shelf = existing_adapter_row(session, adapter)
             row = existing_version_row(session, shelf, adapter, number)
             _require_no_alias(session, adapter, row)
+            _require_not_held(session, adapter, row)
+            row.pinned_at = None
             if not is_usable(row):
                 pass
             elif row.state in _AT_REST:
@@ -130,3 +133,14 @@ def _require_no_alias(session: Session, adapter: AdapterName, row: Versions) -> 
     ).all()
     if aliases:
         raise VersionInUse(adapter.tenant, adapter.name, f"v{row.number}", tuple(aliases))
+
+
+def _require_not_held(session: Session, adapter: AdapterName, row: Versions) -> None:
+    holder = session.scalars(
+        select(Trials)
+        .join(Arms, Arms.trial_id == Trials.id)
+        .where(Arms.version_id == row.id, Trials.ended_at.is_(None))
+    ).first()
+    if holder is not None:
+        trial = f"{holder.kind} {holder.id}"
+        raise VersionHeld(adapter.tenant, adapter.name, f"v{row.number}", trial)

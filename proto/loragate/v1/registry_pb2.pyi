@@ -41,7 +41,7 @@ class Alias(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., serving: _Optional[str] = ...) -> None: ...
 
 class VersionDetails(_message.Message):
-    __slots__ = ("version", "state", "size_bytes", "rank", "created_at", "reason", "retiring", "serves")
+    __slots__ = ("version", "state", "size_bytes", "rank", "created_at", "reason", "retiring", "serves", "pinned", "pin_refusal")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[VersionDetails.State]
@@ -66,6 +66,8 @@ class VersionDetails(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     RETIRING_FIELD_NUMBER: _ClassVar[int]
     SERVES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    PIN_REFUSAL_FIELD_NUMBER: _ClassVar[int]
     version: AdapterVersion
     state: VersionDetails.State
     size_bytes: int
@@ -74,7 +76,9 @@ class VersionDetails(_message.Message):
     reason: str
     retiring: bool
     serves: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., state: _Optional[_Union[VersionDetails.State, str]] = ..., size_bytes: _Optional[int] = ..., rank: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., retiring: _Optional[bool] = ..., serves: _Optional[_Iterable[str]] = ...) -> None: ...
+    pinned: bool
+    pin_refusal: str
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., state: _Optional[_Union[VersionDetails.State, str]] = ..., size_bytes: _Optional[int] = ..., rank: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., retiring: _Optional[bool] = ..., serves: _Optional[_Iterable[str]] = ..., pinned: _Optional[bool] = ..., pin_refusal: _Optional[str] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("id", "at", "actor", "action", "subject", "from_version", "to_version", "digest", "reason", "from_state", "to_state")
@@ -211,6 +215,34 @@ class RetireVersionRequest(_message.Message):
 class RetireVersionResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class PinVersionRequest(_message.Message):
+    __slots__ = ("adapter", "selector")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    selector: str
+    def __init__(self, adapter: _Optional[str] = ..., selector: _Optional[str] = ...) -> None: ...
+
+class PinVersionResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: AdapterVersion
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
+
+class UnpinVersionRequest(_message.Message):
+    __slots__ = ("adapter", "selector")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    SELECTOR_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    selector: str
+    def __init__(self, adapter: _Optional[str] = ..., selector: _Optional[str] = ...) -> None: ...
+
+class UnpinVersionResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: AdapterVersion
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
 
 class CollectArtifactsRequest(_message.Message):
     __slots__ = ()

@@ -70,6 +70,16 @@ class AdapterRegistryStub:
                 request_serializer=loragate_dot_v1_dot_registry__pb2.RetireVersionRequest.SerializeToString,
                 response_deserializer=loragate_dot_v1_dot_registry__pb2.RetireVersionResponse.FromString,
                 _registered_method=True)
+        self.PinVersion = channel.unary_unary(
+                '/loragate.v1.AdapterRegistry/PinVersion',
+                request_serializer=loragate_dot_v1_dot_registry__pb2.PinVersionRequest.SerializeToString,
+                response_deserializer=loragate_dot_v1_dot_registry__pb2.PinVersionResponse.FromString,
+                _registered_method=True)
+        self.UnpinVersion = channel.unary_unary(
+                '/loragate.v1.AdapterRegistry/UnpinVersion',
+                request_serializer=loragate_dot_v1_dot_registry__pb2.UnpinVersionRequest.SerializeToString,
+                response_deserializer=loragate_dot_v1_dot_registry__pb2.UnpinVersionResponse.FromString,
+                _registered_method=True)
         self.CollectArtifacts = channel.unary_unary(
                 '/loragate.v1.AdapterRegistry/CollectArtifacts',
                 request_serializer=loragate_dot_v1_dot_registry__pb2.CollectArtifactsRequest.SerializeToString,
@@ -168,6 +178,21 @@ class AdapterRegistryServicer:
     def RetireVersion(self, request, context):
         """Takes a version out of service for good. FAILED_PRECONDITION while an alias points at it or is
         served by it. One that the engine holds is `retiring` until its last request has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinVersion(self, request, context):
+        """Keeps a version in the engine, whatever else is asked for. Where a server has no room for it,
+        `VersionDetails.pin_refusal` says so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinVersion(self, request, context):
+        """Lets a version be unloaded again when others need its room.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -274,6 +299,16 @@ def add_AdapterRegistryServicer_to_server(servicer, server):
                     servicer.RetireVersion,
                     request_deserializer=loragate_dot_v1_dot_registry__pb2.RetireVersionRequest.FromString,
                     response_serializer=loragate_dot_v1_dot_registry__pb2.RetireVersionResponse.SerializeToString,
+            ),
+            'PinVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinVersion,
+                    request_deserializer=loragate_dot_v1_dot_registry__pb2.PinVersionRequest.FromString,
+                    response_serializer=loragate_dot_v1_dot_registry__pb2.PinVersionResponse.SerializeToString,
+            ),
+            'UnpinVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinVersion,
+                    request_deserializer=loragate_dot_v1_dot_registry__pb2.UnpinVersionRequest.FromString,
+                    response_serializer=loragate_dot_v1_dot_registry__pb2.UnpinVersionResponse.SerializeToString,
             ),
             'CollectArtifacts': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectArtifacts,
@@ -511,6 +546,60 @@ class AdapterRegistry:
             '/loragate.v1.AdapterRegistry/RetireVersion',
             loragate_dot_v1_dot_registry__pb2.RetireVersionRequest.SerializeToString,
             loragate_dot_v1_dot_registry__pb2.RetireVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loragate.v1.AdapterRegistry/PinVersion',
+            loragate_dot_v1_dot_registry__pb2.PinVersionRequest.SerializeToString,
+            loragate_dot_v1_dot_registry__pb2.PinVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loragate.v1.AdapterRegistry/UnpinVersion',
+            loragate_dot_v1_dot_registry__pb2.UnpinVersionRequest.SerializeToString,
+            loragate_dot_v1_dot_registry__pb2.UnpinVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,4 @@
-"""Who may go on now: per-tenant budgets, exact under concurrency, and one bounded queue for all.
+"""Who may go on now: per-tenant budgets, exact under concurrency; then the fair queue for all.
 
 Everything runs on one event loop and nothing awaits between a check and its booking, so the sum of
 what is admitted never passes a limit. Budgets are sliding windows of 60 seconds: in no minute,
@@ -14,7 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from loragate.adapters.snapshot import Limits
-from loragate.server.errors import Draining, Overloaded, RateLimited, RequestExceedsLimit
+from loragate.server.core import Route
+from loragate.server.errors import Draining, RateLimited, RequestExceedsLimit
+from loragate.server.fair_queue import FairQueue, Turn
 
 WINDOW_SECONDS = 60.0
 _LONGEST_HINT_SECONDS = 120.0  # OpenAI's clients give up at once on anything longer
@@ -43,74 +45,75 @@ class _Account:
 
 
 class Ticket:
-    """A request's place. `settle` says what it really used; the rest of the reserve comes back."""
+    """A request's booking and its turn. `charge` counts what it gets of the engine, as it comes;
+    `settle` says what it really used of its tenant's budget: the rest of the reserve comes back.
+    """
 
-    def __init__(self, account: _Account, booking: _Booking) -> None:
+    def __init__(self, account: _Account, booking: _Booking, turn: Turn) -> None:
         self._account = account
         self._booking = booking
+        self.charge = turn.charge
 
     def settle(self, tokens: int) -> None:
         """`tokens` is the request's true number of prompt and completion tokens."""
-        if self._booking.is_current:
-            self._account.tokens += tokens - self._booking.tokens
-        self._booking.tokens = tokens
+        _settle(self._account, self._booking, tokens)
 
 
 class Admission:
-    """Budgets by tenant; `max_in_flight` requests at once, `max_queued` waiting behind them."""
+    """Budgets by tenant; then a turn in the queue, where all tenants wait."""
 
-    def __init__(
-        self,
-        *,
-        max_in_flight: int,
-        max_queued: int,
-        queue_timeout_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._max_in_flight = max_in_flight
-        self._max_queued = max_queued
-        self._queue_timeout_seconds = queue_timeout_seconds
+    def __init__(self, queue: FairQueue, clock: Callable[[], float] = time.monotonic) -> None:
+        self._queue = queue
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._finished_at: deque[float] = deque(maxlen=64)
+        self._present = 0  # that run or wait
         self._idle = asyncio.Event()
         self._idle.set()
-        self.in_flight = 0
         self.is_draining = False
 
     @property
+    def in_flight(self) -> int:
+        return self._queue.in_flight
+
+    @property
     def queued(self) -> int:
-        return len(self._waiting)
+        return self._queue.queued
 
     @asynccontextmanager
-    async def admit(self, tenant: str, limits: Limits, tokens: int) -> AsyncIterator[Ticket]:
+    async def admit(
+        self, route: Route, limits: Limits, tokens: int, prompt_tokens: int = 0
+    ) -> AsyncIterator[Ticket]:
         """Books one request of at most `tokens` tokens, waits for its turn, holds its place.
 
-        Raises Draining, RateLimited, RequestExceedsLimit, or Overloaded.
+        Raises Draining, RateLimited, RequestExceedsLimit, Overloaded, or AdapterUnavailable where
+        no slot came free for its adapter.
         """
         if self.is_draining:
             raise Draining(
                 "The server is stopping; send the request again in a moment.",
                 retry_after_seconds=1.0,
             )
-        account = self._accounts.setdefault(tenant, _Account())
+        account = self._accounts.setdefault(route.tenant, _Account())
         self._check_limits(account, limits, tokens)
-        self._check_queue()
+        self._queue.check_room(route)
         booking = _Booking(self._clock(), tokens)
         account.bookings.append(booking)
         account.tokens += tokens
         account.running += 1
-        ticket = Ticket(account, booking)
+        self._enter()
         try:
-            await self._take_turn(ticket)
             try:
-                yield ticket
+                turn = await self._queue.take(route, prompt_tokens)
+            except BaseException:
+                _settle(account, booking, 0)
+                raise
+            try:
+                yield Ticket(account, booking, turn)
             finally:
-                self._finished_at.append(self._clock())
-                self._pass_turn()
+                turn.end()
         finally:
             account.running -= 1
+            self._leave()
 
     async def drained(self) -> None:
         """Returns once nothing runs and nothing waits."""
@@ -158,60 +161,20 @@ class Admission:
                 return booking.at + WINDOW_SECONDS - now
         return WINDOW_SECONDS
 
-    def _check_queue(self) -> None:
-        if self.in_flight >= self._max_in_flight and self.queued >= self._max_queued:
-            raise Overloaded(
-                f"{self.in_flight} requests run and {self.queued} wait: the server is full.",
-                retry_after_seconds=self._seconds_per_request() * max(1, self.queued),
-            )
-
-    def _seconds_per_request(self) -> float:
-        """The measured rate at which requests finish lately; 1 second where nothing is known."""
-        if len(self._finished_at) < 2:
-            return 1.0
-        span = self._finished_at[-1] - self._finished_at[0]
-        return span / (len(self._finished_at) - 1)
-
-    async def _take_turn(self, ticket: Ticket) -> None:
+    def _enter(self) -> None:
+        self._present += 1
         self._idle.clear()
-        if self.in_flight < self._max_in_flight and not self._waiting:
-            self.in_flight += 1
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            async with asyncio.timeout(self._queue_timeout_seconds):
-                await turn  # whoever finishes hands its place over, so in_flight stays as it is
-        except TimeoutError:
-            self._leave_queue(turn, ticket)
-            raise Overloaded(
-                f"The request waited {self._queue_timeout_seconds:g} s without getting its turn.",
-                retry_after_seconds=self._seconds_per_request() * max(1, self.queued),
-            ) from None
-        except asyncio.CancelledError:
-            self._leave_queue(turn, ticket)
-            raise
 
-    def _leave_queue(self, turn: asyncio.Future[None], ticket: Ticket) -> None:
-        ticket.settle(0)
-        if turn in self._waiting:
-            self._waiting.remove(turn)
-            self._note_if_idle()
-        elif turn.done() and not turn.cancelled():
-            self._pass_turn()  # the place came in the same moment: hand it on
-
-    def _pass_turn(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self.in_flight -= 1
-        self._note_if_idle()
-
-    def _note_if_idle(self) -> None:
-        if self.in_flight == 0 and not self._waiting:
+    def _leave(self) -> None:
+        self._present -= 1
+        if self._present == 0:
             self._idle.set()
+
+
+def _settle(account: _Account, booking: _Booking, tokens: int) -> None:
+    if booking.is_current:
+        account.tokens += tokens - booking.tokens
+    booking.tokens = tokens
 
 
 def retry_after_header(seconds: float) -> int:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,15 @@ from loragate.server.admin import routes as admin_http
 from loragate.server.admin.administration import Administration
 from loragate.server.admission import Admission
 from loragate.server.auth import Tenants
-from loragate.server.config import Config, ConfigError, LimitsConfig, read_chat_template
+from loragate.server.config import (
+    Config,
+    ConfigError,
+    LimitsConfig,
+    read_chat_template,
+    split_address,
+)
 from loragate.server.engine import Engine
+from loragate.server.fair_queue import FairQueue, QueueBounds
 from loragate.server.gateway import Gateway
 from loragate.server.health import Health
 from loragate.server.http.server import HttpOptions, build_http
@@ -39,6 +46,8 @@ from loragate.server.lifecycle import Lifecycle
 from loragate.server.loading import Loader
 from loragate.server.logs import configure_logs
 from loragate.server.metrics import Metrics
+from loragate.server.pins import Pins
+from loragate.server.prefetch import HotList, Prefetch
 from loragate.server.probe import Probe
 from loragate.server.prompting import PromptBuilder
 from loragate.server.residency import Residency
@@ -141,7 +150,6 @@ class Server:
 
     async def _start_grpc(self) -> int:
         address = self.config.server.grpc
-        _address("server.grpc", address)
         try:
             return await self.grpc.start(address)
         except RuntimeError:
@@ -151,17 +159,37 @@ class Server:
             ) from None
 
 
+def fair_queue(config: Config) -> FairQueue:
+    limits = config.limits
+    return FairQueue(
+        places=limits.max_in_flight,
+        slots=config.engine.max_loras,
+        bounds=QueueBounds(
+            limits.max_queued, limits.max_queued_per_adapter, limits.queue_timeout_seconds
+        ),
+        turn_seconds=limits.slot_turn_seconds,
+    )
+
+
 @asynccontextmanager
 async def build(
-    config: Config, home: Home, base: BaseModel, start: StartEngine
+    config: Config,
+    home: Home,
+    base: BaseModel,
+    start: StartEngine,
+    make_queue: Callable[[Config], FairQueue] = fair_queue,
 ) -> AsyncIterator[Server]:
-    """Starts the engine and makes all objects of a server around it; nothing listens yet."""
+    """Starts the engine and makes all objects of a server around it; nothing listens yet.
+
+    `make_queue` decides who goes next; a benchmark compares.
+    """
     store = ArtifactStore(home.artifacts)
     chat_template = read_chat_template(config.engine)
     gate = StaticGate(BaseProfile.read(base, chat_template), config.engine.max_lora_rank)
     metrics = Metrics(config.metrics.max_adapters)
     admin_key = home.admin_key()
-    with Registry(config.registry.url or home.database_url, store, gate) as registry:
+    url = config.registry.url or home.database_url
+    with Registry(url, store, gate) as registry, registry.serving_alone():
         log = UsageLog(registry, metrics.count)
         changed = asyncio.Event()
         watcher = SnapshotWatcher(
@@ -174,21 +202,14 @@ async def build(
         ):
             health = Health(lambda: engine.state)
             tenants = Tenants(snapshots, admin_key)
-            admission = Admission(
-                max_in_flight=config.limits.max_in_flight,
-                max_queued=config.limits.max_queued,
-                queue_timeout_seconds=config.limits.queue_timeout_seconds,
-            )
+            queue = make_queue(config)
+            admission = Admission(queue)
             renderer = Renderer.load(base.path, chat_template)
             probe = Probe(engine, renderer)
             loader = Loader(engine, registry, store, gate, probe, metrics.adapter_loaded)
-            residency = Residency(
-                loader,
-                max_leased=config.engine.max_loras,
-                max_resident=config.engine.max_cpu_loras,
-                wait_seconds=config.limits.queue_timeout_seconds,
-            )
-            engine.on_restart(residency.forget_all)
+            residency = Residency(loader, queue, max_resident=config.engine.max_cpu_loras)
+            prefetch = Prefetch(residency, lambda: snapshots.current, HotList(home.hot_list))
+            engine.on_restart(prefetch.restore)
             gateway = Gateway(
                 tenants=tenants,
                 router=Router(snapshots, base.name, int(time.time())),
@@ -207,7 +228,7 @@ async def build(
                 ),
                 timeout_seconds=config.server.request_timeout_seconds,
             )
-            _add_gauges(metrics, admission, residency)
+            _add_gauges(metrics, queue, residency)
             metrics.gauge(
                 "loragate_engine_starts",
                 "Times the engine was started; more than 1 where it has died.",
@@ -215,13 +236,13 @@ async def build(
             )
             grpc_server = build_server(
                 gateway,
-                Administration(registry, "grpc"),
+                Administration(registry, "grpc", snapshots.refresh),
                 admin_key=admin_key,
                 is_tenant_key=tenants.is_tenant_key,
                 options=GrpcOptions(config.server.max_body_bytes, config.server.max_adapter_bytes),
             )
             admin = admin_http.build_router(
-                Administration(registry, "http"),
+                Administration(registry, "http", snapshots.refresh),
                 admin_key,
                 is_tenant_key=tenants.is_tenant_key,
                 max_adapter_bytes=config.server.max_adapter_bytes,
@@ -233,9 +254,11 @@ async def build(
             http = build_http(gateway, health, metrics, options, [admin])
             server = Server(config, http, grpc_server, health, admission)
             engine.on_change(server.follow)
-            lifecycle = Lifecycle(registry, snapshots, residency, loader, changed)
+            most_pins = config.engine.max_cpu_loras - config.engine.max_loras
+            pins = Pins(registry, residency, prefetch, most_pins)
+            lifecycle = Lifecycle(registry, snapshots, residency, loader, pins, changed)
             try:
-                async with lifecycle.running():
+                async with lifecycle.running(), prefetch.running():
                     yield server
             finally:
                 await residency.close()
@@ -282,7 +305,7 @@ class _Uvicorn(uvicorn.Server):
 
 def _listen(address: str) -> socket.socket:
     """Bound here, since uvicorn ends the process where it cannot. Raises ConfigError."""
-    host, port = _address("server.http", address)
+    host, port = split_address("server.http", address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -297,13 +320,6 @@ def _with_port(address: str, port: int) -> str:
     return f"{address.rpartition(':')[0]}:{port}"
 
 
-def _address(setting: str, address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"{setting} is '{address}'; it has to be HOST:PORT.")
-    return host.strip("[]"), int(port)
-
-
 def _default_limits(limits: LimitsConfig) -> Limits:
     return Limits(
         limits.requests_per_minute or None,
@@ -312,13 +328,11 @@ def _default_limits(limits: LimitsConfig) -> Limits:
     )
 
 
-def _add_gauges(metrics: Metrics, admission: Admission, residency: Residency) -> None:
+def _add_gauges(metrics: Metrics, queue: FairQueue, residency: Residency) -> None:
     metrics.gauge(
-        "loragate_requests_running", "Requests that hold a place.", lambda: admission.in_flight
+        "loragate_requests_running", "Requests that hold a place.", lambda: queue.in_flight
     )
-    metrics.gauge(
-        "loragate_requests_queued", "Requests that wait for a place.", lambda: admission.queued
-    )
+    metrics.gauge("loragate_requests_queued", "Requests that wait.", lambda: queue.queued)
     metrics.gauge(
         "loragate_adapters_resident",
         "Adapter versions loaded in the engine.",
@@ -327,5 +341,10 @@ def _add_gauges(metrics: Metrics, admission: Admission, residency: Residency) ->
     metrics.gauge(
         "loragate_adapters_leased",
         "Adapter versions that requests hold now.",
-        lambda: residency.leased,
+        lambda: queue.leased,
+    )
+    metrics.gauge(
+        "loragate_adapters_awaiting_slot",
+        "Adapter versions whose requests wait for one of the engine's slots.",
+        lambda: queue.awaiting_slot,
     )

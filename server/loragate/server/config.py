@@ -75,7 +75,9 @@ class LimitsConfig(Section, frozen=True):
     max_concurrent: int = 0
     max_in_flight: int = 256
     max_queued: int = 512
+    max_queued_per_adapter: int = 128
     queue_timeout_seconds: float = 60.0
+    slot_turn_seconds: float = 1.0
     max_choices: int = 64
 
 
@@ -187,8 +189,18 @@ def _plain(error: msgspec.ValidationError) -> str:
     return f"{what} at '{place}'."
 
 
+def split_address(setting: str, address: str) -> tuple[str, int]:
+    """Host and port of `127.0.0.1:8000` or `[::1]:8000`. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(f"{setting} is '{address}'; it has to be HOST:PORT.")
+    return host.strip("[]"), int(port)
+
+
 def _check_ranges(config: Config) -> None:
     engine, limits, server = config.engine, config.limits, config.server
+    for setting, address in (("server.http", server.http), ("server.grpc", server.grpc)):
+        split_address(setting, address)
     checks = [
         (engine.max_loras >= 1, "engine.max_loras has to be 1 or more"),
         (
@@ -210,6 +222,8 @@ def _check_ranges(config: Config) -> None:
         (limits.queue_timeout_seconds > 0, "limits.queue_timeout_seconds has to be above 0"),
         (limits.max_in_flight >= 1, "limits.max_in_flight has to be 1 or more"),
         (limits.max_queued >= 0, "limits.max_queued has to be 0 or more"),
+        (limits.max_queued_per_adapter >= 0, "limits.max_queued_per_adapter has to be 0 or more"),
+        (limits.slot_turn_seconds >= 0, "limits.slot_turn_seconds has to be 0 or more"),
         (limits.max_choices >= 1, "limits.max_choices has to be 1 or more"),
         (server.max_body_bytes >= 1024, "server.max_body_bytes has to be 1024 or more"),
         (server.max_adapter_bytes >= 1024, "server.max_adapter_bytes has to be 1024 or more"),

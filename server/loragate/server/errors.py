@@ -9,7 +9,7 @@ Everything raises; each transport turns an exception into its answer in one plac
         ├── Unauthenticated, PermissionDenied, ModelNotFound, RouteNotFound, MethodNotAllowed
         ├── RateLimited, RequestExceedsLimit
         ├── Overloaded, Draining, AdapterUnavailable, EngineDead
-        └── DeadlineExceeded
+        └── DeadlineExceeded, RolloutMoveRefused
 
 An exception that is not in the table becomes 500 / INTERNAL without a word of its text.
 """
@@ -99,6 +99,10 @@ class DeadlineExceeded(RequestError):
     """The request took longer than it may."""
 
 
+class RolloutMoveRefused(RequestError):
+    """A rollout cannot be paused, resumed or aborted from where it stands."""
+
+
 _LONGEST_TEXT = 1000  # characters; gRPC's clients take 8 KiB of trailers by default
 
 
@@ -166,6 +170,7 @@ TABLE: dict[type[Exception], Status] = {
     DeadlineExceeded: Status(
         grpc.StatusCode.DEADLINE_EXCEEDED, 504, "server_error", "deadline_exceeded"
     ),
+    RolloutMoveRefused: _conflict("rollout_move_refused", grpc.StatusCode.FAILED_PRECONDITION),
     registry.InvalidName: Status(
         grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_name"
     ),
@@ -183,6 +188,12 @@ TABLE: dict[type[Exception], Status] = {
     registry.TenantExists: _conflict("tenant_exists", grpc.StatusCode.ALREADY_EXISTS),
     registry.VersionRetired: _conflict("version_retired", grpc.StatusCode.FAILED_PRECONDITION),
     registry.VersionInUse: _conflict("version_in_use", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.VersionHeld: _conflict("version_held", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.TrialUnderWay: _conflict("trial_under_way", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.TrialMovedOn: _conflict("trial_moved_on", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.TrialNotFound: _not_found("trial_not_found"),
+    registry.RequestNotFound: _not_found("request_not_found"),
+    registry.FeedbackGiven: _conflict("feedback_given", grpc.StatusCode.ALREADY_EXISTS),
     registry.NothingToRollBack: _conflict(
         "nothing_to_roll_back", grpc.StatusCode.FAILED_PRECONDITION
     ),

@@ -37,6 +37,7 @@ from loragate.server.usage import Record, UsageLog
 from loragate.server.validation import RequestLimits, validate
 
 _FIRST_VERSION_SECONDS = 5.0
+_MOST_AWAIT_FIRST_VERSION = 64
 _LOOK_AGAIN_SECONDS = 0.02
 
 
@@ -92,7 +93,7 @@ class Generation:
 
 
 class Gateway:
-    """Ties the leaves together; holds no state of its own."""
+    """Ties the leaves together."""
 
     def __init__(
         self,
@@ -122,6 +123,7 @@ class Gateway:
         self._default_limits = default_limits
         self._request_limits = request_limits
         self._timeout_seconds = timeout_seconds
+        self._await_first_version = 0
 
     @asynccontextmanager
     async def generate(self, request: Request, caller: Caller) -> AsyncIterator[Generation]:
@@ -156,15 +158,30 @@ class Gateway:
         return self._router.get_model(self.authenticate(caller), model)
 
     async def _route(self, tenant: str, model: str) -> Route:
-        """Waits for an adapter's first version, which was promoted a moment ago, to be loaded."""
+        """Waits for an adapter's first version, which was promoted a moment ago, to be loaded.
+
+        Nothing is booked yet, so no limit holds who waits here: only a few do, others come again.
+        """
+        try:
+            return self._router.route(tenant, model)
+        except AliasNotServing:
+            if self._await_first_version >= _MOST_AWAIT_FIRST_VERSION:
+                raise
+        self._await_first_version += 1
+        try:
+            return await self._first_route(tenant, model)
+        finally:
+            self._await_first_version -= 1
+
+    async def _first_route(self, tenant: str, model: str) -> Route:
         deadline = time.monotonic() + _FIRST_VERSION_SECONDS
         while True:
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             try:
                 return self._router.route(tenant, model)
             except AliasNotServing:
                 if time.monotonic() > deadline:
                     raise
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     @asynccontextmanager
     async def _answer(
@@ -180,10 +197,14 @@ class Gateway:
         prepared = await self._builder.prepare(request, self._contract(route))
         prepared = _fit_to_budget(prepared, request, limits)
         record.prompt_tokens = prepared.prompt_tokens
-        async with self._admission.admit(route.tenant, limits, prepared.most_tokens) as ticket:
+        async with self._admission.admit(
+            route, limits, prepared.most_tokens, prepared.prompt_tokens
+        ) as ticket:
             try:
                 async with self._residency.lease(route) as adapter:
-                    answers = record.count(self._run(request, prepared, adapter, record))
+                    answers = record.count(
+                        self._run(request, prepared, adapter, record), ticket.charge
+                    )
                     async with aclosing(answers) as deltas:
                         first = await anext(deltas)
                         yield Generation(

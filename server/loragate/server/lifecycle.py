@@ -18,6 +18,7 @@ from loragate.adapters.states import AdapterState
 from loragate.server.core import Route
 from loragate.server.errors import EngineDead
 from loragate.server.loading import ACTOR, Loader
+from loragate.server.pins import Pins
 from loragate.server.residency import Residency
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Lifecycle:
         snapshots: SnapshotWatcher,
         residency: Residency,
         loader: Loader,
+        pins: Pins,
         changed: asyncio.Event,
     ) -> None:
         """`changed` is set whenever there is a new snapshot."""
@@ -40,8 +42,9 @@ class Lifecycle:
         self._snapshots = snapshots
         self._residency = residency
         self._loader = loader
+        self._pins = pins
         self._changed = changed
-        self._drains: set[asyncio.Task[None]] = set()
+        self._drains: dict[AdapterVersion, asyncio.Task[None]] = {}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Lifecycle"]:
@@ -53,7 +56,7 @@ class Lifecycle:
         try:
             yield self
         finally:
-            tasks = [task, *self._drains]
+            tasks = [task, *self._drains.values()]
             for each in tasks:
                 each.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -70,6 +73,7 @@ class Lifecycle:
                 self._changed.set()
 
     async def _reconcile(self) -> None:
+        await self._pins.keep(self._snapshots.current)
         await self._loader.warm()
         snapshot = self._snapshots.current
         for wish in snapshot.wishes():
@@ -107,15 +111,20 @@ class Lifecycle:
             self._start_drain(wish.serving)
 
     def _is_meant(self, version: AdapterVersion) -> bool:
-        wishes = self._snapshots.current.wishes()
-        return any(version in (wish.desired, wish.serving) for wish in wishes)
+        snapshot = self._snapshots.current
+        return version in snapshot.pinned() or any(
+            version in (wish.desired, wish.serving) for wish in snapshot.wishes()
+        )
 
     def _start_drain(self, version: AdapterVersion) -> None:
         # Beside the rest: long answers of an old version hold no promotion up.
-        if self._snapshots.current.state(version) is AdapterState.READY:
+        snapshot = self._snapshots.current
+        is_ready = snapshot.state(version) is AdapterState.READY
+        # A deleted tenant's versions are in no snapshot, so their state is not known here.
+        if version not in self._drains and (is_ready or not snapshot.has_tenant(version.tenant)):
             drain = asyncio.create_task(self._drain(version), name=f"drain {version}")
-            self._drains.add(drain)
-            drain.add_done_callback(self._drains.discard)
+            self._drains[version] = drain
+            drain.add_done_callback(lambda _: self._drains.pop(version))
 
     async def _drain(self, version: AdapterVersion) -> None:
         """Lets the version's requests end, then takes it out of the engine."""
@@ -129,4 +138,5 @@ class Lifecycle:
                 await self._loader.set_state(version, AdapterState.PUBLISHED, "drained")
         except LoragateError as error:
             logger.warning("%s could not be drained: %s", version, error)
-        self._changed.set()
+        else:
+            self._changed.set()

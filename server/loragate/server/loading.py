@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 
 from loragate.adapters.adapter_files import inspect
-from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.errors import InvalidAdapter, StoreError
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.names import AdapterVersion
+from loragate.adapters.reference import Reference
 from loragate.adapters.registry import Registry
 from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
@@ -51,11 +52,11 @@ class Loader:
     async def load(self, version: AdapterVersion) -> LoadedAdapter:
         """Raises AdapterUnavailable for a version that does not pass, and EngineDead."""
         started = time.perf_counter()
-        adapter = LoadedAdapter(version, self._store.path(version.digest))
         if version.lora_id in self._passed:
+            adapter = LoadedAdapter(version, self._store.path(version.digest))
             await self._engine.load(adapter)
         else:
-            await self._load_and_check(adapter)
+            adapter = await self._load_and_check(version)
         self._on_load(version, time.perf_counter() - started)
         return adapter
 
@@ -69,29 +70,37 @@ class Loader:
     async def set_state(self, version: AdapterVersion, state: AdapterState, why: str = "") -> None:
         await asyncio.to_thread(self._registry.set_state, version, state, ACTOR, why)
 
-    async def _load_and_check(self, adapter: LoadedAdapter) -> None:
-        version = adapter.version
+    async def _load_and_check(self, version: AdapterVersion) -> LoadedAdapter:
         await self.set_state(version, AdapterState.LOADING)
         try:
-            files = await asyncio.to_thread(inspect, adapter.path)
-            await asyncio.to_thread(self._gate.check, files)
+            adapter, reference = await asyncio.to_thread(self._check_on_disk, version)
             await self._engine.load(adapter)
-            await self._check_in_engine(adapter)
+            await self._check_in_engine(adapter, reference)
         except EngineDead:
             await self.set_state(version, AdapterState.PUBLISHED, "the engine died meanwhile")
             raise
         except (InvalidAdapter, AdapterUnavailable) as error:
             logger.warning("%s cannot serve: %s", version, error)
-            await self.set_state(version, AdapterState.FAILED, str(error))
-            raise AdapterUnavailable(
-                f"{version} cannot serve: {error}", code=error.code or "adapter_refused"
-            ) from error
+            code = error.code or "adapter_refused"
+            await self.set_state(version, AdapterState.FAILED, f"{code}: {error}")
+            raise AdapterUnavailable(f"{version} cannot serve: {error}", code=code) from error
         await self.set_state(version, AdapterState.READY)
         self._passed.add(version.lora_id)
+        return adapter
 
-    async def _check_in_engine(self, adapter: LoadedAdapter) -> None:
+    def _check_on_disk(self, version: AdapterVersion) -> tuple[LoadedAdapter, Reference | None]:
+        """The adapter, and the reference of its manifest. Raises InvalidAdapter."""
         try:
-            await self._probe.check(adapter)
+            self._store.verify(version.digest)
+        except StoreError as error:
+            raise InvalidAdapter("damaged_artifact", str(error)) from error
+        files = inspect(self._store.path(version.digest))
+        self._gate.check(files)
+        return LoadedAdapter(version, files.folder), files.manifest.reference
+
+    async def _check_in_engine(self, adapter: LoadedAdapter, reference: Reference | None) -> None:
+        try:
+            await self._probe.check(adapter, reference)
         except InvalidAdapter:
             await self._engine.unload(adapter)
             raise

@@ -1,13 +1,17 @@
-"""The gate's last part, in the engine: does an adapter do anything there?
+"""The gate's last part, in the engine: does an adapter do there what it was trained to do?
 
 An adapter whose tensors match no module, or are all zero, is served as the base model without a
 word from the engine. So before an alias may point at a version, the log-probabilities of fixed
-prompts are compared with the base model's.
+prompts are compared with the base model's. And one whose scale is read wrongly, or that belongs to
+another base model, is served as something else: so where the manifest brings log-probabilities of
+the training, the engine's have to be the same.
 """
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.reference import Reference, differences, mean_difference
 from loragate.adapters.rendering import Renderer
 from loragate.server.core import SamplingParams
 from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
@@ -16,27 +20,32 @@ from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
 _PROMPTS = ("Which documents do I need?", '{"city": "Paris", "population":')
 # In nats. Rounding between two runs in bfloat16 stays well below; trained adapters are far above.
 _LEAST_EFFECT = 0.02
+# How much weaker or stronger than in training an adapter has to be for its scale to be suspected.
+_SUSPECT_SCALE = 1.2
 
 
 class Probe:
-    """Scores fixed prompts with and without an adapter. Remembers the base model's scores."""
+    """Scores prompts with and without an adapter. Remembers the base model's scores of its own."""
 
     def __init__(self, engine: Engine, renderer: Renderer) -> None:
         self._engine = engine
-        self._prompt_ids = [renderer.encode(text, add_special_tokens=False) for text in _PROMPTS]
+        self._prompts = [renderer.encode(text, add_special_tokens=False) for text in _PROMPTS]
         self._base: list[float] = []
         self._count = 0
 
     async def warm(self) -> None:
         """Scores the base model, so that no check has to wait for the engine's slow first steps."""
         if not self._base:
-            self._base = await self._score(None)
+            self._base = await self._score(self._prompts, None)
 
-    async def check(self, adapter: LoadedAdapter) -> None:
-        """Raises InvalidAdapter (`no_effect`) for an adapter that changes nothing."""
+    async def check(self, adapter: LoadedAdapter, reference: Reference | None = None) -> None:
+        """Raises InvalidAdapter: `no_effect` for an adapter that changes nothing,
+        `reference_mismatch` for one that differs from its reference, `unusable_reference` where
+        this model cannot score the reference's prompts.
+        """
         await self.warm()
-        scores = await self._score(adapter)
-        effect = max(abs(ours - base) for ours, base in zip(scores, self._base, strict=True))
+        scores = await self._score(self._prompts, adapter)
+        effect = max(differences(scores, self._base))
         if effect < _LEAST_EFFECT:
             raise InvalidAdapter(
                 "no_effect",
@@ -44,11 +53,47 @@ class Probe:
                 f"differ by {effect:.4f} at most): its weights are zero, untrained, or of modules "
                 "that this model does not have. Train it longer, or for this base model.",
             )
+        if reference is not None:
+            await self._compare(adapter, reference)
 
-    async def _score(self, adapter: LoadedAdapter | None) -> list[float]:
+    async def _compare(self, adapter: LoadedAdapter, reference: Reference) -> None:
+        self._check_prompts(reference)
+        prompts = [prompt.token_ids for prompt in reference.prompts]
+        scores = await self._score(prompts, adapter)
+        differing = list(differences(scores, reference.adapter))
+        mean = fmean(differing)
+        if mean <= reference.allowed:
+            return
+        # Only to tell the cause: what passes is not held up by it.
+        base = await self._score(prompts, None)
+        raise InvalidAdapter(
+            "reference_mismatch",
+            f"In the engine this adapter is not what was trained: log-probabilities differ from "
+            f"the manifest's reference ({reference.dtype}) by {mean:.3f} nats on average, "
+            f"{max(differing):.3f} at most, and the tolerance is {reference.allowed:.3f} on "
+            f"average. {_cause(reference, scores, base)}",
+        )
+
+    def _check_prompts(self, reference: Reference) -> None:
+        model = self._engine.model
+        largest_id = max(max(prompt.token_ids) for prompt in reference.prompts)
+        longest = max(len(prompt.token_ids) for prompt in reference.prompts)
+        if largest_id >= model.vocab_size or longest >= model.max_model_len:
+            raise InvalidAdapter(
+                "unusable_reference",
+                f"The manifest's reference has the token {largest_id} and up to {longest} tokens "
+                f"a prompt; this model knows {model.vocab_size} tokens and takes fewer than "
+                f"{model.max_model_len} at once. Make the reference with the model that is served "
+                "and with shorter prompts.",
+            )
+
+    async def _score(
+        self, prompts: Sequence[Sequence[int]], adapter: LoadedAdapter | None
+    ) -> list[float]:
         """The log-probability of every prompt token but the first of each."""
         scores: list[float] = []
-        for prompt_ids in self._prompt_ids:
+        # One after the other: a small step of the engine each, between those of its requests.
+        for prompt_ids in prompts:
             scores += await self._score_prompt(prompt_ids, adapter)
         return scores
 
@@ -67,3 +112,27 @@ class Probe:
         async for delta in self._engine.generate(request):
             scores += [entry.logprob for entry in delta.prompt_logprobs or () if entry is not None]
         return scores
+
+
+def _cause(reference: Reference, scores: Sequence[float], base: Sequence[float]) -> str:
+    """The likeliest cause, and what to do about it."""
+    base_gap = mean_difference(base, reference.base)
+    if base_gap > reference.tolerance.nats:
+        return (
+            f"The base model alone differs by {base_gap:.3f}: it is not the one of the training, "
+            "or is quantised otherwise. Train on the base model that is served, or state the "
+            "tolerance that its quantisation needs."
+        )
+    strength = mean_difference(scores, base) / reference.effect
+    if not 1 / _SUSPECT_SCALE < strength < _SUSPECT_SCALE:
+        return (
+            f"Its effect is {strength:.2f} times that of the training. Most likely its scale is "
+            "read wrongly: use_rslora (alpha/sqrt(r) in place of alpha/r), lora_alpha or r of "
+            "adapter_config.json are not those of the training; or the weights are of another run. "
+            "Correct that and publish again."
+        )
+    return (
+        "The base model is the one of the training, so the weights are not: they are of another "
+        "run, were changed afterwards, or r and lora_alpha are. Publish the folder that the "
+        "reference was computed from."
+    )

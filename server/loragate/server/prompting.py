@@ -7,10 +7,13 @@ contract bind in any case.
 import asyncio
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 from loragate.adapters.manifest import Contract
 from loragate.adapters.rendering import Renderer, RenderingError
+from loragate.adapters.template_time import OWN_TEMPLATE_SECONDS
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
@@ -25,6 +28,10 @@ from loragate.server.errors import ContextLengthExceeded, InvalidRequest
 
 # Tokenizing this many characters takes about a millisecond; above it the event loop is spared.
 _LONG_TEXT = 4096
+
+# An adapter's own template is its publisher's program: it renders in threads that nothing else
+# needs, one request at a time for each template, and for a bounded time.
+_TEMPLATE_THREADS = 2
 
 NO_CONTRACT = Contract()
 
@@ -53,10 +60,14 @@ class PromptBuilder:
     def __init__(self, renderer: Renderer, model: ServedModel) -> None:
         self._renderer = renderer
         self._model = model
+        self._template_threads = ThreadPoolExecutor(_TEMPLATE_THREADS, "template")
+        self._template_turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def prepare(self, request: Request, contract: Contract) -> Prepared:
         """Raises InvalidRequest if the template refuses, ContextLengthExceeded if too long."""
-        if _text_length(request) > _LONG_TEXT:
+        if contract.chat_template is not None and isinstance(request, ChatRequest):
+            prompt_ids = (await self._render_apart(request, contract, contract.chat_template),)
+        elif _text_length(request) > _LONG_TEXT:
             prompt_ids = await asyncio.to_thread(self._tokenize, request, contract)
         else:
             prompt_ids = self._tokenize(request, contract)
@@ -80,6 +91,15 @@ class PromptBuilder:
 
     def token_text(self, token_id: int) -> str:
         return self._renderer.decode((token_id,))
+
+    async def _render_apart(
+        self, request: ChatRequest, contract: Contract, template: str
+    ) -> tuple[int, ...]:
+        turn = self._template_turns.setdefault(template, asyncio.Lock())
+        async with turn:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._template_threads, self._render, request, contract
+            )
 
     def _tokenize(self, request: Request, contract: Contract) -> tuple[tuple[int, ...], ...]:
         if isinstance(request, ChatRequest):
@@ -105,6 +125,7 @@ class PromptBuilder:
                 continue_final_message=request.continue_final_message,
                 add_special_tokens=request.add_special_tokens,
                 template_kwargs=request.template_kwargs,
+                template_seconds=OWN_TEMPLATE_SECONDS if contract.chat_template else None,
             )
         except RenderingError as error:
             raise InvalidRequest(str(error), param="messages") from error

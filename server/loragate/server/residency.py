@@ -2,27 +2,21 @@
 
 The engine has `max_loras` slots and evicts by itself, even what a running request needs, and then
 reads the adapter's directory again inside a forward step. So it is never given the occasion: at
-most `max_loras` distinct versions are leased at once, and what is loaded beyond the engine's CPU
-tier is unloaded here first, least recently used, never what is leased.
+most `max_loras` distinct versions are leased at once, which the fair queue sees to, and what is
+loaded beyond the engine's CPU tier is unloaded here first, least recently used, never what is
+leased or pinned.
 """
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 from loragate.adapters.names import AdapterVersion
 from loragate.server.core import Route
 from loragate.server.engine import LoadedAdapter
-from loragate.server.errors import AdapterUnavailable
-
-
-@dataclass(slots=True)
-class _Resident:
-    adapter: LoadedAdapter
-    leases: int = 0
+from loragate.server.fair_queue import FairQueue
 
 
 class AdapterLoader(Protocol):
@@ -35,28 +29,28 @@ class AdapterLoader(Protocol):
 class Residency:
     """Leases adapter versions to requests, loading each on first use, once, one at a time."""
 
-    def __init__(
-        self, loader: AdapterLoader, *, max_leased: int, max_resident: int, wait_seconds: float
-    ) -> None:
-        """`max_leased` distinct versions at once, `max_resident` in the engine altogether."""
+    def __init__(self, loader: AdapterLoader, queue: FairQueue, *, max_resident: int) -> None:
+        """`max_resident` versions are in the engine altogether; `queue` gives out its slots."""
         self._loader = loader
-        self._max_leased = max_leased
+        self._queue = queue
         self._max_resident = max_resident
-        self._wait_seconds = wait_seconds
-        self._resident: OrderedDict[int, _Resident] = OrderedDict()  # by lora_id, oldest use first
-        self._loads: dict[int, asyncio.Task[_Resident]] = {}
-        self._claims: dict[int, int] = {}  # lora_id → requests that hold or await it, and its load
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        # By lora_id, least recently used first.
+        self._resident: OrderedDict[int, LoadedAdapter] = OrderedDict()
+        self._pinned: frozenset[int] = frozenset()  # lora ids
+        self._loads: dict[int, asyncio.Task[LoadedAdapter]] = {}
         self._one_load = asyncio.Lock()
 
     @property
     def resident(self) -> tuple[AdapterVersion, ...]:
-        return tuple(entry.adapter.version for entry in self._resident.values())
+        """Least recently used first."""
+        return tuple(adapter.version for adapter in self._resident.values())
 
-    @property
-    def leased(self) -> int:
-        """Distinct versions that requests hold now."""
-        return len(self._claims)
+    def pin(self, versions: Collection[AdapterVersion]) -> None:
+        """From now on these are not unloaded to make room for others, and only these.
+
+        There must be fewer than `max_resident`, by as many as there are slots.
+        """
+        self._pinned = frozenset(version.lora_id for version in versions)
 
     @asynccontextmanager
     async def lease(self, route: Route) -> AsyncIterator[LoadedAdapter | None]:
@@ -69,83 +63,74 @@ class Residency:
         if version is None:
             yield None
             return
-        await self._claim(version)
+        await self._queue.claim(version)  # at once where the request's turn brought the slot
         try:
-            entry = await self._make_resident(version)
-            entry.leases += 1
+            adapter = await self._make_resident(version)
             try:
-                yield entry.adapter
+                yield adapter
             finally:
-                entry.leases -= 1
-                if self._resident.get(version.lora_id) is entry:  # else the engine has restarted
+                if self._resident.get(version.lora_id) is adapter:  # else the engine has restarted
                     self._resident.move_to_end(version.lora_id)
         finally:
-            self._release(version)
+            self._queue.release(version)
 
-    def forget_all(self) -> None:
+    async def prefetch(self, version: AdapterVersion) -> None:
+        """Loads the version as what was used longest ago, when nobody waits for the slot that it
+        takes, and if no other has to leave; for a pinned one others do. Raises as `lease` does.
+        """
+        while not self._queue.try_claim(version):
+            await self._queue.slot_freed()
+        try:
+            is_wanted = version.lora_id in self._pinned or self._has_room
+            if is_wanted and version.lora_id not in self._resident:
+                await self._make_resident(version)
+                if version.lora_id in self._resident:  # else the engine has died since
+                    self._resident.move_to_end(version.lora_id, last=False)
+        finally:
+            self._queue.release(version)
+
+    def forget_all(self) -> tuple[AdapterVersion, ...]:
         """The engine has lost all it held: what is asked for from now on is loaded again.
 
-        Leases that are still held end as ever; their requests find out from the engine.
+        Leases that are still held end as ever; their requests find out from the engine. What was
+        held: what is leased first, then last use first.
         """
+        latest = reversed(self.resident)
+        held = sorted(latest, key=lambda version: not self._queue.is_claimed(version.lora_id))
         self._resident.clear()
+        return tuple(held)
 
     async def drain(self, version: AdapterVersion) -> None:
-        """Waits until no request holds the version, then takes it out of the engine."""
-        while version.lora_id in self._claims:
-            await self._next_release()
+        """Waits until no request holds the version, then takes it out of the engine.
+
+        It stays where it was asked for again while a load was waited for.
+        """
+        while self._queue.is_claimed(version.lora_id):
+            await self._queue.slot_freed()
         async with self._one_load:
-            entry = self._resident.pop(version.lora_id, None)
-            if entry is not None:
-                await self._loader.unload(entry.adapter)
+            if self._queue.is_claimed(version.lora_id):
+                return
+            adapter = self._resident.pop(version.lora_id, None)
+            if adapter is not None:
+                await self._loader.unload(adapter)
 
     async def close(self) -> None:
         """Waits for loads under way, so that none is left without an owner."""
         await asyncio.gather(*self._loads.values(), return_exceptions=True)
 
-    async def _claim(self, version: AdapterVersion) -> None:
-        try:
-            async with asyncio.timeout(self._wait_seconds):
-                while not self._has_slot_for(version):
-                    await self._next_release()
-        except TimeoutError:
-            raise AdapterUnavailable(
-                f"All {self._max_leased} adapter slots stayed busy for "
-                f"{self._wait_seconds:g} s; try again, or raise engine.max_loras.",
-                code="no_adapter_slot",
-                retry_after_seconds=1.0,
-            ) from None
-        self._claims[version.lora_id] = self._claims.get(version.lora_id, 0) + 1
+    @property
+    def _has_room(self) -> bool:
+        return len(self._resident) + len(self._loads) < self._max_resident
 
-    def _has_slot_for(self, version: AdapterVersion) -> bool:
-        return version.lora_id in self._claims or len(self._claims) < self._max_leased
-
-    async def _next_release(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            await turn
-        finally:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-
-    def _release(self, version: AdapterVersion) -> None:
-        self._claims[version.lora_id] -= 1
-        if self._claims[version.lora_id] == 0:
-            del self._claims[version.lora_id]
-        for turn in self._waiting:  # each looks again whether there is a slot for its version
-            if not turn.done():
-                turn.set_result(None)
-        self._waiting.clear()
-
-    async def _make_resident(self, version: AdapterVersion) -> _Resident:
-        if (entry := self._resident.get(version.lora_id)) is not None:
-            return entry
+    async def _make_resident(self, version: AdapterVersion) -> LoadedAdapter:
+        if (adapter := self._resident.get(version.lora_id)) is not None:
+            return adapter
         load = self._loads.get(version.lora_id)
         if load is None:
             load = asyncio.create_task(self._load(version), name=f"load {version}")
             self._loads[version.lora_id] = load
             # The load claims a slot itself: whoever asked for it may have left before it is done.
-            self._claims[version.lora_id] += 1
+            self._queue.retain(version)
             load.add_done_callback(lambda _: self._end_load(version))
         # A client that leaves must not stop a load that others wait for, nor leave the engine with
         # an adapter that nobody knows of.
@@ -153,18 +138,21 @@ class Residency:
 
     def _end_load(self, version: AdapterVersion) -> None:
         del self._loads[version.lora_id]
-        self._release(version)
+        self._queue.release(version)
 
-    async def _load(self, version: AdapterVersion) -> _Resident:
+    async def _load(self, version: AdapterVersion) -> LoadedAdapter:
         async with self._one_load:
             await self._make_room()
-            entry = _Resident(await self._loader.load(version))
-            self._resident[version.lora_id] = entry
-            return entry
+            adapter = await self._loader.load(version)
+            self._resident[version.lora_id] = adapter
+            return adapter
 
     async def _make_room(self) -> None:
         while len(self._resident) >= self._max_resident:
-            idle = next((i for i in self._resident if i not in self._claims), None)
+            idle = next((i for i in self._resident if self._may_leave(i)), None)
             if idle is None:
-                return  # cannot be: max_resident is at least max_loras, and this claim is one
-            await self._loader.unload(self._resident.pop(idle).adapter)
+                return  # cannot be: there is room for all pins and all slots, and this has a slot
+            await self._loader.unload(self._resident.pop(idle))
+
+    def _may_leave(self, lora_id: int) -> bool:
+        return lora_id not in self._pinned and not self._queue.is_claimed(lora_id)

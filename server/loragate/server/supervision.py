@@ -86,7 +86,7 @@ class SupervisedEngine:
         self._supervision: asyncio.Task[None] | None = None
         self._start_seconds = 0.0  # what the last start took
         self._expected_back = 0.0  # by the clock
-        self._restart_listeners: list[Callable[[], None]] = []
+        self._restart_listeners: list[Callable[[], object]] = []
         self._change_listeners: list[Callable[[EngineState], Awaitable[None]]] = []
         self.generation = 0
 
@@ -145,7 +145,7 @@ class SupervisedEngine:
         back = self._start_seconds if self._life else self._expected_back - self._clock()
         return max(_SOONEST_RETRY_SECONDS, back)
 
-    def on_restart(self, forget: Callable[[], None]) -> None:
+    def on_restart(self, forget: Callable[[], object]) -> None:
         """Calls back at each restart, before anyone can reach the new engine, which is empty."""
         self._restart_listeners.append(forget)
 

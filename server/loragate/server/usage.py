@@ -39,8 +39,15 @@ class Record:
     def usage(self) -> Usage:
         return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
 
-    async def count(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Delta, None]:
-        """Passes deltas on, counting tokens and timing the gaps between them."""
+    async def count(
+        self,
+        deltas: AsyncGenerator[Delta, None],
+        on_tokens: Callable[[int], None] = lambda tokens: None,
+    ) -> AsyncGenerator[Delta, None]:
+        """Passes deltas on, counting tokens and timing the gaps between them.
+
+        `on_tokens` hears of each delta's number of tokens.
+        """
         last = self._started
         try:
             async for delta in deltas:
@@ -52,6 +59,7 @@ class Record:
                         self.itl_seconds.append(now - last)
                     last = now
                     self.completion_tokens += len(delta.token_ids)
+                    on_tokens(len(delta.token_ids))
                 self.cached_tokens += delta.cached_tokens
                 yield delta
         finally:

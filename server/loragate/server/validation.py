@@ -23,6 +23,7 @@ from loragate.server.errors import InvalidRequest
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MOST_STOPS = 64
+_MOST_LOGPROB_TOKENS = 128  # each is scored at every step; the engine has room for as many
 _INT64 = 2**63
 
 
@@ -72,6 +73,12 @@ def _check_sampling(sampling: SamplingParams, limits: RequestLimits) -> None:
     if len(sampling.stop) > _MOST_STOPS or not all(sampling.stop):
         raise InvalidRequest(
             f"stop takes up to {_MOST_STOPS} strings, none of them empty.", param="stop"
+        )
+    if len(sampling.logprob_token_ids) > _MOST_LOGPROB_TOKENS:
+        raise InvalidRequest(
+            f"logprob_token_ids takes up to {_MOST_LOGPROB_TOKENS} tokens, not "
+            f"{len(sampling.logprob_token_ids)}.",
+            param="logprob_token_ids",
         )
     if not all(sampling.bad_words):
         raise InvalidRequest("bad_words has an empty string.", param="bad_words")

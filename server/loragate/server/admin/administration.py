@@ -6,10 +6,12 @@ asks before anything else.
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import ParamSpec, TypeVar
 
+from loragate.adapters.errors import StoreError
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.records import (
     AdapterRecord,
@@ -38,30 +40,37 @@ class Administration:
     goes on only after the registry has finished, so a change was made wholly or not at all.
     """
 
-    def __init__(self, registry: Registry, actor: str) -> None:
+    def __init__(
+        self, registry: Registry, actor: str, keep_up: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """`keep_up` brings the server's picture of the registry up to date.
+
+        It is called before each answer, so that what the answer says holds for requests, too.
+        """
         self._registry = registry
         self._actor = actor
+        self._keep_up = keep_up
 
     async def create_tenant(self, tenant: str, limits: Limits = NO_LIMITS) -> NewKey:
-        return await _in_thread(self._registry.create_tenant, tenant, limits, self._actor)
+        return await self._ask(self._registry.create_tenant, tenant, limits, self._actor)
 
     async def list_tenants(self) -> Sequence[TenantRecord]:
-        return await _in_thread(self._registry.list_tenants)
+        return await self._ask(self._registry.list_tenants)
 
     async def set_limits(self, tenant: str, limits: Limits) -> None:
-        await _in_thread(self._registry.set_limits, tenant, limits, self._actor)
+        await self._ask(self._registry.set_limits, tenant, limits, self._actor)
 
     async def delete_tenant(self, tenant: str) -> None:
-        await _in_thread(self._registry.delete_tenant, tenant, self._actor)
+        await self._ask(self._registry.delete_tenant, tenant, self._actor)
 
     async def create_key(self, tenant: str, name: str = "") -> NewKey:
-        return await _in_thread(self._registry.create_key, tenant, name, self._actor)
+        return await self._ask(self._registry.create_key, tenant, name, self._actor)
 
     async def list_keys(self, tenant: str) -> Sequence[KeyRecord]:
-        return await _in_thread(self._registry.list_keys, tenant)
+        return await self._ask(self._registry.list_keys, tenant)
 
     async def revoke_key(self, key_id: str) -> None:
-        await _in_thread(self._registry.revoke_key, key_id, self._actor)
+        await self._ask(self._registry.revoke_key, key_id, self._actor)
 
     async def publish_files(
         self, adapter: AdapterName, files: AsyncIterator[tuple[str, bytes]], limit_bytes: int
@@ -77,47 +86,60 @@ class Administration:
             async for name, piece in files:
                 await _in_thread(received.add, name, piece)
             folder = await _in_thread(received.close)
-            return await _in_thread(self._registry.publish, adapter, folder, self._actor)
+            return await self._ask(self._registry.publish, adapter, folder, self._actor)
         finally:
             await _in_thread(received.remove)
 
     async def adapters(self, tenant: str | None = None) -> Sequence[AdapterListing]:
-        return await _in_thread(self._registry.adapters, tenant)
+        return await self._ask(self._registry.adapters, tenant)
 
     async def show(self, adapter: AdapterName) -> AdapterRecord:
-        return await _in_thread(self._registry.show, adapter)
+        return await self._ask(self._registry.show, adapter)
 
     async def set_alias(
         self, adapter: AdapterName, alias: str, number: int, reason: str = ""
     ) -> AdapterVersion:
-        return await _in_thread(
+        return await self._ask(
             self._registry.set_alias, adapter, alias, number, self._actor, reason
         )
 
     async def delete_alias(self, adapter: AdapterName, alias: str) -> None:
-        await _in_thread(self._registry.delete_alias, adapter, alias, self._actor)
+        await self._ask(self._registry.delete_alias, adapter, alias, self._actor)
 
     async def rollback(self, adapter: AdapterName) -> AdapterVersion:
-        return await _in_thread(self._registry.rollback, adapter, self._actor)
+        return await self._ask(self._registry.rollback, adapter, self._actor)
 
     async def retire(self, adapter: AdapterName, number: int) -> AdapterVersion:
-        return await _in_thread(self._registry.retire, adapter, number, self._actor)
+        return await self._ask(self._registry.retire, adapter, number, self._actor)
+
+    async def pin(self, adapter: AdapterName, selector: str) -> AdapterVersion:
+        return await self._ask(self._registry.pin, adapter, selector, self._actor)
+
+    async def unpin(self, adapter: AdapterName, selector: str) -> AdapterVersion:
+        return await self._ask(self._registry.unpin, adapter, selector, self._actor)
 
     async def collect(self) -> Sequence[str]:
-        return await _in_thread(self._registry.collect, self._actor)
+        return await self._ask(self._registry.collect, self._actor)
 
     async def audit(self, subject: str | None = None, limit: int = 50) -> Sequence[AuditRow]:
-        return await _in_thread(self._registry.audit, subject, limit)
+        return await self._ask(self._registry.audit, subject, limit)
 
     async def usage(
         self, tenant: str | None = None, since: datetime | None = None, limit: int = 100
     ) -> Sequence[UsageRow]:
-        return await _in_thread(self._registry.usage, tenant, since, limit)
+        return await self._ask(self._registry.usage, tenant, since, limit)
 
     async def usage_totals(
         self, tenant: str | None = None, since: datetime | None = None
     ) -> Sequence[UsageTotal]:
-        return await _in_thread(self._registry.usage_totals, tenant, since)
+        return await self._ask(self._registry.usage_totals, tenant, since)
+
+    async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        answer = await _in_thread(function, *args, **kwargs)
+        if self._keep_up is not None:
+            with suppress(StoreError):  # the change is made; the watcher will hear of it
+                await self._keep_up()
+        return answer
 
 
 def check_admin_key(

@@ -1,6 +1,7 @@
 """Administration on this machine: the registry in `LORAGATE_HOME`, without a server."""
 
 import getpass
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -84,6 +85,12 @@ class LocalAdmin:
     def retire(self, adapter: AdapterName, number: int) -> None:
         self._registry.retire(adapter, number, self._actor)
 
+    def pin(self, adapter: AdapterName, selector: str) -> PublishedView:
+        return PublishedView.of(self._registry.pin(adapter, selector, self._actor))
+
+    def unpin(self, adapter: AdapterName, selector: str) -> PublishedView:
+        return PublishedView.of(self._registry.unpin(adapter, selector, self._actor))
+
     def collect(self) -> CollectedView:
         return CollectedView(collected=self._registry.collect(self._actor))
 
@@ -105,7 +112,14 @@ def open_local() -> Iterator[LocalAdmin]:
     url = config.registry.url or home.database_url
     gate = StaticGate(_base(config.engine, home), config.engine.max_lora_rank)
     with Registry(url, ArtifactStore(home.artifacts), gate) as registry:
-        yield LocalAdmin(registry, f"cli:{getpass.getuser()}")
+        yield LocalAdmin(registry, f"cli:{_user()}")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user that it has no name for
+        return f"uid {os.getuid()}"
 
 
 def _base(engine: EngineConfig, home: Home) -> BaseProfile | None:

@@ -13,7 +13,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from loragate.adapters.adapter_files import inspect
 from loragate.adapters.names import AdapterName
 from loragate.adapters.snapshot import Limits
-from loragate.server.admin.remote_errors import NotLoragate, require_success, speaking_with
+from loragate.server.admin.remote_errors import (
+    NotLoragate,
+    authorization,
+    require_success,
+    speaking_with,
+)
 from loragate.server.admin.views import (
     AdapterPageView,
     AdapterView,
@@ -45,7 +50,7 @@ class RemoteAdmin:
     ) -> None:
         self._url = url.rstrip("/")
         self._http = httpx.Client(
-            headers={"authorization": f"Bearer {admin_key}"}, timeout=_TIMEOUT, transport=transport
+            headers=authorization(admin_key), timeout=_TIMEOUT, transport=transport
         )
 
     def __enter__(self) -> Self:
@@ -117,6 +122,12 @@ class RemoteAdmin:
 
     def retire(self, adapter: AdapterName, number: int) -> None:
         self._send("POST", _adapter(adapter, "versions", f"v{number}", "retire"))
+
+    def pin(self, adapter: AdapterName, selector: str) -> PublishedView:
+        return self._ask(PublishedView, "PUT", _adapter(adapter, "pins", selector))
+
+    def unpin(self, adapter: AdapterName, selector: str) -> PublishedView:
+        return self._ask(PublishedView, "DELETE", _adapter(adapter, "pins", selector))
 
     def collect(self) -> CollectedView:
         return self._ask(CollectedView, "POST", "/collect")

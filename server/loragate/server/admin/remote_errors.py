@@ -25,6 +25,20 @@ class NotLoragate(LoragateError):
         )
 
 
+class UnusableKey(LoragateError):
+    """A key that no request can carry."""
+
+
+def authorization(key: str) -> dict[str, str]:
+    """The header that carries a key. Raises UnusableKey."""
+    if not (key.isascii() and key.isprintable()):
+        raise UnusableKey(
+            "This is no key: it has characters that a key never has; copy the whole key again, and "
+            "nothing beside it."
+        )
+    return {"authorization": f"Bearer {key}"}
+
+
 @contextmanager
 def speaking_with(url: str) -> Iterator[None]:
     """Turns httpx's errors into ServerUnreachable."""

@@ -81,6 +81,7 @@ def build_router(
     _add_adapters(router, administration)
     _add_versions(router, administration, max_adapter_bytes)
     _add_aliases(router, administration)
+    _add_pins(router, administration)
     _add_records(router, administration)
     return router
 
@@ -207,6 +208,24 @@ def _add_aliases(router: APIRouter, administration: Administration) -> None:
     async def rollback(tenant: str, name: str) -> PublishedView:
         """Point `champion` back to the version that served before, as if it were promoted."""
         return PublishedView.of(await administration.rollback(AdapterName(tenant, name)))
+
+
+def _add_pins(router: APIRouter, administration: Administration) -> None:
+    pin_path = "/tenants/{tenant}/adapters/{name}/pins/{selector}"
+
+    @router.put(pin_path, tags=["adapters"])
+    async def pin(tenant: str, name: str, selector: str) -> PublishedView:
+        """Keep a version, `v3` or an alias's, in the engine, whatever else is asked for.
+
+        The pin stays with the version where the alias moves on. Where a server has no room for it,
+        the adapter's page says so under `pin_refusal`.
+        """
+        return PublishedView.of(await administration.pin(AdapterName(tenant, name), selector))
+
+    @router.delete(pin_path, tags=["adapters"])
+    async def unpin(tenant: str, name: str, selector: str) -> PublishedView:
+        """Let a version be unloaded again when others need its room."""
+        return PublishedView.of(await administration.unpin(AdapterName(tenant, name), selector))
 
 
 def _add_records(router: APIRouter, administration: Administration) -> None:

@@ -160,6 +160,7 @@ class VersionView(View):
 
     `reason` is why it came to its state. `aliases` are to point to it, `serves` are those that do.
     One that is `retiring` gets no new requests and is RETIRED once the engine has let go of it.
+    One that is `pinned` is to stay in the engine; `pin_refusal` is why a server cannot keep it.
     """
 
     version: str
@@ -172,6 +173,8 @@ class VersionView(View):
     created_at: datetime
     aliases: tuple[str, ...] = ()
     serves: tuple[str, ...] = ()
+    pinned: bool = False
+    pin_refusal: str = ""
 
     @classmethod
     def of(cls, record: VersionRecord) -> Self:
@@ -186,6 +189,8 @@ class VersionView(View):
             created_at=record.created_at,
             aliases=record.aliases,
             serves=record.serves,
+            pinned=record.pinned_at is not None,
+            pin_refusal=record.pin_refusal,
         )
 
 

@@ -1,5 +1,6 @@
 """An adapter's page for people: what serves, what is on its way, and what was changed."""
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,20 @@ _ON_ITS_WAY = {
     "READY": "is loaded and checked, and about to serve",
     "DRAINING": "is about to serve again",
 }
+# What a server found wrong with a version begins with a code for programs.
+_CODED = re.compile(r"(?P<code>[a-z][a-z0-9_]*): (?P<sentence>.+)", re.DOTALL)
+_GIST = 60  # characters of a reason in a table
 
 
 def print_page(page: "AdapterPageView") -> None:
     _say_what_serves(page)
     _say_what_comes(page)
+    _say_what_failed(page)
     for version in page.versions:
         if version.state == "DRAINING":
             say("{version} is draining: its last requests are ending.", version=version.version)
+        if version.pinned:
+            _say_pinned(version)
     _print_versions(page.versions)
     _print_audit(page.audit)
 
@@ -45,31 +52,48 @@ def _say_what_serves(page: "AdapterPageView") -> None:
         )
 
 
+def _say_pinned(version: "VersionView") -> None:
+    if version.pin_refusal:
+        say(
+            "[bold]{version}[/] is pinned, but [red]not kept[/]: {reason}",
+            version=version.version,
+            reason=_sentence(version.pin_refusal),
+        )
+    else:
+        say("{version} is pinned: a server keeps it loaded.", version=version.version)
+
+
 def _state(page: "AdapterPageView", version: str | None) -> str | None:
     return next((found.state for found in page.versions if found.version == version), None)
 
 
 def _say_what_comes(page: "AdapterPageView") -> None:
-    """What an alias waits for; and what keeps it from the version that it points to."""
-    versions = {version.version: version for version in page.versions}
     for alias, desired in page.aliases.items():
-        version = versions[desired]
-        if version.state == "FAILED":
-            say(
-                "[bold]{version}[/] was to serve as {alias} and [red]failed[/]: {reason} "
-                "[dim]Publish a mended folder, or promote {version} again once the cause is "
-                "gone.[/]",
-                version=desired,
-                alias=alias,
-                reason=_sentence(version.reason or "no reason was recorded"),
-            )
-        elif page.serving.get(alias) != desired:
+        state = _state(page, desired)
+        if page.serving.get(alias) != desired and state in _ON_ITS_WAY:
             say(
                 "[bold]{version}[/] {how} (as {alias}).",
                 version=desired,
-                how=_ON_ITS_WAY[version.state],
+                how=_ON_ITS_WAY[state],
                 alias=alias,
             )
+
+
+def _say_what_failed(page: "AdapterPageView") -> None:
+    for version in page.versions:
+        if version.state != "FAILED":
+            continue
+        aliases = [alias for alias, desired in page.aliases.items() if desired == version.version]
+        wish = f" was to serve as {' and '.join(aliases)} and" if aliases else ""
+        code, reason = _split(version.reason or "no reason was recorded")
+        say(
+            "[bold]{version}[/]{wish} [red]failed[/]{code}: {reason} "
+            "[dim]Publish a mended folder, or promote {version} again once the cause is gone.[/]",
+            version=version.version,
+            wish=wish,
+            code=f" ({code})" if code else "",
+            reason=_sentence(reason),
+        )
 
 
 def _print_versions(versions: "Iterable[VersionView]") -> None:
@@ -88,7 +112,7 @@ def _print_versions(versions: "Iterable[VersionView]") -> None:
                 size(version.size_bytes),
                 short(version.digest),
                 when(version.created_at),
-                version.reason,
+                _gist(version.reason),
             )
             for version in versions
         ),
@@ -107,7 +131,7 @@ def _print_audit(rows: "Iterable[AuditView]") -> None:
                 row.subject.partition("@")[2],
                 row.from_state or row.from_version or "",
                 row.to_state or row.to_version or "",
-                row.reason,
+                _gist(row.reason),
             )
             for row in rows
         ),
@@ -117,3 +141,16 @@ def _print_audit(rows: "Iterable[AuditView]") -> None:
 
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _split(reason: str) -> tuple[str, str]:
+    """The code of a reason, if it has one, and its sentence."""
+    coded = _CODED.fullmatch(reason)
+    return (coded["code"], coded["sentence"]) if coded else ("", reason)
+
+
+def _gist(reason: str) -> str:
+    """What a table has room for."""
+    code, sentence = _split(reason)
+    short_form = code or sentence
+    return short_form if len(short_form) <= _GIST else f"{short_form[: _GIST - 1]}…"

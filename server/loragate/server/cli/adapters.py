@@ -10,10 +10,18 @@ from loragate.server.cli.options import Adapter, AdminKey, Json, Reason, Url, Ve
 from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, short
 
 if TYPE_CHECKING:
+    from loragate.adapters.names import AdapterName
     from loragate.server.admin.views import AdapterPageView, AdapterView, PublishedView
 
 Wait = Annotated[
     bool, typer.Option("--wait", help="End only when the version serves, or cannot (exit 1).")
+]
+Selected = Annotated[
+    str,
+    typer.Argument(
+        metavar="TENANT/ADAPTER[@ALIAS|@VERSION]",
+        help="The version, such as acme/support@v2; without one, the champion.",
+    ),
 ]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long --wait waits.")
@@ -42,6 +50,13 @@ def add_to(app: typer.Typer) -> None:
     )(promote)
     adapter.command("rollback", epilog=examples("loragate adapter rollback acme/support"))(rollback)
     adapter.command("retire", epilog=examples("loragate adapter retire acme/support v1"))(retire)
+    adapter.command(
+        "pin",
+        epilog=examples(
+            "loragate adapter pin acme/support", "loragate adapter pin acme/support@challenger"
+        ),
+    )(pin)
+    adapter.command("unpin", epilog=examples("loragate adapter unpin acme/support@v2"))(unpin)
     adapter.command("collect", epilog=examples("loragate adapter collect"))(collect)
     adapter.command(
         "alias",
@@ -238,6 +253,40 @@ def retire(
         )
 
 
+def pin(adapter: Selected, as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
+    """Keep a version loaded, however long nobody asks for it.
+
+    The pin stays with the version, wherever its aliases go. A server loads it in the background,
+    and again whenever it starts.
+    """
+    from loragate.server.admin.port import open_admin
+
+    name, selector = _selected(adapter)
+    with open_admin(url, key) as admin:
+        pinned = admin.pin(name, selector)
+    if as_json:
+        print_view(pinned)
+        return
+    _say_version("[green]Pinned[/]", pinned)
+    say(
+        "[dim]Whether the server has room for it: loragate adapter show {name}[/]",
+        name=pinned.adapter,
+    )
+
+
+def unpin(adapter: Selected, as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
+    """Let a pinned version be unloaded again, when others need its room."""
+    from loragate.server.admin.port import open_admin
+
+    name, selector = _selected(adapter)
+    with open_admin(url, key) as admin:
+        freed = admin.unpin(name, selector)
+    if as_json:
+        print_view(freed)
+    else:
+        _say_version("[green]Unpinned[/]", freed)
+
+
 def collect(as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
     """Remove the files of retired versions.
 
@@ -285,6 +334,13 @@ def alias(
         else:
             pointed = admin.set_alias(target, name, parse_version(version), reason)
             _say_alias_set(pointed, name, as_json)
+
+
+def _selected(adapter: str) -> "tuple[AdapterName, str]":
+    from loragate.adapters.names import AdapterName
+
+    name, _, selector = adapter.partition("@")
+    return AdapterName.parse(name), selector or CHAMPION
 
 
 def _say_alias_deleted(adapter: str, name: str, as_json: bool) -> None:

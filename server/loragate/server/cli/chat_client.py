@@ -11,7 +11,7 @@ import msgspec
 
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import parse_tenant
-from loragate.server.admin.remote_errors import require_success, speaking_with
+from loragate.server.admin.remote_errors import authorization, require_success, speaking_with
 
 
 class ChatError(LoragateError):
@@ -126,7 +126,7 @@ class ChatClient:
         self._target = target
         self._options = options
         self._http = httpx.Client(
-            headers={"authorization": f"Bearer {api_key}"},
+            headers=authorization(api_key),
             timeout=httpx.Timeout(None, connect=5.0),
         )
 

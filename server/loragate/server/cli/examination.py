@@ -95,18 +95,26 @@ def _check_home(home: Home) -> Check:
 def _check_registry(config: Config, home: Home, is_deep: bool) -> Iterator[Check]:
     url = config.registry.url or home.database_url
     try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
+        if (file := _sqlite_file(url)) is not None and not file.exists():
             yield Check("database", "ok", "will be made on first use")
             return
         with Registry(url, ArtifactStore(home.artifacts)) as registry:
             tenants, adapters = registry.list_tenants(), registry.adapters()
             digests = {version.digest for version in registry.snapshot().versions()}
-    except (LoragateError, ArgumentError) as error:
+    except LoragateError as error:
         yield Check("database", "fail", f"{error}")
         return
     yield Check("database", "ok", f"tenants: {len(tenants)}, adapters: {len(adapters)}")
     yield _check_store(ArtifactStore(home.artifacts), digests, is_deep)
+
+
+def _sqlite_file(url: str) -> Path | None:
+    """None for another database, and for what is no URL, of which the registry says more."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
 
 
 def _check_store(store: ArtifactStore, digests: set[str], is_deep: bool) -> Check:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli.options import AdminKey, Json, Tenant, Url, examples
+from loragate.server.cli.options import AdminKey, Json, Tenant, Url, examples, text_of
 from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, when
 
 
@@ -24,7 +24,10 @@ def add_to(app: typer.Typer) -> None:
 
 def create(
     tenant: Tenant,
-    name: Annotated[str, typer.Option(metavar="TEXT", help="A name to know the key by.")] = "",
+    name: Annotated[
+        str,
+        typer.Option(metavar="TEXT", callback=text_of(100), help="A name to know the key by."),
+    ] = "",
     as_json: Json = False,
     url: Url = None,
     key: AdminKey = None,

@@ -5,7 +5,7 @@ completion answer at once.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Annotated
 
@@ -70,8 +70,23 @@ def build() -> typer.Typer:
     cli_usage.add_to(app)
     cli_doctor.add_to(app)
     for plugin in entry_points(group="loragate.commands"):  # the trainer's, unknown to the server
-        plugin.load()(app)
+        try:
+            add_to = plugin.load()
+        except ModuleNotFoundError as error:
+            add_to = _tell_what_is_missing(plugin.name, error.name or "a package")
+        add_to(app)
     return app
+
+
+def _tell_what_is_missing(command: str, package: str) -> Callable[[typer.Typer], None]:
+    def run() -> None:
+        raise LoragateError(
+            f"'loragate {command}' needs {package}; install it with pip install 'loragate[train]'"
+        )
+
+    run.__doc__ = f"Needs {package}: pip install 'loragate[train]'."
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return lambda app: app.command(command, context_settings=settings)(run) and None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """The options that many commands share, and how a command shows its examples."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +35,28 @@ Adapter = Annotated[
     str, typer.Argument(metavar="TENANT/ADAPTER", help="The adapter, such as acme/support.")
 ]
 Version = Annotated[str, typer.Argument(metavar="VERSION", help="The version, such as v3.")]
+
+
+def text_of(longest: int) -> Callable[[str], str]:
+    """A callback that refuses a longer text than the registry takes, and what is no text."""
+
+    def check(value: str) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise typer.BadParameter("it holds bytes that are no UTF-8 text.") from None
+        if len(value) > longest:
+            raise typer.BadParameter(f"it has {len(value)} characters; {longest} are allowed.")
+        return value
+
+    return check
+
+
 Reason = Annotated[
-    str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit log.")
+    str,
+    typer.Option(
+        "--reason", metavar="TEXT", callback=text_of(1000), help="Why; kept in the audit log."
+    ),
 ]
 
 

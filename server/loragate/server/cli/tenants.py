@@ -7,14 +7,17 @@ import typer
 from loragate.server.cli.options import AdminKey, Json, Tenant, Url, examples
 from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, when
 
+MOST = 2**31 - 1  # what the registry can keep
 RequestsPerMinute = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Requests a minute.")
+    int | None, typer.Option(min=1, max=MOST, metavar="N", help="Requests a minute.")
 ]
 TokensPerMinute = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Prompt and answer tokens a minute.")
+    int | None,
+    typer.Option(min=1, max=MOST, metavar="N", help="Prompt and answer tokens a minute."),
 ]
 MaxConcurrent = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Requests running at the same time.")
+    int | None,
+    typer.Option(min=1, max=MOST, metavar="N", help="Requests running at the same time."),
 ]
 
 

@@ -116,6 +116,8 @@ def _version_details(record: VersionRecord) -> pb.VersionDetails:
         reason=record.reason,
         retiring=record.is_retiring,
         serves=record.serves,
+        pinned=record.pinned_at is not None,
+        pin_refusal=record.pin_refusal,
     )
 
 

@@ -114,6 +114,26 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
             await self._administration.retire(adapter, number)
             return pb.RetireVersionResponse()
 
+    async def PinVersion(
+        self,
+        request: pb.PinVersionRequest,
+        context: grpc.aio.ServicerContext[pb.PinVersionRequest, pb.PinVersionResponse],
+    ) -> pb.PinVersionResponse:
+        async with self._admin(context):
+            adapter = AdapterName.parse(request.adapter)
+            version = await self._administration.pin(adapter, request.selector)
+            return pb.PinVersionResponse(version=records.version(version))
+
+    async def UnpinVersion(
+        self,
+        request: pb.UnpinVersionRequest,
+        context: grpc.aio.ServicerContext[pb.UnpinVersionRequest, pb.UnpinVersionResponse],
+    ) -> pb.UnpinVersionResponse:
+        async with self._admin(context):
+            adapter = AdapterName.parse(request.adapter)
+            version = await self._administration.unpin(adapter, request.selector)
+            return pb.UnpinVersionResponse(version=records.version(version))
+
     async def CollectArtifacts(
         self,
         request: pb.CollectArtifactsRequest,

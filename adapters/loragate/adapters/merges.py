@@ -1,0 +1,102 @@
+"""The registry's merged models: artifacts of versions, beside the adapters themselves."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import literal, select
+from sqlalchemy.orm import Session
+
+from loragate.adapters.audit_log import record
+from loragate.adapters.database import Database
+from loragate.adapters.errors import StoreError
+from loragate.adapters.merged_files import inspect_merged
+from loragate.adapters.names import AdapterName
+from loragate.adapters.needs import is_needed
+from loragate.adapters.records import ArtifactRecord
+from loragate.adapters.rows import existing_adapter_row, existing_version_row, usable_version_row
+from loragate.adapters.store import ArtifactStore
+from loragate.adapters.tables import Artifacts, Versions
+
+MERGED: Final = "merged"
+
+
+class Merges:
+    """The part of `Registry` that knows merged models. ``actor`` is who asked, for the audit."""
+
+    _database: Database
+    _store: ArtifactStore
+
+    def attach_merged(
+        self, adapter: AdapterName, number: int, folder: Path, actor: str = "cli"
+    ) -> ArtifactRecord:
+        """Store a merged model as the version's; an earlier one makes room for it.
+
+        Whether it says what the version says is the caller's to know. Raises BaseModelError,
+        InvalidAdapter, StoreError, AdapterNotFound, TenantNotFound, VersionNotFound and
+        VersionRetired.
+        """
+        files = inspect_merged(folder)
+        digest = self._store.put(files)
+        with self._database.changing() as session:
+            row = existing_adapter_row(session, adapter)
+            version = usable_version_row(session, row, adapter, number)
+            self._store.path(digest)  # a collection may have been faster: then attach it again
+            found = session.get(Artifacts, (version.id, MERGED))
+            before = digest if found is None else found.digest
+            if found is not None and before == digest:
+                return artifact_record(found)
+            made = session.merge(
+                Artifacts(
+                    version_id=version.id,
+                    kind=MERGED,
+                    digest=digest,
+                    size_bytes=files.size_bytes,
+                    created_at=datetime.now(UTC),
+                )
+            )
+            session.flush()
+            if before != digest and not session.scalar(select(is_needed(literal(before)))):
+                self._store.remove(before)
+            record(
+                session,
+                actor,
+                "version.merge",
+                f"{adapter}@v{number}",
+                touched=[row, version],
+                to_version=number,
+                digest=digest,
+            )
+            return artifact_record(made)
+
+    def merged_model(self, adapter: AdapterName, number: int) -> Path:
+        """The folder of the version's merged model, which is read-only. Raises StoreError where
+        there is none; further AdapterNotFound, TenantNotFound and VersionNotFound.
+        """
+        with self._database.reading() as session:
+            row = existing_adapter_row(session, adapter)
+            version = existing_version_row(session, row, adapter, number)
+            found = session.get(Artifacts, (version.id, MERGED))
+            if found is None:
+                raise StoreError(
+                    f"version {adapter}@v{number} has no merged model; make it with `loragate "
+                    f"merge {adapter}@v{number}`"
+                )
+            return self._store.path(found.digest)
+
+
+def read_artifacts(session: Session, adapter_id: int) -> dict[int, tuple[ArtifactRecord, ...]]:
+    """Of all versions of an adapter, by their row ids."""
+    rows = session.scalars(
+        select(Artifacts).join(Versions).where(Versions.adapter_id == adapter_id)
+    )
+    found: dict[int, tuple[ArtifactRecord, ...]] = {}
+    for row in rows:
+        found[row.version_id] = (*found.get(row.version_id, ()), artifact_record(row))
+    return found
+
+
+def artifact_record(row: Artifacts) -> ArtifactRecord:
+    return ArtifactRecord(row.kind, row.digest, row.size_bytes, row.created_at)

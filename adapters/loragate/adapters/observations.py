@@ -1,0 +1,108 @@
+"""What rollouts and experiments saw: exposures, outcomes and feedback. Writing them does not change
+the registry's revision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from typing import TypeVar
+
+from sqlalchemy import Executable, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from loragate.adapters.database import Database
+from loragate.adapters.errors import FeedbackGiven, RequestNotFound
+from loragate.adapters.rows import live_tenant
+from loragate.adapters.tables import Arms, Base, Exposures, Feedback, Outcomes, UsageRecords
+from loragate.adapters.trial_records import ExposureRow, FeedbackRow, Observations, OutcomeRow
+
+Row = TypeVar("Row", ExposureRow, OutcomeRow, FeedbackRow)
+
+
+class ObservationLedger:
+    """The part of `Registry` that keeps what arms were asked and how they did."""
+
+    _database: Database
+
+    def add_observations(
+        self, exposures: Sequence[ExposureRow], outcomes: Sequence[OutcomeRow]
+    ) -> None:
+        """Write all of them or, when StoreError is raised, none."""
+        with self._database.writing() as session:
+            if exposures:
+                session.execute(insert(Exposures), [asdict(row) for row in exposures])
+            if outcomes:
+                session.execute(insert(Outcomes), [asdict(row) for row in outcomes])
+
+    def add_feedback(self, row: FeedbackRow) -> FeedbackRow | None:
+        """Keep what was said of one of the tenant's requests, and return it with its exposure; None
+        where it had been said before.
+
+        Raises TenantNotFound, RequestNotFound, for another tenant's request too, and FeedbackGiven
+        where the metric has another value already.
+        """
+        with self._database.writing() as session:
+            live_tenant(session, row.tenant)
+            kept = replace(row, exposure_id=_exposure_of(session, row.tenant, row.request_id))
+            # Somebody else may be saying the same right now: then theirs stands.
+            into = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+            added = session.execute(
+                into.insert(Feedback)
+                .values(asdict(kept))
+                .on_conflict_do_nothing()
+                .returning(Feedback.metric)
+            ).one_or_none()
+            if added is not None:
+                return kept
+            before = session.get_one(Feedback, (row.tenant, row.request_id, row.metric))
+            if (before.value, before.comment) != (row.value, row.comment):
+                raise FeedbackGiven(row.request_id, row.metric)
+            return None
+
+    def observations(self, trial_id: int, step: int) -> Observations:
+        """Of one step, to count an arm's figures anew after a restart."""
+        mine = Arms.trial_id == trial_id, Exposures.step == step
+        exposed = select(*_columns(Exposures, ExposureRow)).join(Arms, Arms.id == Exposures.arm_id)
+        outcomes = (
+            select(*_columns(Outcomes, OutcomeRow))
+            .join(Exposures, Exposures.id == Outcomes.exposure_id)
+            .join(Arms, Arms.id == Exposures.arm_id)
+        )
+        feedback = (
+            select(*_columns(Feedback, FeedbackRow))
+            .join(Exposures, Exposures.id == Feedback.exposure_id)
+            .join(Arms, Arms.id == Exposures.arm_id)
+        )
+        with self._database.reading() as session:
+            return Observations(
+                _rows(session, exposed.where(*mine).order_by(Exposures.at), ExposureRow),
+                _rows(session, outcomes.where(*mine).order_by(Outcomes.at), OutcomeRow),
+                _rows(session, feedback.where(*mine).order_by(Feedback.at), FeedbackRow),
+            )
+
+
+def _exposure_of(session: Session, tenant: str, request_id: str) -> str | None:
+    """The latest of the request, or None if no trial had taken it. Raises RequestNotFound."""
+    exposure = session.scalars(
+        select(Exposures.id)
+        .where(Exposures.tenant == tenant, Exposures.request_id == request_id)
+        .order_by(Exposures.at.desc())
+        .limit(1)
+    ).one_or_none()
+    if exposure is None:
+        used = select(UsageRecords.id).where(
+            UsageRecords.tenant == tenant, UsageRecords.request_id == request_id
+        )
+        if session.scalars(used.limit(1)).one_or_none() is None:
+            raise RequestNotFound(tenant, request_id)
+    return exposure
+
+
+def _columns(table: type[Base], kind: type[Row]) -> list[InstrumentedAttribute[object]]:
+    return [getattr(table, field.name) for field in fields(kind)]
+
+
+def _rows(session: Session, query: Executable, kind: type[Row]) -> tuple[Row, ...]:
+    return tuple(kind(*row) for row in session.execute(query))

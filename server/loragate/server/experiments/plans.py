@@ -1,0 +1,95 @@
+"""What was declared of a rollout or an experiment before its first request, and its form in the
+registry.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from loragate.server.errors import InvalidRequest
+from loragate.server.experiments.assignment import Split
+from loragate.server.experiments.gates import Gate, parse_gate
+from loragate.server.experiments.rollout_plan import RolloutPlan
+from loragate.server.experiments.tally import UnitRule
+from loragate.server.experiments.verdict import Question
+
+CHAMPION: Final = "champion"
+CHALLENGER: Final = "challenger"
+FEW_REQUESTS_COUNT: Final = UnitRule(values=5, window_seconds=900.0)
+FIRST_REQUEST_COUNTS: Final = UnitRule()
+"""A rollout has to fail at once, so it waits for no second value of a unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentPlan:
+    """Arms with their shares of the units, one of them called `champion`; what any other arm has to
+    show to replace it. Raises InvalidRequest.
+    """
+
+    shares: tuple[tuple[str, float], ...]
+    gates: tuple[Gate, ...]
+    alpha: float = 0.05
+    rule: UnitRule = FEW_REQUESTS_COUNT
+
+    def __post_init__(self) -> None:
+        names = Split.of(self.shares).arms
+        if CHAMPION not in names or len(names) < 2:
+            raise InvalidRequest(
+                "An experiment compares other arms with one called 'champion'; name one so."
+            )
+        if not self.gates:
+            raise InvalidRequest(
+                "An experiment needs a question, as in --gate 'rating>=champion-0.1'.", param="gate"
+            )
+        if not 0 < self.alpha < 0.5:
+            raise InvalidRequest("alpha is a probability of error over 0 and under 0.5.")
+
+    @property
+    def challengers(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.shares if name != CHAMPION)
+
+    @property
+    def question(self) -> Question:
+        # Several challengers have several chances to be mistaken for better.
+        return Question(self.gates, self.alpha / len(self.challengers))
+
+
+class _Rollout(msgspec.Struct, tag="rollout", frozen=True, forbid_unknown_fields=True):
+    steps: tuple[float, ...]
+    every_seconds: float
+    gates: tuple[str, ...]
+    alpha: float
+
+
+class _Experiment(msgspec.Struct, tag="experiment", frozen=True, forbid_unknown_fields=True):
+    shares: tuple[tuple[str, float], ...]
+    gates: tuple[str, ...]
+    alpha: float
+    values: int
+    window_seconds: float
+
+
+def to_json(plan: RolloutPlan | ExperimentPlan) -> str:
+    gates = tuple(str(gate) for gate in plan.gates)
+    match plan:
+        case RolloutPlan():
+            kept = _Rollout(plan.steps, plan.every_seconds, gates, plan.alpha)
+        case ExperimentPlan():
+            rule = plan.rule
+            kept = _Experiment(plan.shares, gates, plan.alpha, rule.values, rule.window_seconds)
+    return msgspec.json.encode(kept).decode()
+
+
+def from_json(text: str) -> RolloutPlan | ExperimentPlan:
+    """Raises msgspec.ValidationError for what no version of this wrote."""
+    kept = msgspec.json.decode(text, type=_Rollout | _Experiment)
+    if isinstance(kept, _Rollout):
+        return RolloutPlan(kept.steps, kept.every_seconds, _gates(kept.gates), kept.alpha)
+    rule = UnitRule(kept.values, kept.window_seconds)
+    return ExperimentPlan(kept.shares, _gates(kept.gates), kept.alpha, rule)
+
+
+def _gates(texts: Sequence[str]) -> tuple[Gate, ...]:
+    return tuple(parse_gate(text) for text in texts)

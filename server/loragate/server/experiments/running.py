@@ -1,0 +1,190 @@
+"""A rollout or an experiment under way, in memory: it gives out arms, counts, and is looked at.
+
+The request path calls `assign`, `expose` and `observe`, which take microseconds; whoever looks
+calls `verdicts`, which may take some milliseconds. It belongs to one event loop.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from loragate.adapters.trial_records import (
+    Arm,
+    ExposureRow,
+    FeedbackRow,
+    Observations,
+    OutcomeRow,
+    Trial,
+)
+from loragate.server.experiments.assignment import Split, Unit, UnitKind, bucket, is_in
+from loragate.server.experiments.metrics import COMMENT, Outcome
+from loragate.server.experiments.plans import (
+    CHALLENGER,
+    CHAMPION,
+    FIRST_REQUEST_COUNTS,
+    ExperimentPlan,
+)
+from loragate.server.experiments.rollout_plan import RolloutPlan
+from loragate.server.experiments.tally import ArmTally, Tally
+from loragate.server.experiments.verdict import Verdict, judge
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The arm of a request, and what of its unit is kept."""
+
+    arm: Arm
+    unit: str
+    unit_kind: UnitKind
+
+
+class RunningTrial:
+    """Counts one step of a trial, from what was kept of it before on. For the next step, or after
+    any other change of the trial, make a new one.
+    """
+
+    def __init__(
+        self, trial: Trial, plan: RolloutPlan | ExperimentPlan, seen: Observations
+    ) -> None:
+        self.trial = trial
+        self.plan = plan
+        self._shares = _shares(trial, plan)
+        self._split = None if isinstance(plan, RolloutPlan) else Split.of(plan.shares)
+        rule = FIRST_REQUEST_COUNTS if isinstance(plan, RolloutPlan) else plan.rule
+        self._arms = {arm.name: arm for arm in trial.arms}
+        self._names = {arm.id: arm.name for arm in trial.arms}
+        self._tallies = {name: Tally(rule) for name in self._arms}
+        # By exposure, arm and unit of what may still come; the oldest first.
+        self._exposed: OrderedDict[str, tuple[str, str, float]] = OrderedDict()
+        self._window_seconds = rule.window_seconds
+        self._replay(seen)
+
+    def assign(self, unit: Unit) -> Assignment:
+        place = bucket(self.trial.salt, unit)
+        if self._split is not None:
+            name = self._split.arm(place)
+        else:
+            name = CHALLENGER if is_in(place, self._shares[CHALLENGER]) else CHAMPION
+        return Assignment(self._arms[name], unit.digest(f"{self.trial.salt}:kept"), unit.kind)
+
+    def expose(self, given: Assignment, tenant: str, request_id: str, at: datetime) -> ExposureRow:
+        """At admission, before it is known how the request ends. The row is to be kept."""
+        row = ExposureRow(
+            os.urandom(12).hex(),
+            given.arm.id,
+            self.trial.standing.step,
+            tenant,
+            request_id,
+            given.unit,
+            given.unit_kind,
+            at,
+        )
+        self._count_exposure(row, given.unit_kind)
+        return row
+
+    def observe(
+        self, exposure: ExposureRow, outcome: Outcome, at: datetime, *, is_fallback: bool = False
+    ) -> OutcomeRow:
+        """However the request ended. The row is to be kept."""
+        row = OutcomeRow(
+            exposure.id,
+            at,
+            is_fallback,
+            outcome.failed,
+            outcome.duration_seconds,
+            outcome.completion_tokens,
+            outcome.ttft_seconds,
+            outcome.itl_seconds,
+        )
+        self._count_outcome(row)
+        return row
+
+    def hear(self, feedback: FeedbackRow) -> None:
+        """Feedback that the registry has kept now; that of another trial or step, of a request that
+        a fallback answered, or of one that is long past, is passed over.
+        """
+        exposed = self._exposed.get(feedback.exposure_id or "")
+        if exposed is None or feedback.metric == COMMENT or feedback.value is None:
+            return
+        arm, unit, _ = exposed
+        at = feedback.at.timestamp()
+        self._tallies[arm].observe(unit, feedback.metric, feedback.value, at)
+
+    def tallies(self, now: datetime) -> Mapping[str, ArmTally]:
+        """By the arm's name, in the order of the arms."""
+        return {
+            name: tally.at(name, self._shares[name], now.timestamp())
+            for name, tally in self._tallies.items()
+        }
+
+    def verdicts(self, now: datetime) -> Mapping[str, Verdict]:
+        """By the challenger's name."""
+        tallies = {name: tally for name, tally in self.tallies(now).items() if tally.share > 0}
+        champion = tallies.pop(CHAMPION, None)
+        return {
+            name: judge(
+                self.plan.question,
+                tally,
+                champion,
+                [other for other in tallies.values() if other is not tally],
+            )
+            for name, tally in tallies.items()
+        }
+
+    def _replay(self, seen: Observations) -> None:
+        kinds: dict[str, UnitKind] = {"user": "user", "conversation": "conversation"}
+        events: list[tuple[datetime, ExposureRow | OutcomeRow | FeedbackRow]] = [
+            (row.at, row) for row in (*seen.exposures, *seen.outcomes, *seen.feedback)
+        ]
+        # Stable: of one moment, exposures come before their outcomes.
+        for _, row in sorted(events, key=lambda event: event[0]):
+            match row:
+                case ExposureRow():
+                    self._count_exposure(row, kinds.get(row.unit_kind, "key"))
+                case OutcomeRow():
+                    self._count_outcome(row)
+                case FeedbackRow():
+                    self.hear(row)
+
+    def _count_exposure(self, row: ExposureRow, kind: UnitKind) -> None:
+        arm = self._names[row.arm_id]
+        at = row.at.timestamp()
+        self._forget_before(at - self._window_seconds)
+        self._exposed[row.id] = arm, row.unit, at
+        self._tallies[arm].expose(row.unit, kind, at)
+
+    def _count_outcome(self, row: OutcomeRow) -> None:
+        exposed = self._exposed.get(row.exposure_id)
+        if exposed is None:
+            return
+        arm, unit, _ = exposed
+        if row.is_fallback:
+            self._tallies[arm].fall_back()
+            del self._exposed[row.exposure_id]
+            return
+        outcome = Outcome(
+            row.failed,
+            row.duration_seconds,
+            row.completion_tokens,
+            row.ttft_seconds,
+            row.itl_seconds,
+        )
+        for metric, value in outcome.observations():
+            self._tallies[arm].observe(unit, metric, value, row.at.timestamp())
+
+    def _forget_before(self, at: float) -> None:
+        # Later values of a unit do not count: its window began at its first request.
+        while self._exposed:
+            oldest = next(iter(self._exposed))
+            if self._exposed[oldest][2] >= at:
+                return
+            del self._exposed[oldest]
+
+
+def _shares(trial: Trial, plan: RolloutPlan | ExperimentPlan) -> dict[str, float]:
+    if isinstance(plan, ExperimentPlan):
+        return dict(plan.shares)
+    share = plan.steps[trial.standing.step]
+    return {CHALLENGER: share, CHAMPION: 1 - share}

@@ -1,0 +1,135 @@
+"""What was hot is hot again: loads in the background what was in use before a start.
+
+After a start of the engine that is what was in use when the last one died; after a start of the
+server, what a file in LORAGATE_HOME says. A file, since it speaks of this machine's engine: in the
+registry each change of it would wake all who watch. It is written whole, every few seconds if it
+has changed, so a crash loses seconds of a hint. Pinned versions come first.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from loragate.adapters.errors import LoragateError
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.snapshot import Snapshot
+from loragate.adapters.states import AdapterState
+from loragate.server.errors import EngineDead
+from loragate.server.residency import Residency
+
+logger = logging.getLogger(__name__)
+_WRITE_SECONDS = 5.0
+
+
+class HotList:
+    """The versions in use, most recent first, on disk. Versions are told by id and digest, so that
+    a file of another registry names nothing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._one_write = threading.Lock()
+        self._written: Sequence[AdapterVersion] | None = None
+
+    def read(self) -> tuple[AdapterVersion, ...]:
+        """Nothing where there is no file, or none that can be read: it is a hint."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=tuple[AdapterVersion, ...])
+        except FileNotFoundError:
+            return ()
+        except (OSError, msgspec.DecodeError) as error:
+            logger.warning("what was in use before is not known: %s: %s", self._path, error)
+            return ()
+
+    def write(self, versions: Sequence[AdapterVersion]) -> None:
+        """Replaces the file, unless it says this already."""
+        with self._one_write:
+            if versions == self._written:
+                return
+            draft = self._path.with_suffix(".new")
+            try:
+                draft.write_bytes(msgspec.json.encode(versions))
+                os.replace(draft, self._path)
+            except OSError as error:
+                logger.warning("what is in use cannot be kept: %s", error)
+            else:
+                self._written = versions
+
+
+class Prefetch:
+    """Loads one version after another; `running` owns its tasks."""
+
+    def __init__(
+        self, residency: Residency, snapshot: Callable[[], Snapshot], hot: HotList
+    ) -> None:
+        self._residency = residency
+        self._snapshot = snapshot
+        self._hot = hot
+        self._wanted: dict[AdapterVersion, None] = {}  # in this order
+        self._has_work = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Prefetch"]:
+        self.want(await asyncio.to_thread(self._hot.read))
+        tasks = [
+            asyncio.create_task(self._load_wanted(), name="prefetch"),
+            asyncio.create_task(self._keep_list(), name="hot list"),
+        ]
+        try:
+            yield self
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._hot.write(self._in_use())
+
+    def want(self, versions: Iterable[AdapterVersion], *, first: bool = False) -> None:
+        """Loads these too, after what is wanted already, or before."""
+        added = dict.fromkeys(versions)
+        self._wanted = added | self._wanted if first else self._wanted | added
+        self._has_work.set()
+
+    def restore(self) -> None:
+        """The engine has restarted and holds nothing: what was held is wanted again, what is
+        leased first.
+        """
+        self.want(self._residency.forget_all(), first=True)
+
+    async def _load_wanted(self) -> None:
+        while True:
+            await self._has_work.wait()
+            self._has_work.clear()
+            while self._wanted:
+                version = next(iter(self._wanted))
+                try:
+                    if self._can_serve(version):
+                        await self._residency.prefetch(version)
+                except EngineDead:
+                    break  # `restore` comes when there is another
+                except LoragateError as error:
+                    logger.warning("%s is not loaded ahead: %s", version, error)
+                self._wanted.pop(version, None)
+
+    def _can_serve(self, version: AdapterVersion) -> bool:
+        entry = self._snapshot().entries(version.tenant, version.name).get(version.lora_id)
+        return (
+            entry is not None
+            and entry.version == version
+            and entry.is_usable
+            and entry.state not in (AdapterState.FAILED, AdapterState.DRAINING)
+        )
+
+    async def _keep_list(self) -> None:
+        while True:
+            await asyncio.sleep(_WRITE_SECONDS)
+            await asyncio.to_thread(self._hot.write, self._in_use())
+
+    def _in_use(self) -> tuple[AdapterVersion, ...]:
+        """What is resident, last use first, and then what is to be so again."""
+        return tuple(dict.fromkeys((*reversed(self._residency.resident), *self._wanted)))

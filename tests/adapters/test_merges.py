@@ -1,0 +1,98 @@
+"""Merged models beside their versions, by files alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from loragate.adapters.errors import (
+    BaseModelError,
+    InvalidAdapter,
+    StoreError,
+    VersionNotFound,
+    VersionRetired,
+)
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
+
+SUPPORT = AdapterName("acme", "support")
+
+
+@pytest.fixture
+def merged(tmp_path: Path) -> Path:
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    save_file({"w": np.ones(2, np.float32)}, folder / "model.safetensors")
+    (folder / "notes.txt").write_text("not of the model")
+    return folder
+
+
+@pytest.fixture
+def published(registry: Registry, write_adapter) -> Registry:
+    registry.create_tenant("acme")
+    registry.publish(SUPPORT, write_adapter())
+    return registry
+
+
+def test_merged_model_is_stored_with_its_own_files_only(published: Registry, merged: Path):
+    record = published.attach_merged(SUPPORT, 1, merged)
+
+    folder = published.merged_model(SUPPORT, 1)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    assert record.digest == folder.name
+    assert published.show(SUPPORT).versions[0].artifacts == (record,)
+
+
+def test_attaching_the_same_model_again_changes_nothing(published: Registry, merged: Path):
+    first = published.attach_merged(SUPPORT, 1, merged)
+    revision = published.revision()
+
+    assert published.attach_merged(SUPPORT, 1, merged) == first
+    assert published.revision() == revision
+
+
+def test_model_that_another_version_has_too_outlives_its_replacement(
+    published: Registry, merged: Path, write_adapter
+):
+    published.publish(SUPPORT, write_adapter("second", seed=1))
+    published.attach_merged(SUPPORT, 1, merged)
+    published.attach_merged(SUPPORT, 2, merged)
+    save_file({"w": np.zeros(2, np.float32)}, merged / "model.safetensors")
+
+    published.attach_merged(SUPPORT, 1, merged)
+
+    assert published.merged_model(SUPPORT, 2).is_dir()
+    assert published.merged_model(SUPPORT, 1) != published.merged_model(SUPPORT, 2)
+
+
+def test_version_without_a_merged_model_says_how_to_make_one(published: Registry):
+    with pytest.raises(StoreError, match="loragate merge acme/support@v1"):
+        published.merged_model(SUPPORT, 1)
+
+
+def test_folder_that_is_no_whole_model_is_refused(published: Registry, merged: Path):
+    (merged / "model.safetensors").unlink()
+
+    with pytest.raises(BaseModelError, match="safetensors"):
+        published.attach_merged(SUPPORT, 1, merged)
+
+
+def test_link_in_the_folder_is_refused(published: Registry, merged: Path, tmp_path: Path):
+    (tmp_path / "secret").write_text("{}")
+    (merged / "tokenizer.json").symlink_to(tmp_path / "secret")
+
+    with pytest.raises(InvalidAdapter, match="plain file"):
+        published.attach_merged(SUPPORT, 1, merged)
+
+
+def test_version_that_is_not_there_or_retired_gets_no_merged_model(
+    published: Registry, merged: Path
+):
+    with pytest.raises(VersionNotFound):
+        published.attach_merged(SUPPORT, 2, merged)
+    published.retire(SUPPORT, 1)
+    with pytest.raises(VersionRetired):
+        published.attach_merged(SUPPORT, 1, merged)

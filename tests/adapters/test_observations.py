@@ -1,0 +1,148 @@
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from loragate.adapters.errors import FeedbackGiven, RequestNotFound, TenantNotFound
+from loragate.adapters.names import AdapterName
+from loragate.adapters.records import UsageRow
+from loragate.adapters.registry import Registry
+from loragate.adapters.trial_records import (
+    ExposureRow,
+    FeedbackRow,
+    NewArm,
+    OutcomeRow,
+    Standing,
+    Trial,
+)
+
+WriteAdapter = Callable[..., Path]
+
+AT = datetime(2026, 11, 23, tzinfo=UTC)
+THUMBS = FeedbackRow("acme", "req-1", "thumbs", 1.0, "", None, AT)
+
+
+@pytest.fixture
+def trial(registry: Registry, write_adapter: WriteAdapter) -> Trial:
+    adapter = AdapterName("acme", "support")
+    for tenant in ("acme", "globex"):
+        registry.create_tenant(tenant)
+    registry.publish(adapter, write_adapter("v1", seed=1))
+    arms = NewArm("challenger", 1), NewArm("champion", None)
+    return registry.start_trial("rollout", adapter, arms, "{}", "RUNNING")
+
+
+def exposure(trial: Trial, number: int, step: int = 0, request: str = "req-1") -> ExposureRow:
+    at = AT + timedelta(seconds=number)
+    arm = trial.arms[number % 2].id
+    return ExposureRow(f"e{number}", arm, step, "acme", request, f"u{number}", "user", at)
+
+
+def outcome(exposed: ExposureRow) -> OutcomeRow:
+    return OutcomeRow(exposed.id, exposed.at, False, False, 0.5, 12, 0.1, None)
+
+
+def test_observations_of_a_step_come_back_in_the_order_of_time(registry: Registry, trial: Trial):
+    first, second = exposure(trial, 1), exposure(trial, 2, request="req-2")
+    other_step = exposure(trial, 3, step=1, request="req-3")
+    registry.add_observations([second, other_step, first], [outcome(second), outcome(first)])
+    kept = registry.add_feedback(THUMBS)
+
+    seen = registry.observations(trial.id, 0)
+
+    assert seen.exposures == (first, second)
+    assert seen.outcomes == (outcome(first), outcome(second))
+    assert kept is not None
+    assert kept.exposure_id == first.id
+    assert seen.feedback == (kept,)
+    assert registry.observations(trial.id, 1).exposures == (other_step,)
+
+
+def test_batch_is_written_whole_or_not_at_all(registry: Registry, trial: Trial):
+    good = exposure(trial, 1)
+    with pytest.raises(IntegrityError):
+        registry.add_observations([good, replace(good, id="e9", arm_id=999)], [])
+
+    assert registry.observations(trial.id, 0).exposures == ()
+
+
+def test_observations_do_not_change_the_revision(registry: Registry, trial: Trial):
+    revision = registry.revision()
+
+    registry.add_observations([exposure(trial, 1)], [])
+    registry.add_feedback(THUMBS)
+
+    assert registry.revision() == revision
+
+
+def test_feedback_given_twice_counts_once(registry: Registry, trial: Trial):
+    registry.add_observations([exposure(trial, 1)], [])
+
+    first = registry.add_feedback(THUMBS)
+    again = registry.add_feedback(replace(THUMBS, at=AT + timedelta(minutes=1)))
+
+    assert again is None
+    assert registry.observations(trial.id, 0).feedback == (first,)
+
+
+def test_feedback_given_twice_at_once_counts_once(registry: Registry, trial: Trial):
+    registry.add_observations([exposure(trial, 1)], [])
+
+    with ThreadPoolExecutor(8) as threads:
+        kept = list(threads.map(registry.add_feedback, [THUMBS] * 8))
+
+    assert len([row for row in kept if row is not None]) == 1
+    assert len(registry.observations(trial.id, 0).feedback) == 1
+
+
+def test_second_opinion_on_one_metric_is_refused_and_another_metric_is_not(
+    registry: Registry, trial: Trial
+):
+    registry.add_observations([exposure(trial, 1)], [])
+    registry.add_feedback(THUMBS)
+
+    with pytest.raises(FeedbackGiven, match="thumbs"):
+        registry.add_feedback(replace(THUMBS, value=0.0))
+    registry.add_feedback(replace(THUMBS, metric="comment", value=None, comment="too long"))
+
+    assert len(registry.observations(trial.id, 0).feedback) == 2
+
+
+def test_feedback_of_another_tenant_finds_nothing(registry: Registry, trial: Trial):
+    registry.add_observations([exposure(trial, 1)], [])
+
+    with pytest.raises(RequestNotFound):
+        registry.add_feedback(replace(THUMBS, tenant="globex"))
+    with pytest.raises(TenantNotFound):
+        registry.add_feedback(replace(THUMBS, tenant="nobody"))
+
+    assert registry.observations(trial.id, 0).feedback == ()
+
+
+def test_feedback_of_a_request_outside_of_any_trial_is_kept(registry: Registry):
+    registry.create_tenant("acme")
+    with pytest.raises(RequestNotFound):
+        registry.add_feedback(THUMBS)
+    usage = UsageRow("req-1", AT, "acme", "base", "", "http", 1, 1, 0, 0.1, 0.2, "ok")
+    registry.add_usage([usage])
+
+    assert registry.add_feedback(THUMBS) == THUMBS
+
+
+def test_feedback_of_a_request_id_that_was_used_twice_is_of_the_latest(
+    registry: Registry, trial: Trial
+):
+    registry.add_observations([exposure(trial, 2), exposure(trial, 1)], [])
+
+    assert registry.add_feedback(THUMBS) == replace(THUMBS, exposure_id="e2")
+
+
+def test_feedback_counts_after_the_trial_is_over(registry: Registry, trial: Trial):
+    registry.add_observations([exposure(trial, 1)], [])
+    registry.move_trial(trial, Standing("PASSED"), "server", is_over=True)
+
+    assert registry.add_feedback(THUMBS) == replace(THUMBS, exposure_id="e1")

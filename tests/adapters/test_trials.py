@@ -1,0 +1,179 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from promotion import let_serve
+
+from loragate.adapters.errors import (
+    AliasMovedOn,
+    TenantNotFound,
+    TrialMovedOn,
+    TrialNotFound,
+    TrialUnderWay,
+    VersionHeld,
+    VersionNotFound,
+    VersionRetired,
+)
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
+from loragate.adapters.trial_records import NewArm, Standing, Trial
+
+WriteAdapter = Callable[..., Path]
+
+SUPPORT = AdapterName("acme", "support")
+ARMS = (NewArm("challenger", 2), NewArm("champion", 1))
+
+
+@pytest.fixture
+def published(registry: Registry, write_adapter: WriteAdapter) -> Registry:
+    """v1 serves as the champion, v2 and v3 wait."""
+    registry.create_tenant("acme")
+    for seed in (1, 2, 3):
+        registry.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
+    let_serve(registry, SUPPORT, "champion", 1)
+    return registry
+
+
+def start(registry: Registry, arms: tuple[NewArm, ...] = ARMS) -> Trial:
+    return registry.start_trial("rollout", SUPPORT, arms, '{"steps": [1]}', "RUNNING", "ada")
+
+
+def test_trial_is_read_back_as_it_was_started(published: Registry):
+    trial = start(published, (NewArm("merged", 2, "merged", 0.5), NewArm("base", None, share=0.5)))
+
+    assert published.trial(trial.id) == trial
+    assert (trial.kind, trial.adapter, trial.plan) == ("rollout", SUPPORT, '{"steps": [1]}')
+    merged, base = trial.arms
+    assert (merged.name, str(merged.version), merged.mode) == (
+        "merged",
+        "acme/support@v2",
+        "merged",
+    )
+    assert (base.version, base.share) == (None, 0.5)
+    assert published.trials_under_way() == (trial,)
+    row = published.audit("acme/support", 1)[0]
+    assert (row.actor, row.action, row.reason) == ("ada", "rollout.start", "rollout 1")
+
+
+def test_every_trial_has_a_salt_of_its_own(published: Registry):
+    first = start(published)
+    published.move_trial(first, Standing("ABORTED"), "ada", is_over=True)
+
+    assert start(published).salt != first.salt
+
+
+def test_second_trial_of_one_adapter_is_refused_until_the_first_is_over(published: Registry):
+    first = start(published)
+    with pytest.raises(TrialUnderWay, match="rollout 1"):
+        published.start_trial("experiment", SUPPORT, ARMS, "{}", "RUNNING")
+
+    published.move_trial(first, Standing("ABORTED"), "ada", is_over=True)
+
+    assert start(published).id == first.id + 1
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(9, VersionNotFound), (3, VersionRetired)], ids=["unknown", "retired"]
+)
+def test_trial_of_a_version_that_cannot_serve_leaves_no_trace(
+    published: Registry, number: int, error: type[Exception]
+):
+    published.retire(SUPPORT, 3)
+    revision = published.revision()
+
+    with pytest.raises(error):
+        start(published, (NewArm("challenger", number), NewArm("champion", 1)))
+
+    assert (published.trials(), published.revision()) == ((), revision)
+
+
+def test_trial_goes_on_where_it_stood_after_a_restart(published: Registry):
+    trial = start(published)
+    trial = published.move_trial(trial, Standing("RUNNING", 1, 0.0, "it passed"), "server")
+    published.note_watched(trial, 42.5)
+
+    [found] = published.trials_under_way()
+    assert found.standing == Standing("RUNNING", 1, 42.5, "it passed")
+
+
+def test_pause_is_not_overtaken_by_a_look_that_began_before_it(published: Registry):
+    seen_by_server = start(published)
+    published.move_trial(seen_by_server, Standing("PAUSED", 0, 5.0, "wait"), "ada")
+
+    with pytest.raises(TrialMovedOn, match="PAUSED at step 0"):
+        published.move_trial(seen_by_server, Standing("RUNNING", 1), "server")
+    published.note_watched(seen_by_server, 99.0)
+
+    assert published.trial(seen_by_server.id).standing == Standing("PAUSED", 0, 5.0, "wait")
+
+
+def test_time_that_is_noted_is_no_change_and_a_move_is(published: Registry):
+    trial = start(published)
+    revision = published.revision()
+    published.note_watched(trial, 1.0)
+    assert published.revision() == revision
+
+    published.move_trial(trial, Standing("PAUSED"), "ada")
+
+    assert published.revision() > revision
+
+
+def test_winner_is_promoted_in_the_transaction_that_ends_the_trial(published: Registry):
+    trial = start(published)
+
+    ended = published.move_trial(
+        trial, Standing("PASSED", 0, 9.0), "server", is_over=True, promote="challenger"
+    )
+
+    assert ended.ended_at is not None
+    [wish] = published.snapshot().wishes()
+    assert wish.desired.number == 2
+    row = published.audit("acme/support@champion", 1)[0]
+    assert (row.action, row.from_version, row.to_version) == ("alias.set", 1, 2)
+    assert row.reason == "rollout 1"
+
+
+def test_winner_does_not_replace_a_champion_that_the_trial_did_not_know(published: Registry):
+    trial = start(published)
+    published.set_alias(SUPPORT, "champion", 3)
+
+    with pytest.raises(AliasMovedOn):
+        published.move_trial(
+            trial, Standing("PASSED"), "server", is_over=True, promote="challenger"
+        )
+
+    assert published.trial(trial.id).standing.state == "RUNNING"
+
+
+def test_version_that_a_trial_holds_cannot_be_retired(published: Registry):
+    trial = start(published)
+    with pytest.raises(VersionHeld, match="rollout 1"):
+        published.retire(SUPPORT, 2)
+
+    published.move_trial(trial, Standing("ROLLED_BACK"), "server", is_over=True)
+
+    assert published.retire(SUPPORT, 2).number == 2
+
+
+def test_deleting_a_tenant_ends_its_trials(published: Registry):
+    trial = start(published)
+
+    published.delete_tenant("acme", "ada")
+
+    assert published.trials_under_way() == ()
+    assert published.trial(trial.id).standing.state == "ABORTED"
+    assert "rollout.aborted" in [row.action for row in published.audit("acme")]
+    with pytest.raises(TenantNotFound):
+        start(published)
+
+
+def test_trials_are_listed_by_tenant_and_kind_newest_first(published: Registry):
+    first = start(published)
+    first = published.move_trial(first, Standing("ABORTED"), "ada", is_over=True)
+    second = published.start_trial("experiment", SUPPORT, ARMS, "{}", "RUNNING")
+
+    assert published.trials("acme") == (second, first)
+    assert published.trials(kind="rollout") == (first,)
+    assert published.trials("globex") == ()
+    with pytest.raises(TrialNotFound):
+        published.trial(9)

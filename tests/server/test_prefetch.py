@@ -1,0 +1,165 @@
+"""What was in use before a start is loaded again, and waits for nobody."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from fakes import DirectLoader, EchoEngine
+from small_server import SUPPORT, Furnished, serve, small_config, until
+from tiny_adapters import write_adapter
+
+from loragate.adapters.base_model import BaseModel
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.registry import Registry
+from loragate.adapters.snapshot import Snapshot
+from loragate.adapters.store import ArtifactStore
+from loragate.server.config import EngineConfig
+from loragate.server.core import Route
+from loragate.server.fair_queue import FairQueue, QueueBounds
+from loragate.server.prefetch import HotList, Prefetch
+from loragate.server.residency import Residency
+
+
+@pytest.fixture
+def versions() -> list[AdapterVersion]:
+    return [AdapterVersion("acme", "support", n, f"digest-{n}", n) for n in (1, 2, 3)]
+
+
+def route(version: AdapterVersion) -> Route:
+    return Route(version.tenant, version)
+
+
+def pool(engine: EchoEngine, slots: int = 2) -> tuple[Residency, FairQueue]:
+    queue = FairQueue(places=9, slots=slots, bounds=QueueBounds(9, 9, 1), turn_seconds=0)
+    return Residency(DirectLoader(engine), queue, max_resident=3), queue
+
+
+def test_hot_list_is_read_as_it_was_written(tmp_path: Path, versions: list[AdapterVersion]) -> None:
+    path = tmp_path / "hot.json"
+    HotList(path).write(versions)
+    assert HotList(path).read() == tuple(versions)
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".new"] == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'[{"tenant": 3}]'])
+def test_hot_list_that_cannot_be_read_says_nothing(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "hot.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert HotList(path).read() == ()
+
+
+async def test_prefetched_version_is_the_first_to_leave_and_drives_nobody_out(
+    versions: list[AdapterVersion],
+) -> None:
+    engine = EchoEngine()
+    residency, _ = pool(engine)
+    one, two, three = versions
+    four = AdapterVersion("acme", "support", 4, "digest-4", 4)
+    async with residency.lease(route(one)):
+        pass
+    await residency.prefetch(two)
+    await residency.prefetch(three)
+    assert residency.resident == (three, two, one)
+
+    await residency.prefetch(four)
+    assert residency.resident == (three, two, one)
+
+
+async def test_prefetch_waits_for_a_slot_that_nobody_wants(versions: list[AdapterVersion]) -> None:
+    engine = EchoEngine()
+    residency, queue = pool(engine, slots=1)
+    one, two, three = versions
+    async with residency.lease(route(one)):
+        ahead = asyncio.create_task(residency.prefetch(two))
+        asked = asyncio.create_task(queue.claim(three))
+        await asyncio.sleep(0)
+        assert not ahead.done()
+    await asked
+    await asyncio.sleep(0)
+    assert engine.loads == ["acme/support@v1"]
+    queue.release(three)
+    await asyncio.wait_for(ahead, 1)
+    assert engine.loads == ["acme/support@v1", "acme/support@v2"]
+
+
+async def test_pinned_version_makes_others_leave_and_never_leaves(
+    versions: list[AdapterVersion],
+) -> None:
+    engine = EchoEngine()
+    residency, _ = pool(engine, slots=1)
+    pinned = AdapterVersion("acme", "support", 4, "digest-4", 4)
+    residency.pin([pinned])
+    for version in versions:
+        async with residency.lease(route(version)):
+            pass
+    await residency.prefetch(pinned)
+    assert engine.unloads == ["acme/support@v1"]
+    for version in versions:
+        async with residency.lease(route(version)):
+            pass
+    assert pinned in residency.resident
+    assert str(pinned) not in engine.unloads
+
+
+async def test_after_an_engine_restart_what_is_leased_comes_first_then_last_use(
+    tmp_path: Path, versions: list[AdapterVersion]
+) -> None:
+    residency, _ = pool(EchoEngine())
+    one, two, three = versions
+    async with residency.lease(route(one)):
+        for version in (two, three):
+            async with residency.lease(route(version)):
+                pass
+        assert residency.forget_all() == (one, three, two)
+    assert residency.resident == ()
+
+
+async def test_versions_that_cannot_serve_any_more_are_passed_over(
+    tmp_path: Path, versions: list[AdapterVersion]
+) -> None:
+    engine = EchoEngine()
+    residency, _ = pool(engine)
+    hot = HotList(tmp_path / "hot.json")
+    hot.write(versions)
+    async with Prefetch(residency, Snapshot, hot).running():
+        await asyncio.sleep(0.05)
+    assert engine.loads == []
+
+
+# ---- in a whole server
+
+
+async def test_what_was_hot_is_hot_again_after_a_restart_of_the_server(
+    furnished: Furnished, tmp_path: Path, base: BaseModel
+) -> None:
+    first = EchoEngine()
+    async with serve(furnished, tmp_path / "one", base, first) as served:
+        assert (await served.chat(model="support@v1", max_tokens=1)).status_code == 200
+
+    second = EchoEngine()
+    moved = Furnished(tmp_path / "one", furnished.keys)
+    async with serve(moved, tmp_path / "two", base, second):
+        await until(lambda: second.loads == ["acme/support@v1"], 5)
+
+
+async def test_pinned_versions_are_loaded_and_those_beyond_the_room_are_refused(
+    furnished: Furnished, tmp_path: Path, base: BaseModel
+) -> None:
+    engine = EchoEngine()
+    home = Home(tmp_path / "home")
+    config = small_config(engine=EngineConfig(max_loras=1, max_cpu_loras=2))
+    async with serve(furnished, home.root, base, engine, config) as served:
+        served.registry.pin(SUPPORT, "v1")
+        await until(lambda: engine.loads == ["acme/support@v1"], 5)
+        other = served.registry.publish(SUPPORT, write_adapter(tmp_path / "v2", 7))
+        served.registry.pin(SUPPORT, "v2")
+
+        def refusal() -> str:
+            with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+                return registry.show(SUPPORT).versions[0].pin_refusal
+
+        await until(lambda: "room for 1 pinned" in refusal(), 5)
+        served.registry.unpin(SUPPORT, "v1")
+        await until(lambda: str(other) in engine.loads and not refusal(), 5)

@@ -1,0 +1,157 @@
+"""What the probe makes of an engine's log-probabilities."""
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fakes import TINY_MODEL, EchoEngine
+from small_server import TEMPLATE, tiny_tokenizer
+
+from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.reference import Reference, ScoredPrompt, Tolerance
+from loragate.adapters.rendering import Renderer
+from loragate.server.core import Delta, TokenLogprob
+from loragate.server.engine import EngineRequest, LoadedAdapter
+from loragate.server.probe import Probe
+
+ADAPTER = LoadedAdapter(AdapterVersion("acme", "support", 1, "sha256:1", 1), Path("/nowhere"))
+IDS = (3, 1, 4, 1, 5, 9, 2, 6)
+Score = Callable[[int], float]
+
+
+def base(token: int) -> float:
+    return -2.0 - token / 10
+
+
+def effect(token: int) -> float:
+    """What the adapter was trained to add, 1 nat at least."""
+    return 1.0 + token / 10 if token % 2 else -1.0 - token / 10
+
+
+def trained(token: int) -> float:
+    return base(token) + effect(token)
+
+
+@dataclass
+class ScoringEngine(EchoEngine):
+    """Scores tokens by one function without the adapter, and by another with it."""
+
+    base: Score = base
+    adapted: Score = trained
+    scored: list[bool] = field(default_factory=list)
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        score = self.base if request.adapter is None else self.adapted
+        self.scored.append(request.adapter is not None)
+        entries = [TokenLogprob("", token, score(token)) for token in request.prompt_ids[1:]]
+        yield Delta(index=0, prompt_logprobs=(None, *entries), finish_reason="length")
+
+
+def reference(*, ids: tuple[int, ...] = IDS, tolerance: Tolerance | None = None) -> Reference:
+    scored = ids[1:]
+    prompt = ScoredPrompt(ids, tuple(map(trained, scored)), tuple(map(base, scored)))
+    return Reference((prompt, prompt), tolerance=tolerance or Tolerance())
+
+
+async def refusal(engine: ScoringEngine, held_against: Reference | None) -> InvalidAdapter | None:
+    probe = Probe(engine, Renderer(tiny_tokenizer(TEMPLATE)))
+    try:
+        await probe.check(ADAPTER, held_against)
+    except InvalidAdapter as refused:
+        return refused
+    return None
+
+
+async def test_adapter_that_says_what_the_base_says_is_refused() -> None:
+    refused = await refusal(ScoringEngine(adapted=base), None)
+
+    assert refused is not None
+    assert refused.code == "no_effect"
+
+
+async def test_adapter_without_a_reference_needs_only_an_effect() -> None:
+    assert await refusal(ScoringEngine(adapted=lambda token: base(token) - 0.5), None) is None
+
+
+async def test_adapter_that_matches_its_reference_passes() -> None:
+    assert await refusal(ScoringEngine(), reference()) is None
+
+
+async def test_rounding_passes() -> None:
+    engine = ScoringEngine(adapted=lambda token: trained(token) + (0.09 if token % 2 else -0.09))
+
+    assert await refusal(engine, reference()) is None
+
+
+async def test_base_model_scores_no_reference_that_matches() -> None:
+    engine = ScoringEngine()
+    probe = Probe(engine, Renderer(tiny_tokenizer(TEMPLATE)))
+    await probe.warm()
+    engine.scored.clear()
+
+    await probe.check(ADAPTER, reference())
+
+    assert all(engine.scored)
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 2.0, 4.0])
+async def test_wrong_scale_is_refused_and_named(scale: float) -> None:
+    engine = ScoringEngine(adapted=lambda token: base(token) + scale * effect(token))
+
+    refused = await refusal(engine, reference())
+
+    assert refused is not None
+    assert refused.code == "reference_mismatch"
+    assert f"effect is {scale:.2f} times" in str(refused)
+    assert "use_rslora" in str(refused)
+
+
+async def test_mean_and_largest_difference_and_tolerance_are_told() -> None:
+    engine = ScoringEngine(adapted=lambda token: trained(token) - (3.0 if token == 9 else 0.0))
+
+    refused = await refusal(engine, reference())
+
+    assert refused is not None
+    mean, allowed = 3 / 7, reference().allowed
+    assert f"by {mean:.3f} nats on average, 3.000 at most" in str(refused)
+    assert f"tolerance is {allowed:.3f}" in str(refused)
+
+
+async def test_other_base_model_is_named_as_the_cause() -> None:
+    engine = ScoringEngine(
+        base=lambda token: base(token) - 1.0, adapted=lambda token: trained(token) - 1.0
+    )
+
+    refused = await refusal(engine, reference())
+
+    assert refused is not None
+    assert refused.code == "reference_mismatch"
+    assert "base model alone differs by 1.000" in str(refused)
+
+
+async def test_other_weights_of_the_same_strength_are_named_as_the_cause() -> None:
+    engine = ScoringEngine(adapted=lambda token: base(token) - effect(token))
+
+    refused = await refusal(engine, reference())
+
+    assert refused is not None
+    assert "so the weights are not" in str(refused)
+
+
+async def test_manifest_may_state_a_wider_tolerance() -> None:
+    engine = ScoringEngine(adapted=lambda token: trained(token) - 0.5)
+
+    assert await refusal(engine, reference()) is not None
+    assert await refusal(engine, reference(tolerance=Tolerance(nats=0.6))) is None
+
+
+@pytest.mark.parametrize("ids", [(1, TINY_MODEL.vocab_size), (1,) * TINY_MODEL.max_model_len])
+async def test_reference_that_this_model_cannot_score_is_refused(ids: tuple[int, ...]) -> None:
+    engine = ScoringEngine()
+
+    refused = await refusal(engine, reference(ids=ids))
+
+    assert refused is not None
+    assert refused.code == "unusable_reference"
