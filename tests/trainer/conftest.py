@@ -1,0 +1,18 @@
+"""A tiny base model with an adapter."""
+
+from pathlib import Path
+
+import pytest
+from tiny_runs import write_adapter, write_base
+
+from loragate.adapters.base_model import BaseModel
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return write_base(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("model") / "adapter")

@@ -1,0 +1,29 @@
+"""The tokenizer of the tests' base model, and the example data, prepared once."""
+
+import json
+
+import pytest
+from planted_tickets import EXAMPLES, Planted, Tickets
+
+from loragate.adapters.base_model import BaseModel
+from loragate.adapters.rendering import Renderer
+from loragate.trainer.data.preparing import prepare
+from loragate.trainer.data.settings import Cleaning, DataSettings, Reading
+
+
+@pytest.fixture(scope="session")
+def renderer(base: BaseModel) -> Renderer:
+    return Renderer.load(base.path)
+
+
+@pytest.fixture(scope="session")
+def tickets(tmp_path_factory: pytest.TempPathFactory, renderer: Renderer) -> Tickets:
+    sheet = json.loads((EXAMPLES / "planted.json").read_text("utf-8"))
+    settings = DataSettings(
+        Reading(bad_rows="drop", group_field=sheet["group_field"]),
+        Cleaning(language=sheet["language"]),
+    )
+    out = tmp_path_factory.mktemp("tickets")
+    prepared = prepare([EXAMPLES / "tickets.csv"], out, settings, renderer)
+    planted = [Planted(**row) for row in sheet["planted"] if row["file"] == "tickets.csv"]
+    return Tickets(prepared, planted, sheet["secrets"])

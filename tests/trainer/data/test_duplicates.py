@@ -1,0 +1,79 @@
+"""Rows that say the same, and which of them stays."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rows import distinct, example
+
+from loragate.trainer.data.duplicates import (
+    conflicts,
+    exact_duplicates,
+    near_duplicates,
+    near_pairs,
+)
+from loragate.trainer.data.likeness import jaccard, pieces, questions_of
+
+LONG = "the broadband at our house in mill lane has been down since yesterday at noon"
+
+words = st.lists(
+    st.sampled_from(["red", "blue", "green", "gold", "pink", "grey", "plum", "teal"]), min_size=3
+)
+
+
+@given(st.lists(words.map(" ".join), max_size=12), st.sampled_from([0.5, 0.7, 0.8, 0.95, 1.0]))
+@settings(deadline=None, max_examples=40)
+def test_minhash_finds_the_pairs_that_comparing_all_finds(texts: list[str], similarity: float):
+    sets = [pieces(text) for text in texts]
+    expected = {
+        (one, other)
+        for other in range(len(sets))
+        for one in range(other)
+        if jaccard(sets[one], sets[other]) >= similarity
+    }
+    assert set(near_pairs(texts, similarity)) == expected
+
+
+def test_case_punctuation_and_spaces_make_no_other_question():
+    rows = [example("My bill, please!"), example("my  bill please"), example("My bull, please!")]
+    (found,) = exact_duplicates(rows)
+    assert {found.kept, found.dropped} == {0, 1}
+
+
+def test_the_answer_must_be_the_same_to_the_letter():
+    assert exact_duplicates([example("a", "yes"), example("a", "Yes!")]) == []
+
+
+def test_of_near_rows_the_longer_stays_whatever_the_order():
+    short, long = example(LONG), example(f"{LONG} thx")
+    (first,) = near_duplicates([short, long], 0.8)
+    (second,) = near_duplicates([long, short], 0.8)
+    assert (first.kept, first.dropped) == (1, 0)
+    assert (second.kept, second.dropped) == (0, 1)
+
+
+def test_near_questions_with_other_answers_or_labels_stay():
+    assert near_duplicates([example(LONG, "outage"), example(f"{LONG} x", "meter")], 0.8) == []
+    rows = [example(LONG, "ok", label="a"), example(f"{LONG} x", "ok", label="b")]
+    assert near_duplicates(rows, 0.8) == []
+
+
+def test_a_chain_of_small_steps_is_not_dropped_whole():
+    steps = [example(" ".join(LONG.split()[: 15 - cut])) for cut in range(8)]
+    kept = len(steps) - len(near_duplicates(steps, 0.8))
+    assert kept >= 3
+
+
+def test_one_question_with_two_answers_is_a_conflict():
+    rows = [example("Is it on?", "yes"), example("is it on", "no"), example("Is it off?", "no")]
+    assert conflicts(rows) == [[0, 1]]
+
+
+def test_an_instruction_that_rows_share_does_not_make_them_alike():
+    instruction = "Read what the customer says and name the queue that it belongs to, in one word."
+    rows = [example(f"{instruction}\n\n{row.prompt}", row.answer) for row in distinct(20)]
+    assert list(near_pairs(questions_of(rows), 0.8)) == []
+    assert near_duplicates(rows, 0.8) == []
+
+
+def test_rows_that_are_nothing_but_a_shared_line_are_compared_by_it():
+    rows = [example("Hello")] * 12
+    assert questions_of(rows) == ["hello"] * 12

@@ -1,0 +1,132 @@
+"""The whole way on the real model: raw tickets to an adapter that a server answers with."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.progress import Progress
+from transformers import AutoModelForCausalLM
+
+from loragate.adapters.adapter_files import inspect
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
+from loragate.trainer.data.example import Message
+from loragate.trainer.data.preparing import prepare as prepare_data
+from loragate.trainer.data.settings import DataSettings, Reading
+from loragate.trainer.evaluation.evaluation import Evaluation
+from loragate.trainer.evaluation.runs import evaluate_run
+from loragate.trainer.evaluation.served import Serving, started
+from loragate.trainer.publishing import Published, publish_run
+from loragate.trainer.run_file import convert_run_file
+from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.training.preparing import prepare
+from loragate.trainer.training.train import train
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+MODEL = "smollm2-135m-instruct"
+TICKETS = AdapterName("acme", "tickets")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    root = tmp_path_factory.mktemp("home")
+    (root / "models").symlink_to(Home.from_environment().models)
+    return Home(root).ensure()
+
+
+@pytest.fixture(scope="module")
+def run(home: Home, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """Trained in a minute or two."""
+    root = tmp_path_factory.mktemp("tickets")
+    reading = Reading(bad_rows="drop", label_field="output", group_field="customer")
+    raw = ROOT / "examples/data/tickets.csv"
+    splits = prepare_data([raw], root / "data", DataSettings(reading=reading)).folder
+    settings = convert_run_file(
+        {
+            "folder": "run",
+            "data": {"splits": str(splits.path)},
+            "model": {"base": MODEL},
+            "method": {"rank": 8},
+            "training": {"max_steps": 60, "batch_size": 8, "learning_rate": 1e-3, "trackers": []},
+            "evaluation": {
+                "max_rows": 48,
+                "max_tokens": 16,
+                "counterfactual_rows": 4,
+                "require": ["accuracy - base >= 0.30", "forgetting <= 1"],
+            },
+            "publish": {"adapter": str(TICKETS), "promote": True, "merge": True},
+        }
+    )
+    folder = RunFolder(root / "run")
+    prepared = prepare(settings, root, splits, home)
+    folder.root.mkdir()
+    folder.run_file.write_text(settings.to_toml())
+    folder.resolved_file.write_text(prepared.run.to_toml())
+    with Progress(disable=True) as progress:
+        train(prepared, folder, progress)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(run: RunFolder, home: Home) -> Evaluation:
+    with Progress(disable=True) as progress:
+        return asyncio.run(evaluate_run(run, home, progress))
+
+
+@pytest.fixture(scope="module")
+def published(run: RunFolder, home: Home, evaluation: Evaluation) -> Published:
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        registry.create_tenant("acme")
+    return publish_run(run, home, evaluation)
+
+
+@pytest.fixture
+def registry(home: Home) -> Iterator[Registry]:
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as opened:
+        yield opened
+
+
+def test_adapter_is_thirty_points_more_accurate_than_the_base_on_unseen_tickets(
+    evaluation: Evaluation, run: RunFolder
+):
+    gain = evaluation.differences["base"]["accuracy"]
+
+    assert gain.estimate >= 0.30
+    assert gain.low > 0
+    assert evaluation.verdict.holds
+    assert evaluation.verdict.sentence in (run.evaluation / "report.html").read_text()
+
+
+def test_published_version_carries_figures_reference_and_merged_model(
+    published: Published, registry: Registry, home: Home
+):
+    manifest = inspect(home.artifacts / published.version.digest).manifest
+
+    assert manifest.reference is not None
+    assert manifest.metrics["accuracy_over_base"] >= 0.30
+    assert published.merged is not None
+    assert published.merged.report.saved.mean_kl < 0.005
+    folder = registry.merged_model(TICKETS, published.version.number)
+    AutoModelForCausalLM.from_pretrained(str(folder))
+
+
+async def test_published_adapter_passes_the_gate_of_a_server_and_answers(
+    published: Published, home: Home
+):
+    stored = home.artifacts / published.version.digest
+    serving = Serving(MODEL, home.models, 512, "float32")
+    queues = ("billing", "outage", "meter", "moving", "contract", "complaint")
+    text = (
+        f"Which queue: {', '.join(queues[:-1])} or {queues[-1]}?\n\nThe power is off in my street."
+    )
+
+    async with started(serving, {"tickets": stored}, 4) as models:
+        [answer] = await models.ask("tickets", [[Message("user", text)]], 16)
+
+    assert answer.is_ended
+    assert answer.text in queues

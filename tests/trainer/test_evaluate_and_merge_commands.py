@@ -1,0 +1,114 @@
+"""`loragate evaluate` and `loragate merge`, as a user types them."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+from rich.progress import Progress
+from small_evaluations import evaluation_of
+from tiny_runs import examples, write_run
+from typer.testing import CliRunner, Result
+
+from loragate.adapters.base_model import find, prepare
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
+from loragate.trainer.cli import evaluate as cli_evaluate
+from loragate.trainer.cli import merge as cli_merge
+from loragate.trainer.evaluation.evaluation import Evaluation
+from loragate.trainer.evaluation.rubric import write_sheet
+from loragate.trainer.merging import MergeRefused
+from loragate.trainer.publishing import publish_run
+from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.settings.evaluation import EvaluationSettings
+
+Ask = Callable[..., Result]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base) -> Home:
+    monkeypatch.setenv("LORAGATE_HOME", str(tmp_path / "home"))
+    home = Home.from_environment().ensure()
+    with Progress(disable=True) as progress:
+        prepare(str(base.path), home.models, progress)
+    return home
+
+
+@pytest.fixture
+def ask() -> Ask:
+    app = typer.Typer()
+    cli_evaluate.add_to(app)
+    cli_merge.add_to(app)
+    return lambda *arguments: CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+@pytest.fixture
+async def run(base, tmp_path: Path) -> RunFolder:
+    """A run that was evaluated, and does not hold what it required."""
+    run = write_run(tmp_path, base)
+    settings = EvaluationSettings(
+        counterfactual_rows=0, samples=3, resamples=100, require=("accuracy >= 0.9",)
+    )
+    found = await evaluation_of(
+        base, run.adapter, examples(), lambda model, _question: f"{model} says", settings
+    )
+    found.write(run.evaluation)
+    return run
+
+
+def test_ratings_go_into_the_report_without_asking_again(run: RunFolder, ask: Ask, tmp_path: Path):
+    refused = ask("evaluate", run.root, "--ratings", tmp_path / "none.csv")
+    assert "none.csv cannot be read" in str(refused.exception)
+    (run.evaluation / "report.html").unlink(missing_ok=True)
+    sheet = _filled_sheet(run, tmp_path / "ann.csv")
+
+    result = ask("evaluate", run.root, "--ratings", sheet, "--json")
+
+    assert result.exit_code == 1  # the requirement still does not hold
+    assert json.loads(result.stdout)["holds"] is False
+    assert "What people say" in (run.evaluation / "report.html").read_text()
+
+
+def test_remote_server_needs_the_name_of_the_new_model(run: RunFolder, ask: Ask):
+    assert ask("evaluate", run.root, "--url", "http://127.0.0.1:1").exit_code == 2
+
+
+def test_published_run_is_merged_by_its_name(base, home: Home, ask: Ask, tmp_path: Path):
+    own = find(str(base.path), home.models)
+    run = write_run(
+        tmp_path,
+        own,
+        '[publish]\nadapter = "acme/support"\npromote = true',
+        base_model_digest=own.digest,
+    )
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        registry.create_tenant("acme")
+    publish_run(run, home, None)
+
+    result = ask("merge", "acme/support", "--base", base.path, "--out", tmp_path / "out", "--json")
+
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["version"] == "acme/support@v1"
+    assert told["report"]["merged"]["largest_logit_difference"] < 1e-4
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        [artifact] = registry.show(AdapterName("acme", "support")).versions[0].artifacts
+    assert artifact.digest == told["digest"]
+    again = ask("merge", "acme/support@v1", "--base", base.path, "--out", tmp_path / "out")
+    assert isinstance(again.exception, MergeRefused)
+
+
+def _filled_sheet(run: RunFolder, path: Path) -> Path:
+    write_sheet(Evaluation.read(run.evaluation), path)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = [row | {"accuracy": "4"} for row in csv.DictReader(file)]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return path

@@ -1,0 +1,84 @@
+"""Going on from a published version, with old rows in the mix."""
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_home import TinyRuns, write_splits
+
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName
+from loragate.trainer.data.example import DataError
+from loragate.trainer.errors import RunFileError
+from loragate.trainer.registry import open_registry
+from loragate.trainer.run_folder import RunFolder
+
+
+@pytest.fixture
+def published(runs: TinyRuns) -> RunFolder:
+    """The first run's adapter is acme/sorter@v1, in a registry of this test's own."""
+    home = Home(runs.root / "registry").ensure()
+    home.models.rmdir()
+    home.models.symlink_to(runs.home.models)
+    runs.home = home
+    folder, _ = runs.train(
+        runs.run_file(training={"max_steps": 12, "learning_rate": 1e-2}), "first"
+    )
+    with open_registry(home) as registry:
+        registry.create_tenant("acme")
+        registry.publish(AdapterName("acme", "sorter"), folder.adapter)
+    return folder
+
+
+def test_training_goes_on_from_a_published_version(runs: TinyRuns, published: RunFolder) -> None:
+    run = runs.run_file(
+        model={"continue_from": "acme/sorter@v1"},
+        method={"rank": "auto"},
+        training={"max_steps": 4},
+    )
+    folder, result = runs.train(run, "second")
+    first = published.result().verdict
+    assert result.continued_from == "acme/sorter@v1"
+    assert result.verdict.first_validation_loss == pytest.approx(
+        first.best_validation_loss, rel=1e-4
+    )
+    before = load_file(published.adapter / "adapter_model.safetensors")
+    after = load_file(folder.adapter / "adapter_model.safetensors")
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"rank": 64}, "rank is 64, but acme/sorter@v1, .* has 8"),
+        ({"rank": "auto", "name": "rslora"}, "no rslora adapter"),
+        ({"rank": "auto", "target_modules": ["q_proj"]}, "target_modules"),
+    ],
+)
+def test_a_shape_that_the_version_does_not_have_is_refused(
+    runs: TinyRuns, published: RunFolder, method: dict[str, object], message: str
+) -> None:
+    run = runs.run_file(model={"continue_from": "acme/sorter@v1"}, method=method)
+    with pytest.raises(RunFileError, match=message):
+        runs.prepare(run)
+
+
+def test_old_rows_are_mixed_in_by_their_share(runs: TinyRuns) -> None:
+    write_splits(runs.root / "old", train_rows=40, seed=7)
+    prepared = runs.prepare(runs.run_file(data={"replay": "old", "replay_share": 0.25}))
+    assert prepared.replayed == 16
+    assert len(prepared.training.rows) == 48 + 16
+    again = runs.prepare(runs.run_file(data={"replay": "old", "replay_share": 0.25}))
+    assert again.training == prepared.training
+
+
+def test_of_few_old_rows_all_are_mixed_in(runs: TinyRuns) -> None:
+    write_splits(runs.root / "old", train_rows=4, seed=7)
+    prepared = runs.prepare(runs.run_file(data={"replay": "old", "replay_share": 0.5}))
+    assert prepared.replayed == 4
+
+
+def test_a_replay_folder_that_is_none_is_named(runs: TinyRuns, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no folder of splits"):
+        runs.prepare(runs.run_file(data={"replay": "nowhere"}))

@@ -1,0 +1,137 @@
+"""The steps of a run around its training: data, folders, sweeps, the command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from tiny_home import TinyRuns, examples, workshop_of
+from typer.testing import CliRunner
+
+from loragate.trainer.cli import train as cli_train
+from loragate.trainer.data.example import write_examples
+from loragate.trainer.errors import RunFileError, RunFolderError
+from loragate.trainer.pipeline import open_folder, ready_data, sweep, train_run
+from loragate.trainer.training.sweep import TABLE, parse_choice, runs_of
+
+
+def test_raw_files_are_cleaned_and_split_once(runs: TinyRuns) -> None:
+    write_examples(runs.root / "raw.jsonl", examples(60))
+    run = runs.run_file(
+        data={"splits": "", "raw": ["raw.jsonl"], "near_duplicates": "keep", "similarity": 1.0}
+    )
+    workshop = workshop_of(runs, run)
+    folder = open_folder(workshop, resume=False, overwrite=False)
+    made = ready_data(workshop, run, folder)
+    assert made.path == folder.data
+    assert (folder.data / "report.html").is_file()
+    (runs.root / "raw.jsonl").unlink()
+    assert ready_data(workshop, run, folder).digest == made.digest
+
+
+def test_a_run_keeps_its_file_and_what_auto_came_to(runs: TinyRuns) -> None:
+    run = runs.run_file(training={"max_steps": 2, "learning_rate": "auto"})
+    workshop = workshop_of(runs, run)
+    folder = open_folder(workshop, resume=False, overwrite=False)
+    train_run(workshop, run, folder)
+    assert folder.run_file.read_text() == workshop.text
+    assert folder.resolved().training.learning_rate == 2e-4
+
+
+def test_a_folder_with_a_run_is_not_written_over_unasked(runs: TinyRuns) -> None:
+    workshop = workshop_of(runs, runs.run_file(training={"max_steps": 2}))
+    folder = open_folder(workshop, resume=False, overwrite=False)
+    train_run(workshop, workshop.run_file(), folder)
+    with pytest.raises(RunFolderError, match=r"is complete, or begin anew with --overwrite"):
+        open_folder(workshop, resume=False, overwrite=False)
+    assert not open_folder(workshop, resume=False, overwrite=True).is_complete
+
+
+def test_a_run_file_that_changed_is_not_gone_on_with(runs: TinyRuns) -> None:
+    workshop = workshop_of(runs, runs.run_file())
+    open_folder(workshop, resume=False, overwrite=False)
+    changed = workshop_of(runs, runs.run_file(training={"max_steps": 9}))
+    with pytest.raises(RunFolderError, match="has changed since"):
+        open_folder(changed, resume=True, overwrite=False)
+
+
+def test_there_has_to_be_something_to_go_on_with(runs: TinyRuns) -> None:
+    with pytest.raises(RunFolderError, match="holds no run to go on with"):
+        open_folder(workshop_of(runs, runs.run_file()), resume=True, overwrite=False)
+
+
+def test_a_sweep_tries_every_combination_and_ends_with_a_table(runs: TinyRuns) -> None:
+    workshop = workshop_of(runs, runs.run_file(training={"max_steps": 4}))
+    folder = workshop.folder()
+    tried = sweep(workshop, folder, ["learning_rate=1e-2,1e-5", "rank=8,16"])
+    assert [one.changes for one in tried] == [
+        {"learning_rate": rate, "rank": rank} for rate in (1e-2, 1e-5) for rank in (8, 16)
+    ]
+    table = json.loads((folder.root / TABLE).read_text())
+    losses = [row["validation_loss"] for row in table]
+    assert losses == sorted(losses)
+    assert table[0]["learning_rate"] == 1e-2
+
+
+def test_a_sweep_that_was_stopped_does_not_train_again_what_is_complete(runs: TinyRuns) -> None:
+    workshop = workshop_of(runs, runs.run_file(training={"max_steps": 2}))
+    (first,) = sweep(workshop, workshop.folder(), ["rank=8"])
+    written = first.folder.result_file.stat().st_mtime_ns
+    sweep(workshop, workshop.folder(), ["rank=8,16"])
+    assert first.folder.result_file.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ("rank", "write a setting and its values"),
+        ("rang=8", "no setting 'rang'"),
+        ("max_tokens=8", "say which: data, evaluation"),
+        ("rank=12", "method.rank"),
+    ],
+)
+def test_a_sweep_over_what_there_is_not_is_refused(
+    runs: TinyRuns, choice: str, message: str
+) -> None:
+    run = runs.run_file()
+    with pytest.raises(RunFileError, match=message):
+        runs_of(run, [parse_choice(choice, run)])
+
+
+def test_a_setting_that_two_tables_have_can_be_named_with_its_table(runs: TinyRuns) -> None:
+    run = runs.run_file()
+    ((changed, changes),) = runs_of(run, [parse_choice("data.max_tokens=99", run)])
+    assert changed.data.max_tokens == 99
+    assert changes == {"max_tokens": 99}
+
+
+@pytest.fixture
+def command(runs: TinyRuns, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
+    monkeypatch.setenv("LORAGATE_HOME", str(runs.home.root))
+    app = typer.Typer(pretty_exceptions_enable=False)
+    cli_train.add_to(app)
+    return app
+
+
+def test_the_command_trains_and_says_how_it_went(runs: TinyRuns, command: typer.Typer) -> None:
+    path = workshop_of(runs, runs.run_file(training={"max_steps": 4})).path
+    ended = CliRunner().invoke(command, [str(path), "--only-train"])
+    assert ended.exit_code == 0, ended.output
+    assert "The validation loss fell from" in ended.stdout
+    assert "tokens/s" in ended.stdout
+    as_json = CliRunner().invoke(command, [str(path), "--only-train", "--overwrite", "--json"])
+    assert json.loads(as_json.stdout)["metrics"]["training_rows"] == 48
+
+
+def test_the_command_shows_a_sweep_as_a_table(runs: TinyRuns, command: typer.Typer) -> None:
+    path = workshop_of(runs, runs.run_file(training={"max_steps": 2})).path
+    ended = CliRunner().invoke(command, [str(path), "--sweep", "learning_rate=1e-2,1e-5"])
+    assert ended.exit_code == 0, ended.output
+    assert "Best: " in ended.stdout
+    assert "learning_rate=0.01" in ended.stdout.replace("\n", "")
+
+
+def test_the_sample_and_the_help_name_the_same_file() -> None:
+    sample = Path(__file__).parents[3] / "examples/train/run.toml"
+    assert sample.is_file()
+    assert str(sample.relative_to(Path(__file__).parents[3])) in (cli_train.train.__doc__ or "")

@@ -1,0 +1,51 @@
+"""Two processes on one machine, as `accelerate launch` starts them."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from tiny_home import TinyRuns, workshop_of
+
+from loragate.trainer.pipeline import open_folder, train_run
+from loragate.trainer.run_folder import RunFolder
+
+COMMAND = "import typer; from loragate.trainer.cli.train import train; typer.run(train)"
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_with_twice_the_rows(runs: TinyRuns) -> None:
+    same = {"max_steps": 4, "learning_rate": 1e-3, "group_by_length": False}
+    alone = workshop_of(runs, runs.run_file(training={**same, "batch_size": 8}))
+    expected = train_run(alone, alone.run_file(), open_folder(alone, resume=False, overwrite=False))
+    together = workshop_of(runs, runs.run_file(training={**same, "batch_size": 4}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "LORAGATE_HOME": str(runs.home.root),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    arguments = [sys.executable, "-c", COMMAND, str(together.path), "--only-train", "--overwrite"]
+    processes = [
+        subprocess.Popen(
+            arguments,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate()[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    result = RunFolder(together.folder().root).result()
+    assert result.training_tokens == expected.training_tokens
+    assert result.verdict.last_validation_loss == pytest.approx(
+        expected.verdict.last_validation_loss, rel=1e-4
+    )

@@ -1,0 +1,270 @@
+"""Runs of the tiny model: what they leave, that they repeat and resume to the byte, and stops."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from peft import PeftModel
+from rich.progress import Progress
+from safetensors.torch import load_file
+from tiny_home import TinyRuns
+from transformers import AutoModelForCausalLM
+
+from loragate.adapters.adapter_files import inspect
+from loragate.trainer.errors import RunFolderError, TrainingError
+from loragate.trainer.run_file import RunFile
+from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.training.checkpoints import Checkpoints
+from loragate.trainer.training.train import Interrupted, train
+
+LEARNS = {"max_steps": 12, "learning_rate": 1e-2, "evaluate_every": 4}
+
+
+def weights(folder: RunFolder) -> bytes:
+    return (folder.adapter / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_run_lowers_the_loss_and_leaves_an_adapter_a_log_a_curve_and_a_result(
+    runs: TinyRuns,
+) -> None:
+    folder, result = runs.train(runs.run_file(training=LEARNS))
+    assert result == folder.result()
+    assert result.steps == 12
+    assert result.verdict.best_validation_loss < 0.98 * result.verdict.first_validation_loss
+    assert folder.curve.read_bytes().startswith(b"\x89PNG")
+    steps = list(folder.steps())
+    assert [line["step"] for line in steps if "validation_loss" in line] == [0, 4, 8, 12]
+    assert [line["step"] for line in steps if "loss" in line] == [*range(1, 13)]
+    assert steps[-2]["tokens"] == result.training_tokens
+    assert inspect(folder.adapter).manifest.rank == 8
+    assert not folder.checkpoints.exists()
+
+
+def test_the_tokens_of_a_run_are_those_of_its_rows_without_padding(runs: TinyRuns) -> None:
+    run = runs.run_file(training={"max_steps": 0, "epochs": 1, "batch_size": 8})
+    prepared = runs.prepare(run)
+    _, result = runs.train(run)
+    assert result.training_tokens == prepared.training.tokens
+    assert result.supervised_tokens == prepared.training.supervised
+    assert result.epochs == 1
+
+
+def test_the_saved_adapter_says_what_the_trained_one_said(runs: TinyRuns) -> None:
+    run = runs.run_file(training=LEARNS)
+    prepared = runs.prepare(run)
+    folder, result = runs.train(run)
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(runs.model, dtype=torch.float32), folder.adapter
+    )
+    nats = tokens = 0.0
+    for row in prepared.validation.rows:
+        labels = torch.tensor([row.labels])
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([row.ids]), labels=labels).loss
+        nats += float(loss) * row.supervised
+        tokens += row.supervised
+    assert nats / tokens == pytest.approx(result.verdict.best_validation_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "full"])
+def test_the_same_run_twice_gives_the_same_bytes(runs: TinyRuns, method: str) -> None:
+    run = runs.run_file(
+        method={"name": method, "dropout": 0.1}, training={"max_steps": 4, "learning_rate": 1e-3}
+    )
+    first, again = (runs.train(run, name)[1].adapter_digest for name in ("one", "two"))
+    other, _ = runs.train(msgspec.structs.replace(run, seed=1), "three")
+    assert first == again
+    assert other.result().adapter_digest != first
+
+
+def stopped_after(runs: TinyRuns, run: RunFile, step: int, name: str) -> RunFolder:
+    """A run that is interrupted, as by Ctrl-C, when the step ends."""
+    folder = RunFolder(runs.root / name)
+    folder.root.mkdir()
+    with pytest.raises(Interrupted, match=f"stopped after step {step}"):
+        train(runs.prepare(run), folder, _Interrupting(step))
+    return folder
+
+
+class _Interrupting(Progress):
+    """Presses Ctrl-C when the bar shows a step."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(disable=True)
+        self._sign = f"Step {step}/"
+
+    def update(self, *_arguments: Any, **fields: Any) -> None:
+        if str(fields.get("description", "")).startswith(self._sign):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(runs: TinyRuns, step: int) -> None:
+    run = runs.run_file(
+        method={"dropout": 0.1},
+        training={**LEARNS, "max_steps": 8, "gradient_accumulation": 2, "batch_size": 4},
+    )
+    whole, expected = runs.train(run, "whole")
+    stopped_after(runs, run, step, "stopped")
+    resumed, result = runs.train(run, "stopped")
+    assert weights(resumed) == weights(whole)
+    assert result.verdict == expected.verdict
+    assert [line["step"] for line in resumed.steps()] == [line["step"] for line in whole.steps()]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from tiny_home import TinyRuns
+from loragate.adapters.home import Home
+from loragate.trainer.run_file import read_run_file
+from loragate.trainer.training.checkpoints import Checkpoints
+
+calls = []
+as_it_was = Checkpoints.{moment}
+
+def die(self, *arguments):
+    calls.append(arguments)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return as_it_was(self, *arguments)
+
+Checkpoints.{moment} = die
+run = read_run_file(Path({run!r}))
+TinyRuns(Path({root!r}), Home(Path({home!r})), Path(run.model.base)).train(run, "killed")
+"""
+
+
+@pytest.mark.parametrize(("moment", "call"), [("commit", 2), ("keep_best", 3), ("_name", 4)])
+def test_a_run_that_was_killed_while_it_wrote_goes_on_to_the_same_bytes(
+    runs: TinyRuns, moment: str, call: int
+) -> None:
+    run = runs.run_file(training={**LEARNS, "evaluate_every": 3})
+    whole, _ = runs.train(run, "whole")
+    (runs.root / "run.toml").write_text(run.to_toml())
+    script = KILLED.format(
+        tests=str(Path(__file__).parent),
+        root=str(runs.root),
+        home=str(runs.home.root),
+        run=str(runs.root / "run.toml"),
+        moment=moment,
+        call=call,
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert not RunFolder(runs.root / "killed").is_complete
+    resumed, _ = runs.train(run, "killed")
+    assert weights(resumed) == weights(whole)
+
+
+def test_a_run_in_bf16_learns_what_one_in_fp32_does(runs: TinyRuns) -> None:
+    rough, exact = (
+        runs.train(runs.run_file(training={**LEARNS, "precision": precision}), precision)[1]
+        for precision in ("bf16", "fp32")
+    )
+    assert rough.verdict.best_validation_loss == pytest.approx(
+        exact.verdict.best_validation_loss, rel=0.01
+    )
+    assert rough.adapter_digest != exact.adapter_digest
+
+
+def test_one_batch_of_eight_moves_the_weights_as_two_of_four_do(runs: TinyRuns) -> None:
+    same = {"max_steps": 3, "learning_rate": 1e-3, "group_by_length": False}
+    folders = [
+        runs.train(
+            runs.run_file(
+                training={**same, "batch_size": size, "gradient_accumulation": 8 // size}
+            ),
+            f"of-{size}",
+        )[0]
+        for size in (8, 4)
+    ]
+    one, other = (load_file(folder.adapter / "adapter_model.safetensors") for folder in folders)
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, other[name], atol=2e-5), name
+
+
+def test_a_run_that_overfits_stops_and_keeps_the_weights_of_its_minimum(runs: TinyRuns) -> None:
+    # Answers at random: the more of them are learnt by heart, the worse are those not seen.
+    run = runs.run_file(
+        method={"name": "full"},
+        training={
+            "max_steps": 200,
+            "learning_rate": 3e-3,
+            "schedule": "constant",
+            "evaluate_every": 5,
+            "patience": 3,
+        },
+    )
+    splits = runs.random_splits()
+    folder = RunFolder(runs.root / "overfit")
+    folder.root.mkdir()
+    with Progress(disable=True) as progress:
+        result = train(runs.prepare(run, splits), folder, progress)
+    verdict = result.verdict
+    assert verdict.fit == "overfitted"
+    assert result.steps == verdict.best_step + 3 * 5 < 200
+    losses = {
+        line["step"]: line["validation_loss"]
+        for line in folder.steps()
+        if "validation_loss" in line
+    }
+    assert min(losses, key=lambda step: losses[step]) == verdict.best_step
+    assert f"at step {verdict.best_step}" in verdict.sentence
+
+
+def test_ctrl_c_leaves_one_whole_checkpoint_and_says_where_it_stopped(runs: TinyRuns) -> None:
+    folder = stopped_after(runs, runs.run_file(training=LEARNS), 6, "stopped")
+    latest = Checkpoints(folder.checkpoints).latest()
+    assert latest is not None
+    assert latest.name == "step-000006"
+    assert not folder.is_complete
+
+
+def test_data_that_changed_since_the_stop_are_refused(runs: TinyRuns) -> None:
+    run = runs.run_file(training=LEARNS)
+    folder = stopped_after(runs, run, 3, "stopped")
+    changed = runs.random_splits()
+    with pytest.raises(RunFolderError, match="the data have changed"):
+        train(runs.prepare(run, changed), folder, Progress(disable=True))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_what_to_do(runs: TinyRuns) -> None:
+    run = runs.run_file(
+        method={"name": "full"},
+        training={"learning_rate": 1e30, "max_gradient_norm": 1e30, "warmup_share": 0.0},
+    )
+    with pytest.raises(TrainingError, match=r"no number|the loss is (nan|inf).*learning_rate"):
+        runs.train(run)
+
+
+def test_memory_that_is_not_there_is_refused_with_figures(
+    runs: TinyRuns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "loragate.trainer.training.machine.free_memory_bytes", lambda _device: 100 * 2**20
+    )
+    with pytest.raises(TrainingError, match=r"about 0\.\d GiB .* 0\.1 GiB are free; lower"):
+        runs.train(runs.run_file())
+
+
+def test_a_tracker_that_is_not_installed_is_named(runs: TinyRuns) -> None:
+    with pytest.raises(TrainingError, match="'trackio', which is not installed"):
+        runs.train(runs.run_file(training={"trackers": ["trackio"]}))
+
+
+def test_tensorboard_gets_the_losses(runs: TinyRuns) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, result = runs.train(runs.run_file(training={"trackers": ["tensorboard"]}))
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("eval/loss")]
+    assert losses[-1] == pytest.approx(result.verdict.last_validation_loss)

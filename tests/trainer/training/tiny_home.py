@@ -1,0 +1,150 @@
+"""A home with a tiny prepared base model, and a task that it learns in seconds.
+
+The model has two layers and its tokens are bytes, so a step takes milliseconds and no model has to
+be prepared.
+"""
+
+import random
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from loragate.adapters.base_model import prepare
+from loragate.adapters.home import Home
+from loragate.trainer.data.example import Example, Message
+from loragate.trainer.data.split_folder import SplitFolder, write_split_folder
+from loragate.trainer.pipeline import Workshop
+from loragate.trainer.run_file import RunFile, convert_run_file
+from loragate.trainer.run_folder import RunFolder, RunResult
+from loragate.trainer.training.preparing import Prepared
+from loragate.trainer.training.preparing import prepare as prepare_run
+from loragate.trainer.training.train import train
+
+TEMPLATE = (
+    "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+_ANSWERS = {"apple": "fruit", "carrot": "root", "oak": "tree", "rose": "flower", "rye": "grain"}
+_QUESTIONS = ("What is {}?", "Tell me what {} is.", "{}: which kind?", "Please sort {} for me.")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|end|>", "<|turn|>"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
+    )
+    fast.chat_template = TEMPLATE
+    return fast
+
+
+def write_model(folder: Path, width: int = 64) -> Path:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=320,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        eos_token_id=256,
+        pad_token_id=256,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_home(root: Path) -> tuple[Home, Path]:
+    """A home and the folder of the model that is prepared in it."""
+    home = Home(root / "home").ensure()
+    model = write_model(root / "tiny")
+    with Progress(disable=True) as progress:
+        prepare(str(model), home.models, progress)
+    return home, model
+
+
+def examples(count: int, seed: int = 0) -> tuple[Example, ...]:
+    chance = random.Random(seed)
+    return tuple(
+        Example(
+            (
+                Message(
+                    "user", chance.choice(_QUESTIONS).format(plant) + "!" * chance.randrange(9)
+                ),
+                Message("assistant", _ANSWERS[plant]),
+            ),
+            label=_ANSWERS[plant],
+        )
+        for plant in chance.choices(list(_ANSWERS), k=count)
+    )
+
+
+def write_splits(folder: Path, train_rows: int = 48, seed: int = 0) -> SplitFolder:
+    rows = examples(train_rows + 16, seed)
+    return write_split_folder(
+        folder,
+        {"train": rows[:train_rows], "validation": rows[train_rows:-8], "test": rows[-8:]},
+        {},
+    )
+
+
+class TinyRuns:
+    """Makes runs of the tiny model, each in a folder of its own."""
+
+    def __init__(self, root: Path, home: Home, model: Path) -> None:
+        self.root = root
+        self.home = home
+        self.model = model
+        self.splits = write_splits(root / "splits")
+        self.said: list[str] = []
+
+    def run_file(self, **tables: dict[str, object]) -> RunFile:
+        tree: dict[str, object] = {
+            "data": {"splits": str(self.splits.path)},
+            "model": {"base": str(self.model)},
+            "method": {"rank": 8},
+            "training": {"max_steps": 6, "threads": 1, "precision": "fp32", "trackers": []},
+        }
+        for name, table in tables.items():
+            tree[name] = {**tree.get(name, {}), **table} if isinstance(table, dict) else table
+        return convert_run_file(tree)
+
+    def random_splits(self) -> SplitFolder:
+        """Questions with answers that nothing foretells."""
+        chance = random.Random(1)
+        rows = tuple(
+            Example(
+                (
+                    Message("user", f"What is {chance.randrange(10**6)}?"),
+                    Message("assistant", "".join(chance.choices("abcdefgh", k=8))),
+                )
+            )
+            for _ in range(40)
+        )
+        parts = {"train": rows[:24], "validation": rows[24:32], "test": rows[32:]}
+        return write_split_folder(self.root / "random", parts, {})
+
+    def prepare(self, run: RunFile, splits: SplitFolder | None = None) -> Prepared:
+        return prepare_run(run, self.root, splits or self.splits, self.home)
+
+    def train(self, run: RunFile, name: str = "run") -> tuple[RunFolder, RunResult]:
+        folder = RunFolder(self.root / name)
+        folder.root.mkdir(exist_ok=True)
+        with Progress(disable=True) as progress:
+            return folder, train(self.prepare(run), folder, progress)
+
+
+def workshop_of(runs: TinyRuns, run: RunFile) -> Workshop:
+    """The run as its file says it, beside the runs' folders."""
+    path = runs.root / "run.toml"
+    path.write_text(run.to_toml())
+    return Workshop(path, path.read_text(), runs.home, Progress(disable=True), runs.said.append)

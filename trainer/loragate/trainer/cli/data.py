@@ -1,0 +1,338 @@
+"""`loragate data`: raw rows to splits that a run can trust."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from loragate.trainer.cli.options import Json, examples, print_json
+
+if TYPE_CHECKING:
+    from loragate.adapters.rendering import Renderer
+    from loragate.trainer.data.report import Report
+    from loragate.trainer.data.settings import DataSettings, Track
+    from loragate.trainer.data.split_folder import SplitFolder
+
+_STYLES = {"refuse": "red", "warn": "yellow", "note": "blue", "good": "green"}
+
+Files = Annotated[
+    list[Path], typer.Argument(metavar="FILE", help="Raw data: .jsonl or .csv files.")
+]
+FormatOption = Annotated[
+    Literal["auto", "messages", "instruction", "prompt", "sharegpt"],
+    typer.Option("--format", help="The rows' form; auto knows each by its fields."),
+]
+BadRows = Annotated[
+    Literal["refuse", "drop"],
+    typer.Option("--bad-rows", help="What a row that cannot be read does."),
+]
+Encoding = Annotated[
+    str, typer.Option(metavar="NAME", help="Of the files, such as cp1252, where not UTF-8.")
+]
+LabelField = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="The field with the exact answer's class."),
+]
+GroupField = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="The field whose equal values stay in one split, such as a customer."
+    ),
+]
+Language = Annotated[
+    str | None,
+    typer.Option(metavar="CODE", help="Drop rows surely in another language than this, as en."),
+]
+PersonalDataOption = Annotated[
+    Literal["mask", "drop", "keep"],
+    typer.Option("--personal-data", help="What e-mail, phone, card, IBAN and id numbers do."),
+]
+PhoneRegion = Annotated[
+    list[str],
+    typer.Option(metavar="CODE", help="Countries whose national phone numbers are known."),
+]
+MaxCharacters = Annotated[int, typer.Option(min=1, help="Longer rows are dropped.")]
+NearDuplicates = Annotated[
+    Literal["drop", "keep"], typer.Option(help="What rows that say nearly the same do.")
+]
+Similarity = Annotated[
+    float,
+    typer.Option(metavar="SHARE", help="From which share of equal pieces on rows are alike."),
+]
+Conflicts = Annotated[
+    Literal["drop", "keep"],
+    typer.Option(help="What rows with one question and different answers do."),
+]
+MaxTokens = Annotated[int, typer.Option(min=1, help="The limit that the run will have.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SRC",
+        help="The base model whose tokens are counted; by default the built-in one where it is "
+        "prepared.",
+    ),
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write the HTML report here.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    data = typer.Typer(
+        no_args_is_help=True, help="Check, clean and split the examples that an adapter learns."
+    )
+    data.command(
+        "check",
+        epilog=examples(
+            "loragate data check tickets.csv --report report.html",
+            "loragate data check chats.jsonl more.csv --bad-rows drop --json",
+        ),
+    )(check)
+    data.command(
+        "clean",
+        epilog=examples(
+            "loragate data clean tickets.csv --out clean.jsonl",
+            "loragate data clean chats.jsonl --out clean.jsonl --language en --bad-rows drop",
+            "loragate data clean qa.csv --out clean.jsonl --conflicts keep",
+        ),
+    )(clean)
+    data.command(
+        "split",
+        epilog=examples(
+            "loragate data split clean.jsonl --out splits",
+            "loragate data split clean.jsonl --out splits --validation 0.05 --test 0.2 --seed 7",
+        ),
+    )(split)
+    app.add_typer(
+        data,
+        name="data",
+        epilog=examples(
+            "loragate data check raw.csv --report report.html",
+            "loragate data clean raw.csv --out clean.jsonl",
+            "loragate data split clean.jsonl --out splits",
+        ),
+    )
+
+
+def check(
+    files: Files,
+    format_name: FormatOption = "auto",
+    bad_rows: BadRows = "refuse",
+    encoding: Encoding = "utf-8",
+    label_field: LabelField = "label",
+    group_field: GroupField = "group",
+    language: Language = None,
+    personal_data: PersonalDataOption = "mask",
+    phone_region: PhoneRegion = ["GB", "US", "DE", "FR"],  # noqa: B006 - typer copies it
+    max_characters: MaxCharacters = 20_000,
+    near_duplicates: NearDuplicates = "drop",
+    similarity: Similarity = 0.8,
+    conflicts: Conflicts = "drop",
+    max_tokens: MaxTokens = 1024,
+    model: Model = None,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is in raw data and whether it is worth training on. Writes only the report.
+
+    Shows what cleaning would mend, mask and drop, and judges what would be left: volume, labels,
+    topics, lengths, groups of people, and tokens that the run's limit would cut. Ends with 1 where
+    the data are refused: bad rows, or fewer than 10 good ones.
+
+    Rows come as instruction/input/output, prompt/completion, messages, or ShareGPT's
+    conversations, in JSONL or CSV.
+    """
+    settings = _settings(
+        format_name, bad_rows, encoding, label_field, group_field, language, personal_data,
+        phone_region, max_characters, near_duplicates, similarity, conflicts, max_tokens,
+    )  # fmt: skip
+    from loragate.trainer.data.preparing import examine, require_enough
+
+    with _progress() as track:
+        found = examine(files, settings, _renderer(model), track)
+    _show(found, report, as_json)
+    require_enough(found.judgement.findings)
+
+
+def clean(
+    files: Files,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The clean rows, as JSONL of messages.")
+    ],
+    format_name: FormatOption = "auto",
+    bad_rows: BadRows = "refuse",
+    encoding: Encoding = "utf-8",
+    label_field: LabelField = "label",
+    group_field: GroupField = "group",
+    language: Language = None,
+    personal_data: PersonalDataOption = "mask",
+    phone_region: PhoneRegion = ["GB", "US", "DE", "FR"],  # noqa: B006 - typer copies it
+    max_characters: MaxCharacters = 20_000,
+    near_duplicates: NearDuplicates = "drop",
+    similarity: Similarity = 0.8,
+    conflicts: Conflicts = "drop",
+    max_tokens: MaxTokens = 1024,
+    model: Model = None,
+    report: ReportFile = None,
+    as_json: Json = False,
+) -> None:
+    """Turn raw data into rows worth learning, and account for every row that goes.
+
+    Mends mojibake, odd characters and spaces; masks personal data; drops rows that are empty,
+    one-sided, too long, in another language, duplicates or near duplicates of others, or that
+    contradict each other. Every dropped row is written beside OUT (.drops.jsonl) with its file,
+    line, rule and a sample in which personal data are masked.
+
+    Where one question may well have several answers (free text), use --conflicts keep.
+    """
+    settings = _settings(
+        format_name, bad_rows, encoding, label_field, group_field, language, personal_data,
+        phone_region, max_characters, near_duplicates, similarity, conflicts, max_tokens,
+    )  # fmt: skip
+    from loragate.trainer.data.preparing import examine, write_cleaned, write_drops
+
+    with _progress() as track:
+        found = examine(files, settings, _renderer(model), track)
+    write_cleaned(out, found)
+    write_drops(out.with_suffix(".drops.jsonl"), found.cleaned)
+    _show(found, report, as_json, out)
+
+
+def split(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `loragate data clean` wrote.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that a run reads.")],
+    validation: Annotated[
+        float, typer.Option(metavar="SHARE", help="To watch the training by.")
+    ] = 0.1,
+    test: Annotated[
+        float, typer.Option(metavar="SHARE", help="Kept unseen, to measure the result.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Another seed makes other splits.")] = 0,
+    similarity: Similarity = 0.8,
+    as_json: Json = False,
+) -> None:
+    """Split clean rows into train, validation and test, with nothing leaking between them.
+
+    Alike rows and rows of one group stay together, labels are spread evenly, and what the rows say
+    and the seed alone decide, not their order. Afterwards a second check, by other means, looks
+    for leaks and fails if there is one. DIR gets train.jsonl, validation.jsonl, test.jsonl and
+    data.json, which records digests, counts, sources, settings and versions.
+    """
+    from loragate.trainer.data.preparing import split_file
+    from loragate.trainer.data.settings import Splitting
+
+    with _progress() as track:
+        folder = split_file(file, out, Splitting(validation, test, seed, similarity), track)
+    if as_json:
+        print_json(dict(folder.sheet))
+        return
+    _say_splits(folder)
+
+
+def _settings(
+    format_name: Literal["auto", "messages", "instruction", "prompt", "sharegpt"],
+    bad_rows: Literal["refuse", "drop"],
+    encoding: str,
+    label_field: str,
+    group_field: str,
+    language: str | None,
+    personal_data: Literal["mask", "drop", "keep"],
+    phone_region: list[str],
+    max_characters: int,
+    near_duplicates: Literal["drop", "keep"],
+    similarity: float,
+    conflicts: Literal["drop", "keep"],
+    max_tokens: int,
+) -> "DataSettings":
+    from loragate.trainer.data.settings import Cleaning, DataSettings, Judging, Reading
+
+    return DataSettings(
+        Reading(format_name, bad_rows, encoding, label_field, group_field),
+        Cleaning(
+            language=language,
+            personal_data=personal_data,
+            phone_regions=tuple(phone_region),
+            max_characters=max_characters,
+            near_duplicates=near_duplicates,
+            similarity=similarity,
+            conflicts=conflicts,
+        ),
+        judging=Judging(max_tokens=max_tokens),
+    )
+
+
+def _renderer(model: str | None) -> "Renderer | None":
+    """The base model's; none where no model is named and the built-in one is not prepared."""
+    from loragate.adapters.base_model import DEFAULT_MODEL, find
+    from loragate.adapters.errors import BaseModelError
+    from loragate.adapters.home import Home
+    from loragate.adapters.rendering import Renderer
+
+    try:
+        base = find(model or DEFAULT_MODEL, Home.from_environment().models)
+    except BaseModelError:
+        if model is not None:
+            raise
+        return None
+    return Renderer.load(base.path)
+
+
+@contextmanager
+def _progress() -> "Iterator[Track]":
+    """A bar on standard error for each part of the work; nothing stays of it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        yield progress.track
+
+
+def _show(found: "Report", page: Path | None, as_json: bool, out: Path | None = None) -> None:
+    if page is not None:
+        found.write(page)
+    if as_json:
+        print_json(found.to_json())
+        return
+    _say_account(found)
+    if out is not None:
+        typer.echo(f"Wrote {out} and {out.with_suffix('.drops.jsonl')}")
+    if page is not None:
+        typer.echo(f"Wrote {page}")
+
+
+def _say_account(found: "Report") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    cleaned, judgement = found.cleaned, found.judgement
+    table = Table("Rule", "Rows", "First", box=None, pad_edge=False)
+    for rule, drops in cleaned.drops_by_rule().items():
+        first = f"{drops[0].place}: {drops[0].reason}"
+        table.add_row(rule.replace("_", " "), f"{len(drops):,}", Text(first))
+    kept = len(cleaned.rows)
+    console.print(
+        f"{cleaned.rows_read:,} rows read, [bold]{kept:,} kept[/], {len(cleaned.drops):,} "
+        f"dropped, {cleaned.mended:,} mended, {cleaned.masked_rows:,} masked"
+    )
+    if table.row_count:
+        console.print(table)
+    for finding in judgement.findings:
+        console.print(
+            Text.assemble(
+                (f"{finding.level:6} ", _STYLES[finding.level]),
+                (f"{finding.subject}: ", "bold"),
+                finding.sentence,
+            )
+        )
+    console.print(Text(judgement.verdict, style=f"bold {_STYLES[judgement.level]}"))
+
+
+def _say_splits(folder: "SplitFolder") -> None:
+    for name, rows in folder.splits.items():
+        typer.echo(f"{name:11}{len(rows):7,} rows")
+    typer.echo("No row has its like, or its group, in another split.")
+    typer.echo(f"Wrote {folder.path} (digest {folder.digest[:12]})")

@@ -1,0 +1,168 @@
+"""`loragate evaluate`: a run's adapter against the base and what serves now."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loragate.trainer.cli.options import Json, examples, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from loragate.trainer.evaluation.evaluation import Evaluation
+    from loragate.trainer.run_folder import RunFolder
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        "evaluate",
+        epilog=examples(
+            "loragate evaluate run",
+            "loragate evaluate examples/train/support.toml --rubric",
+            "loragate evaluate run --ratings ann.csv --ratings bob.csv",
+            "loragate evaluate run --url http://127.0.0.1:8000 --key lg-… --new support@v3",
+        ),
+    )(evaluate)
+
+
+def evaluate(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run's folder, or the TOML that it was made of.")
+    ],
+    url: Annotated[
+        str, typer.Option(metavar="URL", help="Ask this server instead of starting one.")
+    ] = "",
+    key: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY",
+            envvar="LORAGATE_API_KEY",
+            show_envvar=True,
+            help="The key of a tenant there. Better given by the environment.",
+        ),
+    ] = "",
+    new: Annotated[
+        str, typer.Option(metavar="MODEL", help="The new adapter's name there, as support@v3.")
+    ] = "",
+    champion: Annotated[
+        str, typer.Option(metavar="MODEL", help="The name there of what serves now.")
+    ] = "",
+    rubric: Annotated[
+        bool, typer.Option("--rubric", help="Also write a sheet for people to judge answers by.")
+    ] = False,
+    ratings: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="CSV", help="Read a filled sheet into the report; one for each rater."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run's adapter on its unseen test rows.
+
+    Base, current champion and new adapter answer side by side through a real server. The report is
+    RUN/evaluation/report.html, the figures are in evaluation.json beside it. Ends with 1 where
+    the run's requirements do not hold.
+
+    With --ratings nothing is asked again: the sheets go into the report that is there.
+    """
+    import asyncio
+
+    from rich.console import Console
+
+    from loragate.adapters.home import Home
+    from loragate.trainer.cli.progress import hush_libraries, progress_bar
+    from loragate.trainer.evaluation.errors import EvaluationError
+    from loragate.trainer.evaluation.evaluation import Evaluation
+    from loragate.trainer.evaluation.rubric import write_sheet
+    from loragate.trainer.evaluation.runs import Remote, evaluate_run
+
+    if bool(url) != bool(new):
+        raise typer.BadParameter("--url and --new belong together: which model is the new one?")
+    folder = _run_folder(run)
+    if ratings:
+        found = _with_ratings(folder, Evaluation.read(folder.evaluation), ratings)
+    else:
+        remote = Remote(url, key, new, champion) if url else None
+        hush_libraries()
+        with progress_bar(Console(stderr=True), is_hidden=as_json) as progress:
+            found = asyncio.run(evaluate_run(folder, Home.from_environment(), progress, remote))
+    sheet = folder.evaluation / "rubric.csv"
+    if rubric:
+        if not found.samples:
+            raise EvaluationError("there are no samples to judge; set [evaluation] samples")
+        write_sheet(found, sheet)
+    _say(found, folder, sheet if rubric else None, as_json)
+    if not found.verdict.holds:
+        raise typer.Exit(1)
+
+
+def _run_folder(run: Path) -> "RunFolder":
+    from loragate.trainer.run_file import read_run_file
+    from loragate.trainer.run_folder import RunFolder
+
+    if run.is_dir():
+        return RunFolder(run)
+    return RunFolder(run.parent / read_run_file(run).folder)
+
+
+def _with_ratings(folder: "RunFolder", found: "Evaluation", sheets: list[Path]) -> "Evaluation":
+    from dataclasses import replace
+
+    from loragate.trainer.evaluation.rubric import read_sheets
+    from loragate.trainer.evaluation.runs import write_evaluation
+
+    rated = replace(found, ratings=read_sheets(found, sheets))
+    write_evaluation(rated, folder)
+    return rated
+
+
+def _say(found: "Evaluation", folder: "RunFolder", sheet: Path | None, as_json: bool) -> None:
+    report = folder.evaluation / "report.html"
+    if as_json:
+        print_json(
+            {
+                "holds": found.verdict.holds,
+                "verdict": found.verdict.sentence,
+                "metrics": found.figures(),
+                "report": str(report),
+                "rubric": str(sheet) if sheet else None,
+            }
+        )
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(evaluation_table(found))
+    for finding in found.verdict.findings:
+        mark = "[green]✓[/]" if finding.holds else "[red]✗[/]"
+        console.print(f"{mark} {finding.sentence}", soft_wrap=True)
+    console.print(f"[bold]{found.verdict.sentence}[/]", soft_wrap=True)
+    console.print(f"Report: {report}", soft_wrap=True)
+    if sheet:
+        console.print(
+            f"Sheet for raters: {sheet} (a copy for each; read back with --ratings)", soft_wrap=True
+        )
+
+
+def evaluation_table(found: "Evaluation") -> "Table":
+    """The figures side by side, for a terminal."""
+    from rich import box
+    from rich.table import Table
+
+    from loragate.trainer.evaluation.metrics import METRICS
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("Metric")
+    for contender in found.contenders:
+        table.add_column(contender.title, justify="right")
+    table.add_column("new - base", justify="right")
+    for name in found.new.metrics:
+        metric = METRICS[name]
+        table.add_row(
+            metric.title,
+            *(metric.show(contender.metrics[name].estimate) for contender in found.contenders),
+            metric.show_difference(found.differences["base"][name].estimate),
+        )
+    return table

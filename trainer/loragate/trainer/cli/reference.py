@@ -1,0 +1,73 @@
+"""`loragate reference`: what an adapter says where it was trained, for the gate to compare."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loragate.adapters.base_model import DEFAULT_MODEL
+from loragate.trainer.cli.options import Json, examples, print_json
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        "reference",
+        epilog=examples(
+            "loragate reference ./support --chats ./support/data.jsonl",
+            "loragate reference ./support --chats test.jsonl --model ./my-base-model",
+        ),
+    )(reference)
+
+
+def reference(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The adapter, as PEFT saved it.")],
+    chats: Annotated[
+        Path,
+        typer.Option(
+            "--chats",
+            metavar="FILE",
+            help='Chats like those of the training, one {"messages": [...]} a line. The first four '
+            "are used.",
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option("--model", help="The base model of the training; it has to be prepared.")
+    ] = DEFAULT_MODEL,
+    as_json: Json = False,
+) -> None:
+    """Add to an adapter's manifest what the adapter says where it was trained.
+
+    Before the version serves, the server compares log-probabilities with these, and refuses it
+    where its scale is read wrongly, its weights were changed or its base model is another. Do this
+    with the folder as it was trained, then publish it.
+    """
+    from loragate.adapters.adapter_files import MANIFEST, inspect
+    from loragate.adapters.base_model import find
+    from loragate.adapters.home import Home
+    from loragate.adapters.rendering import Renderer
+    from loragate.trainer.data.example import read_examples
+    from loragate.trainer.reference import compute_reference, write_reference
+
+    template = inspect(folder).manifest.contract.chat_template
+    base = find(model, Home.from_environment().models)
+    renderer = Renderer.load(base.path, template)
+    prompts = (renderer.supervise(chat.turns()).input_ids for chat in read_examples(chats))
+    computed = compute_reference(base.path, folder, prompts)
+    write_reference(folder, computed)
+    tokens = sum(len(prompt.token_ids) for prompt in computed.prompts)
+    if as_json:
+        print_json(
+            {
+                "manifest": str(folder / MANIFEST),
+                "prompts": len(computed.prompts),
+                "tokens": tokens,
+                "effect_nats": computed.effect,
+                "tolerance_nats": computed.allowed,
+            }
+        )
+    else:
+        typer.echo(
+            f"Wrote {folder / MANIFEST}: {len(computed.prompts)} prompts of {tokens} tokens "
+            f"together. The adapter moves log-probabilities by {computed.effect:.2f} nats on "
+            f"average; served, they may differ by {computed.allowed:.2f}."
+        )

@@ -1,0 +1,218 @@
+"""`loragate train`: a run file to a version in the registry."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from loragate.trainer.cli.options import Json, examples, print_json
+
+if TYPE_CHECKING:
+    from loragate.trainer.pipeline import Workshop
+    from loragate.trainer.run_folder import RunFolder, RunResult
+    from loragate.trainer.training.sweep import Tried
+
+_INTERRUPTED = 130  # as a shell says it of what Ctrl-C ended
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(
+        "train",
+        epilog=examples(
+            "loragate train examples/train/support.toml",
+            "loragate train run.toml --resume",
+            "loragate train run.toml --sweep learning_rate=1e-4,5e-5 --sweep rank=8,16",
+            "loragate train run.toml --estimate",
+        ),
+    )(train)
+
+
+def train(
+    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove what an earlier run left, and begin anew.")
+    ] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SETTING=A,B",
+            help="Train with each value, and every combination; ends with a table.",
+        ),
+    ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Only say what it would take: time, memory and money."),
+    ] = False,
+    only_train: Annotated[
+        bool, typer.Option("--only-train", help="End before evaluation and publishing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make an adapter as the run file says: clean, split, train, evaluate, publish.
+
+    All that is made lies in the run's folder: the file as it was resolved, the splits and their
+    report, the log, the loss curve, the best adapter and the evaluation. Ctrl-C stops after the
+    step under way; --resume goes on from there, to the same result. A run whose evaluation does
+    not hold what [evaluation] requires is not published, and ends with 1.
+
+    The commented sample of every setting is examples/train/run.toml.
+    """
+    from rich.console import Console
+
+    from loragate.adapters.home import Home
+    from loragate.trainer.cli.progress import hush_libraries, progress_bar
+    from loragate.trainer.pipeline import Workshop
+    from loragate.trainer.training.train import Interrupted
+
+    console = Console(stderr=True, highlight=False)
+    try:
+        text = run.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{run} cannot be read: {error}", param_hint="RUN.toml") from None
+    hush_libraries()
+    with progress_bar(console, is_hidden=as_json) as progress:
+        home = Home.from_environment()
+        workshop = Workshop(run, text, home, progress, lambda line: console.print(line))
+        try:
+            if estimate:
+                _estimate(workshop, as_json)
+            elif sweep:
+                _sweep(workshop, sweep, as_json, overwrite=overwrite)
+            else:
+                _train(workshop, as_json, resume, overwrite, only_train)
+        except Interrupted as stopped:
+            console.print(f"{stopped}. Go on with: loragate train {run} --resume", style="yellow")
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+def _train(
+    workshop: "Workshop", as_json: bool, resume: bool, overwrite: bool, only_train: bool
+) -> None:
+    from loragate.trainer.costs import Estimate, reckon
+    from loragate.trainer.pipeline import evaluate, open_folder, publish, train_run
+    from loragate.trainer.training import processes
+
+    folder = open_folder(workshop, resume=resume, overwrite=overwrite)
+    result = train_run(workshop, workshop.run_file(), folder)
+    if not processes.is_first():
+        return
+    if not as_json:
+        _say_result(folder, result)
+    if (estimated := Estimate.read(folder)) is not None:
+        workshop.say(reckon(estimated, result).sentence)
+    found = None if only_train else evaluate(workshop, folder)
+    version = None
+    if found is not None:
+        workshop.say(found.verdict.sentence)
+        if found.verdict.holds and folder.resolved().publish.adapter:
+            version = publish(workshop, folder, found)
+            workshop.say(f"Published {version}.")
+    if as_json:
+        print_json(
+            {
+                "folder": str(folder.root),
+                "verdict": result.verdict.sentence,
+                "fit": result.verdict.fit,
+                "metrics": result.metrics,
+                "holds": found.verdict.holds if found else None,
+                "version": str(version) if version else None,
+            }
+        )
+    if found is not None and not found.verdict.holds:
+        raise typer.Exit(1)
+
+
+def _sweep(workshop: "Workshop", choices: Sequence[str], as_json: bool, *, overwrite: bool) -> None:
+    import shutil
+
+    from loragate.trainer.pipeline import sweep
+    from loragate.trainer.run_folder import RunFolder
+
+    folder = RunFolder(workshop.folder().root.with_name(f"{workshop.folder().root.name}-sweep"))
+    if overwrite:
+        shutil.rmtree(folder.root, ignore_errors=True)
+    tried = sweep(workshop, folder, choices)
+    if as_json:
+        print_json(
+            [
+                {
+                    **one.changes,
+                    "validation_loss": one.result.verdict.best_validation_loss,
+                    "fit": one.result.verdict.fit,
+                    "folder": str(one.folder.root),
+                }
+                for one in tried
+            ]
+        )
+    else:
+        _say_sweep(tried)
+
+
+def _estimate(workshop: "Workshop", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from loragate.trainer.cost_table import cost_tables
+    from loragate.trainer.costs import estimate
+    from loragate.trainer.pipeline import ready_data
+
+    run, folder = workshop.run_file(), workshop.folder()
+    splits = ready_data(workshop, run, folder)
+    found = estimate(run, workshop.root, splits, workshop.home, workshop.progress)
+    found.write(folder)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        Console(highlight=False).print(cost_tables(found))
+
+
+def _say_result(folder: "RunFolder", result: "RunResult") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=False)
+    metrics = result.metrics
+    for name, value in (
+        ("Rows", f"{metrics['training_rows']:.0f} to train, {metrics['validation_rows']:.0f} to "
+         f"validate, {metrics['too_long_rows']:.0f} too long and left out"),
+        ("Steps", f"{result.steps} ({result.epochs:.1f} epochs)"),
+        ("Tokens", f"{result.training_tokens:,}, of them {result.supervised_tokens:,} learnt"),
+        ("Time", f"{result.seconds:.0f} s, {metrics['tokens_per_second']:.0f} tokens/s"),
+        ("Memory", f"{result.peak_memory_bytes / 2**30:.1f} GiB at most"),
+        ("Loss curve", str(folder.curve)),
+        ("Adapter", str(folder.adapter)),
+    ):  # fmt: skip
+        table.add_row(name, value)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"[bold]{result.verdict.sentence}[/]", soft_wrap=True)
+
+
+def _say_sweep(tried: Sequence["Tried"]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from loragate.trainer.training.sweep import best_of
+
+    best = best_of(tried)
+    table = Table(*best.changes, "Validation loss", "at step", "Fit", "Time", box=box.SIMPLE_HEAD)
+    for one in tried:
+        verdict = one.result.verdict
+        table.add_row(
+            *(str(value) for value in one.changes.values()),
+            f"{verdict.best_validation_loss:.4f}",
+            str(verdict.best_step),
+            verdict.fit,
+            f"{one.result.seconds:.0f} s",
+            style="bold" if one is best else "",
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"Best: {best.folder.root}", soft_wrap=True)

@@ -1,0 +1,233 @@
+"""Raw rows to rows worth learning, by rules in a fixed order; every row that goes is accounted for.
+
+Which rows stay depends on what the rows say, not on their order.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from loragate.trainer.data.duplicates import (
+    Alike,
+    conflicts,
+    exact_duplicates,
+    near_duplicates,
+    same_answer,
+)
+from loragate.trainer.data.example import Example, flaw_of
+from loragate.trainer.data.languages import Languages
+from loragate.trainer.data.likeness import questions_of
+from loragate.trainer.data.mending import mend
+from loragate.trainer.data.personal_data import PersonalData
+from loragate.trainer.data.reading import Place, Read, Row
+from loragate.trainer.data.settings import Cleaning, Track, untracked
+
+# The rules in the order in which they are applied, with what each means to a reader.
+RULES = {
+    "bad_row": "could not be read",
+    "empty": "had no question, no answer, or nothing at all",
+    "length": "was too short to learn from, or longer than allowed",
+    "language": "is written in another language",
+    "personal_data": "held personal data, and such rows were to be dropped",
+    "exact_duplicate": "says word for word what another row says",
+    "conflict": "asks what another row asks, and is answered differently",
+    "near_duplicate": "says nearly what another row says",
+}
+_SAMPLE = 240  # characters
+_MOST_LABELS = 50
+_ROWS_PER_LABEL = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A row that went. `sample` is its text, shortened, with personal data masked; `other` is the
+    place of the row that it repeats or contradicts.
+    """
+
+    rule: str
+    place: Place
+    reason: str
+    sample: str = ""
+    other: Place | None = None
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "rule": self.rule,
+            "file": self.place.file,
+            "line": self.place.line,
+            "reason": self.reason,
+            "sample": self.sample,
+            **({"other": str(self.other)} if self.other else {}),
+        }
+
+
+@dataclass(slots=True)
+class Cleaned:
+    """The rows that stayed, and the account of everything else."""
+
+    rows: list[Row] = field(default_factory=list)
+    drops: list[Drop] = field(default_factory=list)
+    rows_read: int = 0
+    mended: int = 0  # rows of which a character was changed
+    masked: Counter[str] = field(default_factory=Counter)  # kinds of personal data, in pieces
+    masked_rows: int = 0
+    languages: Counter[str] = field(default_factory=Counter)
+    conflicts_kept: int = 0
+    are_labels_found: bool = False  # answers were few enough to be taken for labels
+
+    @property
+    def examples(self) -> list[Example]:
+        return [row.example for row in self.rows]
+
+    def drops_by_rule(self) -> dict[str, list[Drop]]:
+        """Each rule that dropped something, in the order of `RULES`."""
+        found = {rule: [drop for drop in self.drops if drop.rule == rule] for rule in RULES}
+        return {rule: drops for rule, drops in found.items() if drops}
+
+
+def clean(read: Read, cleaning: Cleaning, track: Track = untracked) -> Cleaned:
+    """Applies every rule. Raises DataError for a language that does not exist."""
+    personal = PersonalData(cleaning.phone_regions)
+    languages = Languages()
+    if cleaning.language is not None:
+        languages.check_code(cleaning.language)
+    cleaned = Cleaned(rows_read=len(read.rows) + len(read.bad))
+    for bad in read.bad:
+        cleaned.drops.append(Drop("bad_row", bad.place, personal.mask(bad.reason)))
+    for row in track(read.rows, description="Mending text"):
+        _take_sound(row, cleaned, cleaning, personal)
+    _drop_other_languages(cleaned, cleaning, personal, languages)
+    if cleaning.personal_data != "keep":
+        _remove_personal_data(cleaned, cleaning, personal, track)
+    _label(cleaned)
+    _drop_repeats(cleaned, cleaning, personal, track)
+    return cleaned
+
+
+def _take_sound(row: Row, cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData) -> None:
+    example = mend(row.example)
+    cleaned.mended += example != row.example
+    row = replace(row, example=example)
+    if flaw := flaw_of(example.messages):
+        cleaned.drops.append(_drop("empty", row, flaw, personal))
+    elif flaw := _length_flaw(example, cleaning):
+        cleaned.drops.append(_drop("length", row, flaw, personal))
+    else:
+        cleaned.rows.append(row)
+
+
+def _drop_other_languages(
+    cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData, languages: Languages
+) -> None:
+    """An instruction that all rows share is in one language, whatever the rows are in."""
+    kept: list[Row] = []
+    for row, question in zip(cleaned.rows, questions_of(cleaned.examples), strict=True):
+        text = f"{question}\n{row.example.answer}"
+        if cleaning.language and (other := languages.is_other(text, cleaning.language)):
+            reason = f"the language is {other}, not {cleaning.language}"
+            cleaned.drops.append(_drop("language", row, reason, personal))
+        else:
+            cleaned.languages[languages.of(text)] += 1
+            kept.append(row)
+    cleaned.rows = kept
+
+
+def _remove_personal_data(
+    cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData, track: Track
+) -> None:
+    kept: list[Row] = []
+    for row in track(cleaned.rows, description="Looking for personal data"):
+        findings = personal.find_in(row.example)
+        if not findings:
+            kept.append(row)
+        elif cleaning.personal_data == "mask":
+            cleaned.masked.update(finding.what for finding in findings)
+            cleaned.masked_rows += 1
+            kept.append(replace(row, example=personal.mask_in(row.example)))
+        else:
+            what = ", ".join(sorted({finding.what for finding in findings}))
+            reason = f"there is personal data: {what}"
+            cleaned.drops.append(_drop("personal_data", row, reason, personal))
+    cleaned.rows = kept
+
+
+def _drop(rule: str, row: Row, reason: str, personal: PersonalData) -> Drop:
+    return Drop(rule, row.place, reason, _sample(row.example, personal))
+
+
+def _length_flaw(example: Example, cleaning: Cleaning) -> str:
+    question = sum(len(turn.content) for turn in example.messages if turn.role == "user")
+    if question < cleaning.min_characters:
+        return f"the question has {question} characters, fewer than {cleaning.min_characters}"
+    size = sum(len(turn.content) for turn in example.messages)
+    if size > cleaning.max_characters:
+        return f"the row has {size:,} characters, more than {cleaning.max_characters:,}"
+    return ""
+
+
+def _label(cleaned: Cleaned) -> None:
+    """Takes the answers for labels where no row has one and answers are few and come again."""
+    if any(row.example.label is not None for row in cleaned.rows):
+        return
+    answers = Counter(row.example.answer for row in cleaned.rows)
+    if 1 < len(answers) <= _MOST_LABELS and len(answers) * _ROWS_PER_LABEL <= len(cleaned.rows):
+        cleaned.are_labels_found = True
+        cleaned.rows = [
+            replace(row, example=replace(row.example, label=row.example.answer))
+            for row in cleaned.rows
+        ]
+
+
+def _drop_repeats(
+    cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData, track: Track
+) -> None:
+    _drop_alike(cleaned, "exact_duplicate", exact_duplicates(cleaned.examples), personal)
+    # Before near duplicates, of which one might be kept that another row contradicts.
+    contradicting = conflicts(cleaned.examples)
+    if cleaning.conflicts == "drop":
+        _drop_conflicts(cleaned, contradicting, personal)
+    else:
+        cleaned.conflicts_kept = sum(len(rows) for rows in contradicting)
+    if cleaning.near_duplicates == "drop":
+        alike = near_duplicates(cleaned.examples, cleaning.similarity, track)
+        _drop_alike(cleaned, "near_duplicate", alike, personal)
+
+
+def _drop_alike(
+    cleaned: Cleaned, rule: str, alike: Iterable[Alike], personal: PersonalData
+) -> None:
+    rows = cleaned.rows
+    kept_by = {pair.dropped: pair.kept for pair in alike}
+    for number, kept in sorted(kept_by.items()):
+        other = rows[kept].place
+        drop = _drop(rule, rows[number], f"as in {_from(rows[number].place, other)}", personal)
+        cleaned.drops.append(replace(drop, other=other))
+    cleaned.rows = [row for number, row in enumerate(rows) if number not in kept_by]
+
+
+def _drop_conflicts(
+    cleaned: Cleaned, contradicting: Sequence[Sequence[int]], personal: PersonalData
+) -> None:
+    rows = cleaned.rows
+    for group in contradicting:
+        for number in group:
+            row = rows[number]
+            other = next(
+                rows[n].place for n in group if not same_answer(rows[n].example, row.example)
+            )
+            reason = f"answered differently in {_from(row.place, other)}"
+            cleaned.drops.append(replace(_drop("conflict", row, reason, personal), other=other))
+    gone = {number for group in contradicting for number in group}
+    cleaned.rows = [row for number, row in enumerate(rows) if number not in gone]
+
+
+def _from(place: Place, other: Place) -> str:
+    """How `other` is called by a reader who is at `place`."""
+    return f"line {other.line}" if other.file == place.file else str(other)
+
+
+def _sample(example: Example, personal: PersonalData) -> str:
+    said = [f"{turn.role}: {' '.join(turn.content.split())}" for turn in example.messages]
+    # Masked before it is cut, lest half a number be left that no recogniser knows.
+    text = personal.mask(" | ".join(said))
+    return text if len(text) <= _SAMPLE else text[: _SAMPLE - 1] + "…"

@@ -1,0 +1,138 @@
+"""The whole way from raw files to a folder of splits, and the steps of it that stand alone."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from loragate.adapters.rendering import Renderer
+from loragate.trainer.data.cleaning import Cleaned, clean
+from loragate.trainer.data.example import DataError, digest_of, read_examples, write_examples
+from loragate.trainer.data.judging import Finding, Judgement, findings_on_volume, judge
+from loragate.trainer.data.leaks import refuse_leaks
+from loragate.trainer.data.reading import file_digest, read_rows
+from loragate.trainer.data.report import Report, account_of, package_versions
+from loragate.trainer.data.settings import DataSettings, Judging, Splitting, Track, untracked
+from loragate.trainer.data.split_folder import SplitFolder, write_split_folder
+from loragate.trainer.data.splitting import split
+
+REPORT = "report.html"
+DROPS = "drops.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Splits on disk, and the report that lies beside them."""
+
+    folder: SplitFolder
+    judgement: Judgement
+    report: Report
+
+
+def prepare(
+    paths: Sequence[Path],
+    out: Path,
+    settings: DataSettings | None = None,
+    renderer: Renderer | None = None,
+    track: Track = untracked,
+) -> Prepared:
+    """Reads, cleans, judges, splits and checks; writes the splits, `data.json`, `report.html` and
+    every dropped row (`drops.jsonl`) into `out`.
+
+    `renderer` counts tokens; without one that part of the judgement is left out. Raises DataError
+    where rows are bad and to be refused, where data are too few, and where splits leak.
+    """
+    settings = settings or DataSettings()
+    report = examine(paths, settings, renderer, track)
+    require_enough(report.judgement.findings)
+    splits = split(report.cleaned.examples, settings.splitting, track)
+    refuse_leaks(splits, settings.splitting.similarity, track)
+    folder = write_split_folder(out, splits, _about(report))
+    report = Report(
+        "Training data", folder.digest, report.read, report.cleaned, report.judgement, settings,
+        folder,
+    )  # fmt: skip
+    report.write(out / REPORT)
+    write_drops(out / DROPS, report.cleaned)
+    return Prepared(folder, report.judgement, report)
+
+
+def examine(
+    paths: Sequence[Path],
+    settings: DataSettings,
+    renderer: Renderer | None = None,
+    track: Track = untracked,
+) -> Report:
+    """Reads, cleans and judges, and writes nothing."""
+    read = read_rows(paths, settings.reading, track)
+    cleaned = clean(read, settings.cleaning, track)
+    if not cleaned.rows:
+        raise DataError(
+            f"every one of the {cleaned.rows_read} rows was dropped "
+            f"({_counts(cleaned)}); `loragate data check --report report.html` says why"
+        )
+    judgement = judge(cleaned.examples, settings.judging, renderer, track)
+    digest = digest_of(cleaned.examples)
+    return Report("Training data", digest, read, cleaned, judgement, settings)
+
+
+def split_file(
+    path: Path, out: Path, splitting: Splitting, track: Track = untracked
+) -> SplitFolder:
+    """Splits what `write_cleaned` wrote. Raises DataError as `prepare` does."""
+    examples = read_examples(path)
+    require_enough(findings_on_volume(len(examples), Judging()))
+    splits = split(examples, splitting, track)
+    refuse_leaks(splits, splitting.similarity, track)
+    source = {"path": str(path), "sha256": file_digest(path), "rows": len(examples)}
+    about = {
+        "seed": splitting.seed,
+        "sources": [source],
+        "settings": {"splitting": asdict(splitting)},
+        "packages": package_versions(),
+    }
+    return write_split_folder(out, splits, about)
+
+
+def require_enough(findings: Iterable[Finding]) -> None:
+    """Raises DataError where a finding refuses."""
+    for finding in findings:
+        if finding.level == "refuse":
+            raise DataError(f"the data are refused: {finding.sentence}")
+
+
+def write_cleaned(path: Path, report: Report) -> None:
+    """Writes the rows that stayed, as `data split` and training read them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_examples(path, report.cleaned.examples)
+
+
+def write_drops(path: Path, cleaned: Cleaned) -> None:
+    """Writes every dropped row's place, rule, reason and masked sample, one JSON object a line."""
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for drop in cleaned.drops:
+                file.write(json.dumps(drop.to_json(), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _about(report: Report) -> dict[str, object]:
+    return {
+        "seed": report.settings.splitting.seed,
+        "sources": [
+            {"path": source.path, "sha256": source.sha256, "rows": source.rows}
+            for source in report.read.sources
+        ],
+        "rows_read": report.cleaned.rows_read,
+        "cleaning": account_of(report.cleaned),
+        "settings": report.settings.to_json(),
+        "judgement": report.judgement.to_json(),
+        "packages": package_versions(),
+    }
+
+
+def _counts(cleaned: Cleaned) -> str:
+    return ", ".join(
+        f"{rule.replace('_', ' ')} {len(drops)}" for rule, drops in cleaned.drops_by_rule().items()
+    )

@@ -1,0 +1,105 @@
+"""What can be chosen about data, with defaults; the TOML's [data] and the options fill these."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal, Protocol, TypeVar
+
+from loragate.trainer.data.example import DataError
+
+FormatName = Literal["auto", "messages", "instruction", "prompt", "sharegpt"]
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Shows how far a loop has come; the `track` of a `rich.progress.Progress` is one."""
+
+    def __call__(
+        self, sequence: Iterable[T], *, description: str, total: float | None = None
+    ) -> Iterable[T]: ...
+
+
+def untracked(sequence: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
+    """Shows nothing."""
+    return sequence
+
+
+def _check_similarity(value: float) -> None:
+    if not 0.5 <= value <= 1:
+        raise DataError(
+            f"a similarity of {value} cannot be used; give 0.5 (rows are soon called near) to 1 "
+            "(only equal ones), 0.8 is usual"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How files become examples."""
+
+    format: FormatName = "auto"
+    # A row that cannot be read: refuse the data, or drop the row and say so in the report.
+    bad_rows: Literal["refuse", "drop"] = "refuse"
+    encoding: str = "utf-8"  # a byte order mark in the file goes before it
+    label_field: str = "label"  # the field of a row with the exact answer's class
+    group_field: str = "group"  # rows with the same value stay in one split
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaning:
+    """What is mended and what is dropped."""
+
+    language: str | None = None  # ISO 639-1; rows surely in another language are dropped
+    personal_data: Literal["mask", "drop", "keep"] = "mask"
+    # Where telephone numbers are written without their country's code.
+    phone_regions: tuple[str, ...] = ("GB", "US", "DE", "FR")
+    min_characters: int = 2  # of the question, and 1 of the answer
+    max_characters: int = 20_000  # of the whole conversation
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    similarity: float = 0.8  # Jaccard, of five-character pieces; from here on rows are near
+    # Rows with the same question and different answers: nobody can tell which is right.
+    conflicts: Literal["drop", "keep"] = "drop"
+
+    def __post_init__(self) -> None:
+        _check_similarity(self.similarity)
+
+
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """Into which shares, and what must not be torn apart."""
+
+    validation: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+    similarity: float = 0.8
+
+    def __post_init__(self) -> None:
+        _check_similarity(self.similarity)
+        if not (self.validation > 0 and self.test > 0 and self.validation + self.test < 1):
+            raise DataError(
+                f"the shares of validation ({self.validation}) and test ({self.test}) must be "
+                "above 0 and leave something to train on; 0.1 each is usual"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """What the judgement is held against."""
+
+    max_tokens: int = 1024  # the run's length limit, for the share of tokens that it would cut
+    # Rows below which data are refused, warned about, and noted.
+    refuse_below: int = 10
+    warn_below: int = 1_000
+    note_below: int = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """All of the above, as `prepare` takes it."""
+
+    reading: Reading = Reading()
+    cleaning: Cleaning = Cleaning()
+    splitting: Splitting = Splitting()
+    judging: Judging = Judging()
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self)

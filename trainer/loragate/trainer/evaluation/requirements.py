@@ -1,0 +1,143 @@
+"""What must hold before a run may publish, in sentences such as ``accuracy - base >= 0.30``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from loragate.adapters.errors import LoragateError
+from loragate.trainer.evaluation.metrics import METRICS
+from loragate.trainer.evaluation.statistics import Interval
+
+Rival = Literal["", "base", "champion"]
+Comparison = Literal[">=", "<="]
+
+_SENTENCE: Final = re.compile(
+    r"\s*(?P<metric>\w+)\s*(?:-\s*(?P<rival>base|champion)\s*)?"
+    r"(?P<comparison>>=|<=)\s*(?P<bound>[-+]?\d+(?:\.\d+)?)\s*",
+    re.ASCII,
+)
+
+
+class InvalidRequirement(LoragateError, ValueError):
+    """A sentence in `require` that cannot be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A metric of the new adapter, or its difference to a rival's, against a bound."""
+
+    metric: str
+    rival: Rival
+    comparison: Comparison
+    bound: float
+
+    @classmethod
+    def parse(cls, sentence: str) -> Requirement:
+        """Raises InvalidRequirement."""
+        match = _SENTENCE.fullmatch(sentence)
+        if match is None:
+            raise InvalidRequirement(
+                f"{sentence!r} in [evaluation] require cannot be understood; write it as "
+                "'METRIC >= NUMBER' or 'METRIC - base <= NUMBER', with base or champion"
+            )
+        if match["metric"] not in METRICS:
+            raise InvalidRequirement(
+                f"{sentence!r} in [evaluation] require names no metric; there are "
+                f"{', '.join(METRICS)}"
+            )
+        rival = cast(Rival, match["rival"] or "")
+        comparison = cast(Comparison, match["comparison"])
+        return cls(match["metric"], rival, comparison, float(match["bound"]))
+
+    def __str__(self) -> str:
+        rival = f" - {self.rival}" if self.rival else ""
+        return f"{self.metric}{rival} {self.comparison} {self.bound:g}"
+
+    def holds(self, value: float) -> bool:
+        return value >= self.bound if self.comparison == ">=" else value <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Whether one requirement holds, and the sentence that says so to people."""
+
+    requirement: str
+    holds: bool
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`holds` decides whether `publish` goes on."""
+
+    holds: bool
+    sentence: str
+    findings: tuple[Finding, ...]
+
+
+def judge(
+    requirements: Sequence[Requirement],
+    measured: Mapping[str, Interval],
+    differences: Mapping[str, Mapping[str, Interval]],
+) -> Verdict:
+    """`differences` by rival, then metric. A comparison with a champion that is not there holds;
+    a metric that was not measured does not.
+    """
+    findings = tuple(_finding(each, measured, differences) for each in requirements)
+    failed = [finding for finding in findings if not finding.holds]
+    if not findings:
+        sentence = "Nothing was required, so the adapter may be published."
+    elif not failed:
+        sentence = f"The adapter may be published: all {len(findings)} requirements hold."
+    else:
+        what = ", ".join(finding.requirement for finding in failed)
+        sentence = (
+            f"The adapter is not to be published: {len(failed)} of {len(findings)} requirements "
+            f"do not hold ({what})."
+        )
+    return Verdict(not failed, sentence, findings)
+
+
+def _finding(
+    requirement: Requirement,
+    measured: Mapping[str, Interval],
+    differences: Mapping[str, Mapping[str, Interval]],
+) -> Finding:
+    metric = METRICS[requirement.metric]
+    against = f" against the {requirement.rival}" if requirement.rival else ""
+    subject = metric.title + against
+    if requirement.rival == "champion" and "champion" not in differences:
+        return Finding(
+            str(requirement), True, f"{subject}: there is no champion yet, so nothing to beat."
+        )
+    found = (
+        differences.get(requirement.rival, {}).get(requirement.metric)
+        if requirement.rival
+        else measured.get(requirement.metric)
+    )
+    if found is None:
+        return Finding(
+            str(requirement),
+            False,
+            f"{subject} was not measured on these rows; remove the requirement or give what it "
+            "needs (labels for accuracy and f1, rows for counterfactuals).",
+        )
+    return _compared(requirement, subject, found)
+
+
+def _compared(requirement: Requirement, subject: str, found: Interval) -> Finding:
+    metric = METRICS[requirement.metric]
+    show = metric.show_difference if requirement.rival else metric.show
+    holds = requirement.holds(found.estimate)
+    wanted = "at least" if requirement.comparison == ">=" else "at most"
+    is_sure = requirement.holds(found.low) == requirement.holds(found.high)
+    doubt = "" if is_sure else " The interval reaches across: more test rows would tell."
+    return Finding(
+        str(requirement),
+        holds,
+        f"{subject} is {show(found.estimate)} ({show(found.low)} to {show(found.high)}) and must "
+        f"be {wanted} {show(requirement.bound)}.{doubt}",
+    )

@@ -1,0 +1,173 @@
+"""Sheets of answers for people to judge, and what they judged.
+
+A sheet is blind: answers of all contenders in one random order, without a name. Each rater fills a
+copy. With two raters or more, Krippendorff's alpha says how far they agree: 1 is full agreement, 0
+what chance gives.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from loragate.trainer.evaluation.errors import EvaluationError
+from loragate.trainer.evaluation.statistics import Bootstrap, Interval, mean
+
+if TYPE_CHECKING:
+    from loragate.trainer.evaluation.evaluation import Evaluation
+
+CRITERIA: Final = ("accuracy", "helpfulness", "tone")
+_COLUMNS: Final = ("item", "prompt", "wanted", "answer", *CRITERIA, "comment")
+_SCALE: Final = ("1", "2", "3", "4", "5")
+
+
+@dataclass(frozen=True, slots=True)
+class ContenderRatings:
+    """`scores` by criterion: the mean from 1 (bad) to 5 (good)."""
+
+    name: str
+    scores: Mapping[str, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """`agreement` by criterion: Krippendorff's alpha; empty for one rater."""
+
+    raters: tuple[str, ...]
+    items: int
+    contenders: tuple[ContenderRatings, ...]
+    agreement: Mapping[str, float]
+
+
+def write_sheet(evaluation: Evaluation, path: Path) -> int:
+    """A CSV file of all samples to fill in; the number of answers in it."""
+    rows = [
+        (_item(evaluation, index, name), sample.prompt, sample.wanted, answer)
+        for index, sample in enumerate(evaluation.samples)
+        for name, answer in sample.answers.items()
+    ]
+    random.Random(evaluation.about.seed).shuffle(rows)
+    try:
+        # The mark lets spreadsheets see that it is UTF-8.
+        with path.open("w", encoding="utf-8-sig", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(_COLUMNS)
+            writer.writerows((*row, *[""] * (len(CRITERIA) + 1)) for row in rows)
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be written: {error.strerror}") from error
+    return len(rows)
+
+
+def read_sheets(evaluation: Evaluation, paths: Sequence[Path]) -> Ratings:
+    """What raters filled in, one file a rater; rows without any number are passed over.
+
+    Raises EvaluationError, naming file and row.
+    """
+    owner = {
+        _item(evaluation, index, name): name
+        for index, sample in enumerate(evaluation.samples)
+        for name in sample.answers
+    }
+    judged = [
+        (item, criterion, score)
+        for path in paths
+        for item, criterion, score in _read_sheet(path, owner.keys())
+    ]
+    if not judged:
+        raise EvaluationError("the sheets are empty; fill the numbers 1 to 5 in, then read them")
+    by_unit: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for item, criterion, score in judged:
+        by_unit[item, criterion].append(score)
+    contenders = tuple(
+        _contender_ratings(evaluation, contender.name, by_unit, owner)
+        for contender in evaluation.contenders
+    )
+    agreement = {
+        criterion: krippendorff_alpha(
+            [scores for (_, of), scores in by_unit.items() if of == criterion]
+        )
+        for criterion in CRITERIA
+        if len(paths) > 1
+    }
+    rated = {item for item, _ in by_unit}
+    return Ratings(tuple(path.stem for path in paths), len(rated), contenders, agreement)
+
+
+def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float:
+    """For numbers on an interval scale; a unit is what all raters gave to one thing.
+
+    Units with one rating tell nothing of agreement. 1.0 where nobody ever differs.
+    """
+    pairable = [unit for unit in units if len(unit) > 1]
+    values = [value for unit in pairable for value in unit]
+    if len(values) < 2:
+        return 1.0
+    observed = sum(_squares(unit) / (len(unit) - 1) for unit in pairable) / len(values)
+    expected = _squares(values) / (len(values) * (len(values) - 1))
+    return 1.0 - observed / expected if expected else 1.0
+
+
+def _squares(values: Sequence[int]) -> float:
+    """The sum over ordered pairs of the square of their difference."""
+    total, squares = sum(values), sum(value * value for value in values)
+    return 2.0 * (len(values) * squares - total * total)
+
+
+def _contender_ratings(
+    evaluation: Evaluation,
+    name: str,
+    by_unit: Mapping[tuple[str, str], Sequence[int]],
+    owner: Mapping[str, str],
+) -> ContenderRatings:
+    about = evaluation.about
+    scores: dict[str, Interval] = {}
+    for criterion in CRITERIA:
+        # Answers are resampled, not ratings: two people on one answer are not two answers.
+        means = [
+            sum(given) / len(given)
+            for (item, of), given in by_unit.items()
+            if of == criterion and owner[item] == name
+        ]
+        if means:
+            bootstrap = Bootstrap(len(means), about.confidence, about.resamples, about.seed)
+            scores[criterion] = bootstrap.interval(mean(means))
+    return ContenderRatings(name, scores)
+
+
+def _read_sheet(path: Path, items: Iterable[str]) -> list[tuple[str, str, int]]:
+    known = set(items)
+    judged: list[tuple[str, str, int]] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EvaluationError(f"{path} cannot be read as CSV: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        item = (row.get("item") or "").strip()
+        if item not in known:
+            raise EvaluationError(
+                f"{path}, row {number}: {item!r} is no answer of this evaluation; use the sheet "
+                "that was written with it"
+            )
+        for criterion in CRITERIA:
+            score = (row.get(criterion) or "").strip()
+            if score and score not in _SCALE:
+                raise EvaluationError(
+                    f"{path}, row {number}: {criterion} is {score!r}; give a number from 1 to 5"
+                )
+            if score:
+                judged.append((item, criterion, int(score)))
+    return judged
+
+
+def _item(evaluation: Evaluation, index: int, name: str) -> str:
+    """Says nothing to a rater, and cannot belong to another evaluation."""
+    about = evaluation.about
+    text = f"{about.title}\0{about.finished_at}\0{index}\0{name}"
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

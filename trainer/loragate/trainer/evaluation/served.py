@@ -1,0 +1,267 @@
+"""Models behind a real server, asked by name over HTTP: what users would get.
+
+`started` runs `loragate serve` in a home of its own, which goes away with it; `running` asks a
+server that is there already. Neither knows what the answers are for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+from rich.progress import Progress
+
+from loragate.adapters.base_model import prepare
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName
+from loragate.adapters.peft_config import CONFIG, read_config
+from loragate.adapters.registry import Registry
+from loragate.adapters.states import AdapterState
+from loragate.adapters.store import ArtifactStore
+from loragate.trainer.data.example import Message
+from loragate.trainer.evaluation.answers import Answer
+from loragate.trainer.evaluation.errors import EvaluationError
+
+BASE: Final = "base"
+
+_TENANT: Final = "evaluation"
+_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)  # what engine.max_lora_rank can be
+_START_SECONDS: Final = 600.0
+_STOP_SECONDS: Final = 60.0
+_ANSWER_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How the scratch server is to run. `source` is a base model that was prepared under `models`,
+    or a folder that holds one.
+    """
+
+    source: str
+    models: Path
+    max_model_len: int
+    dtype: str = "auto"
+
+
+class ServedModels:
+    """Models to ask: `BASE` and the adapters by their names."""
+
+    def __init__(self, client: httpx.AsyncClient, concurrency: int) -> None:
+        self._client = client
+        self._places = asyncio.Semaphore(concurrency)
+
+    async def ask(
+        self,
+        model: str,
+        prompts: Sequence[Sequence[Message]],
+        max_tokens: int,
+        done: Callable[[], None] = lambda: None,
+    ) -> list[Answer]:
+        """The greedy answers, in the order of the prompts; `done` hears of each as it comes.
+
+        Raises EvaluationError where the server refuses one.
+        """
+
+        async def one(prompt: Sequence[Message]) -> Answer:
+            async with self._places:
+                answer = await self._ask(model, prompt, max_tokens)
+            done()
+            return answer
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(prompt)) for prompt in prompts]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from failed
+        return [task.result() for task in tasks]
+
+    async def _ask(self, model: str, prompt: Sequence[Message], max_tokens: int) -> Answer:
+        body = {
+            "model": model,
+            "messages": [{"role": turn.role, "content": turn.content} for turn in prompt],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        try:
+            response = await self._client.post("/v1/chat/completions", json=body)
+        except httpx.TransportError as error:
+            raise EvaluationError(
+                f"the server at {self._client.base_url} does not answer ({error!r}); see its log, "
+                "then evaluate again"
+            ) from error
+        if not response.is_success:
+            raise EvaluationError(
+                f"the server refuses a question to {model!r} with {response.status_code}: "
+                f"{response.text}"
+            )
+        answer = response.json()
+        choice = answer["choices"][0]
+        return Answer(
+            choice["message"]["content"] or "",
+            choice["finish_reason"] == "stop",
+            answer["usage"]["completion_tokens"],
+        )
+
+
+@asynccontextmanager
+async def running(url: str, key: str, concurrency: int) -> AsyncIterator[ServedModels]:
+    """The models of a server that runs, asked with a tenant's key."""
+    headers = {"authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_ANSWER_SECONDS) as client:
+        yield ServedModels(client, concurrency)
+
+
+@asynccontextmanager
+async def started(
+    serving: Serving, adapters: Mapping[str, Path], concurrency: int
+) -> AsyncIterator[ServedModels]:
+    """A server of the base model and of adapter folders, by name; ends with the block.
+
+    The folders pass the same gate as any other. Raises EvaluationError with the end of the
+    server's log where it does not come up, or with the reason where an adapter cannot serve.
+    """
+    with tempfile.TemporaryDirectory(prefix="loragate-evaluation-") as scratch:
+        home = Home(Path(scratch)).ensure()
+        _link_model(serving, home)
+        with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+            key = await asyncio.to_thread(_publish, registry, adapters)
+            address = f"127.0.0.1:{_free_port()}"
+            async with (
+                _server(home, address, _environment(serving, adapters)),
+                running(f"http://{address}", key, concurrency) as models,
+            ):
+                await asyncio.to_thread(_require_serving, registry, adapters)
+                yield models
+
+
+def _link_model(serving: Serving, home: Home) -> None:
+    """The prepared models, and one more if `source` is a folder that training wrote."""
+    for entry in serving.models.iterdir():
+        if not entry.name.startswith("."):
+            (home.models / entry.name).symlink_to(entry.absolute())
+    with Progress(disable=True) as progress:
+        prepare(serving.source, home.models, progress)
+
+
+def _publish(registry: Registry, adapters: Mapping[str, Path]) -> str:
+    key = registry.create_tenant(_TENANT, actor="trainer").key
+    for name, folder in adapters.items():
+        adapter = AdapterName(_TENANT, name)
+        version = registry.publish(adapter, folder, "trainer")
+        registry.set_alias(adapter, "champion", version.number, "trainer")
+    return key
+
+
+def _environment(serving: Serving, adapters: Mapping[str, Path]) -> dict[str, str]:
+    ranks = [read_config(folder / CONFIG).largest_rank for folder in adapters.values()]
+    rank = next(allowed for allowed in _RANKS if allowed >= max(ranks, default=1))
+    return {
+        "LORAGATE_ENGINE_MODEL": serving.source,
+        "LORAGATE_ENGINE_DTYPE": serving.dtype,
+        "LORAGATE_ENGINE_MAX_LORAS": str(max(1, len(adapters))),
+        "LORAGATE_ENGINE_MAX_CPU_LORAS": str(max(1, len(adapters))),
+        "LORAGATE_ENGINE_MAX_LORA_RANK": str(rank),
+        "LORAGATE_ENGINE_MAX_MODEL_LEN": str(serving.max_model_len),
+        "LORAGATE_ENGINE_KV_CACHE_GIB": "1",
+        "LORAGATE_SERVER_LOG_LEVEL": "warning",
+    }
+
+
+@asynccontextmanager
+async def _server(home: Home, address: str, settings: Mapping[str, str]) -> AsyncIterator[None]:
+    """The process; ready when the block begins, gone when it has ended."""
+    log_path = home.root / "serve.log"
+    # Settings of the caller's own server are not for this one.
+    inherited = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+    environment = inherited | {
+        **settings,
+        "LORAGATE_HOME": str(home.root),
+        "LORAGATE_SERVER_HTTP": address,
+        "LORAGATE_SERVER_GRPC": "127.0.0.1:0",
+    }
+    command = Path(sys.executable).with_name("loragate")
+    with log_path.open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            # A session of its own: Ctrl-C is for the evaluation, which then stops the server.
+            *(str(command), "serve"),
+            env=environment,
+            cwd=home.root,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            await _wait_until_ready(process, address, log_path)
+            yield
+        finally:
+            await _stop(process)
+
+
+async def _wait_until_ready(
+    process: asyncio.subprocess.Process, address: str, log_path: Path
+) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    async with httpx.AsyncClient() as client:
+        while time.monotonic() < deadline:
+            if process.returncode is not None:
+                raise EvaluationError(f"the server for the evaluation ended: {_end_of(log_path)}")
+            try:
+                if (await client.get(f"http://{address}/readyz")).is_success:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet
+            await asyncio.sleep(0.2)
+    raise EvaluationError(
+        f"the server for the evaluation was not ready in {_START_SECONDS:g} s: {_end_of(log_path)}"
+    )
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def _require_serving(registry: Registry, adapters: Mapping[str, Path]) -> None:
+    """Waits until each adapter serves. Raises EvaluationError where one cannot."""
+    deadline = time.monotonic() + _START_SECONDS
+    for name in adapters:
+        adapter = AdapterName(_TENANT, name)
+        while (page := registry.show(adapter)).aliases["champion"].serving is None:
+            newest = page.versions[0]
+            if newest.state is AdapterState.FAILED:
+                raise EvaluationError(f"the adapter {name!r} cannot be served: {newest.reason}")
+            if time.monotonic() > deadline:
+                raise EvaluationError(f"the adapter {name!r} is still {newest.state}; try again")
+            time.sleep(0.1)
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith("LORAGATE_")
+
+
+def _end_of(log_path: Path) -> str:
+    return log_path.read_text(errors="replace")[-2000:].strip() or "its log is empty"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

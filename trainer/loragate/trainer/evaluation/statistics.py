@@ -1,0 +1,100 @@
+"""Metrics as sums over rows and a formula, so that one bootstrap serves them all.
+
+A metric such as BLEU is no mean of its rows. But it is a formula of sums over rows, and so are
+loss, F1 and every mean. Resampling rows is then a product of two matrices, and two models that
+answered the same rows are resampled together, which is what a paired difference needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+Floats = NDArray[np.float64]
+Formula = Callable[[Floats], Floats]
+"""From sums, whose last axis is a statistic's columns, to values, without that axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate, and where the truth lies at the confidence asked for, as far as the choice of
+    the rows goes.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A metric over rows: `rows` is (rows, columns). `is_share`: a mean of zeros and ones."""
+
+    rows: Floats
+    formula: Formula
+    is_share: bool = False
+
+    @property
+    def value(self) -> float:
+        return float(self.formula(self.rows.sum(axis=0)))
+
+
+def mean(values: Sequence[float] | Floats) -> Statistic:
+    return ratio(values, [1.0] * len(values))
+
+
+def share(claims: Sequence[bool]) -> Statistic:
+    return Statistic(mean([float(claim) for claim in claims]).rows, _ratio, is_share=True)
+
+
+def ratio(
+    numerators: Sequence[float] | Floats, denominators: Sequence[float] | Floats
+) -> Statistic:
+    """The sum of one over the sum of the other, such as nats over tokens."""
+    return Statistic(np.column_stack([numerators, denominators]).astype(np.float64), _ratio)
+
+
+def exp(statistic: Statistic) -> Statistic:
+    return Statistic(statistic.rows, lambda sums: np.exp(statistic.formula(sums)))
+
+
+def _ratio(sums: Floats) -> Floats:
+    return sums[..., 0] / sums[..., 1]
+
+
+class Bootstrap:
+    """Percentile intervals from resampled rows; the same rows for everything that it is asked."""
+
+    def __init__(self, rows: int, confidence: float, resamples: int, seed: int) -> None:
+        self._confidence = confidence
+        random = np.random.default_rng(seed)
+        # How often each row is drawn in each resample.
+        self._draws = random.multinomial(rows, np.full(rows, 1 / rows), size=resamples)
+
+    def interval(self, statistic: Statistic) -> Interval:
+        values = statistic.formula(self._draws @ statistic.rows)
+        low, high = self._tails(values)
+        if statistic.is_share and low == high:
+            # All rows alike: resampling them shows no doubt, and yet few rows prove little.
+            count = int(statistic.rows[:, 0].sum())
+            exact = binomtest(count, len(statistic.rows)).proportion_ci(self._confidence)
+            low, high = float(exact.low), float(exact.high)
+        return Interval(statistic.value, low, high)
+
+    def difference(self, one: Statistic, other: Statistic) -> Interval:
+        """One minus the other, row by row the same."""
+        values = one.formula(self._draws @ one.rows) - other.formula(self._draws @ other.rows)
+        return Interval(one.value - other.value, *self._tails(values))
+
+    def _tails(self, values: Floats) -> tuple[float, float]:
+        tail = (1 - self._confidence) / 2
+        low, high = np.quantile(values, [tail, 1 - tail])
+        return float(low), float(high)

@@ -1,0 +1,81 @@
+"""Computes the reference by which the publish gate tells an adapter that is served as trained."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from loragate.adapters.adapter_files import MANIFEST, inspect
+from loragate.adapters.reference import Reference, ScoredPrompt
+from loragate.trainer.errors import TrainingError
+
+PROMPTS: Final = 4
+PROMPT_TOKENS: Final = 64
+# In nats. A wrong scale leaves half of it or less, so 0.15 are missing where 0.109 are allowed.
+_LEAST_EFFECT: Final = 0.3
+
+
+def compute_reference(
+    base: Path, adapter: Path, prompts: Iterable[Sequence[int]], most: int = PROMPTS
+) -> Reference:
+    """The adapter's log-probabilities on `prompts`, in float32, loaded from the two folders as
+    anybody would. Raises TrainingError where the adapter says too little on them.
+
+    Of more than `most` prompts the first are taken, and of each the last 64 tokens: chats that end
+    with the assistant's answer are best, since the adapter does most there.
+    """
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(model, str(adapter))
+    assert isinstance(adapted, PeftModel)
+    return reference_of(adapted, prompts, most)
+
+
+def reference_of(
+    model: PeftModel, prompts: Iterable[Sequence[int]], most: int = PROMPTS
+) -> Reference:
+    """As `compute_reference`, of a model in memory, which has to be float32."""
+    was_training = model.training
+    model.eval()
+    try:
+        scored = tuple(_scored(model, ids) for ids in itertools.islice(prompts, most))
+    finally:
+        model.train(was_training)
+    if not scored:
+        raise TrainingError("A reference needs at least one prompt; give some chats.")
+    reference = Reference(scored)
+    if reference.effect < _LEAST_EFFECT:
+        raise TrainingError(
+            f"On these prompts the adapter moves log-probabilities by {reference.effect:.3f} nats "
+            f"on average, and below {_LEAST_EFFECT} a wrong scale could not be told from rounding; "
+            "give chats like those it was trained on, each with its answer."
+        )
+    return reference
+
+
+def write_reference(folder: Path, reference: Reference) -> None:
+    """Puts it into the folder's manifest.json; the rest of the manifest stays. Raises
+    InvalidAdapter for a folder that is no adapter.
+    """
+    manifest = replace(inspect(folder).manifest, reference=reference)
+    (folder / MANIFEST).write_text(manifest.to_json())
+
+
+def _scored(model: PeftModel, token_ids: Sequence[int]) -> ScoredPrompt:
+    ids = tuple(token_ids[-PROMPT_TOKENS:])
+    adapter = _logprobs(model, ids)
+    with model.disable_adapter():
+        base = _logprobs(model, ids)
+    return ScoredPrompt(ids, adapter, base)
+
+
+@torch.inference_mode()
+def _logprobs(model: PeftModel, ids: Sequence[int]) -> tuple[float, ...]:
+    tokens = torch.tensor([ids], device=model.device)
+    logits = model(input_ids=tokens).logits[0, :-1].float()
+    chosen = logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+    return tuple(round(score, 5) for score in chosen.clamp(max=0.0).tolist())

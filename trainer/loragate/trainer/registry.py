@@ -1,0 +1,46 @@
+"""The registry as the trainer uses it: to publish to, and to take versions from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_profile import BaseProfile
+from loragate.adapters.errors import AliasNotFound, VersionNotFound
+from loragate.adapters.gate import StaticGate
+from loragate.adapters.home import Home
+from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, looks_like_version
+from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
+
+
+@contextmanager
+def open_registry(home: Home, base: BaseModel | None = None) -> Iterator[Registry]:
+    """With `base`, what is published must fit it. A server's LORAGATE_REGISTRY_URL counts here
+    too.
+    """
+    url = os.environ.get("LORAGATE_REGISTRY_URL") or home.ensure().database_url
+    gate = None if base is None else StaticGate(BaseProfile.read(base), None)
+    with Registry(url, ArtifactStore(home.artifacts), gate) as registry:
+        yield registry
+
+
+def find_version(registry: Registry, text: str) -> AdapterVersion:
+    """Of `acme/support@v3`, of an alias as in `acme/support@challenger`, or of `acme/support` its
+    champion; an alias means what it is to point to. Raises InvalidName, TenantNotFound,
+    AdapterNotFound, VersionNotFound and AliasNotFound.
+    """
+    name, _, wanted = text.partition("@")
+    adapter = AdapterName.parse(name)
+    page = registry.show(adapter)
+    if looks_like_version(wanted):
+        found = [each.version for each in page.versions if each.version.version == wanted]
+        if not found:
+            raise VersionNotFound(adapter.tenant, adapter.name, wanted)
+        return found[0]
+    alias = page.aliases.get(wanted or CHAMPION)
+    if alias is None:
+        raise AliasNotFound(adapter.tenant, adapter.name, wanted or CHAMPION)
+    return alias.desired

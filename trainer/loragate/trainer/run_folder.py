@@ -1,0 +1,156 @@
+"""A run's folder: all that a run makes, under fixed names, each file whole or absent."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from loragate.trainer.errors import RunFolderError
+from loragate.trainer.run_file import RunFile, read_run_file
+
+Fit = Literal["underfitted", "well fitted", "overfitted", "unknown"]
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """How the validation loss went. `sentence` says it to people."""
+
+    fit: Fit
+    sentence: str
+    best_step: int
+    best_validation_loss: float
+    first_validation_loss: float
+    last_validation_loss: float
+
+
+class RunResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out of training, and from what: enough to say where an adapter comes from.
+
+    Digests are "sha256:<hex>" or plain hex as their makers write them. `training_seconds` is time
+    in steps, validation not counted; `seconds` is all of the training, from its first start to its
+    end, without the time that it lay interrupted. Tokens do not count padding.
+    """
+
+    method: str
+    verdict: Verdict
+    metrics: dict[str, float]
+    steps: int
+    epochs: float
+    seconds: float
+    training_seconds: float
+    training_tokens: int
+    supervised_tokens: int
+    peak_memory_bytes: int
+    seed: int
+    data_digest: str
+    base_model: str
+    base_model_digest: str
+    adapter_digest: str
+    continued_from: str
+    chat_template_hash: str
+    tokenizer_hash: str
+    packages: dict[str, str]
+    machine: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths under one root, and reading and writing what they hold."""
+
+    root: Path
+
+    @property
+    def run_file(self) -> Path:
+        """The run file as it was given, byte by byte."""
+        return self.root / "run.toml"
+
+    @property
+    def resolved_file(self) -> Path:
+        """The same with every "auto" replaced by what it came to, and absolute paths."""
+        return self.root / "resolved.toml"
+
+    @property
+    def data(self) -> Path:
+        """The splits that the run made of raw data; absent where it was given splits."""
+        return self.root / "data"
+
+    @property
+    def log(self) -> Path:
+        """JSON lines: {"step", "loss", …} of training and {"step", "validation_loss"}."""
+        return self.root / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The best adapter in PEFT's form; for the method `full`, the whole model."""
+        return self.root / "adapter"
+
+    @property
+    def curve(self) -> Path:
+        return self.root / "loss.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def result_file(self) -> Path:
+        """Written last: a run that has it is complete."""
+        return self.root / "result.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """What evaluation makes: its report and figures."""
+        return self.root / "evaluation"
+
+    @property
+    def is_complete(self) -> bool:
+        return self.result_file.is_file()
+
+    def resolved(self) -> RunFile:
+        """Raises RunFileError."""
+        return read_run_file(self.resolved_file)
+
+    def result(self) -> RunResult:
+        """Raises RunFolderError where the run is not complete."""
+        try:
+            return msgspec.json.decode(self.result_file.read_bytes(), type=RunResult)
+        except FileNotFoundError:
+            raise RunFolderError(
+                f"{self.root} holds no complete run; train it, or go on with "
+                "`loragate train RUN.toml --resume`"
+            ) from None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise RunFolderError(f"{self.result_file} cannot be read: {error}") from None
+
+    def steps(self) -> Iterator[Mapping[str, float]]:
+        """The lines of the log. Raises RunFolderError."""
+        try:
+            yield from msgspec.json.Decoder(dict[str, float]).decode_lines(self.log.read_bytes())
+        except (OSError, msgspec.MsgspecError) as error:
+            raise RunFolderError(f"{self.log} cannot be read: {error}") from None
+
+    def write_result(self, result: RunResult) -> None:
+        """Raises RunFolderError."""
+        encoded = msgspec.json.format(msgspec.json.encode(result), indent=2)
+        write_whole(self.result_file, encoded + b"\n")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all. Raises RunFolderError."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunFolderError(f"{path} cannot be written: {error.strerror}; make room") from error

@@ -1,0 +1,101 @@
+"""What this machine offers: cores, memory, a GPU, and which numbers it multiplies faster."""
+
+import os
+import platform
+import resource
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from loragate.trainer.errors import TrainingError
+from loragate.trainer.settings.training import Precision, TrainingSettings
+
+# bf16 has to be this much faster to be worth its rounding.
+_WORTH = 1.2
+_ROUNDS = 5
+
+
+def threads() -> int:
+    """The cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0))
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def device(settings: TrainingSettings) -> str:
+    """cpu or cuda. Raises TrainingError for one that is not there."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError(
+            "[training] device is 'cuda', and PyTorch finds no CUDA device; install its CUDA build "
+            "or a driver, or set device = 'cpu'"
+        )
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def faster_precision(device: str, tokens: int, hidden: int, intermediate: int) -> Precision:
+    """Measured on the product that a model spends most of its time in, forward and backward."""
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    seconds = {
+        dtype: _product_seconds(dtype, tokens, hidden, intermediate)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    return "bf16" if seconds[torch.float32] > _WORTH * seconds[torch.bfloat16] else "fp32"
+
+
+def free_memory_bytes(device: str) -> int:
+    """What a run may take: of the GPU, or of the machine and its control group."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return min(psutil.virtual_memory().available, _group_room_bytes())
+
+
+def peak_memory_bytes(device: str) -> int:
+    """The most that this process held so far."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def describe() -> str:
+    """`AMD EPYC, 2 cores, 23 GiB; Linux 6.1`."""
+    memory = psutil.virtual_memory().total / 2**30
+    gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"{_cpu_name()}, {threads()} cores, {memory:.0f} GiB{gpu}; "
+        f"{platform.system()} {platform.release()}"
+    )
+
+
+def _product_seconds(dtype: torch.dtype, tokens: int, hidden: int, intermediate: int) -> float:
+    states = torch.randn(tokens, hidden).to(dtype)
+    weight = torch.randn(intermediate, hidden).to(dtype)
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        torch.nn.functional.linear(states, weight) @ weight
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _group_room_bytes() -> int:
+    """What the control group leaves, for a container; without one, all."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return 2**63
+    return 2**63 if limit == "max" else max(0, int(limit) - used)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,128 @@
+"""Puts a value in the place of every "auto"; what comes out is written beside the run.
+
+In two parts, since how often to validate depends on how many rows there are, and which rows there
+are on the longest that is allowed.
+"""
+
+import math
+from pathlib import Path
+
+import msgspec
+from transformers import PretrainedConfig
+
+from loragate.trainer.errors import RunFileError
+from loragate.trainer.run_file import RunFile
+from loragate.trainer.settings.data import DataSettings
+from loragate.trainer.settings.method import PROJECTIONS, MethodSettings
+from loragate.trainer.settings.training import TrainingSettings
+from loragate.trainer.training import machine
+from loragate.trainer.training.origin import Origin, method_of
+from loragate.trainer.training.plan import steps_of
+
+_LONGEST_BY_DEFAULT = 1024
+_VALIDATIONS = 10
+_TYPICAL_ROW = 96  # tokens; for the measurement of precisions only
+
+
+def resolve_model(
+    run: RunFile, root: Path, config: PretrainedConfig, origin: Origin | None
+) -> RunFile:
+    """All but what depends on the rows. Paths become absolute; `root` is the run file's folder."""
+    method = _method(method_of(origin, run.method) if origin else run.method)
+    return msgspec.structs.replace(
+        run,
+        folder=str((root / run.folder).resolve()),
+        data=_data(run.data, root, config),
+        model=msgspec.structs.replace(
+            run.model, chat_template=_absolute(root, run.model.chat_template)
+        ),
+        method=method,
+        training=_training(run.training, method, config),
+    )
+
+
+def resolve_schedule(run: RunFile, rows: int, processes: int) -> RunFile:
+    """The rest, from the number of training rows."""
+    training = run.training
+    steps = steps_of(training, rows, processes)
+    per_epoch = math.ceil(steps / max(1.0, training.epochs)) if not training.max_steps else steps
+    evaluate_every = training.evaluate_every
+    if evaluate_every == "auto":
+        evaluate_every = max(1, min(math.ceil(steps / _VALIDATIONS), per_epoch))
+    save_every = evaluate_every if training.save_every == "auto" else training.save_every
+    log_every = max(1, min(10, steps // 20)) if training.log_every == "auto" else training.log_every
+    return msgspec.structs.replace(
+        run,
+        training=msgspec.structs.replace(
+            training, evaluate_every=evaluate_every, save_every=save_every, log_every=log_every
+        ),
+    )
+
+
+def _data(data: DataSettings, root: Path, config: PretrainedConfig) -> DataSettings:
+    return msgspec.structs.replace(
+        data,
+        raw=tuple(_absolute(root, path) for path in data.raw),
+        splits=_absolute(root, data.splits),
+        replay=_absolute(root, data.replay),
+        max_tokens=longest_row(data, config),
+    )
+
+
+def _method(method: MethodSettings) -> MethodSettings:
+    rank = 16 if method.rank == "auto" else method.rank
+    alpha = float(rank if method.name == "rslora" else 2 * rank)
+    return msgspec.structs.replace(
+        method,
+        rank=rank,
+        alpha=alpha if method.alpha == "auto" else method.alpha,
+        target_modules=(PROJECTIONS if method.target_modules == "auto" else method.target_modules),
+    )
+
+
+def _training(
+    training: TrainingSettings, method: MethodSettings, config: PretrainedConfig
+) -> TrainingSettings:
+    device = machine.device(training)
+    learning_rate = training.learning_rate
+    if learning_rate == "auto":
+        learning_rate = 2e-5 if method.name == "full" else 2e-4
+    precision = training.precision
+    if precision == "auto":
+        text = config.get_text_config()
+        precision = machine.faster_precision(
+            device,
+            training.batch_size * _TYPICAL_ROW,
+            text.hidden_size,
+            getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        )
+    return msgspec.structs.replace(
+        training,
+        device=device,
+        threads=machine.threads() if training.threads == "auto" else training.threads,
+        learning_rate=learning_rate,
+        precision=precision,
+    )
+
+
+def _absolute(root: Path, path: str) -> str:
+    return str((root / path).resolve()) if path else ""
+
+
+def template_of(run: RunFile, root: Path) -> str | None:
+    """The chat template that replaces the model's own, if the run has one. Raises RunFileError."""
+    if not run.model.chat_template:
+        return None
+    path = root / run.model.chat_template
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise RunFileError(f"[model] chat_template: {path}: {error.strerror}") from None
+
+
+def longest_row(data: DataSettings, config: PretrainedConfig) -> int:
+    """The limit in tokens."""
+    if data.max_tokens != "auto":
+        return data.max_tokens
+    made_for = getattr(config.get_text_config(), "max_position_embeddings", _LONGEST_BY_DEFAULT)
+    return min(int(made_for), _LONGEST_BY_DEFAULT)
