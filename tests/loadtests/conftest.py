@@ -1,0 +1,28 @@
+"""What the load tests' own tests stand on.
+
+Locust runs in processes of its own: it changes Python's standard library where it is imported.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# The suite is a folder of the repository, not an installed package; the stand-in's model is made by
+# the server's tests.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "server")]
+
+# Found by the path above.
+from small_server import write_base_model  # noqa: E402  # pyright: ignore[reportMissingImports]
+from tiny_adapters import write_adapter  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_base_model(tmp_path_factory.mktemp("tiny-model")).path
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("tiny-adapter") / "adapter")

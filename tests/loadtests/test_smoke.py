@@ -1,0 +1,137 @@
+"""Whole runs against a real gateway over an engine that echoes: about a minute, no model."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from loadtests.records import Run, read_run
+
+ROOT = Path(__file__).parents[2]
+SMOKE = Path(__file__).parent / "smoke.toml"
+ECHO = ROOT / "tests" / "server" / "echo_server.py"
+PACE_SECONDS = "0.02"
+
+
+def load(model: Path, adapter: Path, folder: Path, scenario: str, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "loadtests", "run", scenario),
+        *("--command", f"{sys.executable} {ECHO} {{home}} {model} {PACE_SECONDS}"),
+        *("--like", str(adapter), "--prompt-words", "8,16", "--output-tokens", "16,32"),
+        *("--objectives", str(SMOKE), "--out", str(folder), *more),
+    ]
+
+
+def run_to_end(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def read_finished(folder: Path, done: subprocess.CompletedProcess[str]) -> Run:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return read_run(folder / "run.jsonl")
+
+
+def test_steady_traffic_over_both_protocols_is_answered_and_reported(
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    command = load(tiny_model, tiny_adapter, tmp_path, "steady", "--rate", "8", "--duration", "10")
+    run = read_finished(tmp_path, run_to_end(command))
+
+    assert {sample.protocol for sample in run.samples} == {"http", "grpc"}
+    assert {sample.outcome for sample in run.samples} == {"ok"}
+    for sample in run.samples:
+        assert sample.served_by == (
+            sample.adapter if sample.adapter == "base" else f"{sample.adapter}@v1"
+        )
+        assert sample.output_tokens in (16, 32)
+        assert sample.prompt_tokens > 0
+    page = (tmp_path / "report.html").read_text()
+    assert "All objectives are met" in page
+    assert page.count("data:image/png") == 3
+    assert "tenant-0 | adapter-0" in (tmp_path / "report.md").read_text()
+
+
+def test_aliases_move_under_load_and_no_answer_is_lost_or_stale(
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    command = load(
+        tiny_model, tiny_adapter, tmp_path, "swap-under-load", "--rate", "8", "--duration", "16"
+    )
+    run = read_finished(tmp_path, run_to_end(command))
+
+    assert len(run.swaps) == 3
+    served = {sample.served_by for sample in run.samples}
+    assert {"tenant-0/adapter-0@v1", "tenant-0/adapter-0@v2"} <= served
+    assert (
+        "The longest gap in a stream while an alias moved" in (tmp_path / "report.md").read_text()
+    )
+
+
+def test_server_that_cannot_be_stopped_or_does_not_offer_a_mode_is_skipped_with_a_sentence(
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    elsewhere = [
+        *(sys.executable, "-m", "loadtests", "run", "drain"),
+        "--url",
+        "http://127.0.0.1:1",
+    ]
+    skipped = run_to_end(elsewhere)
+    assert skipped.returncode == 0
+    assert "Skipped: Only a server that the suite starts itself" in skipped.stdout
+
+    merged = run_to_end(load(tiny_model, tiny_adapter, tmp_path, "merged"))
+    assert merged.returncode == 0, merged.stderr
+    assert "Skipped: The server offers no merged model" in merged.stdout
+
+
+def test_locusts_page_runs_the_same_file(
+    tiny_model: Path, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    port = _free_port()
+    command = load(tiny_model, tiny_adapter, tmp_path, "steady", "--rate", "8", "--web", str(port))
+    # A process group of its own, to which Ctrl-C goes as it does in a terminal.
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, process_group=0
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(lambda: _answers(url), 120)
+        assert "scenario" in httpx.get(url).text
+        started = httpx.post(f"{url}/swarm", data={"scenario": "steady", "duration": "3"})
+        assert started.json()["success"], started.text
+        _wait_for(lambda: httpx.get(f"{url}/stats/requests").json()["state"] == "stopped", 60)
+        rows = httpx.get(f"{url}/stats/requests").json()["stats"]
+        assert {row["method"] for row in rows} >= {"http ttft", "grpc itl", "http goodput"}
+        assert {row["name"] for row in rows} >= {"tenant-0/adapter-0"}
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert (tmp_path / "report.html").is_file()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _wait_for(claim: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
