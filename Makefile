@@ -55,6 +55,15 @@ bench-direct: setup ## Measure what HTTP and the gateway cost, against the engin
 bench-swap: setup ## Measure what others notice of a swap, beside stock vLLM (15 minutes)
 	$(BIN)/python -m bench.swap $(ARGS)
 
+bench-starvation: setup ## Show what the fair queue does for a cold adapter beside a hot one
+	$(BIN)/python bench/starvation.py $(ARGS)
+
+bench-train: setup ## Measure training beside a plain SFTTrainer
+	$(BIN)/python bench/train.py $(ARGS)
+
+loadtest: setup ## Run a load test: make loadtest SCENARIO=steady
+	$(BIN)/python -m loadtests run $(SCENARIO) $(ARGS)
+
 check: setup ## Check format, lint, types, import arrows, and that the stubs are as generated
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

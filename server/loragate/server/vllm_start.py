@@ -50,6 +50,9 @@ def begin() -> None:
     # wants a core, each such wait costs its whole time slice: 0.8 tokens/s instead of 4.7 with
     # two busy neighbours on two cores. Spinning this short costs nothing on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # With LoRA vLLM compiles no model on CPU, but some helpers of its sampler, for half a minute at
+    # their first use, in the middle of somebody's request.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     multiprocessing.set_forkserver_preload(_PRELOAD)
     forkserver.ensure_running()
 

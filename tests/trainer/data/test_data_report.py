@@ -60,7 +60,7 @@ def test_the_page_has_the_verdict_the_digest_and_the_counts(page: _Page, tickets
 
 
 def test_the_page_shows_plots_and_samples_of_each_rule(page: _Page, tickets: Tickets):
-    assert page.tags.count("svg") == 7
+    assert page.tags.count("svg") == 6
     text = " ".join(page.text)
     for rule, drops in tickets.prepared.report.cleaned.drops_by_rule().items():
         assert rule.replace("_", " ").capitalize() in text
