@@ -56,7 +56,7 @@ def splits_of(folder: Path) -> Any:
 
     examples = tuple(read_examples(DATA))
     parts = {"train": examples[:-16], "validation": examples[-16:-8], "test": examples[-8:]}
-    return write_split_folder(folder / "splits", parts, {})
+    return write_split_folder(folder / "splits", parts, {})  # pyright: ignore[reportArgumentType]
 
 
 def train_ours(folder: Path, steps: int, arguments: argparse.Namespace) -> dict[str, float]:
@@ -112,7 +112,7 @@ def _train_trl(
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
     from loragate.adapters.base_model import DEFAULT_MODEL, find
     from loragate.adapters.home import Home

@@ -29,7 +29,14 @@ def load(model: Path, adapter: Path, folder: Path, scenario: str, *more: str) ->
 
 
 def run_to_end(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    try:
+        output, errors = process.communicate()
+    finally:
+        process.terminate()  # also where the test took too long: the run then stops its server
+        process.wait()
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def read_finished(folder: Path, done: subprocess.CompletedProcess[str]) -> Run:

@@ -115,7 +115,7 @@ class TinyRuns:
             "training": {"max_steps": 6, "threads": 1, "precision": "fp32", "trackers": []},
         }
         for name, table in tables.items():
-            tree[name] = {**tree.get(name, {}), **table} if isinstance(table, dict) else table
+            tree[name] = {**tree.get(name, {}), **table} if isinstance(table, dict) else table  # pyright: ignore[reportGeneralTypeIssues]
         return convert_run_file(tree)
 
     def random_splits(self) -> SplitFolder:
@@ -131,7 +131,7 @@ class TinyRuns:
             for _ in range(40)
         )
         parts = {"train": rows[:24], "validation": rows[24:32], "test": rows[32:]}
-        return write_split_folder(self.root / "random", parts, {})
+        return write_split_folder(self.root / "random", parts, {})  # pyright: ignore[reportArgumentType]
 
     def prepare(self, run: RunFile, splits: SplitFolder | None = None) -> Prepared:
         return prepare_run(run, self.root, splits or self.splits, self.home)

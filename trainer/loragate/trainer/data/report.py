@@ -104,7 +104,9 @@ class Report:
             drawn["drops"] = _plot(
                 "Rows that went, by rule",
                 "A row goes by the first rule that catches it.",
-                plots.bars([rule.name for rule in rules], [rule.count for rule in rules]),
+                plots.bars(
+                    [rule.name for rule in rules], [rule.count for rule in rules], is_half=False
+                ),
             )
         if judged.labels:
             names, counts = zip(*judged.labels, strict=True)
@@ -117,12 +119,14 @@ class Report:
                 "Clusters of words that come together, named by the words that tell them apart.",
                 plots.bars([t.name for t in judged.topics], [t.rows for t in judged.topics]),
             )
-        if judged.rows:
+        # Equal lengths, as those of labels, make no picture.
+        if len(set(judged.lengths.questions)) > 1:
             drawn["questions"] = _plot(
                 "Length of the questions",
                 "",
                 plots.histogram(judged.lengths.questions, label="words"),
             )
+        if len(set(judged.lengths.answers)) > 1:
             drawn["answers"] = _plot(
                 "Length of the answers",
                 "",

@@ -14,7 +14,7 @@ from loragate.trainer.data.likeness import questions_of
 
 _MOST_TOPICS = 12
 _ROWS_PER_TOPIC = 25
-_WORDS = 5  # in a topic's name
+_WORDS = 4  # in a topic's name
 _MOST_FEATURES = 5_000
 
 
@@ -45,7 +45,7 @@ def topics_of(examples: Sequence[Example]) -> list[Topic]:
         weights = csr_matrix(vectors.fit_transform(texts))
     except ValueError:
         return []  # no word stands in two rows
-    distinct = {(row.indices.tobytes(), row.data.tobytes()) for row in weights}
+    distinct = {(row.indices.tobytes(), row.data.tobytes()) for row in weights}  # pyright: ignore[reportAttributeAccessIssue]
     count = min(count, len(distinct))
     # One start is enough: k-means++ spreads it, and the seed fixes it.
     clusters = KMeans(n_clusters=count, random_state=0).fit(weights)

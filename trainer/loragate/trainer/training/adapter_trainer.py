@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from datasets import Dataset
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.training.checkpoints import Checkpoints
@@ -56,12 +58,14 @@ class AdapterTrainer(SFTTrainer):
         self.journal = journal
         self._checkpoints = checkpoints
         self._validation = sorted(validation, key=lambda row: -len(row.ids))
-        causal = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._has_own_loss = args.device.type == "cpu" and has_plain_head(causal)
+        causal = cast(
+            PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model
+        )
+        self._has_own_loss = args.device.type == "cpu" and has_plain_head(causal)  # pyright: ignore[reportArgumentType]
         if self._has_own_loss:
-            add_supervised_head(causal)
+            add_supervised_head(causal)  # pyright: ignore[reportArgumentType]
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return FixedOrder(self.plan.order)
 
     def compute_loss(
@@ -84,11 +88,11 @@ class AdapterTrainer(SFTTrainer):
 
     def evaluate(self, *_args: object, **_kwargs: object) -> dict[str, float]:
         """The loss over all validation rows, by the token; noted in the journal."""
-        model = self.model
-        was_training = model.training
-        model.eval()
-        nats, tokens = self._validation_sums(model)
-        model.train(was_training)
+        model = cast(nn.Module, self.model)
+        was_training = model.training  # pyright: ignore[reportOptionalMemberAccess]
+        model.eval()  # pyright: ignore[reportOptionalMemberAccess]
+        nats, tokens = self._validation_sums(model)  # pyright: ignore[reportArgumentType]
+        model.train(was_training)  # pyright: ignore[reportOptionalMemberAccess]
         loss = nats / tokens
         self.journal.validations.append(Validation(self.state.global_step, loss))
         metrics = {"eval_loss": loss}
@@ -122,7 +126,7 @@ class AdapterTrainer(SFTTrainer):
             with torch.no_grad(), self.accelerator.autocast():
                 sums[0] += self._summed_loss(model, inputs)
             sums[1] += sum(row.supervised for row in batch)
-        nats, tokens = self.accelerator.reduce(sums).tolist()
+        nats, tokens = cast(Tensor, self.accelerator.reduce(sums)).tolist()  # pyright: ignore[reportAttributeAccessIssue]
         return nats, int(tokens)
 
     def _summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

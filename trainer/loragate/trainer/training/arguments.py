@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from trl import SFTConfig
+from trl.trainer.sft_config import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
 
 from loragate.trainer.run_file import RunFile
 from loragate.trainer.settings.section import settled

@@ -13,13 +13,13 @@ def draw_curve(lines: Sequence[Mapping[str, float]], verdict: Verdict) -> bytes:
     """A PNG of the log's lines: training and validation loss, and where the minimum was."""
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for key, label, style in (
-        ("loss", "training", {"linewidth": 1.0, "alpha": 0.7}),
-        ("validation_loss", "validation", {"linewidth": 2.0, "marker": "o", "markersize": 4}),
+    for key, label, width, marker in (
+        ("loss", "training", 1.0, ""),
+        ("validation_loss", "validation", 2.0, "o"),
     ):
         points = [(line["step"], line[key]) for line in lines if key in line]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, **style)
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=width, marker=marker)
     axes.axvline(verdict.best_step, color="grey", linestyle=":", linewidth=1)
     axes.annotate(
         f"minimum {verdict.best_validation_loss:.3f} at step {verdict.best_step}",

@@ -50,7 +50,7 @@ def keep_quantized_layout(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
 
 
 def add_adapter(model: PreTrainedModel, method: MethodSettings, seed: int) -> PeftModel:
@@ -66,7 +66,7 @@ def continue_adapter(model: PreTrainedModel, folder: Path, seed: int, dropout: f
     set_seed(seed)
     try:
         config = PeftConfig.from_pretrained(str(folder))
-        config.lora_dropout = dropout
+        config.lora_dropout = dropout  # pyright: ignore[reportAttributeAccessIssue]
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
     except (OSError, ValueError, RuntimeError) as error:
         raise TrainingError(f"the adapter in {folder} cannot be trained on: {error}") from error
@@ -77,7 +77,7 @@ def lora_config(method: MethodSettings) -> LoraConfig:
     """PEFT's configuration, of a method in which nothing is left to be resolved."""
     return LoraConfig(
         r=settled(method.rank),
-        lora_alpha=_whole(settled(method.alpha)),
+        lora_alpha=_whole(settled(method.alpha)),  # pyright: ignore[reportArgumentType]
         lora_dropout=method.dropout,
         target_modules=list(settled(method.target_modules)),
         use_rslora=method.name == "rslora",
@@ -98,7 +98,7 @@ def _without_casts(model: PeftModel) -> PeftModel:
     """
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False
+            module.cast_input_dtype_enabled = False  # pyright: ignore[reportArgumentType]
     return model
 
 

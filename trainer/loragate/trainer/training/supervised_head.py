@@ -47,5 +47,5 @@ def _summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> T
     targets = labels[:, 1:].flatten()
     learnt = (targets != IGNORED).nonzero().flatten()
     states = hidden[:, :-1].reshape(-1, hidden.size(-1)).index_select(0, learnt)
-    logits = model.get_output_embeddings()(states)
+    logits = model.get_output_embeddings()(states)  # pyright: ignore[reportOptionalCall]
     return cross_entropy(logits.float(), targets[learnt], reduction="sum")
