@@ -51,12 +51,16 @@ def turn(side: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def splits_of(folder: Path) -> Any:
-    from loragate.trainer.data.example import read_examples
-    from loragate.trainer.data.split_folder import write_split_folder
+    from loragate.trainer.data.example import Example, read_examples
+    from loragate.trainer.data.split_folder import SplitName, write_split_folder
 
     examples = tuple(read_examples(DATA))
-    parts = {"train": examples[:-16], "validation": examples[-16:-8], "test": examples[-8:]}
-    return write_split_folder(folder / "splits", parts, {})  # pyright: ignore[reportArgumentType]
+    parts: dict[SplitName, tuple[Example, ...]] = {
+        "train": examples[:-16],
+        "validation": examples[-16:-8],
+        "test": examples[-8:],
+    }
+    return write_split_folder(folder / "splits", parts, {})
 
 
 def train_ours(folder: Path, steps: int, arguments: argparse.Namespace) -> dict[str, float]:
@@ -92,7 +96,6 @@ def train_ours(folder: Path, steps: int, arguments: argparse.Namespace) -> dict[
     return {
         "tokens_per_second": tokens / (last["seconds"] - first["seconds"]),
         "loss": last["loss"],
-        "precision": prepared.run.training.precision,  # pyright: ignore[reportReturnType]
     }
 
 
@@ -112,7 +115,8 @@ def _train_trl(
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     from loragate.adapters.base_model import DEFAULT_MODEL, find
     from loragate.adapters.home import Home

@@ -11,7 +11,11 @@ import gevent
 import msgspec
 from gevent import socket
 from geventhttpclient import HTTPClient
-from geventhttpclient.response import HTTPParseError, HTTPSocketPoolResponse
+from geventhttpclient.response import (
+    HTTPConnectionClosed,
+    HTTPParseError,
+    HTTPSocketPoolResponse,
+)
 
 from loadtests.plans import Ask
 from loadtests.reading import SLOW_READ_SECONDS, Arrived, Frames, Refusal, as_sample
@@ -81,7 +85,7 @@ class HttpClient:
         self._client.close()
 
     def _read(self, ask: Ask, arrived: Arrived) -> None:
-        response = self._client.post(_PATH, body=_body(ask), headers=self._headers(ask))
+        response = self._post(ask)
         if not isinstance(response, HTTPSocketPoolResponse):
             raise TypeError("geventhttpclient gave a response that is not on its pool")
         try:
@@ -94,6 +98,14 @@ class HttpClient:
                 arrived.note(response.read())
         finally:
             response.release()  # closes a connection whose answer was not read to its end
+
+    def _post(self, ask: Ask) -> object:
+        try:
+            return self._client.post(_PATH, body=_body(ask), headers=self._headers(ask))
+        except HTTPConnectionClosed:
+            # Closed without a byte of an answer: as a rule an idle connection that the server gave
+            # up at this moment. All clients try once more; the time goes on counting.
+            return self._client.post(_PATH, body=_body(ask), headers=self._headers(ask))
 
     def _linger(self, ask: Ask) -> None:
         """Reads some bytes now and then, from a window that holds hardly more, then goes away."""

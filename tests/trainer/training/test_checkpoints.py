@@ -18,7 +18,10 @@ def journal(*losses: float) -> Journal:
 
 
 def saver(content: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "weights").write_text(content) and None  # pyright: ignore[reportReturnType]
+    def save(folder: Path) -> None:
+        (folder / "weights").write_text(content)
+
+    return save
 
 
 def write_step(checkpoints: Checkpoints, step: int, journal: Journal) -> None:

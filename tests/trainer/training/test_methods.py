@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from tiny_home import TinyRuns
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -70,7 +71,7 @@ def test_a_quantized_base_is_small_and_its_head_is_not_quantized(quantized: Peft
     assert isinstance(base, PreTrainedModel)
     projection = base.get_submodule("model.layers.0.self_attn.q_proj.base_layer")
     assert projection.weight.dtype in (torch.uint8, torch.int8)
-    assert base.get_output_embeddings().weight.dtype == torch.float32  # pyright: ignore[reportOptionalMemberAccess]
+    assert base.get_parameter("lm_head.weight").dtype == torch.float32
 
 
 def test_a_quantized_run_trains_and_leaves_a_plain_adapter(runs: TinyRuns) -> None:
@@ -110,7 +111,8 @@ def test_without_the_guard_a_validation_would_repack_the_weights() -> None:
 def test_an_rslora_adapter_says_so_and_is_scaled_by_the_root_of_its_rank(runs: TinyRuns) -> None:
     model = adapted(runs, runs.run_file(method={"name": "rslora", "rank": 16}))
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
-    assert layer.scaling["default"] == pytest.approx(16 / 16**0.5)  # pyright: ignore[reportArgumentType, reportIndexIssue]
+    assert isinstance(layer, LoraLayer)
+    assert layer.scaling["default"] == pytest.approx(16 / 16**0.5)
 
 
 def test_a_full_run_leaves_a_model_that_loads_alone(runs: TinyRuns) -> None:

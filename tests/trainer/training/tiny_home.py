@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from loragate.adapters.base_model import prepare
 from loragate.adapters.home import Home
 from loragate.trainer.data.example import Example, Message
-from loragate.trainer.data.split_folder import SplitFolder, write_split_folder
+from loragate.trainer.data.split_folder import SplitFolder, SplitName, write_split_folder
 from loragate.trainer.pipeline import Workshop
 from loragate.trainer.run_file import RunFile, convert_run_file
 from loragate.trainer.run_folder import RunFolder, RunResult
@@ -108,15 +108,14 @@ class TinyRuns:
         self.said: list[str] = []
 
     def run_file(self, **tables: dict[str, object]) -> RunFile:
-        tree: dict[str, object] = {
+        """Of the tiny model and its task, with these settings in place of the usual ones."""
+        usual: dict[str, dict[str, object]] = {
             "data": {"splits": str(self.splits.path)},
             "model": {"base": str(self.model)},
             "method": {"rank": 8},
             "training": {"max_steps": 6, "threads": 1, "precision": "fp32", "trackers": []},
         }
-        for name, table in tables.items():
-            tree[name] = {**tree.get(name, {}), **table} if isinstance(table, dict) else table  # pyright: ignore[reportGeneralTypeIssues]
-        return convert_run_file(tree)
+        return convert_run_file({name: {**usual[name], **tables.get(name, {})} for name in usual})
 
     def random_splits(self) -> SplitFolder:
         """Questions with answers that nothing foretells."""
@@ -130,8 +129,12 @@ class TinyRuns:
             )
             for _ in range(40)
         )
-        parts = {"train": rows[:24], "validation": rows[24:32], "test": rows[32:]}
-        return write_split_folder(self.root / "random", parts, {})  # pyright: ignore[reportArgumentType]
+        parts: dict[SplitName, tuple[Example, ...]] = {
+            "train": rows[:24],
+            "validation": rows[24:32],
+            "test": rows[32:],
+        }
+        return write_split_folder(self.root / "random", parts, {})
 
     def prepare(self, run: RunFile, splits: SplitFolder | None = None) -> Prepared:
         return prepare_run(run, self.root, splits or self.splits, self.home)

@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+from trl.trainer.sft_trainer import SFTTrainer
 
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.training.checkpoints import Checkpoints
@@ -61,11 +61,11 @@ class AdapterTrainer(SFTTrainer):
         causal = cast(
             PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model
         )
-        self._has_own_loss = args.device.type == "cpu" and has_plain_head(causal)  # pyright: ignore[reportArgumentType]
+        self._has_own_loss = args.device.type == "cpu" and has_plain_head(causal)
         if self._has_own_loss:
-            add_supervised_head(causal)  # pyright: ignore[reportArgumentType]
+            add_supervised_head(causal)
 
-    def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
         return FixedOrder(self.plan.order)
 
     def compute_loss(
@@ -89,10 +89,10 @@ class AdapterTrainer(SFTTrainer):
     def evaluate(self, *_args: object, **_kwargs: object) -> dict[str, float]:
         """The loss over all validation rows, by the token; noted in the journal."""
         model = cast(nn.Module, self.model)
-        was_training = model.training  # pyright: ignore[reportOptionalMemberAccess]
-        model.eval()  # pyright: ignore[reportOptionalMemberAccess]
-        nats, tokens = self._validation_sums(model)  # pyright: ignore[reportArgumentType]
-        model.train(was_training)  # pyright: ignore[reportOptionalMemberAccess]
+        was_training = model.training
+        model.eval()
+        nats, tokens = self._validation_sums(model)
+        model.train(was_training)
         loss = nats / tokens
         self.journal.validations.append(Validation(self.state.global_step, loss))
         metrics = {"eval_loss": loss}
@@ -126,7 +126,7 @@ class AdapterTrainer(SFTTrainer):
             with torch.no_grad(), self.accelerator.autocast():
                 sums[0] += self._summed_loss(model, inputs)
             sums[1] += sum(row.supervised for row in batch)
-        nats, tokens = cast(Tensor, self.accelerator.reduce(sums)).tolist()  # pyright: ignore[reportAttributeAccessIssue]
+        nats, tokens = cast(Tensor, self.accelerator.reduce(sums)).tolist()
         return nats, int(tokens)
 
     def _summed_loss(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from trl.trainer.sft_config import SFTConfig  # pyright: ignore[reportPrivateImportUsage]
+from trl.trainer.sft_config import SFTConfig
 
 from loragate.trainer.run_file import RunFile
 from loragate.trainer.settings.section import settled

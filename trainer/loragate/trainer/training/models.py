@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
@@ -50,7 +50,7 @@ def keep_quantized_layout(model: nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - typed as a tensor
 
 
 def add_adapter(model: PreTrainedModel, method: MethodSettings, seed: int) -> PeftModel:
@@ -65,8 +65,8 @@ def continue_adapter(model: PreTrainedModel, folder: Path, seed: int, dropout: f
     """The adapter in `folder`, to be trained further. Raises TrainingError."""
     set_seed(seed)
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-        config.lora_dropout = dropout  # pyright: ignore[reportAttributeAccessIssue]
+        config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
+        config.lora_dropout = dropout
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
     except (OSError, ValueError, RuntimeError) as error:
         raise TrainingError(f"the adapter in {folder} cannot be trained on: {error}") from error
@@ -77,7 +77,7 @@ def lora_config(method: MethodSettings) -> LoraConfig:
     """PEFT's configuration, of a method in which nothing is left to be resolved."""
     return LoraConfig(
         r=settled(method.rank),
-        lora_alpha=_whole(settled(method.alpha)),  # pyright: ignore[reportArgumentType]
+        lora_alpha=_whole(settled(method.alpha)),
         lora_dropout=method.dropout,
         target_modules=list(settled(method.target_modules)),
         use_rslora=method.name == "rslora",
@@ -98,7 +98,7 @@ def _without_casts(model: PeftModel) -> PeftModel:
     """
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False  # pyright: ignore[reportArgumentType]
+            setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 - typed as a tensor
     return model
 
 
@@ -116,6 +116,6 @@ def quantization_config(method: MethodSettings) -> BitsAndBytesConfig | None:
     )
 
 
-def _whole(number: float) -> float:
-    """32.0 as 32: PEFT writes it as it is, and engines read a whole number."""
-    return int(number) if number == int(number) else number
+def _whole(number: float) -> int:
+    """32.0 as 32, which engines expect; PEFT takes and writes other numbers as they are."""
+    return int(number) if number == int(number) else cast(int, number)

@@ -6,9 +6,9 @@ the supervised positions alone.
 """
 
 import types
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -47,5 +47,5 @@ def _summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> T
     targets = labels[:, 1:].flatten()
     learnt = (targets != IGNORED).nonzero().flatten()
     states = hidden[:, :-1].reshape(-1, hidden.size(-1)).index_select(0, learnt)
-    logits = model.get_output_embeddings()(states)  # pyright: ignore[reportOptionalCall]
+    logits = cast(nn.Module, model.get_output_embeddings())(states)
     return cross_entropy(logits.float(), targets[learnt], reduction="sum")

@@ -24,6 +24,6 @@ def tracker_callbacks(training: TrainingSettings, folder: Path) -> list[TrainerC
     if "tensorboard" not in training.trackers:
         return []
     from torch.utils.tensorboard import SummaryWriter
-    from transformers.integrations import TensorBoardCallback  # pyright: ignore[reportPrivateImportUsage]
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
     return [TensorBoardCallback(SummaryWriter(str(folder)))]
