@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from loadtests.records import Run, read_run
 
@@ -80,6 +81,7 @@ def test_aliases_move_under_load_and_no_answer_is_lost_or_stale(
     )
 
 
+@pytest.mark.slow
 def test_server_that_cannot_be_stopped_or_does_not_offer_a_mode_is_skipped_with_a_sentence(
     tiny_model: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
@@ -97,6 +99,7 @@ def test_server_that_cannot_be_stopped_or_does_not_offer_a_mode_is_skipped_with_
     assert "Skipped: The server offers no merged model" in merged.stdout
 
 
+@pytest.mark.slow
 def test_locusts_page_runs_the_same_file(
     tiny_model: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
@@ -109,7 +112,7 @@ def test_locusts_page_runs_the_same_file(
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_for(lambda: _answers(url), 120)
-        assert "scenario" in httpx.get(url).text
+        assert "work_through_plan" in httpx.get(url).text
         started = httpx.post(f"{url}/swarm", data={"scenario": "steady", "duration": "3"})
         assert started.json()["success"], started.text
         _wait_for(lambda: httpx.get(f"{url}/stats/requests").json()["state"] == "stopped", 60)

@@ -142,7 +142,14 @@ TinyRuns(Path({root!r}), Home(Path({home!r})), Path(run.model.base)).train(run, 
 """
 
 
-@pytest.mark.parametrize(("moment", "call"), [("commit", 2), ("keep_best", 3), ("_name", 4)])
+@pytest.mark.parametrize(
+    ("moment", "call"),
+    [
+        ("commit", 2),
+        pytest.param("keep_best", 3, marks=pytest.mark.slow),
+        pytest.param("_name", 4, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_was_killed_while_it_wrote_goes_on_to_the_same_bytes(
     runs: TinyRuns, moment: str, call: int
 ) -> None:

@@ -115,7 +115,10 @@ class TinyRuns:
             "method": {"rank": 8},
             "training": {"max_steps": 6, "threads": 1, "precision": "fp32", "trackers": []},
         }
-        return convert_run_file({name: {**usual[name], **tables.get(name, {})} for name in usual})
+        names = {**usual, **tables}
+        return convert_run_file(
+            {name: {**usual.get(name, {}), **tables.get(name, {})} for name in names}
+        )
 
     def random_splits(self) -> SplitFolder:
         """Questions with answers that nothing foretells."""
