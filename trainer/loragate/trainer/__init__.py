@@ -1,1 +1,1 @@
-"""How an adapter is made. Empty so far: `examples/adapters/train.py` trains the examples."""
+"""How an adapter is made: data, training, evaluation, merging, publishing; see docs/training.md."""

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from loragate.adapters.base_model import DEFAULT_MODEL
 from loragate.trainer.cli.options import Json, examples, print_json
 
 
@@ -31,8 +30,13 @@ def reference(
         ),
     ],
     model: Annotated[
-        str, typer.Option("--model", help="The base model of the training; it has to be prepared.")
-    ] = DEFAULT_MODEL,
+        str | None,
+        typer.Option(
+            "--model",
+            help="The base model of the training; it has to be prepared. By default the one that "
+            "'loragate model prepare' prepares.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Add to an adapter's manifest what the adapter says where it was trained.
@@ -42,14 +46,14 @@ def reference(
     with the folder as it was trained, then publish it.
     """
     from loragate.adapters.adapter_files import MANIFEST, inspect
-    from loragate.adapters.base_model import find
+    from loragate.adapters.base_model import DEFAULT_MODEL, find
     from loragate.adapters.home import Home
     from loragate.adapters.rendering import Renderer
     from loragate.trainer.data.example import read_examples
     from loragate.trainer.reference import compute_reference, write_reference
 
     template = inspect(folder).manifest.contract.chat_template
-    base = find(model, Home.from_environment().models)
+    base = find(model or DEFAULT_MODEL, Home.from_environment().models)
     renderer = Renderer.load(base.path, template)
     prompts = (renderer.supervise(chat.turns()).input_ids for chat in read_examples(chats))
     computed = compute_reference(base.path, folder, prompts)
