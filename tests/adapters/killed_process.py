@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -53,11 +54,18 @@ CHANGES = {
 }
 
 
-class Killer:
-    """The program, running, for a registry that nobody else has open meanwhile."""
+@dataclass(frozen=True)
+class Place:
+    """Where a registry is that nobody else has open meanwhile."""
 
-    def __init__(self, url: str, store: Path) -> None:
-        self._order = {"url": url, "store": str(store)}
+    url: str
+    store: Path
+
+
+class Killer:
+    """The program, running."""
+
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, __file__], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -74,12 +82,22 @@ class Killer:
         self._process.communicate(timeout=10)
 
     def kill(
-        self, change: Callable[[Registry, Path], None], call: int, folder: Path = Path()
+        self,
+        place: Place,
+        change: Callable[[Registry, Path], None],
+        call: int,
+        folder: Path = Path(),
     ) -> int:
         """Returns how many calls and returns there were before it was killed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = self._order | {"change": change.__name__, "folder": str(folder), "call": call}
+        order = {
+            "url": place.url,
+            "store": str(place.store),
+            "change": change.__name__,
+            "folder": str(folder),
+            "call": call,
+        }
         self._process.stdin.write(f"{json.dumps(order)}\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())

@@ -3,11 +3,12 @@
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import killed_process as changes
 import pytest
-from killed_process import Killer
+from killed_process import Killer, Place
 from promotion import let_serve, make_ready
 
 from loragate.adapters.names import AdapterName
@@ -18,16 +19,22 @@ WriteAdapter = Callable[..., Path]
 Open = Callable[[], Registry]
 
 SUPPORT = AdapterName("acme", "support")
-KILLS = 10
 AT_ITS_END = sys.maxsize
+Kill = Callable[..., int]
+Points = Callable[[int, int], list[int]]
 
 
-def points(calls: int, seed: int) -> list[int]:
+@pytest.fixture(params=[6, pytest.param(100, marks=pytest.mark.slow)])
+def points(request: pytest.FixtureRequest) -> Points:
     """Where to kill: anywhere, and as often near the end, where the change is committed."""
-    chance = random.Random(seed)
-    anywhere = [chance.randint(1, calls) for _ in range(KILLS // 2)]
-    late = [chance.randint(calls * 4 // 5, calls) for _ in range(KILLS // 2 - 1)]
-    return [*anywhere, *late, AT_ITS_END]
+
+    def choose(calls: int, seed: int) -> list[int]:
+        chance = random.Random(seed)
+        anywhere = [chance.randint(1, calls) for _ in range(request.param // 2)]
+        late = [chance.randint(calls * 4 // 5, calls) for _ in range(request.param // 2 - 1)]
+        return [*dict.fromkeys(anywhere + late), AT_ITS_END]
+
+    return choose
 
 
 @pytest.fixture
@@ -46,18 +53,25 @@ def open_registry(
     return lambda: Registry(database_url, store)
 
 
-@pytest.fixture
-def killer(open_registry: Open, database_url: str, tmp_path: Path) -> Iterator[Killer]:
-    with Killer(database_url, tmp_path / "artifacts") as killer:
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Killer]:
+    with Killer() as killer:
         yield killer
 
 
-def test_killed_promotion_leaves_the_old_wish_or_the_new_one(open_registry: Open, killer: Killer):
+@pytest.fixture
+def kill(killer: Killer, open_registry: Open, database_url: str, tmp_path: Path) -> Kill:
+    return partial(killer.kill, Place(database_url, tmp_path / "artifacts"))
+
+
+def test_killed_promotion_leaves_the_old_wish_or_the_new_one(
+    open_registry: Open, kill: Kill, points: Points
+):
     outcomes: set[bool] = set()
-    for call in points(killer.kill(changes.promote_the_other, AT_ITS_END), seed=1):
+    for call in points(kill(changes.promote_the_other, AT_ITS_END), 1):
         with open_registry() as registry:
             [before] = registry.snapshot().wishes()
-        killer.kill(changes.promote_the_other, call)
+        kill(changes.promote_the_other, call)
         with open_registry() as registry:
             [after] = registry.snapshot().wishes()
             [latest] = registry.audit(f"{SUPPORT}@champion", limit=1)
@@ -67,15 +81,17 @@ def test_killed_promotion_leaves_the_old_wish_or_the_new_one(open_registry: Open
     assert outcomes == {True, False}
 
 
-def test_killed_swap_serves_the_old_version_or_the_new_one(open_registry: Open, killer: Killer):
+def test_killed_swap_serves_the_old_version_or_the_new_one(
+    open_registry: Open, kill: Kill, points: Points
+):
     outcomes: set[bool] = set()
     with open_registry() as registry:
         registry.set_alias(SUPPORT, "champion", 2)
-    for call in points(killer.kill(changes.serve_the_wish, AT_ITS_END), seed=2):
+    for call in points(kill(changes.serve_the_wish, AT_ITS_END), 2):
         with open_registry() as registry:
             before = registry.snapshot().resolve("acme", "support", "champion").number
             registry.set_alias(SUPPORT, "champion", 3 - before)
-        killer.kill(changes.serve_the_wish, call)
+        kill(changes.serve_the_wish, call)
         with open_registry() as registry:
             after = registry.snapshot().resolve("acme", "support", "champion").number
             served = [row for row in registry.audit() if row.action == "alias.serve"]
@@ -85,16 +101,20 @@ def test_killed_swap_serves_the_old_version_or_the_new_one(open_registry: Open, 
 
 
 def test_killed_publication_leaves_a_whole_version_or_none(
-    open_registry: Open, killer: Killer, store: ArtifactStore, write_adapter: WriteAdapter
+    open_registry: Open,
+    kill: Kill,
+    points: Points,
+    store: ArtifactStore,
+    write_adapter: WriteAdapter,
 ):
     folder = write_adapter("first", seed=100)
-    calls = killer.kill(changes.publish, AT_ITS_END, folder)
+    calls = kill(changes.publish, AT_ITS_END, folder)
     outcomes: set[bool] = set()
-    for call in points(calls, seed=3):
+    for call in points(calls, 3):
         folder = write_adapter(f"at-{call}", seed=call % 2**32)
         with open_registry() as registry:
             before = [version.number for version in registry.snapshot().versions()]
-        killer.kill(changes.publish, call, folder)
+        kill(changes.publish, call, folder)
         with open_registry() as registry:
             versions = list(registry.snapshot().versions())
         after = [version.number for version in versions]
@@ -110,13 +130,15 @@ def test_killed_publication_leaves_a_whole_version_or_none(
         assert [*registry.snapshot().versions()][-1] == again
 
 
-def test_killed_move_leaves_the_old_state_or_the_new_one(open_registry: Open, killer: Killer):
-    for call in points(killer.kill(changes.drain_v2, AT_ITS_END), seed=4):
+def test_killed_move_leaves_the_old_state_or_the_new_one(
+    open_registry: Open, kill: Kill, points: Points
+):
+    for call in points(kill(changes.drain_v2, AT_ITS_END), 4):
         with open_registry() as registry:
             version = registry.snapshot().resolve("acme", "support", "v2")
             if registry.snapshot().state(version) is AdapterState.DRAINING:
                 registry.set_state(version, AdapterState.READY, "server")
-        killer.kill(changes.drain_v2, call)
+        kill(changes.drain_v2, call)
         with open_registry() as registry:
             state = registry.snapshot().state(version)
             latest = next(row for row in registry.audit() if row.subject == str(version))
@@ -125,7 +147,11 @@ def test_killed_move_leaves_the_old_state_or_the_new_one(open_registry: Open, ki
 
 
 def test_killed_collection_removes_only_what_is_retired(
-    open_registry: Open, killer: Killer, store: ArtifactStore, write_adapter: WriteAdapter
+    open_registry: Open,
+    kill: Kill,
+    points: Points,
+    store: ArtifactStore,
+    write_adapter: WriteAdapter,
 ):
     folder = write_adapter("retired", seed=9)
 
@@ -134,9 +160,9 @@ def test_killed_collection_removes_only_what_is_retired(
             return registry.retire(SUPPORT, registry.publish(SUPPORT, folder).number).digest
 
     digest = retire_one()
-    for call in points(killer.kill(changes.collect, AT_ITS_END), seed=5):
+    for call in points(kill(changes.collect, AT_ITS_END), 5):
         retire_one()
-        killer.kill(changes.collect, call)
+        kill(changes.collect, call)
         with open_registry() as registry:
             for version in registry.snapshot().versions():
                 store.verify(version.digest)
