@@ -16,7 +16,7 @@ PROTOS := proto/loragate/v1/inference.proto proto/loragate/v1/registry.proto
 OUT := proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check fmt generate lock clean
+.PHONY: help setup demo serve test test-slow coverage check fmt generate lock clean
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,9 +42,17 @@ demo: setup ## Prepare a model, publish two example adapters, serve, and compare
 serve: setup ## Serve over HTTP and gRPC
 	$(BIN)/loragate serve
 
-test: setup ## Run all tests, with the real engine and model
+test: setup ## Run the tests, with the real engine and model
 	$(BIN)/loragate model prepare
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: setup ## Run what takes minutes more: long churn, kills by the hundred, two processes
+	$(BIN)/loragate model prepare
+	$(BIN)/pytest -m slow --timeout 1200
+
+coverage: setup ## Run the tests and show which lines of server/ and adapters/ they reach
+	$(BIN)/loragate model prepare
+	$(BIN)/pytest -m 'not slow' --cov --cov-report=term:skip-covered
 
 bench: setup ## Measure speed beside stock vLLM (20 minutes; ARGS="--rounds 1 --large" and others)
 	$(BIN)/python -m bench.serving $(ARGS)

@@ -80,9 +80,12 @@ def _add_options(parser: LocustArgumentParser) -> None:
 
 
 @events.init.add_listener
-def _refuse_workers(environment: Environment, **_: object) -> None:
+def _look_ahead(environment: Environment, **_: object) -> None:
+    """Refuses what cannot work, and tells the page who is asked."""
     if not isinstance(environment.runner, LocalRunner):
         raise SystemExit("One process makes the whole plan: leave out --processes and workers.")
+    if environment.parsed_options is not None:
+        environment.host = Target.load(Path(environment.parsed_options.target)).http
 
 
 @events.test_start.add_listener

@@ -30,6 +30,7 @@ def published(runs: TinyRuns) -> RunFolder:
     return folder
 
 
+@pytest.mark.filterwarnings("error:Could not find a config file")
 def test_training_goes_on_from_a_published_version(runs: TinyRuns, published: RunFolder) -> None:
     run = runs.run_file(
         model={"continue_from": "acme/sorter@v1"},

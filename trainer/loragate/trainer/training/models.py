@@ -67,6 +67,8 @@ def continue_adapter(model: PreTrainedModel, folder: Path, seed: int, dropout: f
     try:
         config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
         config.lora_dropout = dropout
+        # The published name is no path; PEFT would look for it on the hub when it saves.
+        config.base_model_name_or_path = model.config.name_or_path
         adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
     except (OSError, ValueError, RuntimeError) as error:
         raise TrainingError(f"the adapter in {folder} cannot be trained on: {error}") from error
