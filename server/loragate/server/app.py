@@ -1,6 +1,7 @@
 """Builds the server and runs it: the one place where objects are made and tied together."""
 
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
@@ -78,8 +79,19 @@ async def run(config: Config, home: Home, base: BaseModel, start: StartEngine) -
         _listen(config.server.http).close()
         logger.info("starting the engine with %s", base.name)
         async with build(config, home, base, start) as server, server.listening():
+            _leave_to_itself_what_is_loaded()
             await stopping.requested.wait()
             await server.drain()
+
+
+def _leave_to_itself_what_is_loaded() -> None:
+    """Keeps the garbage collector from the 800,000 objects that importing vLLM makes.
+
+    They stay as long as the process, and looking through them would hold every stream up for a
+    third of a second, each time that requests have left enough behind.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def run_vllm(config: Config, base: BaseModel, cache: Path) -> AbstractAsyncContextManager[Engine]:
