@@ -63,6 +63,9 @@ bench-direct: setup ## Measure what HTTP and the gateway cost, against the engin
 bench-swap: setup ## Measure what others notice of a swap, beside stock vLLM (15 minutes)
 	$(BIN)/python -m bench.swap $(ARGS)
 
+bench-many-swaps: setup ## Swap a thousand times under load: failures, tokens, memory (20 minutes)
+	$(BIN)/python -m bench.many_swaps $(ARGS)
+
 bench-starvation: setup ## Show what the fair queue does for a cold adapter beside a hot one
 	$(BIN)/python bench/starvation.py $(ARGS)
 

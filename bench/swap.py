@@ -56,8 +56,8 @@ async def _measure(rounds: int, seconds: float, only: str | None) -> None:
         firsts: dict[str, list[float]] = {"idle": [], "busy": []}
         for number in range(rounds):
             if only != "loragate":
-                async with stock_vllm(steady) as running:
-                    load = _stock_loader(running, swapped)
+                async with stock_vllm(steady) as running, client() as http:
+                    load = _stock_loader(http, running, swapped)
                     ratios["vllm"].append(await _stall(running, list(steady), seconds, load))
                     _say(number, running, ratios["vllm"][-1])
             if only != "vllm":
@@ -73,26 +73,25 @@ async def _measure(rounds: int, seconds: float, only: str | None) -> None:
         _print(ratios, firsts)
 
 
-def _stock_loader(running: Running, adapters: Sequence[Path]) -> Load:
+def _stock_loader(http: httpx.AsyncClient, running: Running, adapters: Sequence[Path]) -> Load:
     async def load(number: int) -> None:
         path = adapters[number % len(adapters)]
         body = {"lora_name": f"swapped{number}", "lora_path": str(path)}
-        async with httpx.AsyncClient(timeout=60) as http:
-            answer = await http.post(f"{running.url}/v1/load_lora_adapter", json=body)
-            answer.raise_for_status()
+        answer = await http.post(f"{running.url}/v1/load_lora_adapter", json=body)
+        answer.raise_for_status()
 
     return load
 
 
 def _promoter(http: httpx.AsyncClient, running: Running, first: int) -> Load:
     async def load(number: int) -> None:
-        await _set_champion(http, running, first + number)
+        await set_champion(http, running, first + number)
         await serving(http, running, "swapped", first + number)
 
     return load
 
 
-async def _set_champion(http: httpx.AsyncClient, running: Running, version: int) -> None:
+async def set_champion(http: httpx.AsyncClient, running: Running, version: int) -> None:
     answer = await http.put(
         f"{running.url}/admin/v1/tenants/swapped/adapters/adapter/aliases/champion",
         json={"version": f"v{version}", "reason": "benchmark"},
@@ -104,7 +103,7 @@ async def _set_champion(http: httpx.AsyncClient, running: Running, version: int)
 async def _promote(http: httpx.AsyncClient, running: Running, version: int) -> float:
     """Seconds from `promote` to the first token of that version."""
     begin = time.perf_counter()
-    await _set_champion(http, running, version)
+    await set_champion(http, running, version)
     await serving(http, running, "swapped", version, look_every=0.02)
     while True:  # the registry says so a moment before the gateway has heard of it
         answer = await stream(http, running.doors["swapped"], range(100, 108), 1)
