@@ -50,7 +50,8 @@ def listening(app: FastAPI) -> Iterator[str]:
 
     The socket listens from the start, so the first request waits instead of failing.
     """
-    config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1)
+    # Its logging would close the handlers of others, and one of them closes the stream under them.
+    config = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
