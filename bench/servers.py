@@ -149,7 +149,7 @@ async def _all_serving(running: Running, keys: Mapping[str, str]) -> None:
 
 
 async def serving(
-    http: httpx.AsyncClient, running: Running, tenant: str, version: int, look_every: float = 0.1
+    http: httpx.AsyncClient, running: Running, tenant: str, version: int, look_every: float = 0.3
 ) -> None:
     """Waits until the tenant's adapter serves that version. Looking costs the server time, too."""
     url = f"{running.url}/admin/v1/tenants/{tenant}/adapters/adapter"

@@ -44,6 +44,12 @@ class StaticGate:
 
         Reads the configuration and the weights' header first, and the weights last, in blocks.
         """
+        _check_values(files, self.check_header(files))
+
+    def check_header(self, files: AdapterFiles) -> tuple[LoraPair, ...]:
+        """As `check`, but for the numbers: those of an artifact that is unchanged since it passed
+        need no second look, while the base model and the engine's bounds may be others.
+        """
         check_features(files.config)
         _check_alpha(files.config)
         _check_targets_named(files.config)
@@ -55,7 +61,7 @@ class StaticGate:
         if self._base is not None and self._base.modules:
             _check_targets(files.config, pairs, self._base)
             _check_shapes(pairs, self._base)
-        _check_values(files, pairs)
+        return pairs
 
     def _check_rank(self, config: AdapterConfig) -> None:
         rank, max_rank = config.largest_rank, self._max_rank

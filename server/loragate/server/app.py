@@ -218,7 +218,15 @@ async def build(
             admission = Admission(queue)
             renderer = Renderer.load(base.path, chat_template)
             probe = Probe(engine, renderer)
-            loader = Loader(engine, registry, store, gate, probe, metrics.adapter_loaded)
+            loader = Loader(
+                engine,
+                registry,
+                store,
+                gate,
+                probe,
+                metrics.adapter_loaded,
+                is_busy=engine.is_generating,
+            )
             residency = Residency(loader, queue, max_resident=config.engine.max_cpu_loras)
             prefetch = Prefetch(residency, lambda: snapshots.current, HotList(home.hot_list))
             engine.on_restart(prefetch.restore)

@@ -64,6 +64,7 @@ class Lifecycle:
     async def _follow(self) -> None:
         while True:
             await self._changed.wait()
+            await self._loader.let_steps_pass()
             self._changed.clear()
             try:
                 await self._reconcile()
@@ -91,6 +92,7 @@ class Lifecycle:
         version, name = wish.desired, AdapterName(wish.adapter.tenant, wish.adapter.name)
         try:
             async with self._residency.lease(Route(version.tenant, version)):
+                await self._loader.let_steps_pass()
                 await asyncio.to_thread(
                     self._registry.set_serving, name, wish.alias, version.number, ACTOR
                 )
@@ -129,8 +131,11 @@ class Lifecycle:
     async def _drain(self, version: AdapterVersion) -> None:
         """Lets the version's requests end, then takes it out of the engine."""
         try:
+            await self._loader.let_steps_pass()
             await self._loader.set_state(version, AdapterState.DRAINING)
+            await self._loader.let_steps_pass()
             await self._residency.drain(version)
+            await self._loader.let_steps_pass()
             if version in self._residency.resident:  # a pinned request came in the same moment
                 await self._loader.set_state(version, AdapterState.READY, "asked for again")
             else:

@@ -18,6 +18,7 @@ from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
 from loragate.server.engine import Engine, LoadedAdapter
 from loragate.server.errors import AdapterUnavailable, EngineDead
+from loragate.server.pace import Pace, let_steps_pass
 from loragate.server.probe import Probe
 
 logger = logging.getLogger(__name__)
@@ -35,14 +36,18 @@ class Loader:
         gate: StaticGate,
         probe: Probe,
         on_load: Callable[[AdapterVersion, float], None] = lambda version, seconds: None,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`on_load` hears of each load and its seconds."""
+        """`on_load` hears of each load and its seconds; `is_busy` says whether requests run, whose
+        steps the checks would slow.
+        """
         self._engine = engine
         self._registry = registry
         self._store = store
         self._gate = gate
         self._probe = probe
         self._on_load = on_load
+        self._is_busy = is_busy
         self._passed: set[int] = set()  # lora ids
 
     async def warm(self) -> None:
@@ -67,17 +72,28 @@ class Loader:
         """The version is checked again when it is loaded the next time."""
         self._passed.discard(version.lora_id)
 
+    async def let_steps_pass(self) -> None:
+        """Between two pieces of work of some milliseconds each, where requests run."""
+        await let_steps_pass(self._is_busy)
+
     async def set_state(self, version: AdapterVersion, state: AdapterState, why: str = "") -> None:
         await asyncio.to_thread(self._registry.set_state, version, state, ACTOR, why)
 
     async def _load_and_check(self, version: AdapterVersion) -> LoadedAdapter:
         await self.set_state(version, AdapterState.LOADING)
         try:
+            await self.let_steps_pass()
             adapter, reference = await asyncio.to_thread(self._check_on_disk, version)
+            await self.let_steps_pass()
             await self._engine.load(adapter)
+            await self.let_steps_pass()
             await self._check_in_engine(adapter, reference)
+            await self.let_steps_pass()
         except EngineDead:
             await self.set_state(version, AdapterState.PUBLISHED, "the engine died meanwhile")
+            raise
+        except StoreError as error:  # nothing is wrong with the version: it comes again
+            await self.set_state(version, AdapterState.PUBLISHED, str(error))
             raise
         except (InvalidAdapter, AdapterUnavailable) as error:
             logger.warning("%s cannot serve: %s", version, error)
@@ -90,12 +106,15 @@ class Loader:
 
     def _check_on_disk(self, version: AdapterVersion) -> tuple[LoadedAdapter, Reference | None]:
         """The adapter, and the reference of its manifest. Raises InvalidAdapter."""
+        pace = Pace(self._is_busy)
         try:
-            self._store.verify(version.digest)
+            self._store.verify(version.digest, pace.rest)
         except StoreError as error:
             raise InvalidAdapter("damaged_artifact", str(error)) from error
+        pace.rest()
         files = inspect(self._store.path(version.digest))
-        self._gate.check(files)
+        pace.rest()
+        self._gate.check_header(files)
         return LoadedAdapter(version, files.folder), files.manifest.reference
 
     async def _check_in_engine(self, adapter: LoadedAdapter, reference: Reference | None) -> None:

@@ -16,8 +16,9 @@ from loragate.adapters.rendering import Renderer
 from loragate.server.core import SamplingParams
 from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
 
-# Short: a prompt holds every stream up for its one step, by about a millisecond a token on a CPU.
-_PROMPTS = ("Which documents do I need?", '{"city": "Paris", "population":')
+# Two kinds of text, in one short prompt: it holds every stream up for its one step, on a CPU by
+# about a millisecond a token.
+_PROMPTS = ('Which documents do I need? {"city": "Paris", "population":',)
 # In nats. Rounding between two runs in bfloat16 stays well below; trained adapters are far above.
 _LEAST_EFFECT = 0.02
 # How much weaker or stronger than in training an adapter has to be for its scale to be suspected.

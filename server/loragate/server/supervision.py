@@ -88,6 +88,7 @@ class SupervisedEngine:
         self._expected_back = 0.0  # by the clock
         self._restart_listeners: list[Callable[[], object]] = []
         self._change_listeners: list[Callable[[EngineState], Awaitable[None]]] = []
+        self._generating = 0
         self.generation = 0
 
     @classmethod
@@ -145,6 +146,10 @@ class SupervisedEngine:
         back = self._start_seconds if self._life else self._expected_back - self._clock()
         return max(_SOONEST_RETRY_SECONDS, back)
 
+    def is_generating(self) -> bool:
+        """Whether any answer is under way, which other work would hold up."""
+        return self._generating > 0
+
     def on_restart(self, forget: Callable[[], object]) -> None:
         """Calls back at each restart, before anyone can reach the new engine, which is empty."""
         self._restart_listeners.append(forget)
@@ -157,6 +162,7 @@ class SupervisedEngine:
         life = self._living()
         if request.adapter is not None and request.adapter.version.lora_id not in life.loaded:
             raise self._engine_dead("The engine restarted and no longer holds the adapter")
+        self._generating += 1
         try:
             async with aclosing(life.engine.generate(request)) as deltas:
                 async for delta in deltas:
@@ -164,6 +170,8 @@ class SupervisedEngine:
         except EngineDead:
             life.has_failed.set()
             raise self._engine_dead("The engine died while it worked on this request") from None
+        finally:
+            self._generating -= 1
 
     async def load(self, adapter: LoadedAdapter) -> None:
         life = self._living()

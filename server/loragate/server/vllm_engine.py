@@ -13,9 +13,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Literal
 
 import msgspec
+import torch
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import CompilationConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -37,7 +39,10 @@ from vllm.v1.engine import utils as vllm_engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from loragate.adapters.adapter_files import WEIGHTS
 from loragate.adapters.base_model import BaseModel
+from loragate.adapters.errors import StoreError
+from loragate.adapters.peft_config import CONFIG
 from loragate.server import native_library
 from loragate.server.config import EngineConfig
 from loragate.server.core import (
@@ -52,6 +57,8 @@ from loragate.server.core import (
 )
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
 from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, RequestError
+from loragate.server.lora_cast import cast, is_cast
+from loragate.server.pace import Pace
 from loragate.server.vllm_executor import KERNELS, InCoreExecutor
 from loragate.server.vllm_staging import AdapterStaging
 from loragate.server.vllm_start import CoreContext, begin
@@ -157,6 +164,7 @@ class VllmEngine:
 
     def __init__(self, llm: AsyncLLM, config: EngineConfig, base: BaseModel) -> None:
         self._llm = llm
+        self._under_way = 0
         self._tokenizer = llm.renderer.get_tokenizer()
         self._parser_class = ParserManager.get_parser(
             tool_parser_name=config.tool_call_parser, enable_auto_tools=True
@@ -211,6 +219,7 @@ class VllmEngine:
         self, request: EngineRequest, prompt: TokensPrompt, copies: int
     ) -> AsyncGenerator[RequestOutput, None]:
         """Runs vLLM and turns its exceptions into ours."""
+        self._under_way += 1
         try:
             params = _vllm_sampling(request.sampling, request.sampling.n // copies)
             async for output in self._llm.generate(
@@ -230,15 +239,21 @@ class VllmEngine:
             raise
         except _REFUSALS as error:
             raise InvalidRequest(str(error)) from error
+        finally:
+            self._under_way -= 1
 
     async def load(self, adapter: LoadedAdapter) -> None:
-        version = adapter.version
         try:
-            await self._call_worker(
-                "stage_adapter", str(version), version.lora_id, str(adapter.path)
-            )
-            while not await self._add_staged(version.lora_id):  # noqa: ASYNC110 - it cannot tell us
-                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            with TemporaryDirectory(prefix="loragate-staged-") as folder:
+                staged = await asyncio.to_thread(self._cast, adapter, Path(folder))
+                await self._call_worker("stage_adapter", *_named(adapter, staged))
+                while not await self._add_staged(adapter):  # noqa: ASYNC110 - it cannot tell us
+                    await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        except OSError as error:
+            raise StoreError(
+                f"{adapter.version} cannot be put into the engine's dtype in {gettempdir()} "
+                f"({error.strerror}); make room there, or set TMPDIR to another folder"
+            ) from error
         # vLLM reports whatever went wrong in its core as a plain Exception with the text of it.
         except Exception as error:
             if not self.is_alive:
@@ -247,9 +262,20 @@ class VllmEngine:
                 f"The engine refuses adapter {adapter.version}: {error}", code="adapter_refused"
             ) from error
 
-    async def _add_staged(self, lora_id: int) -> object:
+    def _cast(self, adapter: LoadedAdapter, folder: Path) -> Path:
+        """Where the adapter lies in the engine's dtype: in `folder`, or where it is anyway."""
+        pace = Pace(lambda: self._under_way > 0)
+        weights, dtype = adapter.path / WEIGHTS, self._llm.model_config.dtype
+        assert isinstance(dtype, torch.dtype)  # vLLM has resolved the names by now
+        if is_cast(weights, dtype):
+            return adapter.path
+        cast(weights, folder / WEIGHTS, dtype, pace.rest)
+        (folder / CONFIG).symlink_to(adapter.path / CONFIG)
+        return folder
+
+    async def _add_staged(self, adapter: LoadedAdapter) -> object:
         """Whether the adapter has got its slot. An answer takes a step of the engine."""
-        return await self._call_worker("add_staged_adapter", lora_id)
+        return await self._call_worker("add_staged_adapter", *_named(adapter, adapter.path))
 
     async def _call_worker(self, method: str, *arguments: str | int) -> object:
         """What the first worker answers; all of them are called."""
@@ -269,6 +295,10 @@ class VllmEngine:
                 "This server has no tool parser; set engine.tool_call_parser.", param="tools"
             )
         return VllmTools(self._parser_class, self._tokenizer, self._llm, request, prompt_ids)
+
+
+def _named(adapter: LoadedAdapter, folder: Path) -> tuple[str, int, str]:
+    return str(adapter.version), adapter.version.lora_id, str(folder)
 
 
 def _dead() -> EngineDead:
