@@ -12,7 +12,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # Without such a folder, uv takes torch's CPU build from where torch publishes it.
 TORCH := $(if $(FIND_LINKS),,--torch-backend cpu)
 
-PROTOS := proto/loragate/v1/inference.proto proto/loragate/v1/registry.proto
+PROTOS := $(addprefix proto/loragate/v1/,inference.proto registry.proto experiments.proto)
 OUT := proto
 
 .DEFAULT_GOAL := help

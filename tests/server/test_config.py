@@ -138,6 +138,8 @@ def test_a_wrong_variable_is_refused_by_its_name(
         ("server.log_level", "loud"),
         ("registry.poll_seconds", 0),
         ("metrics.max_adapters", -1),
+        ("experiments.look_seconds", 0),
+        ("experiments.shadow_tokens_per_minute", -1),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_by_the_setting_s_name(

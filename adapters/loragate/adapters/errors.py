@@ -184,14 +184,14 @@ class TrialUnderWay(LoragateError):
 
 
 class TrialNotFound(LoragateError, LookupError):
-    """No rollout or experiment of this number."""
+    """No such rollout or experiment. ``which`` is its number, or ``of acme/support``."""
 
-    def __init__(self, trial_id: int) -> None:
-        super().__init__(trial_id)
-        self.trial_id = trial_id
+    def __init__(self, which: int | str) -> None:
+        super().__init__(which)
+        self.which = which
 
     def __str__(self) -> str:
-        return f"there is no rollout or experiment {self.trial_id}; list those that there are"
+        return f"there is no rollout or experiment {self.which}; list those that there are"
 
 
 class TrialMovedOn(LoragateError):

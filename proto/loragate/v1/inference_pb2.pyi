@@ -480,3 +480,21 @@ class Model(_message.Message):
     adapter: str
     digest: str
     def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., owned_by: _Optional[str] = ..., parent: _Optional[str] = ..., adapter: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class FeedbackRequest(_message.Message):
+    __slots__ = ("request_id", "metric", "value", "comment")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    COMMENT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    metric: str
+    value: float
+    comment: str
+    def __init__(self, request_id: _Optional[str] = ..., metric: _Optional[str] = ..., value: _Optional[float] = ..., comment: _Optional[str] = ...) -> None: ...
+
+class FeedbackResponse(_message.Message):
+    __slots__ = ("is_new",)
+    IS_NEW_FIELD_NUMBER: _ClassVar[int]
+    is_new: bool
+    def __init__(self, is_new: _Optional[bool] = ...) -> None: ...

@@ -65,6 +65,11 @@ class InferenceStub:
                 request_serializer=loragate_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=loragate_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.Feedback = channel.unary_unary(
+                '/loragate.v1.Inference/Feedback',
+                request_serializer=loragate_dot_v1_dot_inference__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=loragate_dot_v1_dot_inference__pb2.FeedbackResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServicer:
@@ -113,6 +118,14 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Feedback(self, request, context):
+        """Says how good one of the tenant's answers was. The same said again changes nothing; another
+        value of the same metric is ALREADY_EXISTS, another tenant's request NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +158,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=loragate_dot_v1_dot_inference__pb2.GetModelRequest.FromString,
                     response_serializer=loragate_dot_v1_dot_inference__pb2.GetModelResponse.SerializeToString,
+            ),
+            'Feedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Feedback,
+                    request_deserializer=loragate_dot_v1_dot_inference__pb2.FeedbackRequest.FromString,
+                    response_serializer=loragate_dot_v1_dot_inference__pb2.FeedbackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +328,33 @@ class Inference:
             '/loragate.v1.Inference/GetModel',
             loragate_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
             loragate_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Feedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loragate.v1.Inference/Feedback',
+            loragate_dot_v1_dot_inference__pb2.FeedbackRequest.SerializeToString,
+            loragate_dot_v1_dot_inference__pb2.FeedbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

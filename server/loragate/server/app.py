@@ -23,9 +23,11 @@ from loragate.adapters.base_model import BaseModel, prepare
 from loragate.adapters.base_profile import BaseProfile
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
-from loragate.adapters.snapshot import Limits, SnapshotWatcher
+from loragate.adapters.snapshot import Limits, Snapshot, SnapshotWatcher
+from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin import routes as admin_http
 from loragate.server.admin.administration import Administration
@@ -39,6 +41,10 @@ from loragate.server.config import (
     split_address,
 )
 from loragate.server.engine import Engine
+from loragate.server.experiments.feedback import FeedbackDesk
+from loragate.server.experiments.observation_log import ObservationLog
+from loragate.server.experiments.places import Places
+from loragate.server.experiments.runner import TrialRunner
 from loragate.server.fair_queue import FairQueue, QueueBounds
 from loragate.server.gateway import Gateway
 from loragate.server.health import Health
@@ -203,13 +209,17 @@ async def build(
     url = config.registry.url or home.database_url
     with Registry(url, store, gate) as registry, registry.serving_alone():
         log = UsageLog(registry, metrics.count)
-        changed = asyncio.Event()
+        observations = ObservationLog(registry)
+        changed, trials_changed = asyncio.Event(), asyncio.Event()
         watcher = SnapshotWatcher(
-            registry, config.registry.poll_seconds, [lambda snapshot: changed.set()]
+            registry,
+            config.registry.poll_seconds,
+            [lambda snapshot: changed.set(), lambda snapshot: trials_changed.set()],
         )
         async with (
             SupervisedEngine.running(start) as engine,
             log.writing() as usage,
+            observations.writing(),
             watcher as snapshots,
         ):
             health = Health(lambda: engine.state)
@@ -230,6 +240,7 @@ async def build(
             residency = Residency(loader, queue, max_resident=config.engine.max_cpu_loras)
             prefetch = Prefetch(residency, lambda: snapshots.current, HotList(home.hot_list))
             engine.on_restart(prefetch.restore)
+            places = Places(observations, lambda version: _can_serve(snapshots.current, version))
             gateway = Gateway(
                 tenants=tenants,
                 router=Router(snapshots, base.name, int(time.time())),
@@ -240,6 +251,8 @@ async def build(
                 engine=engine,
                 builder=PromptBuilder(renderer, engine.model),
                 metrics=metrics,
+                places=places,
+                feedback=FeedbackDesk(registry, places, [usage.flush, observations.flush]),
                 default_limits=_default_limits(config.limits),
                 request_limits=RequestLimits(
                     vocab_size=engine.model.vocab_size,
@@ -277,8 +290,16 @@ async def build(
             most_pins = config.engine.max_cpu_loras - config.engine.max_loras
             pins = Pins(registry, residency, prefetch, most_pins)
             lifecycle = Lifecycle(registry, snapshots, residency, loader, pins, changed)
+            trials = TrialRunner(
+                registry,
+                snapshots,
+                places,
+                residency.load,
+                trials_changed,
+                config.experiments.look_seconds,
+            )
             try:
-                async with lifecycle.running(), prefetch.running():
+                async with lifecycle.running(), prefetch.running(), trials.running():
                     yield server
             finally:
                 await residency.close()
@@ -346,6 +367,10 @@ def _default_limits(limits: LimitsConfig) -> Limits:
         limits.tokens_per_minute or None,
         limits.max_concurrent or None,
     )
+
+
+def _can_serve(snapshot: Snapshot, version: AdapterVersion) -> bool:
+    return snapshot.state(version) not in (AdapterState.FAILED, AdapterState.RETIRED)
 
 
 def _add_gauges(metrics: Metrics, queue: FairQueue, residency: Residency) -> None:

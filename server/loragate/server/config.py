@@ -95,6 +95,15 @@ class MetricsConfig(Section, frozen=True):
     require_admin_key: bool = False
 
 
+class ExperimentsConfig(Section, frozen=True):
+    """How often rollouts and experiments are looked at, and what all shadows together may use of
+    the engine (0: nothing).
+    """
+
+    look_seconds: float = 1.0
+    shadow_tokens_per_minute: int = 20_000
+
+
 class Config(Section, frozen=True):
     """The whole tree."""
 
@@ -103,6 +112,7 @@ class Config(Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     registry: RegistryConfig = RegistryConfig()
     metrics: MetricsConfig = MetricsConfig()
+    experiments: ExperimentsConfig = ExperimentsConfig()
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object] | None = None) -> Config:
@@ -229,6 +239,11 @@ def _check_ranges(config: Config) -> None:
         (server.max_adapter_bytes >= 1024, "server.max_adapter_bytes has to be 1024 or more"),
         (server.request_timeout_seconds > 0, "server.request_timeout_seconds has to be above 0"),
         (config.metrics.max_adapters >= 0, "metrics.max_adapters has to be 0 or more"),
+        (config.experiments.look_seconds > 0, "experiments.look_seconds has to be above 0"),
+        (
+            config.experiments.shadow_tokens_per_minute >= 0,
+            "experiments.shadow_tokens_per_minute has to be 0 or more",
+        ),
         (server.drain_seconds >= 0, "server.drain_seconds has to be 0 or more"),
         (config.registry.poll_seconds > 0, "registry.poll_seconds has to be above 0"),
         (

@@ -202,10 +202,18 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request goes: a tenant's adapter version, or the base model (`version` is None)."""
+    """Where a request goes: a tenant's adapter version, or the base model (`version` is None).
+
+    `experiment` (`rollout 3`) and `arm` say on whose behalf, and `unit` by what the arm was chosen;
+    `fallback` is the arm that answers where that one cannot. Empty for all other requests.
+    """
 
     tenant: str
     version: AdapterVersion | None = None
+    experiment: str = ""
+    arm: str = ""
+    unit: str = ""
+    fallback: str = ""
 
     @property
     def adapter(self) -> str:
@@ -215,3 +223,18 @@ class Route:
     @property
     def digest(self) -> str:
         return "" if self.version is None else self.version.digest
+
+    @property
+    def provenance(self) -> tuple[tuple[str, str], ...]:
+        """What every answer says of itself: names and values of headers and trailers."""
+        trial = (
+            ("x-loragate-experiment", self.experiment),
+            ("x-loragate-arm", self.arm),
+            ("x-loragate-unit", self.unit),
+            ("x-loragate-fallback", self.fallback),
+        )
+        return (
+            ("x-loragate-adapter", self.adapter),
+            ("x-loragate-digest", self.digest),
+            *(header for header in trial if header[1]),
+        )

@@ -9,11 +9,12 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import msgspec
 
+from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import AliasNotServing
 from loragate.adapters.manifest import Contract
 from loragate.adapters.snapshot import Limits, SnapshotWatcher
@@ -27,7 +28,10 @@ from loragate.server.engine import (
     ToolCallParser,
     ToolSession,
 )
-from loragate.server.errors import DeadlineExceeded, EngineDead
+from loragate.server.errors import AdapterUnavailable, DeadlineExceeded, EngineDead
+from loragate.server.experiments.assignment import unit_of
+from loragate.server.experiments.feedback import Feedback, FeedbackDesk
+from loragate.server.experiments.places import Place, Places
 from loragate.server.metrics import Metrics
 from loragate.server.prompting import NO_CONTRACT, Prepared, PromptBuilder
 from loragate.server.residency import Residency
@@ -43,12 +47,15 @@ _LOOK_AGAIN_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a transport knows of whoever calls. `tenant` is a per-tenant endpoint's, if any."""
+    """What a transport knows of whoever calls. `tenant` is a per-tenant endpoint's, if any;
+    `conversation` the client's own word for what belongs together.
+    """
 
     api_key: str | None
     request_id: str
     transport: str
     tenant: str | None = None
+    conversation: str | None = None
 
 
 class Generation:
@@ -107,6 +114,8 @@ class Gateway:
         engine: Engine,
         builder: PromptBuilder,
         metrics: Metrics,
+        places: Places,
+        feedback: FeedbackDesk,
         default_limits: Limits,
         request_limits: RequestLimits,
         timeout_seconds: float,
@@ -120,6 +129,8 @@ class Gateway:
         self._engine = engine
         self._builder = builder
         self._metrics = metrics
+        self._places = places
+        self._feedback = feedback
         self._default_limits = default_limits
         self._request_limits = request_limits
         self._timeout_seconds = timeout_seconds
@@ -133,14 +144,26 @@ class Gateway:
         """
         tenant = self.authenticate(caller)
         route = await self._route(tenant, request.model)
+        place = self._place(request, route, caller)
+        if place is not None:
+            route = place.route
+        on_end = _nothing_more if place is None else place.end
         with (
             self._metrics.under_way(route),
-            self._usage.record(caller.request_id, route, caller.transport) as record,
+            self._usage.record(caller.request_id, route, caller.transport, on_end) as record,
         ):
             try:
-                async with asyncio.timeout(self._timeout_seconds):
-                    async with self._answer(request, route, record) as generation:
-                        yield generation
+                async with asyncio.timeout(self._timeout_seconds), AsyncExitStack() as stack:
+                    answer = self._answer(request, record, place)
+                    try:
+                        generation = await stack.enter_async_context(answer)
+                    except AdapterUnavailable as error:
+                        if place is None or not _is_down(error) or not place.fall_back(str(error)):
+                            raise
+                        record.route = place.route
+                        answer = self._answer(request, record)
+                        generation = await stack.enter_async_context(answer)
+                    yield generation
             except TimeoutError:
                 raise DeadlineExceeded(
                     f"The request took longer than {self._timeout_seconds:g} s."
@@ -150,12 +173,25 @@ class Gateway:
         """The caller's tenant. Raises Unauthenticated, PermissionDenied or ModelNotFound."""
         return self._tenants.authenticate(caller.api_key, caller.tenant)
 
+    async def feedback(self, said: Feedback, caller: Caller) -> bool:
+        """Whether it is new. Raises what `FeedbackDesk.give` raises."""
+        return await self._feedback.give(self.authenticate(caller), said)
+
     def models(self, caller: Caller) -> tuple[ModelCard, ...]:
         """What the caller's tenant can use."""
         return self._router.models(self.authenticate(caller))
 
     def get_model(self, model: str, caller: Caller) -> ModelCard:
         return self._router.get_model(self.authenticate(caller), model)
+
+    def _place(self, request: Request, route: Route, caller: Caller) -> Place | None:
+        """The request's place in a rollout or an experiment, if its adapter has one."""
+        station = self._places.station(route.tenant, request.model)
+        if station is None:
+            return None
+        key = hash_key(caller.api_key or "")
+        unit = unit_of(request.options.user, caller.conversation, key)
+        return self._places.place(station, route, unit)
 
     async def _route(self, tenant: str, model: str) -> Route:
         """Waits for an adapter's first version, which was promoted a moment ago, to be loaded.
@@ -185,14 +221,18 @@ class Gateway:
 
     @asynccontextmanager
     async def _answer(
-        self, request: Request, route: Route, record: Record
+        self, request: Request, record: Record, place: Place | None = None
     ) -> AsyncIterator[Generation]:
+        """By the record's route. A `place` is that of a request that has not been counted yet."""
+        route = record.route
         validate(request, self._request_limits)
         if not self._engine.is_alive:
             raise EngineDead(
                 "The engine is down; try again shortly.",
                 retry_after_seconds=self._engine.retry_after_seconds,
             )
+        if place is not None:
+            place.admit(record.request_id)
         limits = self._limits(route.tenant)
         prepared = await self._builder.prepare(request, self._contract(route))
         prepared = _fit_to_budget(prepared, request, limits)
@@ -256,6 +296,15 @@ class Gateway:
             _first(own.tokens_per_minute, default.tokens_per_minute),
             _first(own.max_concurrent, default.max_concurrent),
         )
+
+
+def _nothing_more(record: Record) -> None:
+    """Of a request of no trial, all is known."""
+
+
+def _is_down(error: AdapterUnavailable) -> bool:
+    """Whether the version itself is at fault, not a server with too much to do."""
+    return error.code != "no_adapter_slot"
 
 
 def _first(own: int | None, default: int | None) -> int | None:

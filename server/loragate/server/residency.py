@@ -74,6 +74,11 @@ class Residency:
         finally:
             self._queue.release(version)
 
+    async def load(self, version: AdapterVersion) -> None:
+        """Sees to it that the version is in the engine now. Raises as `lease` does."""
+        async with self.lease(Route(version.tenant, version)):
+            pass
+
     async def prefetch(self, version: AdapterVersion) -> None:
         """Loads the version as what was used longest ago, when nobody waits for the slot that it
         takes, and if no other has to leave; for a pinned one others do. Raises as `lease` does.

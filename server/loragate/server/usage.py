@@ -1,25 +1,22 @@
 """What each request used: counted on the way, kept in the registry's database."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Protocol
 
-from loragate.adapters.errors import StoreError
 from loragate.adapters.records import UsageRow
+from loragate.server.batches import BatchWriter
 from loragate.server.core import Delta, Route, Usage
 from loragate.server.errors import describe
 
-logger = logging.getLogger(__name__)
-_FLUSH_SECONDS = 0.5
-_MOST_PENDING = 100_000
-
 
 class Record:
-    """One request's meter. Times in seconds; `outcome` is `ok`, `cancelled` or an error code."""
+    """One request's meter. Times in seconds; `outcome` is `ok`, `cancelled` or an error code, and
+    `is_fault` whether that error was the server's own.
+    """
 
     def __init__(self, request_id: str, route: Route, transport: str) -> None:
         self.request_id = request_id
@@ -33,6 +30,7 @@ class Record:
         self.duration_seconds = 0.0
         self.itl_seconds: list[float] = []
         self.outcome = "ok"
+        self.is_fault = False
         self._started = time.perf_counter()
 
     @property
@@ -65,8 +63,9 @@ class Record:
         finally:
             await deltas.aclose()
 
-    def close(self, outcome: str) -> None:
+    def close(self, outcome: str, *, is_fault: bool = False) -> None:
         self.outcome = outcome
+        self.is_fault = is_fault
         self.duration_seconds = time.perf_counter() - self._started
 
     def row(self) -> UsageRow:
@@ -95,73 +94,49 @@ class Ledger(Protocol):
 class UsageLog:
     """Keeps records off the request's path: a task writes them in batches, twice a second.
 
-    Construct it with `async with`; leaving writes what is pending. A crash loses at most the
-    records of the last half second.
+    `async with log.writing()` owns that task; leaving writes what is pending. A crash loses at most
+    the records of the last half second.
     """
 
     def __init__(
         self, ledger: Ledger, on_end: Callable[[Record], None] = lambda record: None
     ) -> None:
         """`on_end` hears of each record once it is complete."""
-        self._ledger = ledger
         self._on_end = on_end
-        self._pending: list[UsageRow] = []
+        self._writer = BatchWriter[UsageRow]("usage records", ledger.add_usage)
 
     @contextmanager
-    def record(self, request_id: str, route: Route, transport: str) -> Iterator[Record]:
-        """Meters one request, however it ends."""
+    def record(
+        self,
+        request_id: str,
+        route: Route,
+        transport: str,
+        on_end: Callable[[Record], None] = lambda record: None,
+    ) -> Iterator[Record]:
+        """Meters one request, however it ends; `on_end` hears of this one alone."""
         record = Record(request_id, route, transport)
         try:
             yield record
         except (asyncio.CancelledError, GeneratorExit):
-            self._keep(record, "cancelled")
+            record.close("cancelled")
             raise
         except Exception as error:
-            self._keep(record, describe(error).code)
+            failure = describe(error)
+            record.close(failure.code, is_fault=failure.status.http_status >= 500)
             raise
         else:
-            self._keep(record, "ok")
+            record.close("ok")
+        finally:
+            on_end(record)
+            self._on_end(record)
+            self._writer.add(record.row())
+
+    async def flush(self) -> None:
+        """Writes what is pending now."""
+        await self._writer.flush()
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator["UsageLog"]:
         """Owns the task that writes."""
-        task = asyncio.create_task(self._write_forever(), name="usage log")
-        try:
+        async with self._writer.writing():
             yield self
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await self._write()
-
-    def _keep(self, record: Record, outcome: str) -> None:
-        record.close(outcome)
-        self._on_end(record)
-        if len(self._pending) < _MOST_PENDING:
-            self._pending.append(record.row())
-        else:
-            logger.error(
-                "usage record dropped, too many pending", extra={"request_id": record.request_id}
-            )
-
-    async def _write_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
-            await self._write()
-
-    async def _write(self) -> None:
-        rows: Sequence[UsageRow] = self._pending
-        if not rows:
-            return
-        self._pending = []
-        writing = asyncio.create_task(asyncio.to_thread(self._ledger.add_usage, rows))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            # The thread goes on all the same; left alone, its batch could be lost unnoticed.
-            await asyncio.wait([writing])
-            if writing.exception() is not None:
-                self._pending = [*rows, *self._pending]
-            raise
-        except StoreError:
-            logger.exception("usage records could not be written, trying again")
-            self._pending = [*rows, *self._pending]

@@ -24,8 +24,11 @@ from loragate.adapters.records import (
 )
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import AdapterListing, Limits
+from loragate.adapters.trial_records import Trial, TrialKind
 from loragate.server.admin.received_files import ReceivedFiles
 from loragate.server.errors import PermissionDenied, Unauthenticated
+from loragate.server.experiments.office import Action, ExperimentWish, RolloutWish, TrialOffice
+from loragate.server.experiments.report import TrialReport
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,8 +39,9 @@ class Administration:
     """The registry's changes and look-ups without blocking the event loop.
 
     `actor` is who the audit log says did it, such as "http": make one for each transport. Each
-    method raises what the registry's method of the same name raises. A caller that is cancelled
-    goes on only after the registry has finished, so a change was made wholly or not at all.
+    method raises what the method of the same name of the registry raises, or of `TrialOffice`. A
+    caller that is cancelled goes on only after the registry has finished, so a change was made
+    wholly or not at all.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Administration:
         It is called before each answer, so that what the answer says holds for requests, too.
         """
         self._registry = registry
+        self._office = TrialOffice(registry)
         self._actor = actor
         self._keep_up = keep_up
 
@@ -120,6 +125,29 @@ class Administration:
 
     async def collect(self) -> Sequence[str]:
         return await self._ask(self._registry.collect, self._actor)
+
+    async def start_rollout(self, adapter: AdapterName, wish: RolloutWish) -> Trial:
+        return await self._ask(self._office.start_rollout, adapter, wish, self._actor)
+
+    async def start_experiment(self, adapter: AdapterName, wish: ExperimentWish) -> Trial:
+        return await self._ask(self._office.start_experiment, adapter, wish, self._actor)
+
+    async def trials(
+        self, tenant: str | None = None, kind: TrialKind | None = None
+    ) -> Sequence[Trial]:
+        return await self._ask(self._office.trials, tenant, kind)
+
+    async def trial(
+        self, adapter: AdapterName, kind: TrialKind | None = None
+    ) -> tuple[Trial, TrialReport]:
+        """The adapter's newest, and what its figures say."""
+        trial = await self._ask(self._office.trial, adapter, kind)
+        return trial, await self._ask(self._office.report, trial.id)
+
+    async def change_trial(
+        self, adapter: AdapterName, action: Action, arm: str = "", reason: str = ""
+    ) -> Trial:
+        return await self._ask(self._office.change, adapter, action, arm, reason, self._actor)
 
     async def audit(self, subject: str | None = None, limit: int = 50) -> Sequence[AuditRow]:
         return await self._ask(self._registry.audit, subject, limit)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loragate.adapters.base_model import find
 from loragate.adapters.base_profile import BaseProfile
@@ -16,6 +17,14 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import Limits
 from loragate.adapters.store import ArtifactStore
+from loragate.adapters.trial_records import TrialKind
+from loragate.server.admin.trial_views import (
+    ExperimentRequest,
+    ReportView,
+    RolloutRequest,
+    TrialChange,
+    TrialView,
+)
 from loragate.server.admin.views import (
     AdapterPageView,
     AdapterView,
@@ -28,6 +37,9 @@ from loragate.server.admin.views import (
     UsageView,
 )
 from loragate.server.config import EngineConfig, load_config, read_chat_template
+
+if TYPE_CHECKING:
+    from loragate.server.admin.local_trials import LocalTrials
 
 
 class LocalAdmin:
@@ -94,8 +106,29 @@ class LocalAdmin:
     def collect(self) -> CollectedView:
         return CollectedView(collected=self._registry.collect(self._actor))
 
+    def start_rollout(self, adapter: AdapterName, body: RolloutRequest) -> TrialView:
+        return self._trials().start_rollout(adapter, body)
+
+    def start_experiment(self, adapter: AdapterName, body: ExperimentRequest) -> TrialView:
+        return self._trials().start_experiment(adapter, body)
+
+    def trials(self, tenant: str | None, kind: TrialKind | None) -> Sequence[TrialView]:
+        return self._trials().trials(tenant, kind)
+
+    def trial_report(self, adapter: AdapterName, kind: TrialKind | None) -> ReportView:
+        return self._trials().report(adapter, kind)
+
+    def change_trial(self, adapter: AdapterName, body: TrialChange) -> TrialView:
+        return self._trials().change(adapter, body)
+
     def usage(self, tenant: str | None, since: datetime | None) -> Sequence[UsageView]:
         return [UsageView.of(total) for total in self._registry.usage_totals(tenant, since)]
+
+    def _trials(self) -> "LocalTrials":
+        # Statistics take a second to import, which other commands do not wait for.
+        from loragate.server.admin.local_trials import LocalTrials
+
+        return LocalTrials(self._registry, self._actor)
 
     def _tenant(self, tenant: str) -> TenantView:
         for found in self.list_tenants():

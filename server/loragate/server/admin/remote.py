@@ -13,11 +13,19 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from loragate.adapters.adapter_files import inspect
 from loragate.adapters.names import AdapterName
 from loragate.adapters.snapshot import Limits
+from loragate.adapters.trial_records import TrialKind
 from loragate.server.admin.remote_errors import (
     NotLoragate,
     authorization,
     require_success,
     speaking_with,
+)
+from loragate.server.admin.trial_views import (
+    ExperimentRequest,
+    ReportView,
+    RolloutRequest,
+    TrialChange,
+    TrialView,
 )
 from loragate.server.admin.views import (
     AdapterPageView,
@@ -102,7 +110,7 @@ class RemoteAdmin:
             list[AdapterView],
             "GET",
             "/adapters",
-            query={} if tenant is None else {"tenant": tenant},
+            query=_query(tenant=tenant),
         )
 
     def show(self, adapter: AdapterName) -> AdapterPageView:
@@ -132,11 +140,24 @@ class RemoteAdmin:
     def collect(self) -> CollectedView:
         return self._ask(CollectedView, "POST", "/collect")
 
+    def start_rollout(self, adapter: AdapterName, body: RolloutRequest) -> TrialView:
+        return self._ask(TrialView, "POST", _adapter(adapter, "rollouts"), body)
+
+    def start_experiment(self, adapter: AdapterName, body: ExperimentRequest) -> TrialView:
+        return self._ask(TrialView, "POST", _adapter(adapter, "experiments"), body)
+
+    def trials(self, tenant: str | None, kind: TrialKind | None) -> Sequence[TrialView]:
+        return self._ask(list[TrialView], "GET", "/trials", query=_query(tenant=tenant, kind=kind))
+
+    def trial_report(self, adapter: AdapterName, kind: TrialKind | None) -> ReportView:
+        path = _adapter(adapter, "trial")
+        return self._ask(ReportView, "GET", path, query=_query(kind=kind))
+
+    def change_trial(self, adapter: AdapterName, body: TrialChange) -> TrialView:
+        return self._ask(TrialView, "POST", _adapter(adapter, "trial"), body)
+
     def usage(self, tenant: str | None, since: datetime | None) -> Sequence[UsageView]:
-        query = {
-            **({} if tenant is None else {"tenant": tenant}),
-            **({} if since is None else {"since": since.isoformat()}),
-        }
+        query = _query(tenant=tenant, since=None if since is None else since.isoformat())
         return self._ask(list[UsageView], "GET", "/usage", query=query)
 
     def _ask(
@@ -173,6 +194,10 @@ def _parse(shape: type[T], response: httpx.Response) -> T:
         return TypeAdapter(shape).validate_json(response.content)
     except ValidationError:
         raise NotLoragate(response.url, response.status_code) from None
+
+
+def _query(**parts: str | None) -> dict[str, str]:
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _path(*parts: str) -> str:

@@ -16,6 +16,7 @@ from loragate.adapters.records import TenantRecord
 from loragate.adapters.snapshot import Limits
 from loragate.server.admin.administration import Administration, check_admin_key
 from loragate.server.admin.multipart_files import read_files
+from loragate.server.admin.trial_routes import add_trials
 from loragate.server.admin.views import (
     AdapterPageView,
     AdapterView,
@@ -82,6 +83,7 @@ def build_router(
     _add_versions(router, administration, max_adapter_bytes)
     _add_aliases(router, administration)
     _add_pins(router, administration)
+    add_trials(router, administration)
     _add_records(router, administration)
     return router
 

@@ -20,6 +20,7 @@ from loragate.server.cli import keys as cli_keys
 from loragate.server.cli import model as cli_model
 from loragate.server.cli import serve as cli_serve
 from loragate.server.cli import tenants as cli_tenants
+from loragate.server.cli import trials as cli_trials
 from loragate.server.cli import usage as cli_usage
 from loragate.server.cli.options import examples
 
@@ -66,6 +67,7 @@ def build() -> typer.Typer:
     cli_tenants.add_to(app)
     cli_keys.add_to(app)
     cli_adapters.add_to(app)
+    cli_trials.add_to(app)
     cli_model.add_to(app)
     cli_usage.add_to(app)
     cli_doctor.add_to(app)

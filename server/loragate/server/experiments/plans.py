@@ -11,7 +11,7 @@ import msgspec
 from loragate.server.errors import InvalidRequest
 from loragate.server.experiments.assignment import Split
 from loragate.server.experiments.gates import Gate, parse_gate
-from loragate.server.experiments.rollout_plan import RolloutPlan
+from loragate.server.experiments.rollout_plan import RolloutPlan, check_shadow
 from loragate.server.experiments.tally import UnitRule
 from loragate.server.experiments.verdict import Question
 
@@ -25,15 +25,18 @@ FIRST_REQUEST_COUNTS: Final = UnitRule()
 @dataclass(frozen=True, slots=True)
 class ExperimentPlan:
     """Arms with their shares of the units, one of them called `champion`; what any other arm has to
-    show to replace it. Raises InvalidRequest.
+    show to replace it. One that `is_automatic` ends by its verdict. Raises InvalidRequest.
     """
 
     shares: tuple[tuple[str, float], ...]
     gates: tuple[Gate, ...]
     alpha: float = 0.05
     rule: UnitRule = FEW_REQUESTS_COUNT
+    shadow: float = 0.0
+    is_automatic: bool = False
 
     def __post_init__(self) -> None:
+        check_shadow(self.shadow)
         names = Split.of(self.shares).arms
         if CHAMPION not in names or len(names) < 2:
             raise InvalidRequest(
@@ -61,6 +64,7 @@ class _Rollout(msgspec.Struct, tag="rollout", frozen=True, forbid_unknown_fields
     every_seconds: float
     gates: tuple[str, ...]
     alpha: float
+    shadow: float = 0.0
 
 
 class _Experiment(msgspec.Struct, tag="experiment", frozen=True, forbid_unknown_fields=True):
@@ -69,16 +73,26 @@ class _Experiment(msgspec.Struct, tag="experiment", frozen=True, forbid_unknown_
     alpha: float
     values: int
     window_seconds: float
+    shadow: float = 0.0
+    is_automatic: bool = False
 
 
 def to_json(plan: RolloutPlan | ExperimentPlan) -> str:
     gates = tuple(str(gate) for gate in plan.gates)
     match plan:
         case RolloutPlan():
-            kept = _Rollout(plan.steps, plan.every_seconds, gates, plan.alpha)
+            kept = _Rollout(plan.steps, plan.every_seconds, gates, plan.alpha, plan.shadow)
         case ExperimentPlan():
             rule = plan.rule
-            kept = _Experiment(plan.shares, gates, plan.alpha, rule.values, rule.window_seconds)
+            kept = _Experiment(
+                plan.shares,
+                gates,
+                plan.alpha,
+                rule.values,
+                rule.window_seconds,
+                plan.shadow,
+                plan.is_automatic,
+            )
     return msgspec.json.encode(kept).decode()
 
 
@@ -86,9 +100,16 @@ def from_json(text: str) -> RolloutPlan | ExperimentPlan:
     """Raises msgspec.ValidationError for what no version of this wrote."""
     kept = msgspec.json.decode(text, type=_Rollout | _Experiment)
     if isinstance(kept, _Rollout):
-        return RolloutPlan(kept.steps, kept.every_seconds, _gates(kept.gates), kept.alpha)
-    rule = UnitRule(kept.values, kept.window_seconds)
-    return ExperimentPlan(kept.shares, _gates(kept.gates), kept.alpha, rule)
+        gates = _gates(kept.gates)
+        return RolloutPlan(kept.steps, kept.every_seconds, gates, kept.alpha, kept.shadow)
+    return ExperimentPlan(
+        kept.shares,
+        _gates(kept.gates),
+        kept.alpha,
+        UnitRule(kept.values, kept.window_seconds),
+        kept.shadow,
+        kept.is_automatic,
+    )
 
 
 def _gates(texts: Sequence[str]) -> tuple[Gate, ...]:

@@ -18,7 +18,6 @@ from rich.table import Table
 from loragate.adapters.trial_records import Trial
 from loragate.server.experiments.gates import Gate, GateAnswer, GateState, measure
 from loragate.server.experiments.plans import CHAMPION, to_json
-from loragate.server.experiments.plots import plot_arms, plot_curve
 from loragate.server.experiments.rollout_plan import RolloutPlan
 from loragate.server.experiments.running import RunningTrial
 from loragate.server.experiments.tally import ArmTally
@@ -194,6 +193,9 @@ def _needed(found: GateAnswer) -> str:
 
 def to_html(report: TrialReport) -> str:
     """One page that needs nothing else."""
+    # Matplotlib takes half a second to import, which only this needs.
+    from loragate.server.experiments.plots import plot_arms, plot_curve
+
     environment = Environment(
         loader=PackageLoader("loragate.server.experiments", "."),
         autoescape=True,

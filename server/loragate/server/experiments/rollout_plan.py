@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from loragate.adapters.trial_records import Standing
 from loragate.server.errors import InvalidRequest, RolloutMoveRefused
 from loragate.server.experiments.gates import Gate
 from loragate.server.experiments.verdict import Decision, Question, Verdict
@@ -39,15 +40,18 @@ class RolloutState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class RolloutPlan:
     """`steps` are shares of the challenger, growing, the last at most 1; each is held for
-    `every_seconds` at least, and until its gates hold. Raises InvalidRequest.
+    `every_seconds` at least, and until its gates hold. `shadow` of the requests are also answered
+    by the other arm. Raises InvalidRequest.
     """
 
     steps: tuple[float, ...]
     every_seconds: float
     gates: tuple[Gate, ...]
     alpha: float = 0.05
+    shadow: float = 0.0
 
     def __post_init__(self) -> None:
+        check_shadow(self.shadow)
         if not self.steps or not all(0 < step <= 1 for step in self.steps):
             raise InvalidRequest("Steps are percentages over 0, to 100, as in 1,10,50,100.")
         if any(later <= step for step, later in zip(self.steps, self.steps[1:], strict=False)):
@@ -82,6 +86,22 @@ class RolloutProgress:
                 return 0.0
             case _:
                 return plan.steps[self.step]
+
+
+def check_shadow(share: float) -> None:
+    if not 0 <= share <= 1:
+        raise InvalidRequest("The share of requests to shadow is from 0 to 100 %.", param="shadow")
+
+
+def progress_of(standing: Standing) -> RolloutProgress:
+    """From its form in the registry."""
+    state = RolloutState(standing.state)
+    return RolloutProgress(state, standing.step, standing.watched_seconds, standing.reason)
+
+
+def standing_of(progress: RolloutProgress) -> Standing:
+    """Its form in the registry."""
+    return Standing(str(progress.state), progress.step, progress.watched_seconds, progress.reason)
 
 
 def parse_steps(texts: Sequence[str]) -> tuple[float, ...]:
@@ -142,7 +162,7 @@ def resume(progress: RolloutProgress, why: str) -> RolloutProgress:
     """
     if progress.state is not RolloutState.PAUSED:
         raise RolloutMoveRefused(
-            f"The rollout is {progress.state} and cannot be resumed; only a paused one can."
+            f"It is {progress.state} and cannot be resumed; only what is paused can."
         )
     return replace(progress, state=RolloutState.RUNNING, reason=why)
 
@@ -152,9 +172,19 @@ def abort(progress: RolloutProgress, why: str) -> RolloutProgress:
     return replace(_going_on(progress, "aborted"), state=RolloutState.ABORTED, reason=why)
 
 
+def win(progress: RolloutProgress, why: str) -> RolloutProgress:
+    """The challenger is to be the champion. Raises RolloutMoveRefused if it is over."""
+    return replace(_going_on(progress, "promoted"), state=RolloutState.PASSED, reason=why)
+
+
+def roll_back(progress: RolloutProgress, why: str) -> RolloutProgress:
+    """The champion stays. Raises RolloutMoveRefused if it is over."""
+    return replace(_going_on(progress, "rolled back"), state=RolloutState.ROLLED_BACK, reason=why)
+
+
 def _going_on(progress: RolloutProgress, wanted: str) -> RolloutProgress:
     if progress.state.is_over:
         raise RolloutMoveRefused(
-            f"The rollout is {progress.state} and cannot be {wanted}; start another one."
+            f"It is {progress.state} and cannot be {wanted}; start another one."
         )
     return progress

@@ -41,8 +41,8 @@ class Assignment:
 
 
 class RunningTrial:
-    """Counts one step of a trial, from what was kept of it before on. For the next step, or after
-    any other change of the trial, make a new one.
+    """Counts one step of a trial, from what was kept of it before on; for the next step make a new
+    one. `trial` may be replaced by the same one in another state.
     """
 
     def __init__(
@@ -121,7 +121,11 @@ class RunningTrial:
 
     def verdicts(self, now: datetime) -> Mapping[str, Verdict]:
         """By the challenger's name."""
-        tallies = {name: tally for name, tally in self.tallies(now).items() if tally.share > 0}
+        return self.judged(self.tallies(now))
+
+    def judged(self, tallies: Mapping[str, ArmTally]) -> Mapping[str, Verdict]:
+        """Of these figures, by the challenger's name; any thread may ask."""
+        tallies = {name: tally for name, tally in tallies.items() if tally.share > 0}
         champion = tallies.pop(CHAMPION, None)
         return {
             name: judge(

@@ -8,7 +8,7 @@ which must be passed. To fail, one gate of one step is enough, so each is tested
 alpha.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -84,6 +84,18 @@ def judge(
     held = ", ".join(str(gate) for gate in gates)
     reason = f"every gate holds: {held}" if gates else "there is no gate"
     return Verdict(Decision.PASS, reason, answers, ratio=ratio)
+
+
+def decide(verdicts: Mapping[str, Verdict]) -> tuple[str | None, str] | None:
+    """The arm to promote, by the challengers' verdicts, and why; no arm where all have failed, and
+    nothing where it is too early.
+    """
+    for arm, verdict in verdicts.items():
+        if verdict.decision is Decision.PASS:
+            return arm, f"{arm}: {verdict.reason}"
+    if all(verdict.decision is Decision.FAIL for verdict in verdicts.values()):
+        return None, "; ".join(f"{arm}: {found.reason}" for arm, found in verdicts.items())
+    return None
 
 
 def _blocked(ratio: SampleRatio, arms: Sequence[ArmTally]) -> str:

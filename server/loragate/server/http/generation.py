@@ -77,8 +77,7 @@ async def _start(
 ) -> None:
     headers = [
         (b"content-type", content_type),
-        (b"x-loragate-adapter", generation.route.adapter.encode()),
-        (b"x-loragate-digest", generation.route.digest.encode()),
+        *((name.encode(), value.encode()) for name, value in generation.route.provenance),
     ]
     if length is None:
         headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]

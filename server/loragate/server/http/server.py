@@ -24,6 +24,7 @@ from loragate.server.errors import (
 from loragate.server.gateway import Caller, Gateway
 from loragate.server.health import Health
 from loragate.server.http.failures import answer_error
+from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import Answer
 from loragate.server.http.json_bodies import StrictJsonRoute
 from loragate.server.http.middleware import BodyLimit, Envelope
@@ -87,6 +88,11 @@ def _data_plane(gateway: Gateway) -> APIRouter:
     async def completions(body: CompletionBody, request: Request) -> Response:
         return Answer(gateway, body.to_core(), _caller(request))
 
+    @router.post("/feedback", summary="Say how good an answer was")
+    async def feedback(body: FeedbackBody, request: Request) -> Response:
+        is_new = await gateway.feedback(body.to_feedback(), _caller(request))
+        return _json(200, {"object": "feedback", "id": body.request_id, "is_new": is_new})
+
     @router.get("/models", summary="List the models this key can use")
     async def list_models(request: Request) -> Response:
         cards = [_card(card) for card in gateway.models(_caller(request))]
@@ -125,7 +131,8 @@ def _probes(health: Health, metrics: Metrics, options: HttpOptions) -> APIRouter
 
 def _caller(request: Request) -> Caller:
     tenant: str | None = request.path_params.get("tenant")
-    return Caller(_api_key(request), request.state.request_id, "http", tenant)
+    conversation = request.headers.get("x-conversation-id")
+    return Caller(_api_key(request), request.state.request_id, "http", tenant, conversation)
 
 
 def _api_key(request: Request) -> str | None:

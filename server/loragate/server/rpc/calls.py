@@ -84,11 +84,7 @@ async def announce(
     context: grpc.aio.ServicerContext[Asked, Answered], caller: Caller, route: Route
 ) -> None:
     """Says at once, and again at the end, which weights answer."""
-    provenance = (
-        ("x-request-id", caller.request_id),
-        ("x-loragate-adapter", route.adapter),
-        ("x-loragate-digest", route.digest),
-    )
+    provenance = (("x-request-id", caller.request_id), *route.provenance)
     context.set_trailing_metadata(provenance)
     await context.send_initial_metadata(provenance)
 
@@ -116,6 +112,7 @@ def caller_of(context: grpc.aio.ServicerContext[Asked, Answered]) -> Caller:
         request_id=request_id if _REQUEST_ID.fullmatch(request_id) else f"req-{uuid.uuid4().hex}",
         transport="grpc",
         tenant=sent.get("x-loragate-tenant"),
+        conversation=sent.get("x-conversation-id"),
     )
 
 

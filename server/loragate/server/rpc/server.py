@@ -14,16 +14,26 @@ from grpc_reflection.v1alpha import reflection
 
 from loragate.server.admin.administration import Administration
 from loragate.server.choices import collect
+from loragate.server.experiments.feedback import Feedback
 from loragate.server.gateway import Gateway
 from loragate.server.rpc import answers
 from loragate.server.rpc.calls import DecodingInterceptor, announce, answering
+from loragate.server.rpc.experiments import ExperimentsService
 from loragate.server.rpc.messages import chat_request, completion_request
 from loragate.server.rpc.registry import RegistryService
+from loragate.v1 import (
+    experiments_pb2,
+    experiments_pb2_grpc,
+    inference_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+)
 from loragate.v1 import inference_pb2 as pb
-from loragate.v1 import inference_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 REGISTRY = registry_pb2.DESCRIPTOR.services_by_name["AdapterRegistry"].full_name
+EXPERIMENTS = experiments_pb2.DESCRIPTOR.services_by_name["Experiments"].full_name
+SERVICES = INFERENCE, REGISTRY, EXPERIMENTS
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
@@ -104,6 +114,16 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             card = self._gateway.get_model(request.model, caller)
             return pb.GetModelResponse(model=answers.model(card))
 
+    async def Feedback(
+        self,
+        request: pb.FeedbackRequest,
+        context: grpc.aio.ServicerContext[pb.FeedbackRequest, pb.FeedbackResponse],
+    ) -> pb.FeedbackResponse:
+        async with answering(context) as caller:
+            value = request.value if request.HasField("value") else None
+            said = Feedback(request.request_id, request.metric, value, request.comment)
+            return pb.FeedbackResponse(is_new=await self._gateway.feedback(said, caller))
+
 
 @dataclass(frozen=True, slots=True)
 class GrpcOptions:
@@ -140,7 +160,7 @@ class GrpcServer:
         """What health says from now on, of the whole server and of each service."""
         states = health_pb2.HealthCheckResponse
         state = states.SERVING if is_serving else states.NOT_SERVING
-        for service in ("", INFERENCE, REGISTRY):
+        for service in ("", *SERVICES):
             await self._health.set(service, state)
 
     async def stop(self, grace_seconds: float) -> None:
@@ -174,9 +194,13 @@ def build_server(
         max_adapter_bytes=options.max_adapter_bytes,
     )
     registry_pb2_grpc.add_AdapterRegistryServicer_to_server(registry_service, server)
+    experiments = ExperimentsService(
+        administration, admin_key=admin_key, is_tenant_key=is_tenant_key
+    )
+    experiments_pb2_grpc.add_ExperimentsServicer_to_server(experiments, server)
     health_service = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    names = (INFERENCE, REGISTRY, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return GrpcServer(server, health_service, registry_service)
 

@@ -1,0 +1,117 @@
+"""Rollouts and experiments from outside: the JSON of `/admin/v1`, and of every `--json`.
+
+What makes these of the server's own nouns is in `trial_shapes`, which takes a second to import.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from loragate.server.admin.views import Request, View
+
+Action = Literal["pause", "resume", "abort", "promote", "rollback", "decide"]
+Share = Annotated[float, Field(ge=0, le=1)]
+Alpha = Annotated[float, Field(gt=0, lt=0.5)]
+
+
+class RolloutRequest(Request):
+    """A rollout to begin: `steps` in percent; `shadow` a share from 0 to 1."""
+
+    to: str = Field(examples=["v4"])
+    steps: tuple[float, ...] = Field(default=(1, 10, 50, 100), max_length=100)
+    every_seconds: float = Field(default=600, gt=0)
+    gates: tuple[str, ...] = Field(default=(), max_length=20, examples=[["error_rate<1%"]])
+    alpha: Alpha = 0.05
+    shadow: Share = 0
+    merged: bool = False
+
+
+class ExperimentRequest(Request):
+    """An experiment to begin. Without shares, all arms get the same."""
+
+    arms: tuple[str, ...] = Field(max_length=20, examples=[["champion=v3:50%", "new=v4:50%"]])
+    gates: tuple[str, ...] = Field(max_length=20, examples=[["rating>=champion-0.1"]])
+    alpha: Alpha = 0.05
+    values: int = Field(default=5, ge=1, le=1000)
+    window_seconds: float = Field(default=900, gt=0)
+    shadow: Share = 0
+    automatic: bool = False
+
+
+class TrialChange(Request):
+    """What to do with an adapter's trial. `arm` is the one to promote, where there are several."""
+
+    action: Action
+    arm: str = ""
+    reason: str = Field(default="", max_length=1000)
+
+
+class ArmView(View):
+    """`share` is of the units, now."""
+
+    name: str
+    answers: str = Field(examples=["acme/support@v3", "base"])
+    mode: str
+    share: float
+
+
+class TrialView(View):
+    """A rollout or an experiment as it stands."""
+
+    id: int
+    kind: Literal["rollout", "experiment"]
+    adapter: str
+    state: str
+    reason: str
+    arms: tuple[ArmView, ...]
+    gates: tuple[str, ...]
+    steps: tuple[float, ...] = ()
+    step: int = 0
+    created_at: datetime
+    ended_at: datetime | None = None
+
+
+class ArmFiguresView(View):
+    """What an arm was given at the present step."""
+
+    name: str
+    units: int
+    unit_kinds: Mapping[str, int]
+    requests: int
+    fallbacks: int
+
+
+class GateView(View):
+    """What is known of a gate; null where there is nothing to say yet."""
+
+    gate: str
+    state: str
+    estimate: float | None
+    lower: float | None
+    upper: float | None
+    units: int
+    missing: str
+    more_units: int | None
+
+
+class VerdictView(View):
+    """What may be concluded of one challenger."""
+
+    challenger: str
+    decision: str
+    reason: str
+    missing: tuple[str, ...]
+    sample_ratio_p: float | None
+    gates: tuple[GateView, ...]
+
+
+class ReportView(View):
+    """A trial with its figures; `text` is for a terminal, with its colours, `html` one page."""
+
+    trial: TrialView
+    arms: tuple[ArmFiguresView, ...]
+    verdicts: tuple[VerdictView, ...]
+    text: str
+    html: str

@@ -1,0 +1,187 @@
+"""Where requests meet rollouts and experiments: an arm for each, and what becomes of it.
+
+All of it is in memory and takes microseconds; rows go to a log that writes in batches. It belongs
+to one event loop.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.trial_records import ExposureRow, FeedbackRow
+from loragate.server.core import Route
+from loragate.server.experiments.assignment import Unit
+from loragate.server.experiments.metrics import Outcome
+from loragate.server.experiments.observation_log import ObservationLog
+from loragate.server.experiments.plans import CHAMPION
+from loragate.server.experiments.running import Assignment, RunningTrial
+
+Clock = Callable[[], datetime]
+
+
+class Measured(Protocol):
+    """A request's meter, once it is closed; see `usage.Record`. Times in seconds."""
+
+    completion_tokens: int
+    ttft_seconds: float | None
+    duration_seconds: float
+    outcome: str
+    is_fault: bool
+
+    @property
+    def itl_seconds(self) -> Sequence[float]: ...
+
+
+def wall_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+class Station:
+    """One trial under way on this server. `down` are the arms that cannot answer now, and why."""
+
+    def __init__(self, running: RunningTrial, on_down: Callable[[], None] = lambda: None) -> None:
+        """`on_down` hears when an arm is found to be down."""
+        self.running = running
+        self.down: dict[str, str] = {}
+        self._on_down = on_down
+
+    def mark_down(self, arm: str, why: str) -> None:
+        if arm not in self.down:
+            self.down[arm] = why
+            self._on_down()
+
+    @property
+    def champion(self) -> AdapterVersion | None:
+        return self.running.trial.arm(CHAMPION).version
+
+
+class Place:
+    """One request's place in a trial, from its admission to its end."""
+
+    def __init__(
+        self, station: Station, given: Assignment, tenant: str, log: ObservationLog, now: Clock
+    ) -> None:
+        self._station = station
+        self._running = station.running  # a later step counts for itself
+        self._given = given
+        self._log = log
+        self._now = now
+        self._exposure: ExposureRow | None = None
+        trial = station.running.trial
+        self.route = Route(
+            tenant, given.arm.version, str(trial), given.arm.name, given.unit_kind, ""
+        )
+        if given.arm.name in station.down:
+            self._answer_by_champion()
+
+    @property
+    def is_fallback(self) -> bool:
+        return bool(self.route.fallback)
+
+    @property
+    def exposure_id(self) -> str | None:
+        """None before the request is admitted."""
+        return None if self._exposure is None else self._exposure.id
+
+    def admit(self, request_id: str) -> None:
+        """Logs the exposure: before it is known how the request ends, or what is refused and what
+        fails would be missing from the figures.
+        """
+        row = self._running.expose(self._given, self.route.tenant, request_id, self._now())
+        self._exposure = row
+        self._log.add(row)
+
+    def fall_back(self, why: str) -> bool:
+        """The arm cannot answer: from now on the champion does, for this request and those that
+        come. False where the champion is the arm, or there is no other.
+        """
+        if self._given.arm.name == CHAMPION or self.is_fallback:
+            return False
+        self._station.mark_down(self._given.arm.name, why)
+        self._answer_by_champion()
+        return True
+
+    def end(self, record: Measured) -> None:
+        """Logs how the request ended. What was refused for its own sake says nothing of the arm,
+        nor does a server that stops; of a client that left, what it saw until then counts.
+        """
+        has_answer = record.outcome == "ok" or record.ttft_seconds is not None
+        failed = record.is_fault and record.outcome != "draining"
+        if self._exposure is None or not (has_answer or failed):
+            return
+        gaps = record.itl_seconds
+        outcome = Outcome(
+            failed,
+            record.duration_seconds,
+            record.completion_tokens,
+            record.ttft_seconds,
+            sum(gaps) / len(gaps) if gaps else None,
+        )
+        now = self._now()
+        self._log.add(
+            self._running.observe(self._exposure, outcome, now, is_fallback=self.is_fallback)
+        )
+
+    def _answer_by_champion(self) -> None:
+        route = self.route
+        self.route = Route(
+            route.tenant,
+            self._station.champion,
+            route.experiment,
+            route.arm,
+            route.unit,
+            CHAMPION,
+        )
+
+
+class Places:
+    """The trials under way, by adapter."""
+
+    def __init__(
+        self,
+        log: ObservationLog,
+        can_serve: Callable[[AdapterVersion], bool],
+        now: Clock = wall_clock,
+    ) -> None:
+        """`can_serve` knows of versions that have failed."""
+        self._log = log
+        self._can_serve = can_serve
+        self._now = now
+        self._stations: dict[tuple[str, str], Station] = {}
+
+    def station(self, tenant: str, model: str) -> Station | None:
+        """The trial whose arms answer requests for `model`: an adapter's plain name."""
+        return self._stations.get((tenant, model.removeprefix(f"{tenant}/")))
+
+    def place(self, station: Station, route: Route, unit: Unit) -> Place | None:
+        """`route` is where the request would go without a trial. None where that is no longer the
+        trial's champion: somebody has promoted another version, and means it.
+        """
+        if station.champion is not None and station.champion != route.version:
+            return None
+        given = station.running.assign(unit)
+        place = Place(station, given, route.tenant, self._log, self._now)
+        version = place.route.version
+        if version is not None and not self._can_serve(version):
+            place.fall_back(f"{version} cannot be served")
+        return place
+
+    def put(self, station: Station) -> None:
+        """In place of the adapter's trial before it, if there was one."""
+        adapter = station.running.trial.adapter
+        self._stations[adapter.tenant, adapter.name] = station
+
+    def drop(self, station: Station) -> None:
+        adapter = station.running.trial.adapter
+        if self._stations.get((adapter.tenant, adapter.name)) is station:
+            del self._stations[adapter.tenant, adapter.name]
+
+    def stations(self) -> tuple[Station, ...]:
+        return tuple(self._stations.values())
+
+    def hear(self, feedback: FeedbackRow) -> None:
+        """Feedback that the registry has kept now."""
+        for station in self._stations.values():
+            if station.running.trial.adapter.tenant == feedback.tenant:
+                station.running.hear(feedback)
