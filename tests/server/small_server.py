@@ -125,6 +125,11 @@ def furnish(root: Path) -> Furnished:
     return Furnished(root, keys)
 
 
+def _move_in(furnished: Furnished, root: Path) -> None:
+    if not root.exists():
+        shutil.copytree(furnished.root, root)
+
+
 @asynccontextmanager
 async def serve(
     furnished: Furnished,
@@ -134,8 +139,11 @@ async def serve(
     config: Config | None = None,
     start: StartEngine | None = None,
 ) -> AsyncIterator[Served]:
-    """A server on a copy of the home, over `engine` or over what `start` starts."""
-    shutil.copytree(furnished.root, root)
+    """A server on a copy of the home, over `engine` or over what `start` starts.
+
+    On a home that is there already it goes on: a restart.
+    """
+    _move_in(furnished, root)
     home = Home(root)
     start = start or (lambda: nullcontext(engine))
     async with build(config or small_config(), home, base, start) as server:

@@ -9,6 +9,7 @@ import pytest_asyncio
 from small_server import SUPPORT, Served, ServeWith, until
 from tiny_adapters import write_adapter
 from trial_traffic import (
+    QUICK,
     arms,
     ask,
     ask_until,
@@ -138,6 +139,27 @@ async def test_arm_that_fails_under_way_is_answered_for_by_the_champion_until_me
             while "x-loragate-fallback" in (await ask(two, "ann")).headers:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert standing(two, trial) == "RUNNING"
+
+
+async def test_restart_goes_on_with_the_same_arms_and_figures(
+    serve_with: ServeWith, tmp_path: Path
+) -> None:
+    users = [f"user-{number}" for number in range(12)]
+    async with with_two_versions(serve_with, tmp_path) as before:
+        trial = start_rollout(before, 50, 100, every_seconds=60)
+        await under_way(before)
+        arms_before = {user: arms([await ask(before, user)]) for user in users}
+
+    async with serve_with(experiments=QUICK) as after:
+        await under_way(after)
+        assert {user: arms([await ask(after, user)]) for user in users} == arms_before
+        office = TrialOffice(after.registry)
+
+        def units() -> int:
+            return sum(arm.tally.units for arm in office.report(trial.id).arms)
+
+        await until(lambda: units() == len(users) + 1, 3)  # each once, and who asked first
+        assert standing(after, trial) == "RUNNING"
 
 
 async def test_champion_promoted_by_hand_ends_the_rollout(two: Served, tmp_path: Path) -> None:
