@@ -21,7 +21,7 @@ async def with_two_versions(
     serve_with: ServeWith, folder: Path, **sections: Section
 ) -> AsyncIterator[Served]:
     """A server that looks often, where acme/support has a v2 besides its champion v1."""
-    async with serve_with(experiments=QUICK, **sections) as served:
+    async with serve_with(**{"experiments": QUICK, **sections}) as served:
         served.registry.publish(SUPPORT, write_adapter(folder / "v2", 2))
         yield served
 

@@ -19,7 +19,7 @@ from loragate.adapters.errors import StoreError
 from loragate.adapters.tables import Revision
 
 # The newest migration. A database that has it is opened without loading Alembic.
-SCHEMA: Final = "0005"
+SCHEMA: Final = "0007"
 
 _BUSY_TIMEOUT_MILLISECONDS: Final = 10_000
 _WRITES: Final = "loragate_writes"

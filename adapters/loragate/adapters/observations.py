@@ -15,10 +15,24 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from loragate.adapters.database import Database
 from loragate.adapters.errors import FeedbackGiven, RequestNotFound
 from loragate.adapters.rows import live_tenant
-from loragate.adapters.tables import Arms, Base, Exposures, Feedback, Outcomes, UsageRecords
-from loragate.adapters.trial_records import ExposureRow, FeedbackRow, Observations, OutcomeRow
+from loragate.adapters.tables import (
+    Arms,
+    Base,
+    Exposures,
+    Feedback,
+    Outcomes,
+    ShadowPairs,
+    UsageRecords,
+)
+from loragate.adapters.trial_records import (
+    ExposureRow,
+    FeedbackRow,
+    Observations,
+    OutcomeRow,
+    ShadowRow,
+)
 
-Row = TypeVar("Row", ExposureRow, OutcomeRow, FeedbackRow)
+Row = TypeVar("Row", ExposureRow, OutcomeRow, FeedbackRow, ShadowRow)
 
 
 class ObservationLedger:
@@ -27,7 +41,10 @@ class ObservationLedger:
     _database: Database
 
     def add_observations(
-        self, exposures: Sequence[ExposureRow], outcomes: Sequence[OutcomeRow]
+        self,
+        exposures: Sequence[ExposureRow],
+        outcomes: Sequence[OutcomeRow],
+        shadows: Sequence[ShadowRow] = (),
     ) -> None:
         """Write all of them or, when StoreError is raised, none."""
         with self._database.writing() as session:
@@ -35,6 +52,8 @@ class ObservationLedger:
                 session.execute(insert(Exposures), [asdict(row) for row in exposures])
             if outcomes:
                 session.execute(insert(Outcomes), [asdict(row) for row in outcomes])
+            if shadows:
+                session.execute(insert(ShadowPairs), [asdict(row) for row in shadows])
 
     def add_feedback(self, row: FeedbackRow) -> FeedbackRow | None:
         """Keep what was said of one of the tenant's requests, and return it with its exposure; None
@@ -60,6 +79,18 @@ class ObservationLedger:
             if (before.value, before.comment) != (row.value, row.comment):
                 raise FeedbackGiven(row.request_id, row.metric)
             return None
+
+    def shadow_pairs(self, trial_id: int, limit: int = 1000) -> tuple[ShadowRow, ...]:
+        """Of all steps, newest first."""
+        query = (
+            select(*_columns(ShadowPairs, ShadowRow))
+            .join(Arms, Arms.id == ShadowPairs.arm_id)
+            .where(Arms.trial_id == trial_id)
+            .order_by(ShadowPairs.at.desc())
+            .limit(limit)
+        )
+        with self._database.reading() as session:
+            return _rows(session, query, ShadowRow)
 
     def observations(self, trial_id: int, step: int) -> Observations:
         """Of one step, to count an arm's figures anew after a restart."""

@@ -286,6 +286,25 @@ class Outcomes(Base):
     itl_seconds: Mapped[float | None] = mapped_column(Double)
 
 
+class ShadowPairs(Base):
+    """One row a request that a second arm answered too, out of sight: both answers, cut short."""
+
+    __tablename__ = "shadow_pairs"
+
+    exposure_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    arm_id: Mapped[int] = mapped_column(ForeignKey("arms.id"), index=True)
+    step: Mapped[int]
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    answered_by: Mapped[str] = mapped_column(Text)
+    is_greedy: Mapped[bool]
+    same_tokens: Mapped[int]
+    tokens: Mapped[int]
+    shadow_tokens: Mapped[int]
+    seconds: Mapped[float] = mapped_column(Double)
+    text: Mapped[str] = mapped_column(Text)
+    shadow_text: Mapped[str] = mapped_column(Text)
+
+
 class Feedback(Base):
     """What somebody thought of an answer. ``exposure_id`` is None where no trial had taken the
     request, ``value`` for a comment.

@@ -104,6 +104,30 @@ class OutcomeRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowRow:
+    """An answer beside that of a second arm, ``arm_id``, which the client never saw. The first
+    ``same_tokens`` are equal; the texts are cut short. ``seconds`` are those of the second answer.
+    """
+
+    exposure_id: str
+    arm_id: int
+    step: int
+    at: datetime
+    answered_by: str
+    is_greedy: bool
+    same_tokens: int
+    tokens: int
+    shadow_tokens: int
+    seconds: float
+    text: str
+    shadow_text: str
+
+    @property
+    def is_same(self) -> bool:
+        return self.same_tokens == self.tokens == self.shadow_tokens
+
+
+@dataclass(frozen=True, slots=True)
 class FeedbackRow:
     """What somebody thought of an answer; a comment has no value. ``exposure_id`` is None where no
     trial had taken the request.

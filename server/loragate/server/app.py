@@ -23,6 +23,7 @@ from loragate.adapters.base_model import BaseModel, prepare
 from loragate.adapters.base_profile import BaseProfile
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
+from loragate.adapters.manifest import Contract
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
@@ -56,10 +57,11 @@ from loragate.server.metrics import Metrics
 from loragate.server.pins import Pins
 from loragate.server.prefetch import HotList, Prefetch
 from loragate.server.probe import Probe
-from loragate.server.prompting import PromptBuilder
+from loragate.server.prompting import NO_CONTRACT, PromptBuilder
 from loragate.server.residency import Residency
 from loragate.server.routing import Router
 from loragate.server.rpc.server import GrpcOptions, GrpcServer, build_server
+from loragate.server.shadow import Shadows
 from loragate.server.supervision import EngineState, StartEngine, SupervisedEngine
 from loragate.server.usage import UsageLog
 from loragate.server.validation import RequestLimits
@@ -241,6 +243,16 @@ async def build(
             prefetch = Prefetch(residency, lambda: snapshots.current, HotList(home.hot_list))
             engine.on_restart(prefetch.restore)
             places = Places(observations, lambda version: _can_serve(snapshots.current, version))
+            builder = PromptBuilder(renderer, engine.model)
+            shadows = Shadows(
+                engine,
+                residency,
+                builder,
+                lambda version: _contract(snapshots.current, version),
+                lambda: queue.queued > 0 or queue.in_flight > config.engine.max_num_seqs // 4,
+                observations,
+                config.experiments.shadow_tokens_per_minute,
+            )
             gateway = Gateway(
                 tenants=tenants,
                 router=Router(snapshots, base.name, int(time.time())),
@@ -249,10 +261,11 @@ async def build(
                 residency=residency,
                 usage=usage,
                 engine=engine,
-                builder=PromptBuilder(renderer, engine.model),
+                builder=builder,
                 metrics=metrics,
                 places=places,
                 feedback=FeedbackDesk(registry, places, [usage.flush, observations.flush]),
+                shadows=shadows,
                 default_limits=_default_limits(config.limits),
                 request_limits=RequestLimits(
                     vocab_size=engine.model.vocab_size,
@@ -262,6 +275,14 @@ async def build(
                 timeout_seconds=config.server.request_timeout_seconds,
             )
             _add_gauges(metrics, queue, residency)
+            metrics.gauge(
+                "loragate_shadows_made",
+                "Answers compared with a second arm's.",
+                lambda: shadows.made,
+            )
+            metrics.gauge(
+                "loragate_shadows_dropped", "Second answers left out.", lambda: shadows.dropped
+            )
             metrics.gauge(
                 "loragate_engine_starts",
                 "Times the engine was started; more than 1 where it has died.",
@@ -299,7 +320,12 @@ async def build(
                 config.experiments.look_seconds,
             )
             try:
-                async with lifecycle.running(), prefetch.running(), trials.running():
+                async with (
+                    lifecycle.running(),
+                    prefetch.running(),
+                    trials.running(),
+                    shadows.running(),
+                ):
                     yield server
             finally:
                 await residency.close()
@@ -367,6 +393,10 @@ def _default_limits(limits: LimitsConfig) -> Limits:
         limits.tokens_per_minute or None,
         limits.max_concurrent or None,
     )
+
+
+def _contract(snapshot: Snapshot, version: AdapterVersion | None) -> Contract:
+    return NO_CONTRACT if version is None else snapshot.manifest(version).contract
 
 
 def _can_serve(snapshot: Snapshot, version: AdapterVersion) -> bool:

@@ -36,6 +36,7 @@ from loragate.server.metrics import Metrics
 from loragate.server.prompting import NO_CONTRACT, Prepared, PromptBuilder
 from loragate.server.residency import Residency
 from loragate.server.routing import ModelCard, Router
+from loragate.server.shadow import Heard, Shadows
 from loragate.server.streams import merge, prepend
 from loragate.server.usage import Record, UsageLog
 from loragate.server.validation import RequestLimits, validate
@@ -116,6 +117,7 @@ class Gateway:
         metrics: Metrics,
         places: Places,
         feedback: FeedbackDesk,
+        shadows: Shadows,
         default_limits: Limits,
         request_limits: RequestLimits,
         timeout_seconds: float,
@@ -131,6 +133,7 @@ class Gateway:
         self._metrics = metrics
         self._places = places
         self._feedback = feedback
+        self._shadows = shadows
         self._default_limits = default_limits
         self._request_limits = request_limits
         self._timeout_seconds = timeout_seconds
@@ -163,11 +166,16 @@ class Gateway:
                         record.route = place.route
                         answer = self._answer(request, record)
                         generation = await stack.enter_async_context(answer)
+                    heard = self._shadows.listen(place, request)
+                    if heard is not None:
+                        generation.deltas = _heard_by(heard, generation.deltas)
                     yield generation
             except TimeoutError:
                 raise DeadlineExceeded(
                     f"The request took longer than {self._timeout_seconds:g} s."
                 ) from None
+        if heard is not None:
+            self._shadows.offer(heard)
 
     def authenticate(self, caller: Caller) -> str:
         """The caller's tenant. Raises Unauthenticated, PermissionDenied or ModelNotFound."""
@@ -296,6 +304,12 @@ class Gateway:
             _first(own.tokens_per_minute, default.tokens_per_minute),
             _first(own.max_concurrent, default.max_concurrent),
         )
+
+
+async def _heard_by(heard: Heard, deltas: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
+    async for delta in deltas:
+        heard.add(delta)
+        yield delta
 
 
 def _nothing_more(record: Record) -> None:

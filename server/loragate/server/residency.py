@@ -79,6 +79,18 @@ class Residency:
         async with self.lease(Route(version.tenant, version)):
             pass
 
+    @asynccontextmanager
+    async def borrow(self, version: AdapterVersion) -> AsyncIterator[LoadedAdapter | None]:
+        """As `lease`, of what is in the engine, if that keeps nobody waiting; else None."""
+        adapter = self._resident.get(version.lora_id)
+        if adapter is None or not self._queue.try_claim(version):
+            yield None
+            return
+        try:
+            yield adapter
+        finally:
+            self._queue.release(version)
+
     async def prefetch(self, version: AdapterVersion) -> None:
         """Loads the version as what was used longest ago, when nobody waits for the slot that it
         takes, and if no other has to leave; for a pinned one others do. Raises as `lease` does.

@@ -1,29 +1,37 @@
-"""Keeps exposures and outcomes off the request's path, and counts them as they come."""
+"""Keeps exposures, outcomes and shadows off the request's path, and counts them as they come."""
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from loragate.adapters.trial_records import ExposureRow, OutcomeRow
+from loragate.adapters.trial_records import ExposureRow, OutcomeRow, ShadowRow
 from loragate.server.batches import BatchWriter
+
+Row = ExposureRow | OutcomeRow | ShadowRow
 
 
 class Ledger(Protocol):
     """Where they are kept: the registry. The call blocks; it may raise StoreError."""
 
     def add_observations(
-        self, exposures: Sequence[ExposureRow], outcomes: Sequence[OutcomeRow]
+        self,
+        exposures: Sequence[ExposureRow],
+        outcomes: Sequence[OutcomeRow],
+        shadows: Sequence[ShadowRow],
     ) -> None: ...
 
 
 class ObservationLog:
-    """Exposures and outcomes, written twice a second; `async with log.writing()` owns the task."""
+    """Exposures, outcomes and shadows, written twice a second.
+
+    `async with log.writing()` owns the task.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._writer = BatchWriter[ExposureRow | OutcomeRow]("observations", self._write)
+        self._writer = BatchWriter[Row]("observations", self._write)
 
-    def add(self, row: ExposureRow | OutcomeRow) -> None:
+    def add(self, row: Row) -> None:
         """Never waits."""
         self._writer.add(row)
 
@@ -31,11 +39,12 @@ class ObservationLog:
         """Feedback may come faster than a batch is written; what it refers to is written then."""
         await self._writer.flush()
 
-    def writing(self) -> AbstractAsyncContextManager[BatchWriter[ExposureRow | OutcomeRow]]:
+    def writing(self) -> AbstractAsyncContextManager[BatchWriter[Row]]:
         return self._writer.writing()
 
-    def _write(self, rows: Sequence[ExposureRow | OutcomeRow]) -> None:
+    def _write(self, rows: Sequence[Row]) -> None:
         self._ledger.add_observations(
             [row for row in rows if isinstance(row, ExposureRow)],
             [row for row in rows if isinstance(row, OutcomeRow)],
+            [row for row in rows if isinstance(row, ShadowRow)],
         )

@@ -150,7 +150,8 @@ class TrialOffice:
 
     def report(self, trial_id: int) -> TrialReport:
         """Raises TrialNotFound."""
-        return report_of(self._counted(self._registry.trial(trial_id)), datetime.now(UTC))
+        trial, pairs = self._registry.trial(trial_id), self._registry.shadow_pairs(trial_id)
+        return report_of(self._counted(trial), datetime.now(UTC), pairs)
 
     def _counted(self, trial: Trial) -> RunningTrial:
         seen = self._registry.observations(trial.id, trial.standing.step)

@@ -5,13 +5,14 @@ to one event loop.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.trial_records import ExposureRow, FeedbackRow
+from loragate.adapters.trial_records import Arm, ExposureRow, FeedbackRow
 from loragate.server.core import Route
-from loragate.server.experiments.assignment import Unit
+from loragate.server.experiments.assignment import Unit, bucket, is_in
 from loragate.server.experiments.metrics import Outcome
 from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.plans import CHAMPION
@@ -54,6 +55,15 @@ class Station:
     @property
     def champion(self) -> AdapterVersion | None:
         return self.running.trial.arm(CHAMPION).version
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """`arm` is to answer what `answered_by` has answered."""
+
+    exposure: ExposureRow
+    answered_by: str
+    arm: Arm
 
 
 class Place:
@@ -122,6 +132,25 @@ class Place:
         self._log.add(
             self._running.observe(self._exposure, outcome, now, is_fallback=self.is_fallback)
         )
+
+    def shadow(self) -> Shadow | None:
+        """The other arm, where this request is one of those that it is to answer too."""
+        exposure, trial = self._exposure, self._running.trial
+        if exposure is None or self.is_fallback:
+            return None
+        # Salted apart: else it were always the same users who are shadowed.
+        drawn = bucket(f"{trial.salt}:shadow", Unit("key", exposure.id))
+        if not is_in(drawn, self._running.plan.shadow):
+            return None
+        others = [
+            arm
+            for arm in trial.arms
+            if arm.id != self._given.arm.id and arm.name not in self._station.down
+        ]
+        if not others:
+            return None
+        arm = others[int(exposure.id, 16) % len(others)]
+        return Shadow(exposure, self._given.arm.name, arm)
 
     def _answer_by_champion(self) -> None:
         route = self.route

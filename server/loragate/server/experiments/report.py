@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 
-from loragate.adapters.trial_records import Trial
+from loragate.adapters.trial_records import ShadowRow, Trial
 from loragate.server.experiments.gates import Gate, GateAnswer, GateState, measure
 from loragate.server.experiments.plans import CHAMPION, to_json
 from loragate.server.experiments.rollout_plan import RolloutPlan
@@ -24,6 +24,7 @@ from loragate.server.experiments.tally import ArmTally
 from loragate.server.experiments.verdict import Decision, Verdict
 
 _POINTS = 24
+_PAIRS = 10  # of answers that a page shows side by side
 _COLOURS = {
     Decision.PASS: "green",
     Decision.FAIL: "red",
@@ -61,6 +62,20 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowLine:
+    """Answers of one arm beside those of another. `same` and `mean_same_tokens` are of the
+    `greedy` ones alone, since the rest differ by chance.
+    """
+
+    answered_by: str
+    shadowed_by: str
+    pairs: int
+    greedy: int
+    same: int
+    mean_same_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrialReport:
     """All that is shown. `alpha` is the probability of each wrong verdict."""
 
@@ -73,9 +88,12 @@ class TrialReport:
     plan: str
     arms: tuple[ArmLine, ...]
     comparisons: tuple[Comparison, ...]
+    shadows: tuple[ShadowLine, ...] = ()
+    pairs: tuple[ShadowRow, ...] = ()
+    """Those that differ, for people to compare."""
 
 
-def report_of(running: RunningTrial, now: datetime) -> TrialReport:
+def report_of(running: RunningTrial, now: datetime, pairs: Sequence[ShadowRow] = ()) -> TrialReport:
     """As of now; some tens of milliseconds for each gate."""
     trial, tallies = running.trial, running.tallies(now)
     return TrialReport(
@@ -91,7 +109,21 @@ def report_of(running: RunningTrial, now: datetime) -> TrialReport:
             Comparison(name, verdict, _curves(running, tallies, name, verdict))
             for name, verdict in running.verdicts(now).items()
         ),
+        shadows=_shadows(trial, pairs),
+        pairs=tuple(pair for pair in pairs if not pair.is_same)[:_PAIRS],
     )
+
+
+def _shadows(trial: Trial, pairs: Sequence[ShadowRow]) -> tuple[ShadowLine, ...]:
+    names = {arm.id: arm.name for arm in trial.arms}
+    lines: list[ShadowLine] = []
+    for answered_by, arm_id in sorted({(pair.answered_by, pair.arm_id) for pair in pairs}):
+        mine = [pair for pair in pairs if (pair.answered_by, pair.arm_id) == (answered_by, arm_id)]
+        greedy = [pair for pair in mine if pair.is_greedy]
+        mean = sum(pair.same_tokens for pair in greedy) / len(greedy) if greedy else math.nan
+        same = sum(pair.is_same for pair in greedy)
+        lines.append(ShadowLine(answered_by, names[arm_id], len(mine), len(greedy), same, mean))
+    return tuple(lines)
 
 
 def _state(running: RunningTrial) -> str:
@@ -162,7 +194,26 @@ def to_terminal(report: TrialReport) -> RenderableType:
         parts.append(Panel(text, title=compared.challenger, border_style=colour))
         if verdict.answers:
             parts.append(_gate_table(verdict.answers))
+    if report.shadows:
+        parts.append(_shadow_table(report.shadows))
     return Group(*parts)
+
+
+def _shadow_table(lines: Sequence[ShadowLine]) -> Table:
+    table = Table(
+        "answered by",
+        "also by",
+        "pairs",
+        "greedy",
+        "of these the same",
+        "tokens until they differ",
+        title="Shadows",
+    )
+    for line in lines:
+        mean = f"{line.mean_same_tokens:.1f}" if line.greedy else ""
+        counts = map(str, (line.pairs, line.greedy, line.same))
+        table.add_row(line.answered_by, line.shadowed_by, *counts, mean)
+    return table
 
 
 def _gate_table(answers: Sequence[GateAnswer]) -> Table:
