@@ -99,6 +99,12 @@ def test_experiment_is_decided_by_hand_but_not_before_its_time_by_its_verdict(
     assert "experiment" in json.loads(loragate("experiment list --json"))[0]["kind"]
 
 
+def test_experiment_is_stopped_by_its_own_command_alone(loragate: Loragate) -> None:
+    loragate(COMPARE)
+    assert "no rollout" in loragate("rollout abort acme/support", code=1)
+    assert "ABORTED" in loragate("experiment stop acme/support")
+
+
 def test_experiment_that_is_rolled_back_leaves_the_champion(
     loragate: Loragate, registry: Registry
 ) -> None:

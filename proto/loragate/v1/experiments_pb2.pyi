@@ -145,7 +145,7 @@ class Verdict(_message.Message):
     def __init__(self, challenger: _Optional[str] = ..., decision: _Optional[str] = ..., reason: _Optional[str] = ..., missing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ChangeTrialRequest(_message.Message):
-    __slots__ = ("adapter", "action", "arm", "reason")
+    __slots__ = ("adapter", "action", "arm", "reason", "kind")
     class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ACTION_UNSPECIFIED: _ClassVar[ChangeTrialRequest.Action]
@@ -166,11 +166,13 @@ class ChangeTrialRequest(_message.Message):
     ACTION_FIELD_NUMBER: _ClassVar[int]
     ARM_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     action: ChangeTrialRequest.Action
     arm: str
     reason: str
-    def __init__(self, adapter: _Optional[str] = ..., action: _Optional[_Union[ChangeTrialRequest.Action, str]] = ..., arm: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    kind: str
+    def __init__(self, adapter: _Optional[str] = ..., action: _Optional[_Union[ChangeTrialRequest.Action, str]] = ..., arm: _Optional[str] = ..., reason: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
 
 class ChangeTrialResponse(_message.Message):
     __slots__ = ("trial",)

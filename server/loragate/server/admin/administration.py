@@ -145,9 +145,15 @@ class Administration:
         return trial, await self._ask(self._office.report, trial.id)
 
     async def change_trial(
-        self, adapter: AdapterName, action: Action, arm: str = "", reason: str = ""
+        self,
+        adapter: AdapterName,
+        action: Action,
+        arm: str = "",
+        reason: str = "",
+        kind: TrialKind | None = None,
     ) -> Trial:
-        return await self._ask(self._office.change, adapter, action, arm, reason, self._actor)
+        change = self._office.change
+        return await self._ask(change, adapter, action, arm, reason, self._actor, kind)
 
     async def audit(self, subject: str | None = None, limit: int = 50) -> Sequence[AuditRow]:
         return await self._ask(self._registry.audit, subject, limit)

@@ -44,5 +44,7 @@ class LocalTrials:
         return report_view(trial, self._office.report(trial.id))
 
     def change(self, adapter: AdapterName, body: TrialChange) -> TrialView:
-        moved = self._office.change(adapter, body.action, body.arm, body.reason, self._actor)
+        moved = self._office.change(
+            adapter, body.action, body.arm, body.reason, self._actor, body.kind
+        )
         return trial_view(moved)

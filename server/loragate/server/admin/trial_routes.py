@@ -56,5 +56,7 @@ def add_trials(router: APIRouter, administration: Administration) -> None:
     async def change_trial(tenant: str, name: str, body: TrialChange) -> TrialView:
         """Pause, resume, end or decide the adapter's rollout or experiment."""
         adapter = AdapterName(tenant, name)
-        moved = await administration.change_trial(adapter, body.action, body.arm, body.reason)
+        moved = await administration.change_trial(
+            adapter, body.action, body.arm, body.reason, body.kind
+        )
         return trial_view(moved)

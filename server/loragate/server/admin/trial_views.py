@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from loragate.adapters.trial_records import TrialKind
 from loragate.server.admin.views import Request, View
 
 Action = Literal["pause", "resume", "abort", "promote", "rollback", "decide"]
@@ -41,10 +42,13 @@ class ExperimentRequest(Request):
 
 
 class TrialChange(Request):
-    """What to do with an adapter's trial. `arm` is the one to promote, where there are several."""
+    """What to do with an adapter's newest trial, of this kind if one is named. `arm` is the one to
+    promote, where there are several.
+    """
 
     action: Action
     arm: str = ""
+    kind: TrialKind | None = None
     reason: str = Field(default="", max_length=1000)
 
 

@@ -97,8 +97,12 @@ def add_to(app: typer.Typer) -> None:
         ),
     )(experiment_report)
     experiment.command("list", epilog=examples("loragate experiment list"))(list_experiments)
-    experiment.command("stop", epilog=examples("loragate experiment stop acme/support"))(abort)
-    experiment.command("resume", epilog=examples("loragate experiment resume acme/support"))(resume)
+    experiment.command("stop", epilog=examples("loragate experiment stop acme/support"))(
+        stop_experiment
+    )
+    experiment.command("resume", epilog=examples("loragate experiment resume acme/support"))(
+        resume_experiment
+    )
     experiment.command(
         "decide",
         epilog=examples(
@@ -198,7 +202,7 @@ def pause(
     key: AdminKey = None,
 ) -> None:
     """Hold the share where it is; a gate that fails still takes everybody back."""
-    _change(adapter, "pause", "", reason, as_json, url, key)
+    _change("rollout", adapter, "pause", "", reason, as_json, url, key)
 
 
 def resume(
@@ -209,7 +213,7 @@ def resume(
     key: AdminKey = None,
 ) -> None:
     """Go on from where it was paused."""
-    _change(adapter, "resume", "", reason, as_json, url, key)
+    _change("rollout", adapter, "resume", "", reason, as_json, url, key)
 
 
 def abort(
@@ -220,7 +224,29 @@ def abort(
     key: AdminKey = None,
 ) -> None:
     """End it without a verdict; the champion answers everybody again."""
-    _change(adapter, "abort", "", reason, as_json, url, key)
+    _change("rollout", adapter, "abort", "", reason, as_json, url, key)
+
+
+def stop_experiment(
+    adapter: Adapter,
+    reason: Reason = "",
+    as_json: Json = False,
+    url: Url = None,
+    key: AdminKey = None,
+) -> None:
+    """End it without a verdict; the champion answers everybody again."""
+    _change("experiment", adapter, "abort", "", reason, as_json, url, key)
+
+
+def resume_experiment(
+    adapter: Adapter,
+    reason: Reason = "",
+    as_json: Json = False,
+    url: Url = None,
+    key: AdminKey = None,
+) -> None:
+    """Go on after an arm that could not answer has been mended."""
+    _change("experiment", adapter, "resume", "", reason, as_json, url, key)
 
 
 def start_experiment(
@@ -285,10 +311,11 @@ def decide(
     if (promote is not None) + rollback + auto != 1:
         raise typer.BadParameter("say one of --promote ARM, --rollback and --auto.")
     action = "promote" if promote is not None else "rollback" if rollback else "decide"
-    _change(adapter, action, promote or "", reason, as_json, url, key)
+    _change("experiment", adapter, action, promote or "", reason, as_json, url, key)
 
 
 def _change(
+    kind: Kind,
     adapter: str,
     action: Literal["pause", "resume", "abort", "promote", "rollback", "decide"],
     arm: str,
@@ -302,7 +329,7 @@ def _change(
     from loragate.server.admin.trial_views import TrialChange
 
     with open_admin(url, key) as admin:
-        body = TrialChange(action=action, arm=arm, reason=reason)
+        body = TrialChange(action=action, arm=arm, kind=kind, reason=reason)
         moved = admin.change_trial(AdapterName.parse(adapter), body)
     _tell(moved, as_json, "")
 

@@ -116,12 +116,20 @@ class TrialOffice:
         """Newest first."""
         return self._registry.trials(tenant, kind)
 
-    def change(self, adapter: AdapterName, action: Action, arm: str, why: str, actor: str) -> Trial:
-        """What operators do to the adapter's newest trial. `arm` is the one to promote; empty for
-        the only challenger. Raises RolloutMoveRefused, InvalidRequest, and what
-        `Registry.move_trial` raises.
+    def change(
+        self,
+        adapter: AdapterName,
+        action: Action,
+        arm: str,
+        why: str,
+        actor: str,
+        kind: TrialKind | None = None,
+    ) -> Trial:
+        """What operators do to the adapter's newest trial, of this kind if one is named. `arm` is
+        the one to promote; empty for the only challenger. Raises RolloutMoveRefused,
+        InvalidRequest, and what `Registry.move_trial` raises.
         """
-        trial = self.trial(adapter)
+        trial = self.trial(adapter, kind)
         progress = rollout_plan.progress_of(trial.standing)
         promoted = None
         match action:

@@ -149,7 +149,9 @@ class TrialRunner:
         plan = from_json(trial.plan)
         step = trial.standing.step
         seen = await asyncio.to_thread(self._registry.observations, trial.id, step)
-        station = Station(RunningTrial(trial, plan, seen), self._wake.set)
+        # In a thread: a long trial's figures take a while to count anew.
+        running = await asyncio.to_thread(RunningTrial, trial, plan, seen)
+        station = Station(running, self._wake.set)
         is_new = step == 0 and not seen.exposures
         if not is_new:
             self._places.put(station)

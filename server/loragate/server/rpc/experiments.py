@@ -130,8 +130,9 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
             if action is None:
                 raise InvalidRequest("Say what is to be done: set the action.", param="action")
             adapter = AdapterName.parse(request.adapter)
+            kind = _kind(request.kind) if request.HasField("kind") else None
             moved = await self._administration.change_trial(
-                adapter, action, request.arm, request.reason
+                adapter, action, request.arm, request.reason, kind
             )
             return pb.ChangeTrialResponse(trial=_trial(moved))
 
