@@ -19,7 +19,8 @@ FROM adapters, numbers, versions AS model
 WHERE model.id = 1 AND adapters.id > 1 ORDER BY adapters.id, numbers.value
 """
 _ALIASES = """
-INSERT INTO aliases SELECT adapter_id, 'champion', min(id), min(id), '2030-01-01 00:00:00.000000'
+INSERT INTO aliases SELECT adapter_id, 'champion', min(id), min(id), '2030-01-01 00:00:00.000000',
+    'unmerged', 'unmerged'
 FROM versions WHERE adapter_id > 1 GROUP BY adapter_id
 """
 

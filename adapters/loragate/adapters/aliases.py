@@ -10,7 +10,13 @@ from sqlalchemy.orm import Session
 
 from loragate.adapters.audit_log import record
 from loragate.adapters.database import Database
-from loragate.adapters.errors import AliasMovedOn, NothingToRollBack, VersionNotReady
+from loragate.adapters.errors import (
+    AliasMovedOn,
+    NothingToRollBack,
+    NotServedMerged,
+    VersionNotReady,
+)
+from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, parse_alias
 from loragate.adapters.rows import (
     existing_adapter_row,
@@ -37,19 +43,29 @@ class Aliasing:
     _database: Database
 
     def set_alias(
-        self, adapter: AdapterName, alias: str, number: int, actor: str = "cli", reason: str = ""
+        self,
+        adapter: AdapterName,
+        alias: str,
+        number: int,
+        actor: str = "cli",
+        reason: str = "",
+        mode: Mode = "unmerged",
     ) -> AdapterVersion:
         """Say where an alias, new or not, is to point; ``champion`` is what serves by plain name.
 
         What serves by it now goes on until a server has loaded and checked the version, and calls
-        `set_serving`. A FAILED version becomes PUBLISHED, to be tried again. Raises InvalidName,
-        AdapterNotFound, TenantNotFound, VersionNotFound and VersionRetired.
+        `set_serving`. A FAILED version becomes PUBLISHED, to be tried again. With the mode
+        ``merged`` its merged model answers, and the version itself whenever that cannot. Raises
+        InvalidName, AdapterNotFound, TenantNotFound, VersionNotFound, VersionRetired, and
+        NotServedMerged where `serve_merged` has not asked for the merged model.
         """
         parse_alias(alias)
         with self._database.changing() as session:
             row = existing_adapter_row(session, adapter)
             version = usable_version_row(session, row, adapter, number)
-            wish(session, row, adapter, alias, version, actor, SET_ALIAS, reason)
+            if mode == "merged" and version.merged_since is None:
+                raise NotServedMerged(adapter.tenant, adapter.name, f"v{number}")
+            wish(session, row, adapter, alias, version, actor, SET_ALIAS, reason, mode)
             return version_of(adapter.tenant, adapter.name, version)
 
     def set_serving(
@@ -69,6 +85,7 @@ class Aliasing:
             before = found.serving_id
             if before != version.id:
                 found.serving_id = version.id
+                found.serving_mode = found.desired_mode
                 found.updated_at = datetime.now(UTC)
                 record(
                     session,
@@ -129,20 +146,23 @@ def wish(
     actor: str,
     action: str,
     reason: str,
+    mode: Mode = "unmerged",
 ) -> None:
     """Move the wish and record it, unless it is that already."""
     if version.state == AdapterState.FAILED:
         move_version(session, row, version, AdapterState.PUBLISHED, actor, "to be tried again")
-    before: int | None = None
+    before: tuple[int, str] | None = None
     found = session.get(Aliases, (row.id, alias))
     if found is None:
         found = Aliases(adapter_id=row.id, name=alias)
         session.add(found)
     else:
-        before = found.desired_id
-    if before == version.id:
+        before = found.desired_id, found.desired_mode
+    if before == (version.id, mode):
         return
-    found.desired_id = version.id
+    found.desired_id, found.desired_mode = version.id, mode
+    if found.serving_id == version.id:
+        found.serving_mode = mode  # nothing has to be loaded for it
     found.updated_at = datetime.now(UTC)
     record(
         session,
@@ -150,10 +170,10 @@ def wish(
         action,
         f"{adapter}@{alias}",
         touched=[row],
-        from_version=_number(session, before),
+        from_version=_number(session, before and before[0]),
         to_version=version.number,
         digest=version.digest,
-        reason=reason,
+        reason=": ".join(filter(None, ("merged" if mode == "merged" else "", reason))),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,6 @@ from loragate.adapters.adapter_files import inspect
 from loragate.adapters.audit_log import read_audit, record
 from loragate.adapters.database import Database
 from loragate.adapters.gate import StaticGate
-from loragate.adapters.listings import AliasVersions
 from loragate.adapters.manifest import AdapterManifest
 from loragate.adapters.merges import read_artifacts
 from loragate.adapters.names import AdapterName, AdapterVersion
@@ -20,8 +19,10 @@ from loragate.adapters.needs import is_needed
 from loragate.adapters.records import AdapterRecord, ArtifactRecord, VersionRecord
 from loragate.adapters.rows import (
     adapter_row,
+    alias_versions,
     existing_adapter_row,
     live_tenant,
+    merged_standing,
     new_adapter_row,
     new_version_row,
     newest_usable,
@@ -93,9 +94,10 @@ class Catalog:
                 )
                 for version in rows
             }
+            known = {id_: version.version for id_, version in versions.items()}
             return AdapterRecord(
                 adapter,
-                {alias.name: _alias_versions(alias, versions) for alias in aliases},
+                {alias.name: alias_versions(alias, known) for alias in aliases},
                 tuple(versions.values()),
                 read_audit(session, str(adapter), _RECENT_AUDIT_ROWS),
             )
@@ -133,11 +135,6 @@ class Catalog:
             return True
 
 
-def _alias_versions(alias: Aliases, versions: Mapping[int, VersionRecord]) -> AliasVersions:
-    serving = None if alias.serving_id is None else versions[alias.serving_id].version
-    return AliasVersions(versions[alias.desired_id].version, serving)
-
-
 def _version_record(
     adapter: AdapterName,
     row: Versions,
@@ -157,4 +154,5 @@ def _version_record(
         artifacts,
         row.pinned_at,
         row.pin_refusal,
+        merged_standing(row),
     )

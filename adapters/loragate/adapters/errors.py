@@ -148,6 +148,43 @@ class VersionInUse(LoragateError):
         )
 
 
+class NotServedMerged(LoragateError):
+    """A route cannot go to a merged model that is not to be served."""
+
+    def __init__(self, tenant: str, name: str, version: str) -> None:
+        super().__init__(tenant, name, version)
+        self.tenant = tenant
+        self.name = name
+        self.version = version
+
+    def __str__(self) -> str:
+        named = f"{self.tenant}/{self.name}@{self.version}"
+        return (
+            f"version {named} is not served merged; ask for it with `loragate merge {named} "
+            "--serve`"
+        )
+
+
+class MergedInUse(LoragateError):
+    """A merged model has to be served while requests are sent to it. ``users`` are who sends them,
+    as in ``alias champion`` and ``experiment 3``.
+    """
+
+    def __init__(self, tenant: str, name: str, version: str, users: tuple[str, ...]) -> None:
+        super().__init__(tenant, name, version, users)
+        self.tenant = tenant
+        self.name = name
+        self.version = version
+        self.users = users
+
+    def __str__(self) -> str:
+        return (
+            f"the merged model of {self.tenant}/{self.name}@{self.version} is in use by "
+            f"{', '.join(self.users)}; end that first, an alias with `loragate adapter route "
+            f"{self.tenant}/{self.name} unmerged`"
+        )
+
+
 class VersionHeld(LoragateError):
     """The version cannot be retired while a rollout or an experiment sends requests to it.
     ``trial`` is that, as in ``rollout 3``.

@@ -17,6 +17,7 @@ from loragate.adapters.errors import (
     VersionRetired,
 )
 from loragate.adapters.manifest import AdapterManifest
+from loragate.adapters.merged_states import MergedStanding, Mode
 from loragate.adapters.names import AdapterVersion, looks_like_version
 from loragate.adapters.states import AdapterState
 
@@ -24,11 +25,13 @@ from loragate.adapters.states import AdapterState
 @dataclass(frozen=True, slots=True)
 class AliasVersions:
     """What an alias means: ``desired`` is where it is to point; ``serving`` is where requests by it
-    go, None as long as no version could be made to serve by it.
+    go, None as long as no version could be made to serve by it. The modes are by which engine.
     """
 
     desired: AdapterVersion
     serving: AdapterVersion | None
+    desired_mode: Mode = "unmerged"
+    serving_mode: Mode = "unmerged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class VersionEntry:
     is_retiring: bool
     manifest: AdapterManifest
     pinned_at: datetime | None = None
+    merged: MergedStanding | None = None
 
     @property
     def is_usable(self) -> bool:
@@ -98,6 +102,11 @@ class Shelf:
         if version is None:
             raise self._why_not(selector)
         return version
+
+    def mode(self, selector: str) -> Mode:
+        """By which engine requests are to be answered that select so; a version's own: unmerged."""
+        alias = self.listing.aliases.get(selector)
+        return "unmerged" if alias is None else alias.serving_mode
 
     def _why_not(self, selector: str) -> LoragateError:
         tenant, name = self.listing.tenant, self.listing.name

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from loragate.adapters.listings import AliasVersions
 from loragate.adapters.manifest import AdapterManifest
+from loragate.adapters.merged_states import MergedStanding
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.snapshot import Limits
 from loragate.adapters.states import AdapterState
@@ -71,7 +72,8 @@ class ArtifactRecord:
 class VersionRecord:
     """``reason`` is why it came to its state, ``is_retiring`` whether it is retired once the engine
     has let go of it; ``aliases`` are to point here, and ``serves`` are those that do. ``pinned_at``
-    is since when it is to stay in the engine, ``pin_refusal`` why a server cannot keep it there.
+    is since when it is to stay in the engine, ``pin_refusal`` why a server cannot keep it there;
+    ``merged`` is how its merged model stands, None where that is neither wanted nor served.
     """
 
     version: AdapterVersion
@@ -86,6 +88,7 @@ class VersionRecord:
     artifacts: tuple[ArtifactRecord, ...] = ()
     pinned_at: datetime | None = None
     pin_refusal: str = ""
+    merged: MergedStanding | None = None
 
     @property
     def digest(self) -> str:

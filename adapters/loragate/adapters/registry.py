@@ -18,6 +18,7 @@ from loragate.adapters.database import Database
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.ledger import UsageLedger
 from loragate.adapters.listings import AdapterListing, AliasVersions
+from loragate.adapters.merged_serving import MergedServing
 from loragate.adapters.merges import Merges
 from loragate.adapters.observations import ObservationLedger
 from loragate.adapters.pins import Pinning
@@ -65,6 +66,7 @@ class Registry(
     Aliasing,
     Transitions,
     Pinning,
+    MergedServing,
     TrialLedger,
     ObservationLedger,
     UsageLedger,

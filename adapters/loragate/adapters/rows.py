@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -16,6 +17,8 @@ from loragate.adapters.errors import (
     VersionNotFound,
     VersionRetired,
 )
+from loragate.adapters.listings import AliasVersions
+from loragate.adapters.merged_states import MergedStanding, MergedState, as_mode
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.states import AdapterState
 from loragate.adapters.tables import Adapters, Aliases, Tenants, Versions
@@ -31,6 +34,23 @@ def live_tenant(session: Session, tenant: str) -> Tenants:
 
 def version_of(tenant: str, name: str, row: Versions) -> AdapterVersion:
     return AdapterVersion(tenant, name, row.number, row.digest, row.id)
+
+
+def merged_standing(row: Versions) -> MergedStanding | None:
+    """None where its merged model is neither wanted nor in an engine."""
+    if not row.merged_state:
+        return None
+    return MergedStanding(row.merged_since, MergedState(row.merged_state), row.merged_reason)
+
+
+def alias_versions(row: Aliases, versions: Mapping[int, AdapterVersion]) -> AliasVersions:
+    """``versions`` are the adapter's, by their row ids."""
+    return AliasVersions(
+        versions[row.desired_id],
+        None if row.serving_id is None else versions[row.serving_id],
+        as_mode(row.desired_mode),
+        as_mode(row.serving_mode),
+    )
 
 
 def adapter_row(session: Session, adapter: AdapterName) -> Adapters | None:

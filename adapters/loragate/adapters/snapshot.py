@@ -20,6 +20,7 @@ from loragate.adapters.errors import (
 )
 from loragate.adapters.listings import AdapterListing, Shelf, VersionEntry
 from loragate.adapters.manifest import AdapterManifest
+from loragate.adapters.merged_states import MergedStanding, Mode
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.states import AdapterState
 
@@ -139,6 +140,10 @@ class Snapshot:
             raise AdapterNotFound(tenant, name)
         return shelf.resolve(selector)
 
+    def mode(self, tenant: str, name: str, selector: str) -> Mode:
+        """By which engine requests are to be answered that select so, of an adapter that exists."""
+        return self._shelves[tenant, name].mode(selector)
+
     def manifest(self, version: AdapterVersion) -> AdapterManifest:
         """Raises VersionRetired for a version that is retired, or whose tenant is deleted."""
         entry = self._entry(version)
@@ -192,6 +197,21 @@ class Snapshot:
             if entry.pinned_at is not None and entry.is_usable
         ]
         return tuple(version for _, _, version in sorted(pins, key=lambda pin: pin[:2]))
+
+    def served_merged(self) -> tuple[AdapterVersion, ...]:
+        """The versions whose merged models are to be served, first asked for first."""
+        wanted = [
+            (entry.merged.since, entry.version.lora_id, entry.version)
+            for shelf in self._shelves.values()
+            for entry in shelf.entries.values()
+            if entry.is_usable and entry.merged is not None and entry.merged.since is not None
+        ]
+        return tuple(version for _, _, version in sorted(wanted, key=lambda wish: wish[:2]))
+
+    def merged(self, version: AdapterVersion) -> MergedStanding | None:
+        """How its merged model stands; None where that is neither wanted nor served."""
+        entry = self._entry(version)
+        return None if entry is None else entry.merged
 
     def entries(self, tenant: str, name: str) -> Mapping[int, VersionEntry]:
         """An adapter's versions by ``lora_id``, retired ones too; none for an unknown adapter."""

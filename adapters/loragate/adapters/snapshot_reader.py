@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from loragate.adapters.listings import AliasVersions, Shelf, VersionEntry
 from loragate.adapters.manifest import AdapterManifest
-from loragate.adapters.rows import version_of
+from loragate.adapters.rows import alias_versions, merged_standing, version_of
 from loragate.adapters.snapshot import Snapshot, TenantEntry
 from loragate.adapters.states import AdapterState
 from loragate.adapters.tables import Adapters, Aliases, ApiKeys, Revision, Tenants, Versions
@@ -69,15 +69,14 @@ def _shelves(
     entries = {id_: dict(before.entries(*name)) for id_, name in names.items()}
     for id_, entry in _entries(session, before.revision, names):
         entries[id_][entry.version.lora_id] = entry
-    pointers = (
-        select(Aliases.adapter_id, Aliases.name, Aliases.desired_id, Aliases.serving_id)
-        .where(Aliases.adapter_id.in_(changed))
-        .order_by(Aliases.name)
-    )
+    pointers = select(Aliases).where(Aliases.adapter_id.in_(changed)).order_by(Aliases.name)
+    versions = {
+        id_: {lora_id: entry.version for lora_id, entry in entries[id_].items()} for id_ in names
+    }
     aliases: dict[int, dict[str, AliasVersions]] = {id_: {} for id_ in names}
-    for id_, alias, desired_id, serving_id in session.execute(pointers):
-        if id_ in names:
-            aliases[id_][alias] = _alias_versions(entries[id_], desired_id, serving_id)
+    for alias in session.scalars(pointers):
+        if (id_ := alias.adapter_id) in names:
+            aliases[id_][alias.name] = alias_versions(alias, versions[id_])
     for id_, (tenant, name) in names.items():
         yield Shelf.of(tenant, name, entries[id_], aliases[id_])
 
@@ -100,12 +99,6 @@ def _entries(
                 row.retiring,
                 AdapterManifest.from_json(row.manifest),
                 row.pinned_at,
+                merged_standing(row),
             ),
         )
-
-
-def _alias_versions(
-    entries: Mapping[int, VersionEntry], desired_id: int, serving_id: int | None
-) -> AliasVersions:
-    serving = None if serving_id is None else entries[serving_id].version
-    return AliasVersions(entries[desired_id].version, serving)

@@ -106,7 +106,8 @@ class Versions(Base):
     """The id is the engine's integer for the version; AUTOINCREMENT, so never one that was used
     before. ``reason`` is why it came to its state. ``retiring``: it is to be retired as soon as the
     engine has let go of it. ``pinned_at``: since when it is to stay in the engine; ``pin_refusal``
-    is why a server cannot do so, empty where it can.
+    is why a server cannot do so, empty where it can. ``merged_since``: since when its merged model
+    is to be served; ``merged_state`` and ``merged_reason`` are how far a server has come with that.
     """
 
     __tablename__ = "versions"
@@ -132,6 +133,9 @@ class Versions(Base):
     revision: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     pinned_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     pin_refusal: Mapped[str] = mapped_column(Text, default="")
+    merged_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    merged_state: Mapped[str] = mapped_column(Text, default="")
+    merged_reason: Mapped[str] = mapped_column(Text, default="")
 
 
 class Artifacts(Base):
@@ -147,7 +151,9 @@ class Artifacts(Base):
 
 
 class Aliases(Base):
-    """``desired_id``: where the alias is to point. ``serving_id``: where requests by it go."""
+    """``desired_id``: where the alias is to point. ``serving_id``: where requests by it go. The
+    modes, ``unmerged`` or ``merged``, are by which engine.
+    """
 
     __tablename__ = "aliases"
 
@@ -155,6 +161,8 @@ class Aliases(Base):
     name: Mapped[str] = mapped_column(Text, primary_key=True)
     desired_id: Mapped[int] = mapped_column(ForeignKey("versions.id"), index=True)
     serving_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"), index=True)
+    desired_mode: Mapped[str] = mapped_column(Text, default="unmerged")
+    serving_mode: Mapped[str] = mapped_column(Text, default="unmerged")
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from loragate.adapters.audit_log import record
 from loragate.adapters.database import Database
 from loragate.adapters.errors import VersionHeld, VersionInUse, VersionNotFound
+from loragate.adapters.merged_serving import want_merged_no_longer
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.rows import (
     existing_adapter_row,
@@ -72,6 +73,7 @@ class Transitions:
             _require_no_alias(session, adapter, row)
             _require_not_held(session, adapter, row)
             row.pinned_at = None
+            want_merged_no_longer(row)
             if not is_usable(row):
                 pass
             elif row.state in _AT_REST:

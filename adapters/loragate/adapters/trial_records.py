@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterName, AdapterVersion
 
 TrialKind = Literal["rollout", "experiment"]
-ArmMode = Literal["unmerged", "merged"]
+ArmMode = Mode
 
 
 @dataclass(frozen=True, slots=True)
