@@ -59,6 +59,7 @@ class PacedEngine:
 
     is_alive = True
     retry_after_seconds = 1.0
+    memory_bytes = 0
 
     def __init__(self, base: BaseModel, config: EngineConfig) -> None:
         self.model = ServedModel(base.name, 2048, 49152, 5, config.max_loras, config.max_lora_rank)

@@ -40,6 +40,7 @@ class EchoEngine:
     pace_seconds: float = 0.0
     is_alive: bool = True
     retry_after_seconds: float = 5.0
+    memory_bytes: int = 0
     running: set[str] = field(default_factory=set)
     aborted: list[str] = field(default_factory=list)
     seen: list[EngineRequest] = field(default_factory=list)

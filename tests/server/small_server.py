@@ -25,6 +25,7 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.app import Server, build
 from loragate.server.config import Config, LimitsConfig, RegistryConfig, Section, ServerConfig
+from loragate.server.merged_models import Workshop
 from loragate.server.supervision import StartEngine
 
 TEMPLATE = (
@@ -138,6 +139,7 @@ async def serve(
     engine: EchoEngine,
     config: Config | None = None,
     start: StartEngine | None = None,
+    workshop: Workshop | None = None,
 ) -> AsyncIterator[Served]:
     """A server on a copy of the home, over `engine` or over what `start` starts.
 
@@ -146,7 +148,8 @@ async def serve(
     _move_in(furnished, root)
     home = Home(root)
     start = start or (lambda: nullcontext(engine))
-    async with build(config or small_config(), home, base, start) as server:
+    config = config or small_config()
+    async with build(config, home, base, start, workshop=workshop) as server:
         # What nobody foresaw is answered with 500 and raised again, for the web server's log.
         transport = httpx.ASGITransport(server.http, raise_app_exceptions=False)
         with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:

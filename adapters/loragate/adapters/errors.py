@@ -185,6 +185,10 @@ class MergedInUse(LoragateError):
         )
 
 
+class NotMerged(LoragateError, LookupError):
+    """A version has no merged model; the message says how to make it."""
+
+
 class VersionHeld(LoragateError):
     """The version cannot be retired while a rollout or an experiment sends requests to it.
     ``trial`` is that, as in ``rollout 3``.

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from loragate.adapters.audit_log import record
 from loragate.adapters.database import Database
-from loragate.adapters.errors import StoreError
+from loragate.adapters.errors import NotMerged
 from loragate.adapters.merged_files import inspect_merged
 from loragate.adapters.names import AdapterName
 from loragate.adapters.needs import is_needed
@@ -72,7 +72,7 @@ class Merges:
             return artifact_record(made)
 
     def merged_model(self, adapter: AdapterName, number: int) -> Path:
-        """The folder of the version's merged model, which is read-only. Raises StoreError where
+        """The folder of the version's merged model, which is read-only. Raises NotMerged where
         there is none; further AdapterNotFound, TenantNotFound and VersionNotFound.
         """
         with self._database.reading() as session:
@@ -80,7 +80,7 @@ class Merges:
             version = existing_version_row(session, row, adapter, number)
             found = session.get(Artifacts, (version.id, MERGED))
             if found is None:
-                raise StoreError(
+                raise NotMerged(
                     f"version {adapter}@v{number} has no merged model; make it with `loragate "
                     f"merge {adapter}@v{number}`"
                 )

@@ -10,7 +10,8 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -53,6 +54,17 @@ from loragate.server.http.server import HttpOptions, build_http
 from loragate.server.lifecycle import Lifecycle
 from loragate.server.loading import Loader
 from loragate.server.logs import configure_logs
+from loragate.server.memory import (
+    GPU_PROCESS_BYTES,
+    PROCESS_BYTES,
+    Need,
+    free_gpu_bytes,
+    free_host_bytes,
+    weights_bytes,
+)
+from loragate.server.merged_metrics import MergedModelMetrics
+from loragate.server.merged_models import Budget, MergedModels, Workshop
+from loragate.server.merging import run_merge
 from loragate.server.metrics import Metrics
 from loragate.server.pins import Pins
 from loragate.server.prefetch import HotList, Prefetch
@@ -65,6 +77,7 @@ from loragate.server.shadow import Shadows
 from loragate.server.supervision import EngineState, StartEngine, SupervisedEngine
 from loragate.server.usage import UsageLog
 from loragate.server.validation import RequestLimits
+from loragate.server.vllm_start import is_cpu_build
 
 logger = logging.getLogger(__name__)
 _CUT_OFF_SECONDS = 1  # for what still runs after the drain to notice that it is over
@@ -76,17 +89,34 @@ def serve(config: Config) -> None:
     home = Home.from_environment().ensure()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         base = prepare(config.engine.model, home.models, progress)
-    uvloop.run(run(config, home, base, lambda: run_vllm(config, base, home.cache)))
+    uvloop.run(
+        run(
+            config,
+            home,
+            base,
+            lambda: run_vllm(config, base, home.cache),
+            merged_workshop(config, home, base),
+        )
+    )
 
 
-async def run(config: Config, home: Home, base: BaseModel, start: StartEngine) -> None:
+async def run(
+    config: Config,
+    home: Home,
+    base: BaseModel,
+    start: StartEngine,
+    workshop: Workshop | None = None,
+) -> None:
     """Starts the engine, serves until asked to stop, and drains."""
     stopping = Stopping()
     with home.serving_alone(), stopping.on_signals():
         # Told now, not after a minute of starting the engine; taken for good by `listening`.
         _listen(config.server.http).close()
         logger.info("starting the engine with %s", base.name)
-        async with build(config, home, base, start) as server, server.listening():
+        async with (
+            build(config, home, base, start, workshop=workshop) as server,
+            server.listening(),
+        ):
             _leave_to_itself_what_is_loaded()
             await stopping.requested.wait()
             await server.drain()
@@ -107,6 +137,44 @@ def run_vllm(config: Config, base: BaseModel, cache: Path) -> AbstractAsyncConte
     from loragate.server import vllm_engine
 
     return vllm_engine.run_engine(config.engine, base, cache)
+
+
+def merged_workshop(config: Config, home: Home, base: BaseModel) -> Workshop:
+    """Merged models in vLLM; the trainer, if it is installed, makes those that are missing."""
+
+    def start(folder: Path, need: Need) -> AbstractAsyncContextManager[Engine]:
+        from loragate.server import vllm_engine
+
+        merged = replace(base, path=folder)
+        return vllm_engine.run_merged_engine(config.engine, merged, home.cache, need)
+
+    url = config.registry.url or home.database_url
+    return Workshop(
+        start,
+        partial(
+            run_merge,
+            base=config.engine.model,
+            dtype=config.engine.dtype,
+            environment={"LORAGATE_HOME": str(home.root), "LORAGATE_REGISTRY_URL": url},
+        ),
+        free_host_bytes if is_cpu_build() else free_gpu_bytes,
+    )
+
+
+def merged_budget(config: Config, base: BaseModel) -> Budget:
+    is_cpu = is_cpu_build()
+    base_kv = int(config.engine.kv_cache_gib * 2**30)
+    return Budget(
+        kv_cache_bytes=int(config.merged.kv_cache_gib * 2**30),
+        reserve_bytes=int(config.merged.reserve_gib * 2**30),
+        dtype=config.engine.dtype,
+        base_need=Need(weights_bytes(base.path, config.engine.dtype), base_kv)
+        if is_cpu
+        else Need(0, 0, 0),
+        # The base model in float32, its sum with the adapter, and what was written, loaded again.
+        merging_bytes=3 * weights_bytes(base.path, "float32") if is_cpu else 0,
+        process_bytes=PROCESS_BYTES if is_cpu else GPU_PROCESS_BYTES,
+    )
 
 
 @dataclass(slots=True)
@@ -198,10 +266,12 @@ async def build(
     base: BaseModel,
     start: StartEngine,
     make_queue: Callable[[Config], FairQueue] = fair_queue,
+    workshop: Workshop | None = None,
 ) -> AsyncIterator[Server]:
     """Starts the engine and makes all objects of a server around it; nothing listens yet.
 
-    `make_queue` decides who goes next; a benchmark compares.
+    `make_queue` decides who goes next; a benchmark compares. Without a `workshop` no merged model
+    can be served.
     """
     store = ArtifactStore(home.artifacts)
     chat_template = read_chat_template(config.engine)
@@ -212,11 +282,15 @@ async def build(
     with Registry(url, store, gate) as registry, registry.serving_alone():
         log = UsageLog(registry, metrics.count)
         observations = ObservationLog(registry)
-        changed, trials_changed = asyncio.Event(), asyncio.Event()
+        changed, trials_changed, merged_changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         watcher = SnapshotWatcher(
             registry,
             config.registry.poll_seconds,
-            [lambda snapshot: changed.set(), lambda snapshot: trials_changed.set()],
+            [
+                lambda snapshot: changed.set(),
+                lambda snapshot: trials_changed.set(),
+                lambda snapshot: merged_changed.set(),
+            ],
         )
         async with (
             SupervisedEngine.running(start) as engine,
@@ -243,6 +317,14 @@ async def build(
             prefetch = Prefetch(residency, lambda: snapshots.current, HotList(home.hot_list))
             engine.on_restart(prefetch.restore)
             places = Places(observations, lambda version: _can_serve(snapshots.current, version))
+            merged = MergedModels(
+                registry,
+                snapshots,
+                engine,
+                workshop or Workshop(),
+                await asyncio.to_thread(merged_budget, config, base),
+                merged_changed,
+            )
             builder = PromptBuilder(renderer, engine.model)
             shadows = Shadows(
                 engine,
@@ -266,6 +348,7 @@ async def build(
                 places=places,
                 feedback=FeedbackDesk(registry, places, [usage.flush, observations.flush]),
                 shadows=shadows,
+                merged=merged,
                 default_limits=_default_limits(config.limits),
                 request_limits=RequestLimits(
                     vocab_size=engine.model.vocab_size,
@@ -275,6 +358,7 @@ async def build(
                 timeout_seconds=config.server.request_timeout_seconds,
             )
             _add_gauges(metrics, queue, residency)
+            metrics.registry.register(MergedModelMetrics(merged))
             metrics.gauge(
                 "loragate_shadows_made",
                 "Answers compared with a second arm's.",
@@ -323,6 +407,7 @@ async def build(
                 async with (
                     lifecycle.running(),
                     prefetch.running(),
+                    merged.running(),
                     trials.running(),
                     shadows.running(),
                 ):

@@ -104,6 +104,13 @@ class ExperimentsConfig(Section, frozen=True):
     shadow_tokens_per_minute: int = 20_000
 
 
+class MergedConfig(Section, frozen=True):
+    """Merged models, each in an engine of its own: its cache, and what stays free beside them."""
+
+    kv_cache_gib: float = 1.0
+    reserve_gib: float = 1.0
+
+
 class Config(Section, frozen=True):
     """The whole tree."""
 
@@ -113,6 +120,7 @@ class Config(Section, frozen=True):
     registry: RegistryConfig = RegistryConfig()
     metrics: MetricsConfig = MetricsConfig()
     experiments: ExperimentsConfig = ExperimentsConfig()
+    merged: MergedConfig = MergedConfig()
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object] | None = None) -> Config:
@@ -245,6 +253,8 @@ def _check_ranges(config: Config) -> None:
             "experiments.shadow_tokens_per_minute has to be 0 or more",
         ),
         (server.drain_seconds >= 0, "server.drain_seconds has to be 0 or more"),
+        (config.merged.kv_cache_gib > 0, "merged.kv_cache_gib has to be above 0"),
+        (config.merged.reserve_gib >= 0, "merged.reserve_gib has to be 0 or more"),
         (config.registry.poll_seconds > 0, "registry.poll_seconds has to be above 0"),
         (
             server.log_level in {"debug", "info", "warning", "error"},

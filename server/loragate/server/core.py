@@ -6,14 +6,16 @@ those of OpenAI's API, with vLLM's additions (https://platform.openai.com/docs/a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
 
+from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterVersion
 
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+MERGED = "+merged"  # asks for a version's merged model: support@v3+merged
 BASE = "base"  # the name under which every tenant can reach the base model
 
 
@@ -204,12 +206,14 @@ class Usage:
 class Route:
     """Where a request goes: a tenant's adapter version, or the base model (`version` is None).
 
-    `experiment` (`rollout 3`) and `arm` say on whose behalf, and `unit` by what the arm was chosen;
-    `fallback` is the arm that answers where that one cannot. Empty for all other requests.
+    `mode` says whether the version's merged model answers. `experiment` (`rollout 3`) and `arm` say
+    on whose behalf, and `unit` by what the arm was chosen. `fallback` is who answers instead of who
+    was to: an arm, or the version `unmerged`. Empty for all other requests.
     """
 
     tenant: str
     version: AdapterVersion | None = None
+    mode: Mode = "unmerged"
     experiment: str = ""
     arm: str = ""
     unit: str = ""
@@ -225,9 +229,24 @@ class Route:
         return "" if self.version is None else self.version.digest
 
     @property
+    def answers(self) -> str:
+        """What computes the answer, as a client would ask for it: `acme/support@v3+merged`."""
+        return f"{self.adapter}{MERGED}" if self.mode == "merged" else self.adapter
+
+    @property
+    def needs_slot(self) -> bool:
+        """Whether it takes one of the base engine's places for adapters."""
+        return self.version is not None and self.mode == "unmerged"
+
+    def unmerged(self) -> "Route":
+        """The same version beside the base model, where its merged model cannot answer."""
+        return replace(self, mode="unmerged", fallback=self.fallback or "unmerged")
+
+    @property
     def provenance(self) -> tuple[tuple[str, str], ...]:
         """What every answer says of itself: names and values of headers and trailers."""
-        trial = (
+        said = (
+            ("x-loragate-mode", "" if self.version is None else self.mode),
             ("x-loragate-experiment", self.experiment),
             ("x-loragate-arm", self.arm),
             ("x-loragate-unit", self.unit),
@@ -236,5 +255,5 @@ class Route:
         return (
             ("x-loragate-adapter", self.adapter),
             ("x-loragate-digest", self.digest),
-            *(header for header in trial if header[1]),
+            *(header for header in said if header[1]),
         )

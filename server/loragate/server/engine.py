@@ -82,6 +82,11 @@ class Engine(Protocol):
         """When to come again, for those who find the core gone."""
         ...
 
+    @property
+    def memory_bytes(self) -> int:
+        """What would come free without it; 0 where that cannot be told. Takes milliseconds."""
+        ...
+
     def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Yields deltas until every choice has finished; closing it aborts the request.
 

@@ -99,7 +99,7 @@ class FairQueue:
         is_full = self.queued >= self._bounds.max_queued
         if not is_full and queued < self._bounds.max_queued_per_adapter:
             return
-        if self._is_free(flow, needs_slot=route.version is not None):
+        if self._is_free(flow, needs_slot=route.needs_slot):
             return
         if is_full:
             raise Overloaded(
@@ -118,7 +118,7 @@ class FairQueue:
         """
         flow = self._flows.join(key_of(route))
         cost = prompt_tokens * INPUT_WEIGHT
-        if self._is_free(flow, needs_slot=route.version is not None):
+        if self._is_free(flow, needs_slot=route.needs_slot):
             self._start(flow, cost)
             return Turn(self, flow)
         turn = asyncio.get_running_loop().create_future()

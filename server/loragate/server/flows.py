@@ -112,5 +112,7 @@ class Flows:
 
 
 def key_of(route: Route) -> int | str:
-    """An adapter version by its `lora_id`, the base model by tenant."""
-    return route.tenant if route.version is None else route.version.lora_id
+    """An adapter version by its `lora_id`, a merged model by its name, the base model by tenant."""
+    if route.version is None:
+        return route.tenant
+    return route.version.lora_id if route.needs_slot else route.answers

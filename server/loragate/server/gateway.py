@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 
@@ -18,7 +19,7 @@ from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import AliasNotServing
 from loragate.adapters.manifest import Contract
 from loragate.adapters.snapshot import Limits, SnapshotWatcher
-from loragate.server.admission import Admission
+from loragate.server.admission import Admission, Ticket
 from loragate.server.auth import Tenants
 from loragate.server.core import ChatRequest, Delta, Request, Route, Usage
 from loragate.server.engine import (
@@ -32,6 +33,7 @@ from loragate.server.errors import AdapterUnavailable, DeadlineExceeded, EngineD
 from loragate.server.experiments.assignment import unit_of
 from loragate.server.experiments.feedback import Feedback, FeedbackDesk
 from loragate.server.experiments.places import Place, Places
+from loragate.server.merged_models import MergedModels
 from loragate.server.metrics import Metrics
 from loragate.server.prompting import NO_CONTRACT, Prepared, PromptBuilder
 from loragate.server.residency import Residency
@@ -118,6 +120,7 @@ class Gateway:
         places: Places,
         feedback: FeedbackDesk,
         shadows: Shadows,
+        merged: MergedModels,
         default_limits: Limits,
         request_limits: RequestLimits,
         timeout_seconds: float,
@@ -134,6 +137,7 @@ class Gateway:
         self._places = places
         self._feedback = feedback
         self._shadows = shadows
+        self._merged = merged
         self._default_limits = default_limits
         self._request_limits = request_limits
         self._timeout_seconds = timeout_seconds
@@ -146,7 +150,7 @@ class Gateway:
         Raises what errors.py lists. Leaving the context ends the request, wherever it is.
         """
         tenant = self.authenticate(caller)
-        route = await self._route(tenant, request.model)
+        route = self._merged.reachable(await self._route(tenant, request.model))
         place = self._place(request, route, caller)
         if place is not None:
             route = place.route
@@ -199,7 +203,11 @@ class Gateway:
             return None
         key = hash_key(caller.api_key or "")
         unit = unit_of(request.options.user, caller.conversation, key)
-        return self._places.place(station, route, unit)
+        place = self._places.place(station, route, unit)
+        if place is not None and self._merged.reachable(place.route) is not place.route:
+            place.fall_back(f"{place.route.answers} cannot answer now")
+            place.answer_by(self._merged.reachable(place.route))
+        return place
 
     async def _route(self, tenant: str, model: str) -> Route:
         """Waits for an adapter's first version, which was promoted a moment ago, to be loaded.
@@ -234,7 +242,7 @@ class Gateway:
         """By the record's route. A `place` is that of a request that has not been counted yet."""
         route = record.route
         validate(request, self._request_limits)
-        if not self._engine.is_alive:
+        if route.mode == "unmerged" and not self._engine.is_alive:
             raise EngineDead(
                 "The engine is down; try again shortly.",
                 retry_after_seconds=self._engine.retry_after_seconds,
@@ -249,24 +257,39 @@ class Gateway:
             route, limits, prepared.most_tokens, prepared.prompt_tokens
         ) as ticket:
             try:
-                async with self._residency.lease(route) as adapter:
-                    answers = record.count(
-                        self._run(request, prepared, adapter, record), ticket.charge
-                    )
-                    async with aclosing(answers) as deltas:
-                        first = await anext(deltas)
-                        yield Generation(
-                            request,
-                            record,
-                            prepared.prompt_ids,
-                            prepend(first, deltas),
-                            self._builder,
-                        )
+                async with AsyncExitStack() as held:
+                    begin = partial(self._begin, held, request, prepared, record, ticket)
+                    try:
+                        deltas = await begin()
+                    except EngineDead:
+                        if record.route.mode == "unmerged":
+                            raise
+                        record.route = record.route.unmerged()
+                        if place is not None:
+                            place.answer_by(record.route)
+                        deltas = await begin()
+                    yield Generation(request, record, prepared.prompt_ids, deltas, self._builder)
             finally:
                 ticket.settle(record.usage.total_tokens if record.completion_tokens else 0)
 
+    async def _begin(
+        self,
+        held: AsyncExitStack,
+        request: Request,
+        prepared: Prepared,
+        record: Record,
+        ticket: Ticket,
+    ) -> AsyncIterator[Delta]:
+        """Deltas by the record's route, of which the first has come; `held` gets what they need."""
+        engine = held.enter_context(self._merged.lend(record.route))
+        adapter = await held.enter_async_context(self._residency.lease(record.route))
+        answers = record.count(self._run(engine, request, prepared, adapter, record), ticket.charge)
+        deltas = await held.enter_async_context(aclosing(answers))
+        return prepend(await anext(deltas), deltas)
+
     def _run(
         self,
+        engine: Engine,
         request: Request,
         prepared: Prepared,
         adapter: LoadedAdapter | None,
@@ -275,16 +298,14 @@ class Gateway:
         sampling = prepared.sampling
         tools: ToolSession | None = None
         if isinstance(request, ChatRequest) and request.tools and _calls_tools(request):
-            tools = self._engine.tools(request, prepared.prompt_ids[0])
+            tools = engine.tools(request, prepared.prompt_ids[0])
             sampling = tools.bind(sampling)
         salt = f"{record.route.tenant}:{request.options.cache_salt}"
         # A client may choose one request id twice, and so may two tenants; the engine's is its own.
         engine_id = f"{record.request_id}-{uuid.uuid4().hex}"
         streams = [
             _shift(
-                self._engine.generate(
-                    EngineRequest(f"{engine_id}-{i}", ids, sampling, adapter, salt)
-                ),
+                engine.generate(EngineRequest(f"{engine_id}-{i}", ids, sampling, adapter, salt)),
                 i * sampling.n,
             )
             for i, ids in enumerate(prepared.prompt_ids)

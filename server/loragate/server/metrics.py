@@ -98,7 +98,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _labels(self, route: Route) -> tuple[str, str]:
-        labels = (route.tenant, route.adapter)
+        labels = (route.tenant, route.answers)
         if labels not in self._adapters:
             if len(self._adapters) >= self._max_adapters:
                 return (_OTHER, _OTHER)

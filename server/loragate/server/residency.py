@@ -54,13 +54,13 @@ class Residency:
 
     @asynccontextmanager
     async def lease(self, route: Route) -> AsyncIterator[LoadedAdapter | None]:
-        """Holds the route's version in the engine; None for the base model.
+        """Holds the route's version in the engine; None for the base model and merged models.
 
         Waits for a slot where every slot is held. Raises AdapterUnavailable where none came free
         in time, or where the engine refuses the adapter.
         """
         version = route.version
-        if version is None:
+        if version is None or not route.needs_slot:
             yield None
             return
         await self._queue.claim(version)  # at once where the request's turn brought the slot

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from loragate.adapters import errors as registry_errors
 from loragate.adapters.snapshot import SnapshotWatcher
-from loragate.server.core import BASE, Route
+from loragate.server.core import BASE, MERGED, Route
 from loragate.server.errors import ModelNotFound
 
 CHAMPION = "champion"
@@ -24,7 +24,9 @@ class ModelCard:
 
 
 class Router:
-    """Resolves `NAME`, `NAME@alias`, `NAME@v3` and the base model's name within one tenant."""
+    """Resolves `NAME`, `NAME@alias`, `NAME@v3`, each of them with `+merged` for its merged model,
+    and the base model's name within one tenant.
+    """
 
     def __init__(self, registry: SnapshotWatcher, base_model: str, started_at: int) -> None:
         self._registry = registry
@@ -38,9 +40,11 @@ class Router:
         """
         if model in (BASE, self._base_model):
             return Route(tenant)
-        name, _, selector = model.removeprefix(f"{tenant}/").partition("@")
+        plain = model.removesuffix(MERGED)
+        name, _, selector = plain.removeprefix(f"{tenant}/").partition("@")
+        snapshot = self._registry.current
         try:
-            version = self._registry.current.resolve(tenant, name, selector or CHAMPION)
+            version = snapshot.resolve(tenant, name, selector or CHAMPION)
         except registry_errors.VersionRetired as error:
             raise ModelNotFound(str(error), param="model") from None
         except registry_errors.AliasNotFound:
@@ -58,7 +62,16 @@ class Router:
                 f"The model '{model}' does not exist; GET /v1/models lists what this key can use.",
                 param="model",
             ) from None
-        return Route(tenant, version)
+        if plain == model:
+            return Route(tenant, version, snapshot.mode(tenant, name, selector or CHAMPION))
+        standing = snapshot.merged(version)
+        if standing is None or not standing.is_wanted:
+            raise ModelNotFound(
+                f"{version} is not served merged; ask for '{plain}', or let an operator serve it "
+                f"with `loragate merge {version} --serve`.",
+                param="model",
+            )
+        return Route(tenant, version, "merged")
 
     def models(self, tenant: str) -> tuple[ModelCard, ...]:
         """The base model, then each of the tenant's adapters with those of its aliases and versions

@@ -146,6 +146,10 @@ class SupervisedEngine:
         back = self._start_seconds if self._life else self._expected_back - self._clock()
         return max(_SOONEST_RETRY_SECONDS, back)
 
+    @property
+    def memory_bytes(self) -> int:
+        return 0 if self._life is None else self._life.engine.memory_bytes
+
     def is_generating(self) -> bool:
         """Whether any answer is under way, which other work would hold up."""
         return self._generating > 0

@@ -10,13 +10,14 @@ import json
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Literal
 
 import msgspec
+import psutil
 import torch
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import CompilationConfig
@@ -58,6 +59,7 @@ from loragate.server.core import (
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
 from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, RequestError
 from loragate.server.lora_cast import cast, is_cast
+from loragate.server.memory import Need
 from loragate.server.pace import Pace
 from loragate.server.vllm_executor import KERNELS, InCoreExecutor
 from loragate.server.vllm_staging import AdapterStaging
@@ -89,12 +91,37 @@ async def run_engine(
         await asyncio.to_thread(_add_kernels, args, cache)
         # Where vLLM asks how to start its core.
         setattr(vllm_engine_utils, "get_mp_context", CoreContext)  # noqa: B010 - not exported
+    async with _running(args) as llm:
+        yield VllmEngine(llm, config, base)
+
+
+@asynccontextmanager
+async def run_merged_engine(
+    config: EngineConfig, merged: BaseModel, cache: Path, need: Need
+) -> AsyncIterator["VllmEngine"]:
+    """As `run_engine`, for a merged model: without adapters, with a cache of its own size."""
+    begin()
+    args = _model_args(config, merged)
+    # Without LoRA vLLM would compile the graph on CPU, for a minute; see `_add_kernels`.
+    args.enforce_eager = current_platform.is_cpu()
+    args.kv_cache_memory_bytes = need.kv_cache_bytes
+    if current_platform.is_cpu():
+        await asyncio.to_thread(_add_kernels, args, cache)
+        setattr(vllm_engine_utils, "get_mp_context", CoreContext)  # noqa: B010 - not exported
+    else:  # what vLLM requires to be free before it starts
+        args.gpu_memory_utilization = need.bytes / current_platform.get_device_total_memory()
+    async with _running(args) as llm:
+        yield VllmEngine(llm, config, merged)
+
+
+@asynccontextmanager
+async def _running(args: AsyncEngineArgs) -> AsyncIterator[AsyncLLM]:
     llm = await _start(args)
     try:
         # The thread had no event loop, so vLLM starts what reads from its core with the first call.
         async with asyncio.timeout(_FIRST_ANSWER_SECONDS):
             await llm.get_supported_tasks()
-        yield VllmEngine(llm, config, base)
+        yield llm
     finally:
         await asyncio.to_thread(llm.shutdown)
 
@@ -111,30 +138,37 @@ async def _start(args: AsyncEngineArgs) -> AsyncLLM:
 
 
 def _engine_args(config: EngineConfig, base: BaseModel) -> AsyncEngineArgs:
+    args = _model_args(config, base)
+    args.enable_lora = True
+    args.max_loras = config.max_loras
+    args.max_cpu_loras = config.max_cpu_loras
+    args.max_lora_rank = config.max_lora_rank
+    args.worker_extension_cls = f"{AdapterStaging.__module__}.{AdapterStaging.__qualname__}"
+    if current_platform.is_cpu():
+        args.kv_cache_memory_bytes = int(config.kv_cache_gib * 2**30)
+    else:
+        args.gpu_memory_utilization = config.gpu_memory_utilization
+    return args
+
+
+def _model_args(config: EngineConfig, model: BaseModel) -> AsyncEngineArgs:
+    """What holds with adapters and without."""
     args = AsyncEngineArgs(
-        model=str(base.path),
+        model=str(model.path),
         dtype=_dtype(config.dtype),
         seed=config.seed,
-        enable_lora=True,
-        max_loras=config.max_loras,
-        max_cpu_loras=config.max_cpu_loras,
-        max_lora_rank=config.max_lora_rank,
         max_num_seqs=config.max_num_seqs,
         max_logprobs=config.max_logprobs,
         enable_prefix_caching=True,
         # loragate counts what it needs itself; vLLM's own statistics cost time at every step.
         disable_log_stats=True,
-        worker_extension_cls=f"{AdapterStaging.__module__}.{AdapterStaging.__qualname__}",
     )
     if config.max_model_len:
         args.max_model_len = config.max_model_len
     if config.max_num_batched_tokens:
         args.max_num_batched_tokens = config.max_num_batched_tokens
     if current_platform.is_cpu():
-        args.kv_cache_memory_bytes = int(config.kv_cache_gib * 2**30)
         args.distributed_executor_backend = InCoreExecutor
-    else:
-        args.gpu_memory_utilization = config.gpu_memory_utilization
     return args
 
 
@@ -193,6 +227,16 @@ class VllmEngine:
     @property
     def retry_after_seconds(self) -> float:
         return _RETRY_SECONDS
+
+    @property
+    def memory_bytes(self) -> int:
+        cores = getattr(self._llm.engine_core, "resources").engine_manager.processes  # noqa: B009
+        total = 0
+        for core in cores:
+            with suppress(psutil.Error):  # it has just died
+                # Not what it shares with the process that it was forked from.
+                total += psutil.Process(core.pid).memory_full_info().uss
+        return total
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         sampling = request.sampling

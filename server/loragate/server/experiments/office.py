@@ -78,10 +78,11 @@ class TrialOffice:
         )
         page = self._registry.show(adapter)
         champion, number = _champion_of(page), _number(page, wish.to)
-        if number == champion and not wish.is_merged:
-            raise InvalidRequest(f"v{number} is {adapter}'s champion already.", param="to")
         mode: ArmMode = "merged" if wish.is_merged else "unmerged"
-        arms = NewArm(CHALLENGER, number, mode), NewArm(CHAMPION, champion)
+        champion_mode = page.aliases[CHAMPION].desired_mode
+        if (number, mode) == (champion, champion_mode):
+            raise InvalidRequest(f"v{number} is {adapter}'s champion already.", param="to")
+        arms = NewArm(CHALLENGER, number, mode), NewArm(CHAMPION, champion, champion_mode)
         return self._start("rollout", adapter, arms, plan, actor)
 
     def start_experiment(self, adapter: AdapterName, wish: ExperimentWish, actor: str) -> Trial:
@@ -194,11 +195,13 @@ class TrialOffice:
 
 def require_modes(registry: Registry, adapter: AdapterName, arms: Sequence[NewArm]) -> None:
     """Whether every arm's version is served in the arm's mode. Raises InvalidRequest."""
+    merged = {(v.tenant, v.name, v.number) for v in registry.snapshot().served_merged()}
     for arm in arms:
-        if arm.mode == "merged":
+        if arm.mode == "merged" and (adapter.tenant, adapter.name, arm.number) not in merged:
             raise InvalidRequest(
                 f"Arm '{arm.name}' is to be merged, and no engine serves {adapter}@v{arm.number} "
-                "merged; start one first, or take the version unmerged.",
+                f"merged; start one with `loragate merge {adapter}@v{arm.number} --serve`, or take "
+                "the version unmerged.",
                 param="arms",
             )
 

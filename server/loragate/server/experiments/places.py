@@ -5,7 +5,7 @@ to one event loop.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -78,9 +78,13 @@ class Place:
         self._log = log
         self._now = now
         self._exposure: ExposureRow | None = None
-        trial = station.running.trial
         self.route = Route(
-            tenant, given.arm.version, str(trial), given.arm.name, given.unit_kind, ""
+            tenant,
+            given.arm.version,
+            given.arm.mode,
+            experiment=str(station.running.trial),
+            arm=given.arm.name,
+            unit=given.unit_kind,
         )
         if given.arm.name in station.down:
             self._answer_by_champion()
@@ -152,15 +156,14 @@ class Place:
         arm = others[int(exposure.id, 16) % len(others)]
         return Shadow(exposure, self._given.arm.name, arm)
 
+    def answer_by(self, route: Route) -> None:
+        """The arm's version answers for it by another route, for this request alone."""
+        self.route = route
+
     def _answer_by_champion(self) -> None:
-        route = self.route
-        self.route = Route(
-            route.tenant,
-            self._station.champion,
-            route.experiment,
-            route.arm,
-            route.unit,
-            CHAMPION,
+        champion = self._station.running.trial.arm(CHAMPION)
+        self.route = replace(
+            self.route, version=champion.version, mode=champion.mode, fallback=CHAMPION
         )
 
 

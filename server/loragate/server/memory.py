@@ -1,0 +1,84 @@
+"""Memory: what an engine for a model needs of it, and what is free. In bytes."""
+
+import math
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from loragate.adapters.safetensors_header import read_header
+
+# Measured beside SmolLM2-135M on CPU: the core's own heap, and what its first steps allocate.
+PROCESS_BYTES = 700 * 2**20
+# On CUDA, not measured: the context, captured graphs, and what a step of the engine allocates.
+GPU_PROCESS_BYTES = 2 * 2**30
+_GIB = 2**30
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_CGROUPS = (  # limit and usage, of cgroups version 2 and 1, as a container sees its own
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What an engine takes: the model, its cache of keys and values, and the process itself."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    process_bytes: int = PROCESS_BYTES
+
+    @property
+    def bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes + self.process_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"{gib(self.bytes)} (weights {gib(self.weights_bytes)}, KV cache "
+            f"{gib(self.kv_cache_bytes)}, process {gib(self.process_bytes)})"
+        )
+
+
+def gib(size_bytes: float) -> str:
+    return f"{size_bytes / _GIB:.2f} GiB"
+
+
+def weights_bytes(folder: Path, dtype: str = "auto") -> int:
+    """Of a model's folder as `engine.dtype` has it in memory; headers are read, no tensor."""
+    tensors = [t for file in folder.glob("*.safetensors") for t in read_header(file).values()]
+    width = {"float32": 4, "float16": 2, "bfloat16": 2}.get(dtype)
+    return sum(
+        tensor.end - tensor.begin
+        if width is None or tensor.dtype not in _FLOATS
+        else math.prod(tensor.shape) * width
+        for tensor in tensors
+    )
+
+
+def free_host_bytes() -> int:
+    """What the machine or, if that is less, the container can still give."""
+    free = psutil.virtual_memory().available
+    for limit, usage in _CGROUPS:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+        except (OSError, ValueError):  # no such version, or no limit: "max"
+            continue
+    return max(0, free)
+
+
+def free_gpu_bytes() -> int:
+    """Of the first GPU, as the driver's own tool says; 0 where there is none."""
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return int(said.stdout.split()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0
+
+
+FreeBytes = Callable[[], int]

@@ -1,0 +1,328 @@
+"""Merged models in engines of their own, beside the base model's, as the registry wishes.
+
+Each has its engine, started on demand where there is memory, watched and started again when it
+dies, and drained before it is closed. The base model's engine knows nothing of it: whenever a
+merged model cannot answer, its version does, as an adapter beside the base model.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from loragate.adapters.errors import LoragateError, NotMerged, StoreError
+from loragate.adapters.merged_states import MergedState
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.registry import Registry
+from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.server.core import Route
+from loragate.server.engine import Engine
+from loragate.server.errors import EngineDead
+from loragate.server.memory import (
+    PROCESS_BYTES,
+    FreeBytes,
+    Need,
+    free_host_bytes,
+    gib,
+    weights_bytes,
+)
+from loragate.server.supervision import Backoff, EngineState, SupervisedEngine
+
+logger = logging.getLogger(__name__)
+ACTOR = "server"
+_RETRY_SECONDS = 1.0
+
+
+class NoRoom(LoragateError):
+    """A merged model, or the making of one, would need more memory than there is."""
+
+
+async def _make_none(version: AdapterVersion) -> None:
+    raise LoragateError(
+        f"{version} has no merged model, and this server makes none; make it with "
+        f"`loragate merge {version}`"
+    )
+
+
+def _start_none(folder: Path, need: Need) -> AbstractAsyncContextManager[Engine]:
+    raise LoragateError("this server has no engine for merged models")
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What the machine can do for merged models: start an engine on a folder, make the merged model
+    of a version that has none and keep it in the registry, and say what memory is free.
+    """
+
+    start: Callable[[Path, Need], AbstractAsyncContextManager[Engine]] = _start_none
+    make: Callable[[AdapterVersion], Awaitable[None]] = _make_none
+    free_bytes: FreeBytes = free_host_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Memory for merged models: each one's cache, and what is to stay free beside all of them.
+    `dtype` is `engine.dtype`, `process_bytes` what an engine takes besides weights and cache, and
+    `merging_bytes` what the making of a merged model takes for its minute. `base_need` is the base
+    model's engine's, of which it may not have taken all yet; zeros where engines take all at once.
+    """
+
+    kv_cache_bytes: int
+    reserve_bytes: int
+    dtype: str
+    base_need: Need
+    merging_bytes: int
+    process_bytes: int = PROCESS_BYTES
+
+
+@dataclass(slots=True, eq=False)
+class MergedModel:
+    """One merged model in its engine, with the requests that it answers now."""
+
+    version: AdapterVersion
+    need: Need
+    engine: SupervisedEngine
+    running: int = 0
+    _idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextmanager
+    def lent(self) -> Iterator[Engine]:
+        self.running += 1
+        self._idle.clear()
+        try:
+            yield self.engine
+        finally:
+            self.running -= 1
+            if not self.running:
+                self._idle.set()
+
+    async def drained(self) -> None:
+        if self.running:
+            await self._idle.wait()
+
+
+@dataclass(slots=True)
+class _Service:
+    """The task that serves one version merged, until that is no longer wanted."""
+
+    task: asyncio.Task[None]
+    unwanted: asyncio.Event
+    state: MergedState | None = None
+    reason: str = ""
+
+
+class MergedModels:
+    """Follows the registry's snapshot; `running` owns the engines and their tasks."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        snapshots: SnapshotWatcher,
+        base_engine: Engine,
+        workshop: Workshop,
+        budget: Budget,
+        changed: asyncio.Event,
+        backoff: Backoff | None = None,
+    ) -> None:
+        """`changed` is set whenever there is a new snapshot."""
+        self._registry = registry
+        self._snapshots = snapshots
+        self._base_engine = base_engine
+        self._workshop = workshop
+        self._budget = budget
+        self._changed = changed
+        self._backoff = backoff
+        self._services: dict[int, _Service] = {}  # by lora_id
+        self._models: dict[int, MergedModel] = {}  # those that requests may reach, by lora_id
+        self._one_start = asyncio.Lock()  # what is starting has not taken its memory yet
+
+    @property
+    def models(self) -> tuple[MergedModel, ...]:
+        """Those whose engines have been started, in the order of that."""
+        return tuple(self._models.values())
+
+    def reachable(self, route: Route) -> Route:
+        """The route, or the one to its version unmerged while the merged model cannot answer."""
+        if route.mode == "unmerged":
+            return route
+        model = None if route.version is None else self._models.get(route.version.lora_id)
+        return route if model is not None and model.engine.is_alive else route.unmerged()
+
+    @contextmanager
+    def lend(self, route: Route) -> Iterator[Engine]:
+        """The engine that answers by the route, for one request. Raises EngineDead."""
+        if route.version is None or route.mode == "unmerged":
+            yield self._base_engine
+            return
+        model = self._models.get(route.version.lora_id)
+        if model is None:
+            raise EngineDead(f"{route.answers} has just stopped.", retry_after_seconds=1.0)
+        with model.lent() as engine:
+            yield engine
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["MergedModels"]:
+        """Serves what is wished for, then follows; leaving closes all engines."""
+        await asyncio.to_thread(self._registry.reset_merged, ACTOR)
+        await self._snapshots.refresh()
+        self._changed.set()
+        task = asyncio.create_task(self._follow(), name="merged models")
+        try:
+            yield self
+        finally:
+            tasks = [task, *(service.task for service in self._services.values())]
+            for each in tasks:
+                each.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._reconcile()
+            except LoragateError as error:  # the database is away: try again
+                logger.warning("merged models have to wait: %s", error)
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._changed.set()
+
+    async def _reconcile(self) -> None:
+        snapshot = self._snapshots.current
+        wanted = snapshot.served_merged()
+        for version in wanted:
+            standing = snapshot.merged(version)
+            if standing is None or standing.state is not MergedState.WAITING:
+                continue
+            service = self._services.get(version.lora_id)
+            if service is None:
+                self._begin(version)
+            elif service.state is not None and not service.unwanted.is_set():
+                await self._say(version, service.state, service.reason)  # taken back, and asked
+        ids = {version.lora_id for version in wanted}
+        for lora_id, service in self._services.items():
+            if lora_id not in ids:
+                service.unwanted.set()
+
+    def _begin(self, version: AdapterVersion) -> None:
+        unwanted = asyncio.Event()
+        task = asyncio.create_task(self._serve(version, unwanted), name=f"{version} merged")
+        self._services[version.lora_id] = _Service(task, unwanted)
+        task.add_done_callback(lambda _: self._end(version))
+
+    def _end(self, version: AdapterVersion) -> None:
+        if self._services.pop(version.lora_id).state is None:
+            self._changed.set()  # it may be wanted again by now
+
+    async def _serve(self, version: AdapterVersion, unwanted: asyncio.Event) -> None:
+        """From the wish to its end; what goes wrong is the registry's to tell."""
+        try:
+            folder = await self._folder(version)
+            async with self._started(version, folder) as model:
+                await self._lend_until(model, unwanted)
+        except NoRoom as error:
+            await self._say(version, MergedState.REFUSED, str(error))
+        except Exception as error:  # a start fails in ways that nobody can list
+            logger.exception("%s cannot be served merged", version)
+            await self._say(version, MergedState.FAILED, f"{error}" or type(error).__name__)
+        else:
+            await self._say(version, None)
+
+    async def _folder(self, version: AdapterVersion) -> Path:
+        """The merged model's; it is made first where there is none. Raises NoRoom."""
+        try:
+            return await self._find(version)
+        except NotMerged:
+            async with self._one_start:
+                free = await self._free_bytes()
+                if self._budget.merging_bytes > free:
+                    raise NoRoom(
+                        f"merging takes {gib(self._budget.merging_bytes)} for a minute, and "
+                        f"{gib(max(0, free))} are free; make the merged model elsewhere, or free "
+                        "memory and ask again"
+                    ) from None
+                await self._say(version, MergedState.MAKING)
+                await self._workshop.make(version)
+            return await self._find(version)
+
+    async def _find(self, version: AdapterVersion) -> Path:
+        name = AdapterName(version.tenant, version.name)
+        return await asyncio.to_thread(self._registry.merged_model, name, version.number)
+
+    @asynccontextmanager
+    async def _started(self, version: AdapterVersion, folder: Path) -> AsyncIterator[MergedModel]:
+        """Raises NoRoom."""
+        weights = await asyncio.to_thread(weights_bytes, folder, self._budget.dtype)
+        need = Need(weights, self._budget.kv_cache_bytes, self._budget.process_bytes)
+        async with AsyncExitStack() as stack:
+            async with self._one_start:
+                await self._require_room(need)
+                await self._say(version, MergedState.STARTING)
+                engine = await stack.enter_async_context(
+                    SupervisedEngine.running(
+                        lambda: self._workshop.start(folder, need), backoff=self._backoff
+                    )
+                )
+            yield MergedModel(version, need, engine)
+
+    async def _require_room(self, need: Need) -> None:
+        free = await self._free_bytes()
+        if need.bytes > free:
+            raise NoRoom(
+                f"it needs {need}, and {gib(max(0, free))} are free beside the "
+                f"{gib(self._budget.reserve_bytes)} that stay so (merged.reserve_gib) and what the "
+                "engines that run may still take; free memory or lower merged.kv_cache_gib, and "
+                "ask again"
+            )
+
+    async def _free_bytes(self) -> int:
+        """Less what is kept in reserve, and what the engines have been promised and not taken."""
+
+        def measure() -> int:
+            promised = [(self._budget.base_need, self._base_engine)]
+            promised += [(model.need, model.engine) for model in self._models.values()]
+            outstanding = sum(max(0, need.bytes - e.memory_bytes) for need, e in promised)
+            return self._workshop.free_bytes() - self._budget.reserve_bytes - outstanding
+
+        return await asyncio.to_thread(measure)
+
+    async def _lend_until(self, model: MergedModel, unwanted: asyncio.Event) -> None:
+        version = model.version
+
+        async def reflect(state: EngineState) -> None:
+            if version.lora_id in self._models:
+                is_there = state == "alive"
+                await self._say(
+                    version, MergedState.SERVING if is_there else MergedState.RESTARTING
+                )
+
+        model.engine.on_change(reflect)
+        self._models[version.lora_id] = model
+        try:
+            await self._say(version, MergedState.SERVING)
+            logger.info("%s is served merged", version)
+            await unwanted.wait()
+        finally:
+            del self._models[version.lora_id]  # from now on requests go to the version unmerged
+        await model.drained()
+        logger.info("%s is no longer served merged", version)
+
+    async def _say(
+        self, version: AdapterVersion, state: MergedState | None, reason: str = ""
+    ) -> None:
+        service = self._services[version.lora_id]
+        service.state, service.reason = state, reason
+        try:
+            await asyncio.to_thread(self._registry.set_merged_state, version, state, ACTOR, reason)
+        except LoragateError as error:  # the engine is as it is, whether that can be told or not
+            logger.warning("how %s stands could not be kept: %s", version, error)
+        # What ends here is not to be begun again by an older snapshot.
+        with suppress(StoreError):
+            await self._snapshots.refresh()

@@ -1,0 +1,294 @@
+"""Merged models in engines of their own: on demand, within memory, never in anybody's way."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+import pytest_asyncio
+from fakes import EchoEngine, EchoEngines
+from small_server import SUPPORT, Furnished, Reply, Served, bearer, serve, small_config, until
+
+from loragate.adapters.base_model import BaseModel
+from loragate.adapters.merged_states import MergedStanding
+from loragate.adapters.names import AdapterVersion
+from loragate.server.engine import Engine
+from loragate.server.memory import Need
+from loragate.server.merged_models import Workshop
+from loragate.v1 import inference_pb2 as pb
+from loragate.v1 import inference_pb2_grpc
+
+PLENTY = 64 * 2**30
+
+
+@dataclass
+class Bench:
+    """A workshop whose engines echo; it makes what is missing out of the base model's folder."""
+
+    base: BaseModel
+    engines: EchoEngines = field(default_factory=EchoEngines)
+    may_start: asyncio.Event = field(default_factory=asyncio.Event)
+    free_bytes: int = PLENTY
+    made: list[AdapterVersion] = field(default_factory=list)
+    needs: list[Need] = field(default_factory=list)
+    served: Served | None = None
+
+    def __post_init__(self) -> None:
+        self.may_start.set()
+
+    @property
+    def workshop(self) -> Workshop:
+        return Workshop(self._start, self._make, lambda: self.free_bytes)
+
+    @asynccontextmanager
+    async def _start(self, folder: Path, need: Need) -> AsyncIterator[Engine]:
+        self.needs.append(need)
+        await self.may_start.wait()
+        async with self.engines.start() as engine:
+            yield engine
+
+    async def _make(self, version: AdapterVersion) -> None:
+        assert self.served is not None
+        self.served.registry.attach_merged(SUPPORT, version.number, self.base.path)
+        self.made.append(version)
+
+
+@pytest.fixture
+def bench(base: BaseModel) -> Bench:
+    return Bench(base)
+
+
+@pytest.fixture
+def serving(
+    furnished: Furnished, tmp_path: Path, base: BaseModel, engine: EchoEngine, bench: Bench
+) -> AbstractAsyncContextManager[Served]:
+    root = tmp_path / "served"
+    return serve(furnished, root, base, engine, small_config(), workshop=bench.workshop)
+
+
+@pytest_asyncio.fixture
+async def served(
+    serving: AbstractAsyncContextManager[Served], bench: Bench
+) -> AsyncIterator[Served]:
+    async with serving as served:
+        bench.served = served
+        yield served
+
+
+def standing(served: Served) -> MergedStanding | None:
+    snapshot = served.registry.snapshot()
+    return snapshot.merged(snapshot.resolve("acme", "support", "v1"))
+
+
+def state(served: Served) -> str:
+    found = standing(served)
+    return "" if found is None else found.state
+
+
+async def serve_merged(served: Served) -> None:
+    served.registry.serve_merged(SUPPORT, 1)
+    await until(lambda: state(served) == "SERVING", 5)
+
+
+def mode(reply: Reply) -> tuple[str, str]:
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["x-loragate-adapter"] == "acme/support@v1"
+    return reply.headers["x-loragate-mode"], reply.headers.get("x-loragate-fallback", "")
+
+
+async def test_merged_model_is_served_by_an_engine_of_its_own_where_the_route_says_so(
+    served: Served, engine: EchoEngine, bench: Bench
+) -> None:
+    assert mode(await served.chat()) == ("unmerged", "")
+    await serve_merged(served)
+    assert mode(await served.chat()) == ("unmerged", "")
+    assert mode(await served.chat(model="support@v1+merged")) == ("merged", "")
+
+    served.registry.set_alias(SUPPORT, "champion", 1, mode="merged")
+    async with asyncio.timeout(2):
+        while mode(await served.chat()) != ("merged", ""):  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
+
+    asked = bench.engines.last.seen[-1]
+    assert asked.adapter is None
+    assert list(asked.prompt_ids) == list(engine.seen[-1].prompt_ids)
+    base = await served.chat(model="base")
+    assert "x-loragate-mode" not in base.headers
+
+
+async def test_trailers_of_grpc_say_the_mode_too(served: Served) -> None:
+    await serve_merged(served)
+    async with served.server.listening():
+        address = f"127.0.0.1:{served.server.grpc_port}"
+        async with grpc.aio.insecure_channel(address) as channel:
+            message = pb.Message(role="user", content="hello")
+            call = inference_pb2_grpc.InferenceStub(channel).Chat(
+                pb.ChatRequest(model="support@v1+merged", messages=[message]),
+                metadata=tuple(served.auth.items()),
+            )
+            await call
+            said = dict(await call.trailing_metadata())
+    assert (said["x-loragate-mode"], said["x-loragate-adapter"]) == ("merged", "acme/support@v1")
+
+
+async def test_merged_model_that_nobody_serves_is_not_found_with_the_reason(
+    served: Served,
+) -> None:
+    reply = await served.chat(model="support@v1+merged")
+    assert reply.status_code == 404
+    assert "loragate merge acme/support@v1 --serve" in reply.json()["error"]["message"]
+
+
+async def test_version_without_a_merged_model_is_merged_first(served: Served, bench: Bench) -> None:
+    await serve_merged(served)
+
+    assert [str(version) for version in bench.made] == ["acme/support@v1"]
+    actions = [(row.action, row.reason) for row in served.registry.audit("acme/support@v1", 10)]
+    assert actions[:3] == [
+        ("version.merged_state", "SERVING"),
+        ("version.merged_state", "STARTING"),
+        ("version.merge", ""),
+    ]
+
+
+async def test_merged_model_that_does_not_fit_is_refused_with_figures_and_nothing_starts(
+    served: Served, bench: Bench
+) -> None:
+    served.registry.attach_merged(SUPPORT, 1, bench.base.path)
+    bench.free_bytes = 3 * 2**30
+
+    served.registry.serve_merged(SUPPORT, 1)
+    await until(lambda: state(served) == "REFUSED", 5)
+
+    found = standing(served)
+    assert found is not None
+    assert "it needs 1.68 GiB (weights 0.00 GiB, KV cache 1.00 GiB, process 0.68 GiB)" in (
+        found.reason
+    )
+    assert "0.00 GiB are free beside the 1.00 GiB" in found.reason
+    assert bench.engines.attempts == 0
+    assert mode(await served.chat(model="support@v1+merged")) == ("unmerged", "unmerged")
+
+    bench.free_bytes = PLENTY
+    served.registry.serve_merged(SUPPORT, 1)
+    await until(lambda: state(served) == "SERVING", 5)
+
+
+async def test_engine_that_does_not_start_is_told_and_the_version_answers_unmerged(
+    served: Served, bench: Bench
+) -> None:
+    bench.engines.failing = 1
+    served.registry.serve_merged(SUPPORT, 1)
+    await until(lambda: state(served) == "FAILED", 5)
+
+    found = standing(served)
+    assert found is not None
+    assert found.reason == "There is no memory for the model."
+    assert mode(await served.chat(model="support@v1+merged")) == ("unmerged", "unmerged")
+
+
+async def test_traffic_goes_to_the_unmerged_version_within_a_second_when_the_engine_dies(
+    served: Served, bench: Bench
+) -> None:
+    await serve_merged(served)
+    bench.may_start.clear()
+    died = time.monotonic()
+    bench.engines.last.is_alive = False
+
+    assert mode(await served.chat(model="support@v1+merged")) == ("unmerged", "unmerged")
+    assert time.monotonic() - died < 1
+    await until(lambda: state(served) == "RESTARTING", 2)
+    assert (await served.client.get("/readyz")).status_code == 200
+
+    bench.may_start.set()
+    await until(lambda: state(served) == "SERVING", 5)
+    assert mode(await served.chat(model="support@v1+merged")) == ("merged", "")
+
+
+async def test_request_whose_engine_dies_before_its_first_token_is_answered_unmerged(
+    served: Served, bench: Bench
+) -> None:
+    bench.engines.pace_seconds = 0.05
+    await serve_merged(served)
+    asking = asyncio.create_task(served.chat(model="support@v1+merged"))
+    await until(lambda: bool(bench.engines.last.running))
+    bench.engines.last.is_alive = False
+
+    assert mode(await asking) == ("unmerged", "unmerged")
+
+
+async def test_model_that_is_stopped_ends_its_requests_first(served: Served, bench: Bench) -> None:
+    bench.engines.pace_seconds = 0.05
+    await serve_merged(served)
+    asking = asyncio.create_task(served.chat(model="support@v1+merged", max_tokens=10))
+    await until(lambda: bool(bench.engines.last.running))
+
+    served.registry.stop_merged(SUPPORT, 1)
+    await until(lambda: state(served) == "STOPPING")
+    assert bench.engines.closed == []
+
+    assert mode(await asking) == ("merged", "")
+    await until(lambda: bool(bench.engines.closed), 5)
+    await until(lambda: state(served) == "", 5)
+    assert bench.engines.last.aborted == []
+
+
+async def test_model_asked_for_again_while_it_stops_is_served_again(
+    served: Served, bench: Bench
+) -> None:
+    await serve_merged(served)
+    served.registry.stop_merged(SUPPORT, 1)
+    served.registry.serve_merged(SUPPORT, 1)
+
+    await until(lambda: state(served) == "SERVING", 5)
+    assert mode(await served.chat(model="support@v1+merged")) == ("merged", "")
+
+
+async def test_merged_models_serve_again_after_a_restart_of_the_server(
+    served: Served, bench: Bench, furnished: Furnished, tmp_path: Path, engine: EchoEngine
+) -> None:
+    await serve_merged(served)
+    served.registry.set_alias(SUPPORT, "champion", 1, mode="merged")
+    as_it_was = Furnished(served.home.root, served.keys)
+
+    again = Bench(bench.base)
+    async with serve(
+        *(as_it_was, tmp_path / "again", bench.base, EchoEngine(), small_config()),
+        workshop=again.workshop,
+    ) as restarted:
+        await until(lambda: state(restarted) == "SERVING", 5)
+        assert mode(await restarted.chat()) == ("merged", "")
+        assert again.made == []
+
+
+async def test_merged_model_takes_no_slot_of_the_base_engine(
+    served: Served, engine: EchoEngine, bench: Bench
+) -> None:
+    await serve_merged(served)
+    loads = list(engine.loads)
+    await served.chat(model="support@v1+merged")
+    assert engine.loads == loads
+
+
+async def test_merged_engines_have_metrics_of_their_own(served: Served) -> None:
+    await serve_merged(served)
+    await served.chat(model="support@v1+merged")
+
+    text = (await served.client.get("/metrics")).text
+    labels = '{adapter="acme/support@v1",tenant="acme"}'
+    assert f"loragate_merged_engine_up{labels} 1.0" in text
+    assert f"loragate_merged_engine_starts{labels} 1.0" in text
+    assert 'adapter="acme/support@v1+merged",outcome="ok"' in text
+
+
+async def test_another_tenant_cannot_ask_for_the_merged_model(served: Served) -> None:
+    await serve_merged(served)
+    body = {"model": "acme/support@v1+merged", "messages": [{"role": "user", "content": "hi"}]}
+    reply = await served.client.post(
+        "/v1/chat/completions", json=body, headers=bearer(served.keys["globex"])
+    )
+    assert reply.status_code == 404
