@@ -28,6 +28,7 @@ class Answer:
     completion_tokens: int = 0
     adapter: str = ""
     digest: str = ""
+    mode: str = ""
     request_id: str = ""
     logprobs: list[float] = field(default_factory=list)
     calls: list[tuple[str, str]] = field(default_factory=list)
@@ -267,6 +268,7 @@ def _from_grpc(response: Any, choice: Any, text: str, call: Any) -> Answer:
 def _provenance(answer: Answer, headers: Mapping[str, str]) -> None:
     answer.adapter = headers["x-loragate-adapter"]
     answer.digest = headers["x-loragate-digest"]
+    answer.mode = headers.get("x-loragate-mode", "")
     answer.request_id = headers["x-request-id"]
 
 

@@ -12,6 +12,7 @@ from promotions import let_serve
 from tiny_adapters import write_adapter
 
 from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.merged_states import MergedState
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
@@ -198,6 +199,37 @@ async def test_page_tells_what_serves_and_why_a_version_failed(
     assert (latest["subject"], latest["actor"]) == ("acme/support@v2", "server")
     assert (latest["from_state"], latest["to_state"]) == ("LOADING", "FAILED")
     assert (latest["digest"], latest["reason"]) == (two.digest, "it has no effect")
+
+
+async def test_merged_model_is_asked_for_routed_to_and_stopped(
+    admin: httpx.AsyncClient, registry: Registry, tmp_path: Path
+) -> None:
+    await admin.post("/tenants", json={"tenant": "acme"})
+    published = (await publish(admin, write_adapter(tmp_path / "one"))).json()
+    merged = f"{SUPPORT}/versions/v1/merged"
+    champion = {"version": "v1", "mode": "merged"}
+    assert code_of(await admin.put(f"{SUPPORT}/aliases/champion", json=champion)) == (
+        *(409, "not_served_merged"),
+    )
+
+    assert (await admin.put(merged)).json() == published
+    assert (await admin.put(f"{SUPPORT}/aliases/champion", json=champion)).json() == published
+    one = registry.snapshot().resolve("acme", "support", "v1")
+    registry.set_merged_state(one, MergedState.REFUSED, "server", "there is no room")
+
+    page = (await admin.get(SUPPORT)).json()
+    assert page["modes"] == {"champion": "merged"}
+    assert page["versions"][0]["merged"] == {
+        "size_bytes": None,
+        "wanted": True,
+        "state": "REFUSED",
+        "reason": "there is no room",
+    }
+    assert code_of(await admin.delete(merged)) == (409, "merged_in_use")
+    await admin.put(f"{SUPPORT}/aliases/champion", json={"version": "v1"})
+    assert (await admin.delete(merged)).json() == published
+    assert (await admin.get(SUPPORT)).json()["versions"][0]["merged"] is None
+    assert (await admin.get("/engines")).json() == []
 
 
 async def test_versions_are_pinned_by_number_or_alias_and_unpinned(

@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.home import Home
+from loragate.adapters.merged_states import MergedState
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import AdapterState, Registry, UsageRow
 from loragate.adapters.store import ArtifactStore
@@ -335,6 +336,30 @@ def test_pin_is_shown_with_what_a_server_says_of_it(
     assert isinstance(unpinned, dict)
     assert unpinned["version"] == "v2"
     assert "pinned" not in loragate("adapter show acme/support").out.split("version.pin")[0]
+
+
+def test_merged_model_is_served_routed_to_and_shown_with_what_a_server_says(
+    loragate: Loragate, three_versions: Registry
+) -> None:
+    refused = loragate("adapter route acme/support merged")
+    assert refused.code == 1
+    assert "loragate merge acme/support@v1 --serve" in refused.err
+
+    assert "is to be served merged" in loragate("adapter merged acme/support@v1").out
+    assert "go to v1 merged" in loragate("adapter route acme/support merged").out
+    shown = loragate("adapter show acme/support").out
+    assert "v1 is to be served merged for champion; that is WAITING." in shown
+
+    one = three_versions.snapshot().resolve("acme", "support", "v1")
+    three_versions.set_merged_state(one, MergedState.SERVING, "server")
+    assert "is served merged" in loragate("adapter merged acme/support@v1 --wait").out
+    three_versions.set_merged_state(one, MergedState.REFUSED, "server", "there is no room")
+    shown = loragate("adapter show acme/support").out
+    assert "v1 is to be served merged for champion, but that is REFUSED: there is no room." in shown
+
+    loragate("adapter promote acme/support v1")
+    assert "Stopped" in loragate("adapter merged acme/support@v1 --stop").out
+    assert "merged" not in loragate("adapter show acme/support").out.split("version.")[0]
 
 
 def test_only_the_files_of_retired_versions_are_collected(

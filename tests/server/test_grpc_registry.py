@@ -203,6 +203,27 @@ async def test_a_version_in_the_engine_is_retired_later_and_its_files_are_collec
     assert list(collected.digests) == [two.digest]
 
 
+async def test_merged_model_is_asked_for_routed_to_and_stopped(
+    admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry
+) -> None:
+    asked = pb.ServeMergedRequest(adapter=str(adapter), version="v2")
+    assert (await admin.ServeMerged(asked, metadata=AS_ADMIN)).version.version == "v2"
+    name = {"adapter": str(adapter), "alias": "canary", "version": "v2"}
+    await admin.SetAlias(pb.SetAliasRequest(**name, mode=pb.MODE_MERGED), metadata=AS_ADMIN)
+
+    page = pb.GetAdapterRequest(adapter=str(adapter))
+    shown = await admin.GetAdapter(page, metadata=AS_ADMIN)
+    assert (shown.versions[0].merged.wanted, shown.versions[0].merged.state) == (True, "WAITING")
+    [canary] = [alias for alias in shown.aliases if alias.name == "canary"]
+    assert (canary.mode, canary.serving_mode) == (pb.MODE_MERGED, pb.MODE_UNMERGED)
+
+    await admin.SetAlias(pb.SetAliasRequest(**name), metadata=AS_ADMIN)
+    stop = pb.StopMergedRequest(adapter=str(adapter), version="v2")
+    await admin.StopMerged(stop, metadata=AS_ADMIN)
+    shown = await admin.GetAdapter(page, metadata=AS_ADMIN)
+    assert not shown.versions[0].HasField("merged")
+
+
 async def test_versions_are_pinned_and_unpinned_and_a_server_may_say_why_not(
     admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry
 ) -> None:

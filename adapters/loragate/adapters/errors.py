@@ -180,8 +180,9 @@ class MergedInUse(LoragateError):
     def __str__(self) -> str:
         return (
             f"the merged model of {self.tenant}/{self.name}@{self.version} is in use by "
-            f"{', '.join(self.users)}; end that first, an alias with `loragate adapter route "
-            f"{self.tenant}/{self.name} unmerged`"
+            f"{', '.join(self.users)}; end that first, an alias's use with `loragate adapter route "
+            f"{self.tenant}/{self.name} unmerged`, a server's with `loragate merge "
+            f"{self.tenant}/{self.name}@{self.version} --stop`"
         )
 
 

@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 
 from loragate.adapters.audit_log import record
 from loragate.adapters.database import Database
-from loragate.adapters.errors import NotMerged
+from loragate.adapters.errors import MergedInUse, NotMerged
 from loragate.adapters.merged_files import inspect_merged
+from loragate.adapters.merged_states import AT_REST
 from loragate.adapters.names import AdapterName
 from loragate.adapters.needs import is_needed
 from loragate.adapters.records import ArtifactRecord
@@ -35,8 +36,8 @@ class Merges:
         """Store a merged model as the version's; an earlier one makes room for it.
 
         Whether it says what the version says is the caller's to know. Raises BaseModelError,
-        InvalidAdapter, StoreError, AdapterNotFound, TenantNotFound, VersionNotFound and
-        VersionRetired.
+        InvalidAdapter, StoreError, AdapterNotFound, TenantNotFound, VersionNotFound,
+        VersionRetired, and MergedInUse while a server holds an earlier one.
         """
         files = inspect_merged(folder)
         digest = self._store.put(files)
@@ -46,6 +47,9 @@ class Merges:
             self._store.path(digest)  # a collection may have been faster: then attach it again
             found = session.get(Artifacts, (version.id, MERGED))
             before = digest if found is None else found.digest
+            if before != digest and version.merged_state not in ("", *AT_REST):
+                named = adapter.tenant, adapter.name, f"v{number}"
+                raise MergedInUse(*named, ("a server, which holds it",))
             if found is not None and before == digest:
                 return artifact_record(found)
             made = session.merge(

@@ -183,7 +183,8 @@ def _promote(session: Session, shelf: Adapters, trial: Trial, arm: str, actor: s
             adapter.tenant, adapter.name, CHAMPION, winner.version, f"v{desired.number}"
         )
     version = usable_version_row(session, shelf, adapter, winner.number)
-    wish(session, shelf, adapter, CHAMPION, version, actor, SET_ALIAS, str(trial))
+    mode = trial.arm(arm).mode
+    wish(session, shelf, adapter, CHAMPION, version, actor, SET_ALIAS, str(trial), mode)
 
 
 def _move(row: Trials, standing: Standing, is_over: bool) -> None:

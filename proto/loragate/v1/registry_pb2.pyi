@@ -10,6 +10,15 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODE_UNSPECIFIED: _ClassVar[Mode]
+    MODE_UNMERGED: _ClassVar[Mode]
+    MODE_MERGED: _ClassVar[Mode]
+MODE_UNSPECIFIED: Mode
+MODE_UNMERGED: Mode
+MODE_MERGED: Mode
+
 class Adapter(_message.Message):
     __slots__ = ("name", "versions", "aliases")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -31,17 +40,33 @@ class AdapterVersion(_message.Message):
     def __init__(self, adapter: _Optional[str] = ..., version: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Alias(_message.Message):
-    __slots__ = ("name", "version", "serving")
+    __slots__ = ("name", "version", "serving", "mode", "serving_mode")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    SERVING_MODE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     serving: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., serving: _Optional[str] = ...) -> None: ...
+    mode: Mode
+    serving_mode: Mode
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., serving: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ..., serving_mode: _Optional[_Union[Mode, str]] = ...) -> None: ...
+
+class MergedModel(_message.Message):
+    __slots__ = ("size_bytes", "wanted", "state", "reason")
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WANTED_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    size_bytes: int
+    wanted: bool
+    state: str
+    reason: str
+    def __init__(self, size_bytes: _Optional[int] = ..., wanted: _Optional[bool] = ..., state: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class VersionDetails(_message.Message):
-    __slots__ = ("version", "state", "size_bytes", "rank", "created_at", "reason", "retiring", "serves", "pinned", "pin_refusal")
+    __slots__ = ("version", "state", "size_bytes", "rank", "created_at", "reason", "retiring", "serves", "pinned", "pin_refusal", "merged")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[VersionDetails.State]
@@ -68,6 +93,7 @@ class VersionDetails(_message.Message):
     SERVES_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     PIN_REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    MERGED_FIELD_NUMBER: _ClassVar[int]
     version: AdapterVersion
     state: VersionDetails.State
     size_bytes: int
@@ -78,7 +104,8 @@ class VersionDetails(_message.Message):
     serves: _containers.RepeatedScalarFieldContainer[str]
     pinned: bool
     pin_refusal: str
-    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., state: _Optional[_Union[VersionDetails.State, str]] = ..., size_bytes: _Optional[int] = ..., rank: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., retiring: _Optional[bool] = ..., serves: _Optional[_Iterable[str]] = ..., pinned: _Optional[bool] = ..., pin_refusal: _Optional[str] = ...) -> None: ...
+    merged: MergedModel
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ..., state: _Optional[_Union[VersionDetails.State, str]] = ..., size_bytes: _Optional[int] = ..., rank: _Optional[int] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., retiring: _Optional[bool] = ..., serves: _Optional[_Iterable[str]] = ..., pinned: _Optional[bool] = ..., pin_refusal: _Optional[str] = ..., merged: _Optional[_Union[MergedModel, _Mapping]] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("id", "at", "actor", "action", "subject", "from_version", "to_version", "digest", "reason", "from_state", "to_state")
@@ -163,16 +190,18 @@ class ListAdaptersResponse(_message.Message):
     def __init__(self, adapters: _Optional[_Iterable[_Union[Adapter, _Mapping]]] = ...) -> None: ...
 
 class SetAliasRequest(_message.Message):
-    __slots__ = ("adapter", "alias", "version", "reason")
+    __slots__ = ("adapter", "alias", "version", "reason", "mode")
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     ALIAS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     adapter: str
     alias: str
     version: str
     reason: str
-    def __init__(self, adapter: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    mode: Mode
+    def __init__(self, adapter: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[str] = ..., reason: _Optional[str] = ..., mode: _Optional[_Union[Mode, str]] = ...) -> None: ...
 
 class SetAliasResponse(_message.Message):
     __slots__ = ("version",)
@@ -215,6 +244,60 @@ class RetireVersionRequest(_message.Message):
 class RetireVersionResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ServeMergedRequest(_message.Message):
+    __slots__ = ("adapter", "version")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    version: str
+    def __init__(self, adapter: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class ServeMergedResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: AdapterVersion
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
+
+class StopMergedRequest(_message.Message):
+    __slots__ = ("adapter", "version")
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    adapter: str
+    version: str
+    def __init__(self, adapter: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class StopMergedResponse(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: AdapterVersion
+    def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
+
+class ListEnginesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListEnginesResponse(_message.Message):
+    __slots__ = ("engines",)
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
+    engines: _containers.RepeatedCompositeFieldContainer[Engine]
+    def __init__(self, engines: _Optional[_Iterable[_Union[Engine, _Mapping]]] = ...) -> None: ...
+
+class Engine(_message.Message):
+    __slots__ = ("name", "state", "starts", "memory_bytes", "budget_bytes", "weights_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: str
+    starts: int
+    memory_bytes: int
+    budget_bytes: int
+    weights_bytes: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., starts: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ...) -> None: ...
 
 class PinVersionRequest(_message.Message):
     __slots__ = ("adapter", "selector")

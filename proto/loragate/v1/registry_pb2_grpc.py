@@ -70,6 +70,21 @@ class AdapterRegistryStub:
                 request_serializer=loragate_dot_v1_dot_registry__pb2.RetireVersionRequest.SerializeToString,
                 response_deserializer=loragate_dot_v1_dot_registry__pb2.RetireVersionResponse.FromString,
                 _registered_method=True)
+        self.ServeMerged = channel.unary_unary(
+                '/loragate.v1.AdapterRegistry/ServeMerged',
+                request_serializer=loragate_dot_v1_dot_registry__pb2.ServeMergedRequest.SerializeToString,
+                response_deserializer=loragate_dot_v1_dot_registry__pb2.ServeMergedResponse.FromString,
+                _registered_method=True)
+        self.StopMerged = channel.unary_unary(
+                '/loragate.v1.AdapterRegistry/StopMerged',
+                request_serializer=loragate_dot_v1_dot_registry__pb2.StopMergedRequest.SerializeToString,
+                response_deserializer=loragate_dot_v1_dot_registry__pb2.StopMergedResponse.FromString,
+                _registered_method=True)
+        self.ListEngines = channel.unary_unary(
+                '/loragate.v1.AdapterRegistry/ListEngines',
+                request_serializer=loragate_dot_v1_dot_registry__pb2.ListEnginesRequest.SerializeToString,
+                response_deserializer=loragate_dot_v1_dot_registry__pb2.ListEnginesResponse.FromString,
+                _registered_method=True)
         self.PinVersion = channel.unary_unary(
                 '/loragate.v1.AdapterRegistry/PinVersion',
                 request_serializer=loragate_dot_v1_dot_registry__pb2.PinVersionRequest.SerializeToString,
@@ -178,6 +193,30 @@ class AdapterRegistryServicer:
     def RetireVersion(self, request, context):
         """Takes a version out of service for good. FAILED_PRECONDITION while an alias points at it or is
         served by it. One that the engine holds is `retiring` until its last request has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ServeMerged(self, request, context):
+        """Serves a version's merged model by an engine of its own, made first where there is none. How far
+        that is, or why it was refused, is `VersionDetails.merged`; call again to have it tried again.
+        Requests reach it as `NAME@v3+merged`, or by an alias whose mode is merged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopMerged(self, request, context):
+        """Serves it no longer: what runs ends, then its memory is free. FAILED_PRECONDITION while an
+        alias, a rollout or an experiment sends requests to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEngines(self, request, context):
+        """Lists the base model's engine and those of merged models, with the memory of each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,6 +338,21 @@ def add_AdapterRegistryServicer_to_server(servicer, server):
                     servicer.RetireVersion,
                     request_deserializer=loragate_dot_v1_dot_registry__pb2.RetireVersionRequest.FromString,
                     response_serializer=loragate_dot_v1_dot_registry__pb2.RetireVersionResponse.SerializeToString,
+            ),
+            'ServeMerged': grpc.unary_unary_rpc_method_handler(
+                    servicer.ServeMerged,
+                    request_deserializer=loragate_dot_v1_dot_registry__pb2.ServeMergedRequest.FromString,
+                    response_serializer=loragate_dot_v1_dot_registry__pb2.ServeMergedResponse.SerializeToString,
+            ),
+            'StopMerged': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopMerged,
+                    request_deserializer=loragate_dot_v1_dot_registry__pb2.StopMergedRequest.FromString,
+                    response_serializer=loragate_dot_v1_dot_registry__pb2.StopMergedResponse.SerializeToString,
+            ),
+            'ListEngines': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEngines,
+                    request_deserializer=loragate_dot_v1_dot_registry__pb2.ListEnginesRequest.FromString,
+                    response_serializer=loragate_dot_v1_dot_registry__pb2.ListEnginesResponse.SerializeToString,
             ),
             'PinVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.PinVersion,
@@ -546,6 +600,87 @@ class AdapterRegistry:
             '/loragate.v1.AdapterRegistry/RetireVersion',
             loragate_dot_v1_dot_registry__pb2.RetireVersionRequest.SerializeToString,
             loragate_dot_v1_dot_registry__pb2.RetireVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServeMerged(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loragate.v1.AdapterRegistry/ServeMerged',
+            loragate_dot_v1_dot_registry__pb2.ServeMergedRequest.SerializeToString,
+            loragate_dot_v1_dot_registry__pb2.ServeMergedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopMerged(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loragate.v1.AdapterRegistry/StopMerged',
+            loragate_dot_v1_dot_registry__pb2.StopMergedRequest.SerializeToString,
+            loragate_dot_v1_dot_registry__pb2.StopMergedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loragate.v1.AdapterRegistry/ListEngines',
+            loragate_dot_v1_dot_registry__pb2.ListEnginesRequest.SerializeToString,
+            loragate_dot_v1_dot_registry__pb2.ListEnginesResponse.FromString,
             options,
             channel_credentials,
             insecure,

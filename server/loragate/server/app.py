@@ -43,6 +43,7 @@ from loragate.server.config import (
     split_address,
 )
 from loragate.server.engine import Engine
+from loragate.server.engines import Engines
 from loragate.server.experiments.feedback import FeedbackDesk
 from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.places import Places
@@ -317,12 +318,13 @@ async def build(
             prefetch = Prefetch(residency, lambda: snapshots.current, HotList(home.hot_list))
             engine.on_restart(prefetch.restore)
             places = Places(observations, lambda version: _can_serve(snapshots.current, version))
+            budget = await asyncio.to_thread(merged_budget, config, base)
             merged = MergedModels(
                 registry,
                 snapshots,
                 engine,
                 workshop or Workshop(),
-                await asyncio.to_thread(merged_budget, config, base),
+                budget,
                 merged_changed,
             )
             builder = PromptBuilder(renderer, engine.model)
@@ -335,6 +337,7 @@ async def build(
                 observations,
                 config.experiments.shadow_tokens_per_minute,
             )
+            engines = Engines(engine, budget.base_need, merged).standings
             gateway = Gateway(
                 tenants=tenants,
                 router=Router(snapshots, base.name, int(time.time())),
@@ -374,13 +377,13 @@ async def build(
             )
             grpc_server = build_server(
                 gateway,
-                Administration(registry, "grpc", snapshots.refresh),
+                Administration(registry, "grpc", snapshots.refresh, engines),
                 admin_key=admin_key,
                 is_tenant_key=tenants.is_tenant_key,
                 options=GrpcOptions(config.server.max_body_bytes, config.server.max_adapter_bytes),
             )
             admin = admin_http.build_router(
-                Administration(registry, "http", snapshots.refresh),
+                Administration(registry, "http", snapshots.refresh, engines),
                 admin_key,
                 is_tenant_key=tenants.is_tenant_key,
                 max_adapter_bytes=config.server.max_adapter_bytes,

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import ParamSpec, TypeVar
 
 from loragate.adapters.errors import StoreError
+from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.records import (
     AdapterRecord,
@@ -26,6 +27,7 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import AdapterListing, Limits
 from loragate.adapters.trial_records import Trial, TrialKind
 from loragate.server.admin.received_files import ReceivedFiles
+from loragate.server.engines import EngineStanding
 from loragate.server.errors import PermissionDenied, Unauthenticated
 from loragate.server.experiments.office import Action, ExperimentWish, RolloutWish, TrialOffice
 from loragate.server.experiments.report import TrialReport
@@ -45,12 +47,18 @@ class Administration:
     """
 
     def __init__(
-        self, registry: Registry, actor: str, keep_up: Callable[[], Awaitable[None]] | None = None
+        self,
+        registry: Registry,
+        actor: str,
+        keep_up: Callable[[], Awaitable[None]] | None = None,
+        engines: Callable[[], Sequence[EngineStanding]] = tuple,
     ) -> None:
         """`keep_up` brings the server's picture of the registry up to date.
 
         It is called before each answer, so that what the answer says holds for requests, too.
+        `engines` says how the server's engines stand.
         """
+        self._engines = engines
         self._registry = registry
         self._office = TrialOffice(registry)
         self._actor = actor
@@ -102,14 +110,29 @@ class Administration:
         return await self._ask(self._registry.show, adapter)
 
     async def set_alias(
-        self, adapter: AdapterName, alias: str, number: int, reason: str = ""
+        self,
+        adapter: AdapterName,
+        alias: str,
+        number: int,
+        reason: str = "",
+        mode: Mode = "unmerged",
     ) -> AdapterVersion:
         return await self._ask(
-            self._registry.set_alias, adapter, alias, number, self._actor, reason
+            self._registry.set_alias, adapter, alias, number, self._actor, reason, mode
         )
 
     async def delete_alias(self, adapter: AdapterName, alias: str) -> None:
         await self._ask(self._registry.delete_alias, adapter, alias, self._actor)
+
+    async def serve_merged(self, adapter: AdapterName, number: int) -> AdapterVersion:
+        return await self._ask(self._registry.serve_merged, adapter, number, self._actor)
+
+    async def stop_merged(self, adapter: AdapterName, number: int) -> AdapterVersion:
+        return await self._ask(self._registry.stop_merged, adapter, number, self._actor)
+
+    async def engines(self) -> Sequence[EngineStanding]:
+        """How the server's engines stand."""
+        return await _in_thread(self._engines)
 
     async def rollback(self, adapter: AdapterName) -> AdapterVersion:
         return await self._ask(self._registry.rollback, adapter, self._actor)

@@ -13,6 +13,7 @@ from loragate.adapters.base_profile import BaseProfile
 from loragate.adapters.errors import BaseModelError, TenantNotFound
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
+from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import Limits
@@ -82,11 +83,22 @@ class LocalAdmin:
         return AdapterPageView.of(self._registry.show(adapter))
 
     def set_alias(
-        self, adapter: AdapterName, alias: str, number: int, reason: str
+        self,
+        adapter: AdapterName,
+        alias: str,
+        number: int,
+        reason: str,
+        mode: Mode = "unmerged",
     ) -> PublishedView:
         return PublishedView.of(
-            self._registry.set_alias(adapter, alias, number, self._actor, reason)
+            self._registry.set_alias(adapter, alias, number, self._actor, reason, mode)
         )
+
+    def serve_merged(self, adapter: AdapterName, number: int) -> PublishedView:
+        return PublishedView.of(self._registry.serve_merged(adapter, number, self._actor))
+
+    def stop_merged(self, adapter: AdapterName, number: int) -> PublishedView:
+        return PublishedView.of(self._registry.stop_merged(adapter, number, self._actor))
 
     def delete_alias(self, adapter: AdapterName, alias: str) -> None:
         self._registry.delete_alias(adapter, alias, self._actor)

@@ -11,6 +11,7 @@ import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from loragate.adapters.adapter_files import inspect
+from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterName
 from loragate.adapters.snapshot import Limits
 from loragate.adapters.trial_records import TrialKind
@@ -32,6 +33,7 @@ from loragate.server.admin.views import (
     AdapterView,
     AliasRequest,
     CollectedView,
+    EngineView,
     KeyRequest,
     KeyView,
     LimitsChange,
@@ -117,10 +119,26 @@ class RemoteAdmin:
         return self._ask(AdapterPageView, "GET", _adapter(adapter))
 
     def set_alias(
-        self, adapter: AdapterName, alias: str, number: int, reason: str
+        self,
+        adapter: AdapterName,
+        alias: str,
+        number: int,
+        reason: str,
+        mode: Mode = "unmerged",
     ) -> PublishedView:
-        body = AliasRequest(version=f"v{number}", reason=reason)
+        body = AliasRequest(version=f"v{number}", reason=reason, mode=mode)
         return self._ask(PublishedView, "PUT", _adapter(adapter, "aliases", alias), body)
+
+    def serve_merged(self, adapter: AdapterName, number: int) -> PublishedView:
+        path = _adapter(adapter, "versions", f"v{number}", "merged")
+        return self._ask(PublishedView, "PUT", path)
+
+    def stop_merged(self, adapter: AdapterName, number: int) -> PublishedView:
+        path = _adapter(adapter, "versions", f"v{number}", "merged")
+        return self._ask(PublishedView, "DELETE", path)
+
+    def engines(self) -> Sequence[EngineView]:
+        return self._ask(list[EngineView], "GET", "/engines")
 
     def delete_alias(self, adapter: AdapterName, alias: str) -> None:
         self._send("DELETE", _adapter(adapter, "aliases", alias))

@@ -23,6 +23,7 @@ from loragate.server.admin.views import (
     AliasRequest,
     AuditView,
     CollectedView,
+    EngineView,
     KeyRequest,
     KeyView,
     LimitsRequest,
@@ -82,6 +83,7 @@ def build_router(
     _add_adapters(router, administration)
     _add_versions(router, administration, max_adapter_bytes)
     _add_aliases(router, administration)
+    _add_merged(router, administration)
     _add_pins(router, administration)
     add_trials(router, administration)
     _add_records(router, administration)
@@ -195,7 +197,8 @@ def _add_aliases(router: APIRouter, administration: Administration) -> None:
         The adapter's page says under `serving` when it has taken over, or why it FAILED.
         """
         adapter, number = AdapterName(tenant, name), parse_version(body.version)
-        return PublishedView.of(await administration.set_alias(adapter, alias, number, body.reason))
+        version = await administration.set_alias(adapter, alias, number, body.reason, body.mode)
+        return PublishedView.of(version)
 
     @router.delete(
         adapter_path + "/aliases/{alias}",
@@ -210,6 +213,34 @@ def _add_aliases(router: APIRouter, administration: Administration) -> None:
     async def rollback(tenant: str, name: str) -> PublishedView:
         """Point `champion` back to the version that served before, as if it were promoted."""
         return PublishedView.of(await administration.rollback(AdapterName(tenant, name)))
+
+
+def _add_merged(router: APIRouter, administration: Administration) -> None:
+    merged_path = "/tenants/{tenant}/adapters/{name}/versions/{version}/merged"
+
+    @router.put(merged_path, tags=["merged models"])
+    async def serve_merged(tenant: str, name: str, version: str) -> PublishedView:
+        """Serve a version's merged model by an engine of its own, made first where there is none.
+
+        The adapter's page says under `merged` how far that is, or why it was refused; ask again to
+        have it tried again. Reach it as `NAME@v3+merged`, or by an alias whose `mode` is `merged`.
+        """
+        adapter, number = AdapterName(tenant, name), parse_version(version)
+        return PublishedView.of(await administration.serve_merged(adapter, number))
+
+    @router.delete(merged_path, tags=["merged models"])
+    async def stop_merged(tenant: str, name: str, version: str) -> PublishedView:
+        """Serve it no longer: what runs ends, then its memory is free.
+
+        Refused while an alias, a rollout or an experiment sends requests to it.
+        """
+        adapter, number = AdapterName(tenant, name), parse_version(version)
+        return PublishedView.of(await administration.stop_merged(adapter, number))
+
+    @router.get("/engines", tags=["merged models"])
+    async def list_engines() -> list[EngineView]:
+        """List the base model's engine and those of merged models, with the memory of each."""
+        return [EngineView.of(standing) for standing in await administration.engines()]
 
 
 def _add_pins(router: APIRouter, administration: Administration) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from loragate.adapters.listings import AdapterListing, AliasVersions
+from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.records import (
     AdapterRecord,
@@ -23,6 +24,7 @@ from loragate.adapters.records import (
     VersionRecord,
 )
 from loragate.adapters.snapshot import Limits
+from loragate.server.engines import EngineStanding
 
 
 class View(BaseModel):
@@ -91,10 +93,13 @@ class KeyRequest(Request):
 
 
 class AliasRequest(Request):
-    """Where an alias points from now on."""
+    """Where an alias points from now on. With the mode `merged` the version's merged model answers,
+    which has to be served.
+    """
 
     version: str = Field(examples=["v3"])
     reason: str = Field(default="", max_length=1000, examples=["passed the evaluation"])
+    mode: Mode = "unmerged"
 
 
 class TenantView(View):
@@ -155,6 +160,56 @@ class PublishedView(View):
         return cls(adapter=adapter, version=version.version, digest=version.digest)
 
 
+class MergedView(View):
+    """A version's merged model: whether there is one, and how the serving of it stands, if it is
+    `wanted` or was a moment ago.
+    """
+
+    size_bytes: int | None = None
+    wanted: bool = False
+    state: str = Field(default="", examples=["", "STARTING", "SERVING", "REFUSED", "FAILED"])
+    reason: str = Field(default="", examples=["it needs 1.68 GiB, and 0.40 GiB are free"])
+
+    @classmethod
+    def of(cls, record: VersionRecord) -> Self | None:
+        made = next((each for each in record.artifacts if each.kind == "merged"), None)
+        standing = record.merged
+        if made is None and standing is None:
+            return None
+        return cls(
+            size_bytes=None if made is None else made.size_bytes,
+            wanted=standing is not None and standing.is_wanted,
+            state="" if standing is None else standing.state,
+            reason="" if standing is None else standing.reason,
+        )
+
+
+class EngineView(View):
+    """An engine: the base model's, or a merged model's, as `acme/support@v3+merged`.
+
+    `memory_bytes` is what it holds now, 0 where that cannot be told, and `budget_bytes` what it may
+    take.
+    """
+
+    name: str
+    state: str = Field(examples=["alive", "restarting", "dead"])
+    starts: int
+    memory_bytes: int
+    budget_bytes: int
+    weights_bytes: int
+
+    @classmethod
+    def of(cls, standing: EngineStanding) -> Self:
+        return cls(
+            name=standing.name,
+            state=standing.state,
+            starts=standing.starts,
+            memory_bytes=standing.memory_bytes,
+            budget_bytes=standing.budget_bytes,
+            weights_bytes=standing.weights_bytes,
+        )
+
+
 class VersionView(View):
     """A version as an adapter's page lists it.
 
@@ -175,6 +230,7 @@ class VersionView(View):
     serves: tuple[str, ...] = ()
     pinned: bool = False
     pin_refusal: str = ""
+    merged: MergedView | None = None
 
     @classmethod
     def of(cls, record: VersionRecord) -> Self:
@@ -191,6 +247,7 @@ class VersionView(View):
             serves=record.serves,
             pinned=record.pinned_at is not None,
             pin_refusal=record.pin_refusal,
+            merged=MergedView.of(record),
         )
 
 
@@ -246,12 +303,13 @@ class AdapterPageView(View):
     """All about one adapter: newest version first, newest change first.
 
     `aliases` says where each alias is to point, `serving` which version serves by it: the
-    same, once a server has loaded and checked it.
+    same, once a server has loaded and checked it; `modes` by which engine it is to.
     """
 
     adapter: str
     aliases: dict[str, str]
     serving: dict[str, str] = {}
+    modes: dict[str, Mode] = {}
     versions: tuple[VersionView, ...]
     audit: tuple[AuditView, ...] = ()
 
@@ -261,6 +319,7 @@ class AdapterPageView(View):
             adapter=str(record.name),
             aliases=_desired(record.aliases),
             serving=_serving(record.aliases),
+            modes={alias: versions.desired_mode for alias, versions in record.aliases.items()},
             versions=tuple(VersionView.of(version) for version in record.versions),
             audit=tuple(AuditView.of(row) for row in record.audit),
         )

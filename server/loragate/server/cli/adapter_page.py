@@ -30,6 +30,7 @@ def print_page(page: "AdapterPageView") -> None:
             say("{version} is draining: its last requests are ending.", version=version.version)
         if version.pinned:
             _say_pinned(version)
+        _say_merged(page, version)
     _print_versions(page.versions)
     _print_audit(page.audit)
 
@@ -61,6 +62,30 @@ def _say_pinned(version: "VersionView") -> None:
         )
     else:
         say("{version} is pinned: a server keeps it loaded.", version=version.version)
+
+
+def _say_merged(page: "AdapterPageView", version: "VersionView") -> None:
+    merged = version.merged
+    if merged is None or not merged.state:
+        return
+    routes = [
+        alias
+        for alias, mode in page.modes.items()
+        if mode == "merged" and page.aliases[alias] == version.version
+    ]
+    whose = f" for {' and '.join(routes)}" if routes else ""
+    named = {"version": version.version, "whose": whose, "state": merged.state}
+    if merged.state == "SERVING":
+        say("{version} is [green]served merged[/]{whose}, by an engine of its own.", **named)
+    elif merged.reason:
+        say(
+            "[bold]{version}[/] is to be served merged{whose}, but that is [red]{state}[/]: "
+            "{reason}",
+            **named,
+            reason=_sentence(merged.reason),
+        )
+    else:
+        say("{version} is to be served merged{whose}; that is {state}.", **named)
 
 
 def _state(page: "AdapterPageView", version: str | None) -> str | None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loragate.server.cli import merged as cli_merged
 from loragate.server.cli.adapter_page import CHAMPION, print_page
 from loragate.server.cli.options import Adapter, AdminKey, Json, Reason, Url, Version, examples
 from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, short
@@ -65,6 +66,7 @@ def add_to(app: typer.Typer) -> None:
             "loragate adapter alias acme/support challenger --delete",
         ),
     )(alias)
+    cli_merged.add_to(adapter)
     app.add_typer(
         adapter,
         name="adapter",
@@ -165,6 +167,10 @@ def show(adapter: Adapter, as_json: Json = False, url: Url = None, key: AdminKey
 def promote(
     adapter: Adapter,
     version: Version,
+    merged: Annotated[
+        bool,
+        typer.Option("--merged", help="By its merged model, which has to be served already."),
+    ] = False,
     reason: Reason = "",
     wait: Wait = False,
     timeout: Timeout = 60.0,
@@ -183,7 +189,8 @@ def promote(
 
     name, number = AdapterName.parse(adapter), parse_version(version)
     with open_admin(url, key) as admin:
-        promoted = admin.set_alias(name, CHAMPION, number, reason)
+        mode = "merged" if merged else "unmerged"
+        promoted = admin.set_alias(name, CHAMPION, number, reason, mode)
         if wait:
             wait_until_serving(admin, name, CHAMPION, promoted.version, timeout)
         page = admin.show(name)

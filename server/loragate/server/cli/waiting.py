@@ -39,6 +39,28 @@ def wait_until_serving(
         time.sleep(_POLL_SECONDS)
 
 
+def wait_until_merged(
+    admin: "AdminPort", adapter: "AdapterName", version: str, timeout_seconds: float
+) -> None:
+    """Returns once the version's merged model serves. Raises DoesNotServe where it cannot."""
+    deadline = time.monotonic() + timeout_seconds
+    while (state := _merged_state(admin.show(adapter), version)) != "SERVING":
+        if time.monotonic() >= deadline:
+            raise DoesNotServe(
+                f"{adapter}@{version} is not served merged after {timeout_seconds:g} s, it is "
+                f"{state or 'not wanted'}; see `loragate adapter show {adapter}`"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def _merged_state(page: "AdapterPageView", version: str) -> str:
+    """Raises DoesNotServe where it cannot be served."""
+    merged = next(found.merged for found in page.versions if found.version == version)
+    if merged is not None and merged.state in ("REFUSED", "FAILED"):
+        raise DoesNotServe(f"{page.adapter}@{version} cannot be served merged: {merged.reason}")
+    return "" if merged is None else merged.state
+
+
 def _serves(page: "AdapterPageView", alias: str, version: str) -> bool:
     """Raises DoesNotServe where it never will."""
     desired = page.aliases.get(alias)

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry import (
     AdapterListing,
@@ -18,6 +19,7 @@ from loragate.adapters.registry import (
     TenantRecord,
     VersionRecord,
 )
+from loragate.server.engines import EngineStanding
 from loragate.v1 import registry_pb2 as pb
 
 _STATES = {
@@ -71,6 +73,21 @@ def change(row: AuditRow) -> pb.Change:
     )
 
 
+def engine(standing: EngineStanding) -> pb.Engine:
+    return pb.Engine(
+        name=standing.name,
+        state=standing.state,
+        starts=standing.starts,
+        memory_bytes=standing.memory_bytes,
+        budget_bytes=standing.budget_bytes,
+        weights_bytes=standing.weights_bytes,
+    )
+
+
+def mode(message: pb.Mode.ValueType) -> Mode:
+    return "merged" if message == pb.MODE_MERGED else "unmerged"
+
+
 def limits(message: pb.Limits) -> Limits:
     """Raises InvalidLimits for a limit that is out of range."""
     return Limits(
@@ -118,7 +135,25 @@ def _version_details(record: VersionRecord) -> pb.VersionDetails:
         serves=record.serves,
         pinned=record.pinned_at is not None,
         pin_refusal=record.pin_refusal,
+        merged=_merged(record),
     )
+
+
+def _merged(record: VersionRecord) -> pb.MergedModel | None:
+    made = next((each for each in record.artifacts if each.kind == "merged"), None)
+    standing = record.merged
+    if made is None and standing is None:
+        return None
+    return pb.MergedModel(
+        size_bytes=None if made is None else made.size_bytes,
+        wanted=standing is not None and standing.is_wanted,
+        state=None if standing is None else standing.state,
+        reason=None if standing is None else standing.reason,
+    )
+
+
+def _mode(of: Mode) -> pb.Mode.ValueType:
+    return pb.MODE_MERGED if of == "merged" else pb.MODE_UNMERGED
 
 
 def _aliases(aliases: Mapping[str, AliasVersions]) -> list[pb.Alias]:
@@ -127,6 +162,8 @@ def _aliases(aliases: Mapping[str, AliasVersions]) -> list[pb.Alias]:
             name=name,
             version=versions.desired.version,
             serving=None if versions.serving is None else versions.serving.version,
+            mode=_mode(versions.desired_mode),
+            serving_mode=_mode(versions.serving_mode),
         )
         for name, versions in aliases.items()
     ]

@@ -80,6 +80,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
                 request.alias,
                 parse_version(request.version),
                 reason=request.reason,
+                mode=records.mode(request.mode),
             )
             return pb.SetAliasResponse(version=records.version(version))
 
@@ -113,6 +114,37 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
             number = parse_version(request.version)
             await self._administration.retire(adapter, number)
             return pb.RetireVersionResponse()
+
+    async def ServeMerged(
+        self,
+        request: pb.ServeMergedRequest,
+        context: grpc.aio.ServicerContext[pb.ServeMergedRequest, pb.ServeMergedResponse],
+    ) -> pb.ServeMergedResponse:
+        async with self._admin(context):
+            adapter = AdapterName.parse(request.adapter)
+            number = parse_version(request.version)
+            version = await self._administration.serve_merged(adapter, number)
+            return pb.ServeMergedResponse(version=records.version(version))
+
+    async def StopMerged(
+        self,
+        request: pb.StopMergedRequest,
+        context: grpc.aio.ServicerContext[pb.StopMergedRequest, pb.StopMergedResponse],
+    ) -> pb.StopMergedResponse:
+        async with self._admin(context):
+            adapter = AdapterName.parse(request.adapter)
+            number = parse_version(request.version)
+            version = await self._administration.stop_merged(adapter, number)
+            return pb.StopMergedResponse(version=records.version(version))
+
+    async def ListEngines(
+        self,
+        request: pb.ListEnginesRequest,
+        context: grpc.aio.ServicerContext[pb.ListEnginesRequest, pb.ListEnginesResponse],
+    ) -> pb.ListEnginesResponse:
+        async with self._admin(context):
+            standings = await self._administration.engines()
+            return pb.ListEnginesResponse(engines=map(records.engine, standings))
 
     async def PinVersion(
         self,

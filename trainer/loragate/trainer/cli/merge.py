@@ -1,12 +1,21 @@
 """`loragate merge`: a version as a model of its own."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loragate.trainer.cli.options import Json, examples, print_json
 from loragate.trainer.settings.publish import MergeDtype
+
+if TYPE_CHECKING:
+    from loragate.adapters.names import AdapterName, AdapterVersion
+    from loragate.adapters.registry import Registry
+
+_TO_BE_SERVED = (
+    "is to be served merged, as soon as a server has started an engine for it; see "
+    "`loragate adapter show`"
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -14,6 +23,7 @@ def add_to(app: typer.Typer) -> None:
         "merge",
         epilog=examples(
             "loragate merge acme/support@v3",
+            "loragate merge acme/support@v3 --serve",
             "loragate merge acme/support --out ./support-merged --dtype float16",
         ),
     )(merge)
@@ -32,9 +42,12 @@ def merge(
     base: Annotated[
         str, typer.Option(metavar="MODEL", help="The base model that it was trained on.")
     ] = "smollm2-135m-instruct",
-    dtype: Annotated[MergeDtype, typer.Option(help="What the sum is rounded to, once.")] = (
-        "bfloat16"
-    ),
+    dtype: Annotated[
+        MergeDtype | None,
+        typer.Option(
+            help="What the sum is rounded to, once; bfloat16, or what there is with --serve."
+        ),
+    ] = None,
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="The largest file of weights.")
     ] = "4GB",
@@ -44,38 +57,59 @@ def merge(
             metavar="DIR", help="A folder of splits, to prove the merge on its test rows."
         ),
     ] = None,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Let the server serve it, too; merge only if need be."),
+    ] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Only this: let the server serve it no longer.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Merge a version into its base model, and prove that the result says the same.
 
     The merged model is kept in the registry beside the version, and transformers and vLLM load it
     alone. A merge that differs from the base with the adapter beside it is refused, and nothing is
-    kept of it.
+    kept of it. For a server elsewhere, use `loragate adapter merged`.
     """
     import msgspec
 
     from loragate.adapters.base_model import find
     from loragate.adapters.home import Home
+    from loragate.adapters.names import AdapterName
     from loragate.trainer.cli.progress import hush_libraries
     from loragate.trainer.data.split_folder import SplitFolder
     from loragate.trainer.merged_versions import merge_version
     from loragate.trainer.registry import find_version, open_registry
 
+    if serve and stop:
+        raise typer.BadParameter("give --serve or --stop, not both.")
     hush_libraries()
     home = Home.from_environment()
     rows = SplitFolder.read(data).splits["test"] if data else ()
     with open_registry(home) as registry:
         found = find_version(registry, version)
+        adapter = AdapterName(found.tenant, found.name)
+        if stop:
+            registry.stop_merged(adapter, found.number)
+            _say_served(found, "is served merged no longer", as_json)
+            return
+        if serve and _is_merged(registry, adapter, found.number, dtype):
+            registry.serve_merged(adapter, found.number)
+            _say_served(found, _TO_BE_SERVED, as_json)
+            return
         merged = merge_version(
             registry,
             found,
             find(base, home.models),
             home,
-            dtype=dtype,
+            dtype=dtype or "bfloat16",
             max_shard_size=max_shard_size,
             rows=rows,
             out=out,
         )
+        if serve:
+            registry.serve_merged(adapter, found.number)
     if as_json:
         print_json(
             {
@@ -91,3 +125,29 @@ def merge(
     if merged.report.quantized:
         typer.echo(merged.report.quantized.sentence)
     typer.echo(f"It is in {out or merged.folder}")
+    if serve:
+        _say_served(found, _TO_BE_SERVED, as_json)
+
+
+def _is_merged(
+    registry: "Registry", adapter: "AdapterName", number: int, dtype: MergeDtype | None
+) -> bool:
+    """Whether there is a merged model, of that dtype if one was named."""
+    import msgspec
+
+    from loragate.adapters.errors import NotMerged
+    from loragate.trainer.merging import REPORT
+
+    try:
+        folder = registry.merged_model(adapter, number)
+    except NotMerged:
+        return False
+    report = msgspec.json.decode((folder / REPORT).read_bytes(), type=dict[str, object])
+    return dtype in (None, report["dtype"])
+
+
+def _say_served(version: "AdapterVersion", what: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"version": str(version), "digest": version.digest})
+    else:
+        typer.echo(f"{version} {what}.")
