@@ -15,6 +15,7 @@ from typer.main import get_command
 from loragate.adapters.errors import LoragateError
 from loragate.server.cli import adapters as cli_adapters
 from loragate.server.cli import chat as cli_chat
+from loragate.server.cli import compare as cli_compare
 from loragate.server.cli import doctor as cli_doctor
 from loragate.server.cli import keys as cli_keys
 from loragate.server.cli import model as cli_model
@@ -69,6 +70,7 @@ def build() -> typer.Typer:
     cli_adapters.add_to(app)
     cli_trials.add_to(app)
     cli_model.add_to(app)
+    cli_compare.add_to(app)
     cli_usage.add_to(app)
     cli_doctor.add_to(app)
     for plugin in entry_points(group="loragate.commands"):  # the trainer's, unknown to the server

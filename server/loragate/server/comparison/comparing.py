@@ -1,0 +1,171 @@
+"""One comparison, from its first prompt to its recommendation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loragate.server.comparison.agreement import Agreement, agree, diverge
+from loragate.server.comparison.asking import Answered, Asker, Scores, Subject, Timed
+from loragate.server.comparison.prompts import Conversation
+from loragate.server.comparison.speed import Speed, measure, speed_of
+from loragate.server.memory import gib
+
+# The bounds that a merge in bfloat16 is proved by, see the trainer's `merging`.
+_MOST_KL = 5e-3
+_LEAST_SAME = 0.97
+_WORTH = 1.1  # less than this is not told from noise
+Tell = Callable[[str], None]
+Costs = tuple[tuple[int, str], tuple[int, str], tuple[int, str]]
+"""Of base, unmerged and merged: bytes of memory, and what these are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much is asked: tokens an answer, alternatives a position (the engine's
+    `engine.max_logprobs` bounds them), streams at once, and how often each is measured.
+    """
+
+    tokens: int = 48
+    top: int = 20
+    streams: tuple[int, ...] = (1, 8)
+    rounds: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One of the three. `memory_bytes` is what it costs beside what the others need."""
+
+    name: str
+    speeds: tuple[Speed, ...]
+    memory_bytes: int
+    memory_words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`merged` is the merged model beside the version, `base` the base model beside it: how much
+    the adapter does at all.
+    """
+
+    version: str
+    prompts: int
+    extent: Extent
+    merged: Agreement
+    base: Agreement
+    measured: tuple[Measured, Measured, Measured]
+
+    @property
+    def gains(self) -> tuple[tuple[int, float], ...]:
+        """Streams at once, and how many times the version's tokens a second are the merged's."""
+        _, unmerged, merged = self.measured
+        return tuple(
+            (one.streams, other.tokens_per_second / one.tokens_per_second)
+            for one, other in zip(unmerged.speeds, merged.speeds, strict=True)
+        )
+
+    @property
+    def says_the_same(self) -> bool:
+        return self.merged.mean_kl <= _MOST_KL and self.merged.same_top >= _LEAST_SAME
+
+    @property
+    def recommendation(self) -> str:
+        merged = self.measured[2]
+        if not self.says_the_same:
+            return (
+                f"Serve it unmerged. The merged model says something else: the same likeliest "
+                f"token at {self.merged.same_top:.1%} of the positions (needed are "
+                f"{_LEAST_SAME:.0%}), a mean KL divergence of {self.merged.mean_kl:.2g} nats "
+                f"(allowed are {_MOST_KL:g}). Merge in a wider dtype and compare again."
+            )
+        gains = " and ".join(f"{gain:.2f} times at {_streams(n)}" for n, gain in self.gains)
+        cost = f"{gib(merged.memory_bytes)} of memory, a whole model for one version"
+        sentence = f"Merged, its tokens a second are {gains}, for {cost}."
+        if max(gain for _, gain in self.gains) < _WORTH:
+            return (
+                f"Serve it unmerged. {sentence} That is no gain worth the memory, and the answers "
+                "are the same."
+            )
+        return (
+            f"Merging pays where this tenant's load is worth it. {sentence} The answers are the "
+            "same. Keep the unmerged version for tenants that share the base model."
+        )
+
+
+def _streams(count: int) -> str:
+    return "one stream" if count == 1 else f"{count} streams"
+
+
+async def compare(
+    asker: Asker,
+    version: str,
+    subjects: tuple[Subject, Subject, Subject],
+    prompts: Sequence[Conversation],
+    extent: Extent,
+    memory: Callable[[], Costs],
+    tell: Tell,
+) -> Comparison:
+    """`subjects` are base, unmerged and merged. Raises ComparisonFailed."""
+    base, unmerged, merged = subjects
+    tell(f"asking {len(prompts)} prompts of each")
+    answers = {
+        subject: [await asker.answer(subject, prompt, extent.tokens) for prompt in prompts]
+        for subject in subjects
+    }
+    tell("scoring the version's answers by each")
+    scores = {
+        subject: await _scores(asker, subject, answers[unmerged], extent.top)
+        for subject in subjects
+    }
+    agreements = [
+        agree(
+            [
+                diverge(one.token_ids, other.token_ids)
+                for one, other in zip(answers[unmerged], answers[subject], strict=True)
+            ],
+            scores[unmerged],
+            scores[subject],
+        )
+        for subject in (merged, base)
+    ]
+    asked = [answer.prompt_ids for answer in answers[unmerged]]
+    speeds = await _speeds(asker, subjects, asked, extent, tell)
+    costs = memory()
+    measured = [
+        Measured(subject.name, speeds[subject], *cost)
+        for subject, cost in zip(subjects, costs, strict=True)
+    ]
+    return Comparison(
+        version, len(prompts), extent, *agreements, (measured[0], measured[1], measured[2])
+    )
+
+
+async def _scores(
+    asker: Asker, subject: Subject, answers: Sequence[Answered], top: int
+) -> list[Scores]:
+    """At the positions of the answers, each given all before it."""
+    found: list[Scores] = []
+    for answer in answers:
+        positions = await asker.score(subject, answer.prompt_ids + answer.token_ids, top)
+        found += positions[-len(answer.token_ids) :]
+    return found
+
+
+async def _speeds(
+    asker: Asker,
+    subjects: Sequence[Subject],
+    prompts: Sequence[Sequence[int]],
+    extent: Extent,
+    tell: Tell,
+) -> dict[Subject, tuple[Speed, ...]]:
+    speeds: dict[Subject, tuple[Speed, ...]] = dict.fromkeys(subjects, ())
+    for subject in subjects:  # what is slow the first time only
+        await measure(asker, subject, prompts, max(extent.streams), 4, turn=0)
+    for streams in extent.streams:
+        tell(f"timing {_streams(streams)} at once of each")
+        runs: dict[Subject, list[list[Timed]]] = {subject: [] for subject in subjects}
+        for turn in range(extent.rounds):  # in turns: whatever else the machine does meets all
+            for subject in subjects:
+                run = await measure(asker, subject, prompts, streams, extent.tokens, turn)
+                runs[subject].append(run)
+        for subject in subjects:
+            speeds[subject] += (speed_of(streams, runs[subject]),)
+    return speeds
