@@ -3,58 +3,20 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import grpc
 import pytest
 import pytest_asyncio
-from fakes import EchoEngine, EchoEngines
+from fakes import EchoEngine
+from merged_bench import PLENTY, Bench
 from small_server import SUPPORT, Furnished, Reply, Served, bearer, serve, small_config, until
 
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.merged_states import MergedStanding
-from loragate.adapters.names import AdapterVersion
-from loragate.server.engine import Engine
-from loragate.server.memory import Need
-from loragate.server.merged_models import Workshop
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
-
-PLENTY = 64 * 2**30
-
-
-@dataclass
-class Bench:
-    """A workshop whose engines echo; it makes what is missing out of the base model's folder."""
-
-    base: BaseModel
-    engines: EchoEngines = field(default_factory=EchoEngines)
-    may_start: asyncio.Event = field(default_factory=asyncio.Event)
-    free_bytes: int = PLENTY
-    made: list[AdapterVersion] = field(default_factory=list)
-    needs: list[Need] = field(default_factory=list)
-    served: Served | None = None
-
-    def __post_init__(self) -> None:
-        self.may_start.set()
-
-    @property
-    def workshop(self) -> Workshop:
-        return Workshop(self._start, self._make, lambda: self.free_bytes)
-
-    @asynccontextmanager
-    async def _start(self, folder: Path, need: Need) -> AsyncIterator[Engine]:
-        self.needs.append(need)
-        await self.may_start.wait()
-        async with self.engines.start() as engine:
-            yield engine
-
-    async def _make(self, version: AdapterVersion) -> None:
-        assert self.served is not None
-        self.served.registry.attach_merged(SUPPORT, version.number, self.base.path)
-        self.made.append(version)
 
 
 @pytest.fixture

@@ -329,7 +329,7 @@ async def build(
             )
             builder = PromptBuilder(renderer, engine.model)
             shadows = Shadows(
-                engine,
+                merged,
                 residency,
                 builder,
                 lambda version: _contract(snapshots.current, version),

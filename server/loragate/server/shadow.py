@@ -16,10 +16,11 @@ from loragate.adapters.errors import LoragateError
 from loragate.adapters.manifest import Contract
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.trial_records import ShadowRow
-from loragate.server.core import ChatRequest, Delta, Request
+from loragate.server.core import ChatRequest, Delta, Request, Route
 from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
 from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.places import Clock, Place, Shadow, wall_clock
+from loragate.server.merged_models import MergedModels
 from loragate.server.prompting import PromptBuilder
 from loragate.server.residency import Residency
 
@@ -50,7 +51,7 @@ class Shadows:
 
     def __init__(
         self,
-        engine: Engine,
+        merged: MergedModels,
         residency: Residency,
         builder: PromptBuilder,
         contract: Callable[[AdapterVersion | None], Contract],
@@ -61,7 +62,7 @@ class Shadows:
         now: Clock = wall_clock,
     ) -> None:
         """`is_busy` says whether the engine has enough to do; then shadows are dropped."""
-        self._engine = engine
+        self._merged = merged
         self._residency = residency
         self._builder = builder
         self._contract = contract
@@ -115,14 +116,15 @@ class Shadows:
         most = min(prepared.sampling.max_tokens or len(heard.ids), len(heard.ids)) + _MORE_TOKENS
         if self._is_busy() or not self._budget.take(len(ids) + most):
             return False
-        async with self._lend(version) as (is_lent, adapter):
-            if not is_lent:
+        route = Route(heard.shadow.exposure.tenant, version, heard.shadow.arm.mode)
+        async with self._lend(route) as (engine, adapter):
+            if engine is None:
                 return False
             salt = f"{heard.shadow.exposure.tenant}:{heard.request.options.cache_salt}"
             sampling = replace(prepared.sampling, max_tokens=most)
             asked = EngineRequest(f"shadow-{uuid.uuid4().hex}", ids, sampling, adapter, salt)
             is_greedy = sampling.temperature == 0
-            return await self._compare(heard, self._engine.generate(asked), is_greedy)
+            return await self._compare(heard, engine.generate(asked), is_greedy)
 
     async def _compare(
         self, heard: Heard, deltas: AsyncGenerator[Delta, None], is_greedy: bool
@@ -154,13 +156,18 @@ class Shadows:
 
     @asynccontextmanager
     async def _lend(
-        self, version: AdapterVersion | None
-    ) -> AsyncIterator[tuple[bool, LoadedAdapter | None]]:
-        if version is None:
-            yield True, None
+        self, route: Route
+    ) -> AsyncIterator[tuple[Engine | None, LoadedAdapter | None]]:
+        """No engine where the arm cannot answer now."""
+        if self._merged.reachable(route) is not route:
+            yield None, None
             return
-        async with self._residency.borrow(version) as adapter:
-            yield adapter is not None, adapter
+        with self._merged.lend(route) as engine:
+            if route.version is None or not route.needs_slot:
+                yield engine, None
+                return
+            async with self._residency.borrow(route.version) as adapter:
+                yield None if adapter is None else engine, adapter
 
 
 class _Budget:

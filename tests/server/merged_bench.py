@@ -1,0 +1,54 @@
+"""A workshop for merged models around engines that echo."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fakes import EchoEngines
+from small_server import SUPPORT, Served
+
+from loragate.adapters.base_model import BaseModel
+from loragate.adapters.names import AdapterVersion
+from loragate.server.engine import Engine
+from loragate.server.memory import Need
+from loragate.server.merged_models import Workshop
+
+PLENTY = 64 * 2**30
+
+
+@dataclass
+class Bench:
+    """A workshop whose engines echo; it makes what is missing out of the base model's folder."""
+
+    base: BaseModel
+    engines: EchoEngines = field(default_factory=EchoEngines)
+    may_start: asyncio.Event = field(default_factory=asyncio.Event)
+    free_bytes: int = PLENTY
+    made: list[AdapterVersion] = field(default_factory=list)
+    needs: list[Need] = field(default_factory=list)
+    served: Served | None = None
+
+    def __post_init__(self) -> None:
+        self.may_start.set()
+
+    @property
+    def server(self) -> Served:
+        assert self.served is not None
+        return self.served
+
+    @property
+    def workshop(self) -> Workshop:
+        return Workshop(self._start, self._make, lambda: self.free_bytes)
+
+    @asynccontextmanager
+    async def _start(self, folder: Path, need: Need) -> AsyncIterator[Engine]:
+        self.needs.append(need)
+        await self.may_start.wait()
+        async with self.engines.start() as engine:
+            yield engine
+
+    async def _make(self, version: AdapterVersion) -> None:
+        self.server.registry.attach_merged(SUPPORT, version.number, self.base.path)
+        self.made.append(version)
