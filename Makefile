@@ -39,6 +39,9 @@ endif
 demo: setup ## Prepare a model, publish two example adapters, serve, and compare their answers
 	$(BIN)/python examples/demo.py
 
+demo-ab: setup ## Compare merged with unmerged serving by an experiment of 500 requests
+	$(BIN)/python examples/demo_ab.py $(ARGS)
+
 serve: setup ## Serve over HTTP and gRPC
 	$(BIN)/loragate serve
 
