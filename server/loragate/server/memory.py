@@ -10,9 +10,9 @@ import psutil
 
 from loragate.adapters.safetensors_header import read_header
 
-# Measured beside SmolLM2-135M on CPU: the core's own heap, and what its first steps allocate.
+# An allowance, on CPU: the core's own heap, and what its first steps allocate.
 PROCESS_BYTES = 700 * 2**20
-# On CUDA, not measured: the context, captured graphs, and what a step of the engine allocates.
+# An allowance, on CUDA: the context, captured graphs, and what a step of the engine allocates.
 GPU_PROCESS_BYTES = 2 * 2**30
 _GIB = 2**30
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})

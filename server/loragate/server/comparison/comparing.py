@@ -67,6 +67,12 @@ class Comparison:
         return self.merged.mean_kl <= _MOST_KL and self.merged.same_top >= _LEAST_SAME
 
     @property
+    def _sameness(self) -> str:
+        same, all_ = self.merged.same_answers, len(self.merged.divergences)
+        rest = "" if same == all_ else "; the others part where two tokens are nearly as likely"
+        return f"Of {all_} greedy answers, {same} are the same to the last token{rest}."
+
+    @property
     def recommendation(self) -> str:
         merged = self.measured[2]
         if not self.says_the_same:
@@ -81,13 +87,9 @@ class Comparison:
         sentence = f"Merged, its tokens a second are {gains}, for {cost}."
         if max(gain for _, gain in self.gains) < _WORTH:
             return (
-                f"Serve it unmerged. {sentence} That is no gain worth the memory, and the answers "
-                "are the same."
+                f"Serve it unmerged. {sentence} That is no gain worth the memory. {self._sameness}"
             )
-        return (
-            f"Merging pays where this tenant's load is worth it. {sentence} The answers are the "
-            "same. Keep the unmerged version for tenants that share the base model."
-        )
+        return f"Merging pays where this tenant's load is worth it. {sentence} {self._sameness}"
 
 
 def _streams(count: int) -> str:

@@ -56,7 +56,7 @@ def _figures(agreement: Agreement) -> tuple[str, ...]:
     first = agreement.first_divergence
     return (
         f"{agreement.same_answers} of {len(agreement.divergences)}",
-        "none" if first is None else f"the {first}.",
+        "none" if first is None else f"number {first}",
         f"{agreement.same_top:.1%} of {agreement.positions}",
         f"{agreement.mean_kl:.2g}",
         f"{agreement.largest_kl:.2g}",
