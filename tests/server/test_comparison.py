@@ -175,7 +175,12 @@ async def test_comparison_asks_all_three_of_a_server_and_finds_the_one_that_diff
         served.registry.attach_merged(SUPPORT, 1, base.path)
         served.registry.serve_merged(SUPPORT, 1)
         one = served.registry.snapshot().resolve("acme", "support", "v1")
-        await until(lambda: served.registry.snapshot().merged(one).state == "SERVING", 5)
+
+        def is_served() -> bool:
+            standing = served.registry.snapshot().merged(one)
+            return standing is not None and standing.state == "SERVING"
+
+        await until(is_served, 5)
         async with (
             on_a_socket(served) as client,
             Asker(str(client.base_url), served.keys["acme"]) as asker,

@@ -117,7 +117,7 @@ async def compare(
         subject: await _scores(asker, subject, answers[unmerged], extent.top)
         for subject in subjects
     }
-    agreements = [
+    merged_agrees, base_agrees = (
         agree(
             [
                 diverge(one.token_ids, other.token_ids)
@@ -127,7 +127,7 @@ async def compare(
             scores[subject],
         )
         for subject in (merged, base)
-    ]
+    )
     asked = [answer.prompt_ids for answer in answers[unmerged]]
     speeds = await _speeds(asker, subjects, asked, extent, tell)
     costs = memory()
@@ -136,7 +136,12 @@ async def compare(
         for subject, cost in zip(subjects, costs, strict=True)
     ]
     return Comparison(
-        version, len(prompts), extent, *agreements, (measured[0], measured[1], measured[2])
+        version,
+        len(prompts),
+        extent,
+        merged_agrees,
+        base_agrees,
+        (measured[0], measured[1], measured[2]),
     )
 
 

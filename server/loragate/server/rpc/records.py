@@ -152,7 +152,7 @@ def _merged(record: VersionRecord) -> pb.MergedModel | None:
     )
 
 
-def _mode(of: Mode) -> pb.Mode.ValueType:
+def _mode(of: Mode) -> pb.Mode:
     return pb.MODE_MERGED if of == "merged" else pb.MODE_UNMERGED
 
 
