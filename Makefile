@@ -16,7 +16,7 @@ PROTOS := $(addprefix proto/loragate/v1/,inference.proto registry.proto experime
 OUT := proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow coverage check fmt generate lock clean
+.PHONY: help setup demo demo-train demo-adapters serve test test-slow coverage check fmt generate lock clean
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,13 @@ demo: setup ## Prepare a model, publish two example adapters, serve, and compare
 
 demo-ab: setup ## Compare merged with unmerged serving by an experiment of 500 requests
 	$(BIN)/python examples/demo_ab.py $(ARGS)
+
+demo-train: setup ## Raw tickets to an adapter that answers: check, clean, train, evaluate, publish, ask
+	$(BIN)/python examples/demo_train.py
+
+demo-adapters: setup ## Train the adapters of `make demo` again
+	$(BIN)/loragate model prepare
+	$(BIN)/python examples/adapters/make.py
 
 serve: setup ## Serve over HTTP and gRPC
 	$(BIN)/loragate serve

@@ -2,7 +2,8 @@
 
 Looks at the raw data, cleans and splits them, trains, evaluates against the base model, publishes
 through the gate, merges, serves and asks. Every step is a `loragate` command that you can run
-yourself, and is printed before it runs. Run it with `make demo-train`.
+yourself, and is printed before it runs; at the end it says how long each took and where the reports
+are. Run it with `make demo-train`.
 """
 
 import json
@@ -12,11 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from rich import box
 from rich.console import Console
 from rich.panel import Panel
+from rich.table import Column, Table
 
 from loragate.adapters.errors import LoragateError, TenantExists
 from loragate.adapters.home import Home
@@ -35,36 +39,62 @@ TICKETS = (
     "I get the keys to my new flat on Monday, what do you need from me?",
 )
 START_SECONDS = 300.0
+REPORTS = {
+    "data/report.html": "what was in the raw data, what was dropped and why",
+    "loss.png": "the losses by step",
+    "evaluation/report.html": "what the adapter gained over the base model, on unseen tickets",
+}
 console = Console(highlight=False)
+
+
+@dataclass
+class Times:
+    """How long each step of the demo took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        console.print(f"\n[bold cyan]$ {step}[/]")
+        began = time.monotonic()
+        yield
+        self.seconds[step] = time.monotonic() - began
+
+    def say(self) -> None:
+        table = Table("Step", Column("Time", justify="right"), box=box.SIMPLE_HEAD)
+        for step, seconds in self.seconds.items():
+            table.add_row(step, f"{seconds:.0f} s")
+        table.add_row("[bold]all of it[/]", f"[bold]{sum(self.seconds.values()):.0f} s[/]")
+        console.print(table)
 
 
 def main() -> int:
     """Runs the demo; returns the exit status."""
-    began = time.monotonic()
+    times = Times()
     try:
-        _run()
+        _run(times)
     except (LoragateError, subprocess.CalledProcessError) as error:
         console.print(f"[red]demo:[/] {error}")
         return 1
-    console.print(
-        f"[green]✓[/] all of it in {time.monotonic() - began:.0f} s. Look at "
-        f"{_relative(RUN / 'data/report.html')}, {_relative(RUN / 'loss.png')} and "
-        f"{_relative(RUN / 'evaluation/report.html')}."
-    )
+    times.say()
+    console.print("[green]✓[/] Made on the way:")
+    for path, what in REPORTS.items():
+        console.print(f"  {_relative(RUN / path)}: {what}", soft_wrap=True)
     return 0
 
 
-def _run() -> None:
+def _run(times: Times) -> None:
     key = _tenant_key()
-    _loragate("model", "prepare")
+    shutil.rmtree(RUN, ignore_errors=True)
+    _loragate(times, "model", "prepare")
     _loragate(
+        times,
         *("data", "check", _relative(RAW), "--bad-rows", "drop"),
         *("--label-field", "output", "--group-field", "customer"),
     )
-    shutil.rmtree(RUN, ignore_errors=True)
-    _loragate("train", _relative(RUN_FILE))
-    _loragate("adapter", "show", "acme/tickets")
-    with _serving() as url:
+    _loragate(times, "train", _relative(RUN_FILE))
+    _loragate(times, "adapter", "show", "acme/tickets")
+    with times.of("loragate serve"), _serving() as url:
         for ticket in TICKETS:
             base, adapter = (_ask(url, key, model, ticket) for model in ("base", "tickets"))
             console.print(Panel(f"base:    {base}\ntickets: {adapter}", title=ticket))
@@ -79,15 +109,14 @@ def _tenant_key() -> str:
             return registry.create_key("acme", "demo", "demo").key
 
 
-def _loragate(*arguments: str) -> None:
-    console.print(f"\n[bold cyan]$ loragate {' '.join(arguments)}[/]")
-    subprocess.run([str(LORAGATE), *arguments], check=True, cwd=ROOT)
+def _loragate(times: Times, *arguments: str) -> None:
+    with times.of(f"loragate {' '.join(arguments)}"):
+        subprocess.run([str(LORAGATE), *arguments], check=True, cwd=ROOT)
 
 
 @contextmanager
 def _serving() -> Iterator[str]:
     """Runs `loragate serve` until the block is left; gives its address."""
-    console.print("\n[bold cyan]$ loragate serve[/]")
     log_path = RUN / "serve.log"
     with log_path.open("wb") as log:
         server = subprocess.Popen([str(LORAGATE), "serve"], stdout=log, stderr=log, cwd=ROOT)

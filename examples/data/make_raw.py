@@ -33,7 +33,7 @@ from style_words import FOLLOW_UPS, SIGN_OFF, SUBJECTS
 from ticket_words import CLOSINGS, FRAMES, NAMES, OPENINGS, QUEUES, SLOTS
 
 SEED = 20
-TICKETS_PER_QUEUE = 125
+TICKETS_PER_QUEUE = 168
 STYLE_ROWS, STYLE_CHATS = 300, 110
 # No two rows that are not planted may come nearer than this (five-character pieces, Jaccard).
 FARTHEST = 0.7

@@ -66,7 +66,7 @@ def run(home: Home, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     prepared = prepare(settings, root, splits, home)
     folder.root.mkdir()
     folder.run_file.write_text(settings.to_toml())
-    folder.resolved_file.write_text(prepared.run.to_toml())
+    folder.write_resolved(prepared.run)
     with Progress(disable=True) as progress:
         train(prepared, folder, progress)
     return folder

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.progress import Progress
 from tiny_home import TinyRuns, make_home
 
-from loragate.trainer.cost_table import cost_tables, duration
+from loragate.trainer.cost_table import cost_tables
 from loragate.trainer.costs import Estimate, MethodEstimate, RequestCost, estimate, reckon
+from loragate.trainer.durations import duration
 from loragate.trainer.run_folder import RunFolder
 
 PRICES: dict[str, object] = {

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loragate.trainer.costs import Estimate, MethodEstimate
+from loragate.trainer.durations import duration
 
 
 def cost_tables(estimate: Estimate) -> Group:
@@ -69,14 +70,6 @@ def _in_words(estimate: Estimate) -> str:
             f" The training costs as much as they do after {estimate.pays_off_after:,} requests."
         )
     return sentence
-
-
-def duration(seconds: float) -> str:
-    """`2 h 05 min`, `3 min 20 s`, `45 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
 def _money(amount: float, digits: int = 2) -> str:

@@ -6,7 +6,7 @@ Each step leaves its result in the run's folder, and a run that goes on skips wh
 import asyncio
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -15,15 +15,15 @@ from transformers import AutoConfig
 
 from loragate.adapters.base_model import find
 from loragate.adapters.home import Home
-from loragate.adapters.names import AdapterVersion
 from loragate.adapters.rendering import Renderer
-from loragate.trainer import publishing
 from loragate.trainer.data import preparing as data_preparing
 from loragate.trainer.data.settings import Cleaning, DataSettings, Judging, Reading, Splitting
 from loragate.trainer.data.split_folder import SHEET, SplitFolder
 from loragate.trainer.errors import RunFolderError
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.runs import evaluate_run
+from loragate.trainer.phases import Phases
+from loragate.trainer.publishing import Published, publish_run
 from loragate.trainer.run_file import RunFile, parse_run_file
 from loragate.trainer.run_folder import RunFolder, RunResult, write_whole
 from loragate.trainer.training import processes
@@ -36,13 +36,16 @@ from loragate.trainer.training.train import train
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """Where a run takes place: the run file's text and folder, the home, and who is told."""
+    """Where a run takes place: the run file's text and folder, the home, who is told what it does,
+    and how long each phase of it takes.
+    """
 
     path: Path
     text: str
     home: Home
     progress: Progress
     say: Callable[[str], None]
+    phases: Phases = field(default_factory=Phases)
 
     @property
     def root(self) -> Path:
@@ -89,7 +92,7 @@ def ready_data(workshop: Workshop, run: RunFile, folder: RunFolder) -> SplitFold
     config = AutoConfig.from_pretrained(str(base.path), local_files_only=True)
     progress = workshop.progress
     prepared = data_preparing.prepare(
-        [workshop.root / path for path in run.data.raw],
+        [_as_shown(workshop.root / path) for path in run.data.raw],
         folder.data,
         data_settings(run, longest_row(run.data, config)),
         Renderer.load(base.path, template_of(run, workshop.root)),
@@ -97,9 +100,25 @@ def ready_data(workshop: Workshop, run: RunFile, folder: RunFolder) -> SplitFold
             sequence, total=total, description=description
         ),
     )
+    workshop.say(_account(prepared))
     for finding in prepared.judgement.findings:
-        workshop.say(f"{finding.level}: {finding.sentence}")
+        if finding.level != "good":
+            workshop.say(f"{finding.level}: {finding.sentence}")
     return prepared.folder
+
+
+def _as_shown(path: Path) -> Path:
+    """As the user would write it where they are: reports name it."""
+    found = path.resolve()
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
+
+
+def _account(prepared: data_preparing.Prepared) -> str:
+    cleaned, splits = prepared.report.cleaned, prepared.folder.splits
+    return (
+        f"Data: {cleaned.rows_read:,} rows read, {len(cleaned.rows):,} kept; {len(splits['train'])}"
+        f" to train, {len(splits['validation'])} to validate, {len(splits['test'])} to test."
+    )
 
 
 def data_settings(run: RunFile, max_tokens: int) -> DataSettings:
@@ -127,7 +146,10 @@ def train_run(workshop: Workshop, run: RunFile, folder: RunFolder) -> RunResult:
         if folder.is_complete:
             return folder.result()
         prepared = _prepared(workshop, run, folder, ready_data(workshop, run, folder))
-    return train(prepared, folder, workshop.progress)
+    workshop.phases.end("data")
+    result = train(prepared, folder, workshop.progress)
+    workshop.phases.end("training")
+    return result
 
 
 def sweep(workshop: Workshop, folder: RunFolder, choices: Sequence[str]) -> list[Tried]:
@@ -152,14 +174,18 @@ def sweep(workshop: Workshop, folder: RunFolder, choices: Sequence[str]) -> list
 
 def evaluate(workshop: Workshop, folder: RunFolder) -> Evaluation:
     """Raises EvaluationError, and what reading the run raises."""
-    return asyncio.run(evaluate_run(folder, workshop.home, workshop.progress))
+    found = asyncio.run(evaluate_run(folder, workshop.home, workshop.progress))
+    workshop.phases.end("evaluation")
+    return found
 
 
-def publish(workshop: Workshop, folder: RunFolder, evaluation: Evaluation) -> AdapterVersion:
+def publish(workshop: Workshop, folder: RunFolder, evaluation: Evaluation) -> Published:
     """With its reference, and merged where the run asks for that. Raises PublishRefused where the
     evaluation says no, InvalidAdapter where the gate does.
     """
-    return publishing.publish_run(folder, workshop.home, evaluation).version
+    published = publish_run(folder, workshop.home, evaluation)
+    workshop.phases.end("publishing")
+    return published
 
 
 def _prepared(workshop: Workshop, run: RunFile, folder: RunFolder, splits: SplitFolder) -> Prepared:
@@ -168,7 +194,7 @@ def _prepared(workshop: Workshop, run: RunFile, folder: RunFolder, splits: Split
         run = folder.resolved()
     prepared = prepare(run, workshop.root, splits, workshop.home)
     if processes.is_first():
-        write_whole(folder.resolved_file, prepared.run.to_toml().encode())
+        folder.write_resolved(prepared.run)
     return prepared
 
 

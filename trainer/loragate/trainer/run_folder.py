@@ -10,6 +10,7 @@ import msgspec
 
 from loragate.trainer.errors import RunFolderError
 from loragate.trainer.run_file import RunFile, read_run_file
+from loragate.trainer.run_paths import with_absolute_paths, with_relative_paths
 
 Fit = Literal["underfitted", "well fitted", "overfitted", "unknown"]
 
@@ -68,7 +69,7 @@ class RunFolder:
 
     @property
     def resolved_file(self) -> Path:
-        """The same with every "auto" replaced by what it came to, and absolute paths."""
+        """The same with every "auto" replaced by what it came to, and paths relative to here."""
         return self.root / "resolved.toml"
 
     @property
@@ -113,8 +114,13 @@ class RunFolder:
         return self.result_file.is_file()
 
     def resolved(self) -> RunFile:
-        """Raises RunFileError."""
-        return read_run_file(self.resolved_file)
+        """With absolute paths. Raises RunFileError."""
+        return with_absolute_paths(read_run_file(self.resolved_file), self.root)
+
+    def write_resolved(self, run: RunFile) -> None:
+        """Raises RunFolderError."""
+        text = with_relative_paths(run, self.root).to_toml()
+        write_whole(self.resolved_file, text.encode())
 
     def result(self) -> RunResult:
         """Raises RunFolderError where the run is not complete."""

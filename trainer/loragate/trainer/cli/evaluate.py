@@ -8,6 +8,7 @@ import typer
 from loragate.trainer.cli.options import Json, examples, print_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from loragate.trainer.evaluation.evaluation import Evaluation
@@ -71,8 +72,11 @@ def evaluate(
 
     from rich.console import Console
 
-    from loragate.adapters.home import Home
     from loragate.trainer.cli.progress import hush_libraries, progress_bar
+
+    hush_libraries()  # before they are imported: some speak at once
+
+    from loragate.adapters.home import Home
     from loragate.trainer.evaluation.errors import EvaluationError
     from loragate.trainer.evaluation.evaluation import Evaluation
     from loragate.trainer.evaluation.rubric import write_sheet
@@ -85,7 +89,6 @@ def evaluate(
         found = _with_ratings(folder, Evaluation.read(folder.evaluation), ratings)
     else:
         remote = Remote(url, key, new, champion) if url else None
-        hush_libraries()
         with progress_bar(Console(stderr=True), is_hidden=as_json) as progress:
             found = asyncio.run(evaluate_run(folder, Home.from_environment(), progress, remote))
     sheet = folder.evaluation / "rubric.csv"
@@ -119,14 +122,13 @@ def _with_ratings(folder: "RunFolder", found: "Evaluation", sheets: list[Path]) 
 
 
 def _say(found: "Evaluation", folder: "RunFolder", sheet: Path | None, as_json: bool) -> None:
-    report = folder.evaluation / "report.html"
     if as_json:
         print_json(
             {
                 "holds": found.verdict.holds,
                 "verdict": found.verdict.sentence,
                 "metrics": found.figures(),
-                "report": str(report),
+                "report": str(folder.evaluation / "report.html"),
                 "rubric": str(sheet) if sheet else None,
             }
         )
@@ -134,16 +136,21 @@ def _say(found: "Evaluation", folder: "RunFolder", sheet: Path | None, as_json: 
     from rich.console import Console
 
     console = Console(highlight=False)
+    say_evaluation(found, folder, console)
+    if sheet:
+        console.print(
+            f"Sheet for raters: {sheet} (a copy for each; read back with --ratings)", soft_wrap=True
+        )
+
+
+def say_evaluation(found: "Evaluation", folder: "RunFolder", console: "Console") -> None:
+    """The figures, what was required of them, the verdict, and where the report is."""
     console.print(evaluation_table(found))
     for finding in found.verdict.findings:
         mark = "[green]✓[/]" if finding.holds else "[red]✗[/]"
         console.print(f"{mark} {finding.sentence}", soft_wrap=True)
     console.print(f"[bold]{found.verdict.sentence}[/]", soft_wrap=True)
-    console.print(f"Report: {report}", soft_wrap=True)
-    if sheet:
-        console.print(
-            f"Sheet for raters: {sheet} (a copy for each; read back with --ratings)", soft_wrap=True
-        )
+    console.print(f"Report: {folder.evaluation / 'report.html'}", soft_wrap=True)
 
 
 def evaluation_table(found: "Evaluation") -> "Table":

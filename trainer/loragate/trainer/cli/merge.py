@@ -74,17 +74,19 @@ def merge(
     """
     import msgspec
 
+    from loragate.trainer.cli.progress import hush_libraries
+
+    hush_libraries()  # before they are imported: some speak at once
+
     from loragate.adapters.base_model import find
     from loragate.adapters.home import Home
     from loragate.adapters.names import AdapterName
-    from loragate.trainer.cli.progress import hush_libraries
     from loragate.trainer.data.split_folder import SplitFolder
     from loragate.trainer.merged_versions import merge_version
     from loragate.trainer.registry import find_version, open_registry
 
     if serve and stop:
         raise typer.BadParameter("give --serve or --stop, not both.")
-    hush_libraries()
     home = Home.from_environment()
     rows = SplitFolder.read(data).splits["test"] if data else ()
     with open_registry(home) as registry:

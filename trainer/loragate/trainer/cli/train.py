@@ -9,6 +9,7 @@ import typer
 from loragate.trainer.cli.options import Json, examples, print_json
 
 if TYPE_CHECKING:
+    from loragate.trainer.evaluation.evaluation import Evaluation
     from loragate.trainer.pipeline import Workshop
     from loragate.trainer.run_folder import RunFolder, RunResult
     from loragate.trainer.training.sweep import Tried
@@ -63,8 +64,11 @@ def train(
     """
     from rich.console import Console
 
-    from loragate.adapters.home import Home
     from loragate.trainer.cli.progress import hush_libraries, progress_bar
+
+    hush_libraries()  # before they are imported: some speak at once
+
+    from loragate.adapters.home import Home
     from loragate.trainer.pipeline import Workshop
     from loragate.trainer.training.train import Interrupted
 
@@ -73,7 +77,6 @@ def train(
         text = run.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{run} cannot be read: {error}", param_hint="RUN.toml") from None
-    hush_libraries()
     with progress_bar(console, is_hidden=as_json) as progress:
         home = Home.from_environment()
         workshop = Workshop(run, text, home, progress, lambda line: console.print(line))
@@ -105,12 +108,17 @@ def _train(
     if (estimated := Estimate.read(folder)) is not None:
         workshop.say(reckon(estimated, result).sentence)
     found = None if only_train else evaluate(workshop, folder)
-    version = None
+    version: str | None = None
     if found is not None:
-        workshop.say(found.verdict.sentence)
+        if not as_json:
+            _say_evaluation(folder, found)
         if found.verdict.holds and folder.resolved().publish.adapter:
-            version = publish(workshop, folder, found)
+            published = publish(workshop, folder, found)
+            version = str(published.version)
             workshop.say(f"Published {version}.")
+            if published.merged:
+                workshop.say(f"Merged {version}: {published.merged.report.sentence}")
+    workshop.say(workshop.phases.sentence)
     if as_json:
         print_json(
             {
@@ -119,7 +127,8 @@ def _train(
                 "fit": result.verdict.fit,
                 "metrics": result.metrics,
                 "holds": found.verdict.holds if found else None,
-                "version": str(version) if version else None,
+                "version": version,
+                "seconds": workshop.phases.seconds,
             }
         )
     if found is not None and not found.verdict.holds:
@@ -192,6 +201,14 @@ def _say_result(folder: "RunFolder", result: "RunResult") -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(f"[bold]{result.verdict.sentence}[/]", soft_wrap=True)
+
+
+def _say_evaluation(folder: "RunFolder", found: "Evaluation") -> None:
+    from rich.console import Console
+
+    from loragate.trainer.cli.evaluate import say_evaluation
+
+    say_evaluation(found, folder, Console(highlight=False))
 
 
 def _say_sweep(tried: Sequence["Tried"]) -> None:

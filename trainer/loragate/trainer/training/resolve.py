@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from loragate.trainer.errors import RunFileError
 from loragate.trainer.run_file import RunFile
+from loragate.trainer.run_paths import with_absolute_paths
 from loragate.trainer.settings.data import DataSettings
 from loragate.trainer.settings.method import PROJECTIONS, MethodSettings
 from loragate.trainer.settings.training import TrainingSettings
@@ -29,13 +30,10 @@ def resolve_model(
 ) -> RunFile:
     """All but what depends on the rows. Paths become absolute; `root` is the run file's folder."""
     method = _method(method_of(origin, run.method) if origin else run.method)
+    run = with_absolute_paths(run, root)
     return msgspec.structs.replace(
         run,
-        folder=str((root / run.folder).resolve()),
-        data=_data(run.data, root, config),
-        model=msgspec.structs.replace(
-            run.model, chat_template=_absolute(root, run.model.chat_template)
-        ),
+        data=msgspec.structs.replace(run.data, max_tokens=longest_row(run.data, config)),
         method=method,
         training=_training(run.training, method, config),
     )
@@ -56,16 +54,6 @@ def resolve_schedule(run: RunFile, rows: int, processes: int) -> RunFile:
         training=msgspec.structs.replace(
             training, evaluate_every=evaluate_every, save_every=save_every, log_every=log_every
         ),
-    )
-
-
-def _data(data: DataSettings, root: Path, config: PretrainedConfig) -> DataSettings:
-    return msgspec.structs.replace(
-        data,
-        raw=tuple(_absolute(root, path) for path in data.raw),
-        splits=_absolute(root, data.splits),
-        replay=_absolute(root, data.replay),
-        max_tokens=longest_row(data, config),
     )
 
 
@@ -103,10 +91,6 @@ def _training(
         learning_rate=learning_rate,
         precision=precision,
     )
-
-
-def _absolute(root: Path, path: str) -> str:
-    return str((root / path).resolve()) if path else ""
 
 
 def template_of(run: RunFile, root: Path) -> str | None:
