@@ -135,6 +135,12 @@ def test_few_answers_that_come_again_are_taken_for_labels():
     assert {row.label for row in cleaned(*distinct(20)).examples} == {None}
 
 
+def test_stock_phrases_that_come_again_are_no_labels():
+    phrases = ("Thank you for asking, we will look into it.", "We are sorry, this cannot be done.")
+    rows = [example(row.prompt, phrases[n % 2]) for n, row in enumerate(distinct(20))]
+    assert {row.label for row in cleaned(*rows).examples} == {None}
+
+
 def test_every_row_read_is_kept_or_accounted_for():
     raw = read(*distinct(5), example("", ""), example("Twice, please."), example("Twice please"))
     raw = Read(raw.rows, [BadRow(Place("raw.jsonl", 20), "no JSON")])

@@ -12,6 +12,7 @@ from loragate.trainer.cli import train as cli_train
 from loragate.trainer.data.example import write_examples
 from loragate.trainer.errors import RunFileError, RunFolderError
 from loragate.trainer.pipeline import open_folder, ready_data, sweep, train_run
+from loragate.trainer.run_file import read_run_file
 from loragate.trainer.training.sweep import TABLE, parse_choice, runs_of
 
 
@@ -36,6 +37,16 @@ def test_a_run_keeps_its_file_and_what_auto_came_to(runs: TinyRuns) -> None:
     train_run(workshop, run, folder)
     assert folder.run_file.read_text() == workshop.text
     assert folder.resolved().training.learning_rate == 2e-4
+
+
+def test_the_resolved_file_names_its_places_from_where_it_lies(runs: TinyRuns) -> None:
+    run = runs.run_file(training={"max_steps": 2})
+    workshop = workshop_of(runs, run)
+    folder = open_folder(workshop, resume=False, overwrite=False)
+    train_run(workshop, run, folder)
+    written = read_run_file(folder.resolved_file)
+    assert (written.folder, written.data.splits) == (".", "../splits")
+    assert folder.resolved().data.splits == str(runs.splits.path.resolve())
 
 
 def test_a_folder_with_a_run_is_not_written_over_unasked(runs: TinyRuns) -> None:
@@ -120,7 +131,9 @@ def test_the_command_trains_and_says_how_it_went(runs: TinyRuns, command: typer.
     assert "The validation loss fell from" in ended.stdout
     assert "tokens/s" in ended.stdout
     as_json = CliRunner().invoke(command, [str(path), "--only-train", "--overwrite", "--json"])
-    assert json.loads(as_json.stdout)["metrics"]["training_rows"] == 48
+    said = json.loads(as_json.stdout)
+    assert said["metrics"]["training_rows"] == 48
+    assert set(said["seconds"]) == {"data", "training"}
 
 
 def test_the_command_shows_a_sweep_as_a_table(runs: TinyRuns, command: typer.Typer) -> None:

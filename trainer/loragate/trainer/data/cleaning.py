@@ -36,6 +36,7 @@ RULES = {
 _SAMPLE = 240  # characters
 _MOST_LABELS = 50
 _ROWS_PER_LABEL = 5
+_LONGEST_LABEL = 40  # characters; a longer answer that comes again is a stock phrase, no class
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +167,13 @@ def _length_flaw(example: Example, cleaning: Cleaning) -> str:
 
 
 def _label(cleaned: Cleaned) -> None:
-    """Takes the answers for labels where no row has one and answers are few and come again."""
+    """Takes the answers for labels where no row has one and answers are few, short and come again."""
     if any(row.example.label is not None for row in cleaned.rows):
         return
     answers = Counter(row.example.answer for row in cleaned.rows)
-    if 1 < len(answers) <= _MOST_LABELS and len(answers) * _ROWS_PER_LABEL <= len(cleaned.rows):
+    is_few = 1 < len(answers) <= _MOST_LABELS
+    comes_again = len(answers) * _ROWS_PER_LABEL <= len(cleaned.rows)
+    if is_few and comes_again and max(map(len, answers)) <= _LONGEST_LABEL:
         cleaned.are_labels_found = True
         cleaned.rows = [
             replace(row, example=replace(row.example, label=row.example.answer))
