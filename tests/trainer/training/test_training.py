@@ -1,9 +1,11 @@
 """Runs of the tiny model: what they leave, that they repeat and resume to the byte, and stops."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +90,25 @@ def stopped_after(runs: TinyRuns, run: RunFile, step: int, name: str) -> RunFold
     folder = RunFolder(runs.root / name)
     folder.root.mkdir()
     with pytest.raises(Interrupted, match=f"stopped after step {step}"):
-        train(runs.prepare(run), folder, _Interrupting(step))
+        train(runs.prepare(run), folder, _At(step, press_ctrl_c))
     return folder
 
 
-class _Interrupting(Progress):
-    """Presses Ctrl-C when the bar shows a step."""
+class _At(Progress):
+    """Has something happen when the bar shows a step."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, happen: Callable[[], object]) -> None:
         super().__init__(disable=True)
         self._sign = f"Step {step}/"
+        self._happen = happen
 
     def update(self, *_arguments: Any, **fields: Any) -> None:
         if str(fields.get("description", "")).startswith(self._sign):
-            os.kill(os.getpid(), signal.SIGINT)
+            self._happen()
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("step", [2, 5])
@@ -260,6 +267,40 @@ def test_memory_that_is_not_there_is_refused_with_figures(
     )
     with pytest.raises(TrainingError, match=r"about 0\.\d GiB .* 0\.1 GiB are free; lower"):
         runs.train(runs.run_file())
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], None]]:
+    """A limit on the size of files stands for a disk that is full, from the call to the end."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_in_a_run_is_told_and_costs_nothing_learnt(
+    runs: TinyRuns, full_disk: Callable[[], None]
+) -> None:
+    run = runs.run_file(training=LEARNS)
+    whole, _ = runs.train(run, "whole")
+    folder = RunFolder(runs.root / "filled")
+    folder.root.mkdir()
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(RunFolderError, match=r"step-000004 is whole: make room and go on with"):
+        train(runs.prepare(run), folder, _At(5, full_disk))
+    resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    resumed, _ = runs.train(run, "filled")
+    assert weights(resumed) == weights(whole)
+
+
+def test_memory_that_runs_out_in_a_run_is_told_and_costs_nothing_learnt(runs: TinyRuns) -> None:
+    run = runs.run_file(training=LEARNS)
+    whole, _ = runs.train(run, "whole")
+    folder = RunFolder(runs.root / "starved")
+    folder.root.mkdir()
+    with pytest.raises(TrainingError, match=r"memory is not enough for batches of \d+ rows; lower"):
+        train(runs.prepare(run), folder, _At(5, lambda: torch.empty(2**60, dtype=torch.uint8)))
+    resumed, _ = runs.train(run, "starved")
+    assert weights(resumed) == weights(whole)
 
 
 def test_a_tracker_that_is_not_installed_is_named(runs: TinyRuns) -> None:

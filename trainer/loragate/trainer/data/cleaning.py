@@ -167,7 +167,7 @@ def _length_flaw(example: Example, cleaning: Cleaning) -> str:
 
 
 def _label(cleaned: Cleaned) -> None:
-    """Takes the answers for labels where no row has one and answers are few, short and come again."""
+    """Takes answers for labels where no row has one, and they are few, short and come again."""
     if any(row.example.label is not None for row in cleaned.rows):
         return
     answers = Counter(row.example.answer for row in cleaned.rows)

@@ -78,7 +78,7 @@ class Checkpoints:
                 raise
             kept = self.latest()
             raise RunFolderError(
-                f"a checkpoint could not be written to {self.folder} ({error}); "
+                f"the run cannot write to {self.folder.parent} any more ({error}); "
                 + (f"{kept.name} is whole: " if kept else "")
                 + "make room and go on with --resume"
             ) from error

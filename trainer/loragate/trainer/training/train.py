@@ -55,7 +55,8 @@ def train(prepared: Prepared, folder: RunFolder, progress: Progress) -> RunResul
     stop = StopOnRequest()
     with _explained(run.training.batch_size), _quiet(), stop.listening():
         trainer = _trainer(prepared, folder, checkpoints, journal, progress, stop)
-        _run(trainer, latest, prepared)
+        with checkpoints.explaining():  # the log and trackers write too
+            _run(trainer, latest, prepared)
     steps = trainer.state.global_step
     if stop.is_asked and steps < prepared.plan.steps and not _has_stopped_early(journal, prepared):
         raise Interrupted(f"stopped after step {steps} of {prepared.plan.steps}; all is kept")
