@@ -25,7 +25,8 @@ from loragate.trainer.run_folder import RunFolder
 from loragate.trainer.training.preparing import prepare
 from loragate.trainer.training.train import train
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+# Minutes of training; `make demo-train` goes the same way, and tiny models do in the other tests.
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 MODEL = "smollm2-135m-instruct"

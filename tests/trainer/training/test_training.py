@@ -19,9 +19,10 @@ from tiny_home import TinyRuns
 from transformers import AutoModelForCausalLM
 
 from loragate.adapters.adapter_files import inspect
+from loragate.adapters.home import Home
 from loragate.trainer.errors import RunFolderError, TrainingError
 from loragate.trainer.run_file import RunFile
-from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.run_folder import RunFolder, RunResult
 from loragate.trainer.training.checkpoints import Checkpoints
 from loragate.trainer.training.train import Interrupted, train
 
@@ -32,10 +33,19 @@ def weights(folder: RunFolder) -> bytes:
     return (folder.adapter / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, tiny_home: tuple[Home, Path]
+) -> tuple[RunFolder, RunResult]:
+    """A run that nothing disturbed, to hold others against."""
+    runs = TinyRuns(tmp_path_factory.mktemp("whole"), *tiny_home)
+    return runs.train(runs.run_file(training=LEARNS))
+
+
 def test_a_run_lowers_the_loss_and_leaves_an_adapter_a_log_a_curve_and_a_result(
-    runs: TinyRuns,
+    whole: tuple[RunFolder, RunResult],
 ) -> None:
-    folder, result = runs.train(runs.run_file(training=LEARNS))
+    folder, result = whole
     assert result == folder.result()
     assert result.steps == 12
     assert result.verdict.best_validation_loss < 0.98 * result.verdict.first_validation_loss
@@ -57,10 +67,11 @@ def test_the_tokens_of_a_run_are_those_of_its_rows_without_padding(runs: TinyRun
     assert result.epochs == 1
 
 
-def test_the_saved_adapter_says_what_the_trained_one_said(runs: TinyRuns) -> None:
-    run = runs.run_file(training=LEARNS)
-    prepared = runs.prepare(run)
-    folder, result = runs.train(run)
+def test_the_saved_adapter_says_what_the_trained_one_said(
+    runs: TinyRuns, whole: tuple[RunFolder, RunResult]
+) -> None:
+    prepared = runs.prepare(runs.run_file(training=LEARNS))
+    folder, result = whole
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(runs.model, dtype=torch.float32), folder.adapter
     )
@@ -158,10 +169,9 @@ TinyRuns(Path({root!r}), Home(Path({home!r})), Path(run.model.base)).train(run, 
     ],
 )
 def test_a_run_that_was_killed_while_it_wrote_goes_on_to_the_same_bytes(
-    runs: TinyRuns, moment: str, call: int
+    runs: TinyRuns, moment: str, call: int, whole: tuple[RunFolder, RunResult]
 ) -> None:
-    run = runs.run_file(training={**LEARNS, "evaluate_every": 3})
-    whole, _ = runs.train(run, "whole")
+    run = runs.run_file(training=LEARNS)
     (runs.root / "run.toml").write_text(run.to_toml())
     script = KILLED.format(
         tests=str(Path(__file__).parent),
@@ -175,14 +185,14 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on_to_the_same_bytes(
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert not RunFolder(runs.root / "killed").is_complete
     resumed, _ = runs.train(run, "killed")
-    assert weights(resumed) == weights(whole)
+    assert weights(resumed) == weights(whole[0])
 
 
-def test_a_run_in_bf16_learns_what_one_in_fp32_does(runs: TinyRuns) -> None:
-    rough, exact = (
-        runs.train(runs.run_file(training={**LEARNS, "precision": precision}), precision)[1]
-        for precision in ("bf16", "fp32")
-    )
+def test_a_run_in_bf16_learns_what_one_in_fp32_does(
+    runs: TinyRuns, whole: tuple[RunFolder, RunResult]
+) -> None:
+    exact = whole[1]
+    _, rough = runs.train(runs.run_file(training={**LEARNS, "precision": "bf16"}))
     assert rough.verdict.best_validation_loss == pytest.approx(
         exact.verdict.best_validation_loss, rel=0.01
     )
@@ -278,10 +288,9 @@ def full_disk() -> Iterator[Callable[[], None]]:
 
 
 def test_a_disk_that_fills_up_in_a_run_is_told_and_costs_nothing_learnt(
-    runs: TinyRuns, full_disk: Callable[[], None]
+    runs: TinyRuns, full_disk: Callable[[], None], whole: tuple[RunFolder, RunResult]
 ) -> None:
     run = runs.run_file(training=LEARNS)
-    whole, _ = runs.train(run, "whole")
     folder = RunFolder(runs.root / "filled")
     folder.root.mkdir()
     room = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -289,18 +298,19 @@ def test_a_disk_that_fills_up_in_a_run_is_told_and_costs_nothing_learnt(
         train(runs.prepare(run), folder, _At(5, full_disk))
     resource.setrlimit(resource.RLIMIT_FSIZE, room)
     resumed, _ = runs.train(run, "filled")
-    assert weights(resumed) == weights(whole)
+    assert weights(resumed) == weights(whole[0])
 
 
-def test_memory_that_runs_out_in_a_run_is_told_and_costs_nothing_learnt(runs: TinyRuns) -> None:
+def test_memory_that_runs_out_in_a_run_is_told_and_costs_nothing_learnt(
+    runs: TinyRuns, whole: tuple[RunFolder, RunResult]
+) -> None:
     run = runs.run_file(training=LEARNS)
-    whole, _ = runs.train(run, "whole")
     folder = RunFolder(runs.root / "starved")
     folder.root.mkdir()
     with pytest.raises(TrainingError, match=r"memory is not enough for batches of \d+ rows; lower"):
         train(runs.prepare(run), folder, _At(5, lambda: torch.empty(2**60, dtype=torch.uint8)))
     resumed, _ = runs.train(run, "starved")
-    assert weights(resumed) == weights(whole)
+    assert weights(resumed) == weights(whole[0])
 
 
 def test_a_tracker_that_is_not_installed_is_named(runs: TinyRuns) -> None:
