@@ -36,7 +36,7 @@ def test_one_broken_requirement_is_enough_to_refuse_and_is_named():
 
     assert not verdict.holds
     assert verdict.sentence == (
-        "The adapter is not to be published: 1 of 2 requirements do not hold (loss <= 0.1)."
+        "The adapter is not to be published: 1 of 2 requirements does not hold (loss <= 0.1)."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -53,6 +54,7 @@ def render_report(evaluation: Evaluation) -> str:
     return environment.get_template("report.html.j2").render(
         evaluation=evaluation,
         about=evaluation.about,
+        finished=f"{datetime.fromisoformat(evaluation.about.finished_at):%-d %B %Y, %H:%M} UTC",
         verdict=evaluation.verdict,
         summary=tuple(_summary(evaluation)),
         rivals=tuple(evaluation.differences),
@@ -95,8 +97,9 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
     if "counterfactual_change" in new:
         change, control = new["counterfactual_change"], new["counterfactual_control"]
         yield (
-            f"When only the writer's group changes, answers change by {change.estimate:.3f} of 1; "
-            f"another name of the same group changes them by {control.estimate:.3f}."
+            f"When only the writer's group changes, {100 * change.estimate:.1f} % of an answer "
+            f"changes on average; with another name of the same group {100 * control.estimate:.1f} "
+            "%."
         )
 
 

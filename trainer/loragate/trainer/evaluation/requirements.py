@@ -94,9 +94,10 @@ def judge(
         sentence = f"The adapter may be published: all {len(findings)} requirements hold."
     else:
         what = ", ".join(finding.requirement for finding in failed)
+        do = "does" if len(failed) == 1 else "do"
         sentence = (
             f"The adapter is not to be published: {len(failed)} of {len(findings)} requirements "
-            f"do not hold ({what})."
+            f"{do} not hold ({what})."
         )
     return Verdict(not failed, sentence, findings)
 

@@ -225,13 +225,15 @@ def _is_about_memory(error: MemoryError | RuntimeError) -> bool:
 def _quiet() -> Iterator[None]:
     """Keeps transformers' notes from tearing the progress bar."""
     earlier = transformers_logging.get_verbosity()
+    had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(earlier)
-        transformers_logging.enable_progress_bar()
+        if had_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _step_of(checkpoint: Path | None) -> int:
