@@ -16,7 +16,7 @@ PROTOS := $(addprefix proto/loragate/v1/,inference.proto registry.proto experime
 OUT := proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train demo-adapters serve test test-slow coverage check fmt generate lock clean
+.PHONY: help setup demo demo-train demo-adapters demo-ab serve test test-slow coverage check fmt generate lock clean
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
