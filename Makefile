@@ -70,6 +70,9 @@ bench: setup ## Measure speed beside stock vLLM (20 minutes; ARGS="--rounds 1 --
 bench-direct: setup ## Measure what HTTP and the gateway cost, against the engine alone
 	$(BIN)/python -m bench.direct $(ARGS)
 
+bench-frontend: setup ## Measure what one process carries over HTTP and gRPC, without an engine
+	$(BIN)/python -m bench.frontend $(ARGS)
+
 bench-swap: setup ## Measure what others notice of a swap, beside stock vLLM (15 minutes)
 	$(BIN)/python -m bench.swap $(ARGS)
 

@@ -29,16 +29,18 @@ def main() -> None:
         kv_cache_memory_bytes=2**30,
     )
     answers: list[list[int]] = []
-    # Model by model and the base first, while no adapter is loaded: in a mixed batch this version
-    # answers for the base with whatever adapter lies in the last slot.
-    for model, its_jobs in groupby(jobs, key=lambda job: job.model):
+    # The base first and alone, while no adapter is loaded: in a mixed batch this version answers
+    # for the base with whatever adapter lies in the last slot.
+    for is_adapted, its_jobs in groupby(jobs, key=lambda job: job.model in ids):
+        batch = list(its_jobs)
         prompts = [
-            TokensPrompt(prompt_token_ids=list(renderer.render(job.messages))) for job in its_jobs
+            TokensPrompt(prompt_token_ids=list(renderer.render(job.messages))) for job in batch
         ]
-        lora = LoRARequest(model, ids[model], paths[model]) if model in ids else None
-        outputs = llm.generate(
-            prompts, SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS), lora_request=lora
-        )
+        loras = None
+        if is_adapted:
+            loras = [LoRARequest(job.model, ids[job.model], paths[job.model]) for job in batch]
+        params = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS)
+        outputs = llm.generate(prompts, params, lora_request=loras)
         answers += [list(output.outputs[0].token_ids) for output in outputs]
     Path(answered).write_text(json.dumps(answers))
 

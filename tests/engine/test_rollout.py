@@ -24,6 +24,7 @@ ROLLED = AdapterName("acme", "rolled")
 CLIENTS = 6
 QUESTION = "Which animal says woof?"
 THUMBS = "thumbs>=champion-30%"
+UNDER_WAY = {"RUNNING", "INCONCLUSIVE"}
 
 
 @dataclass
@@ -62,7 +63,7 @@ def rolled(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Served:
     folder = tmp_path_factory.mktemp("rolled")
     source = served.world.folders["globex/odd"]
     first = shuffle_adapter(folder / "v1", source, seed=11)
-    wrong = shuffle_adapter(folder / "v2", source, seed=12)
+    wrong = served.world.folders["acme/loud"]
     with served.world.registry() as registry:
         for version in (first, wrong, _same_in_another_file(first, folder / "v3")):
             registry.publish(ROLLED, version)
@@ -74,7 +75,8 @@ def rolled(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Served:
 def test_version_that_answers_wrongly_is_rolled_back_by_itself(rolled: Served) -> None:
     _start(rolled, to="v2", steps=[50, 100], gates=[THUMBS, "error_rate<30%"])
     with _users(rolled) as users:
-        assert wait_for(lambda: _trial(rolled)["state"] != "RUNNING", 60)
+        # While too little is known it is inconclusive, and goes on by itself.
+        assert wait_for(lambda: _trial(rolled)["state"] not in UNDER_WAY, 60), _trial(rolled)
 
     trial = _trial(rolled)
     assert trial["state"] == "ROLLED_BACK", trial
@@ -113,7 +115,7 @@ def _ask(client: httpx.Client, user: str, model: str = "rolled") -> httpx.Respon
         "model": model,
         "messages": [{"role": "user", "content": QUESTION}],
         "user": user,
-        "max_tokens": 3,
+        "max_tokens": 8,
         "temperature": 0,
     }
     return client.post("/v1/chat/completions", json=body)
