@@ -16,10 +16,12 @@ PROTOS := $(addprefix proto/loragate/v1/,inference.proto registry.proto experime
 OUT := proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-train demo-adapters demo-ab serve test test-slow coverage check fmt generate lock clean
+.PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
+	bench-frontend bench-swap bench-many-swaps bench-starvation bench-train loadtest check fmt generate \
+	lock clean
 
 help: ## List the recipes
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## Make the virtual environment in .venv
 
@@ -52,7 +54,7 @@ demo-adapters: setup ## Train the adapters of `make demo` again
 serve: setup ## Serve over HTTP and gRPC
 	$(BIN)/loragate serve
 
-test: setup ## Run the tests, with the real engine and model
+test: setup ## Run the tests but the slow ones, with the real engine and model
 	$(BIN)/loragate model prepare
 	$(BIN)/pytest -m 'not slow'
 
