@@ -72,8 +72,14 @@ bench: setup ## Measure speed beside stock vLLM (20 minutes; ARGS="--rounds 1 --
 bench-direct: setup ## Measure what HTTP and the gateway cost, against the engine alone
 	$(BIN)/python -m bench.direct $(ARGS)
 
+bench-clients: setup ## Compare vLLM's own benchmark client with the load tests (8 minutes)
+	$(BIN)/python -m bench.clients $(ARGS)
+
 bench-frontend: setup ## Measure what one process carries over HTTP and gRPC, without an engine
 	$(BIN)/python -m bench.frontend $(ARGS)
+
+bench-gpu: setup ## Measure 32 and 256 adapters of ranks 16 and 64, beside stock vLLM, on a GPU
+	$(BIN)/python -m bench.gpu $(ARGS)
 
 bench-swap: setup ## Measure what others notice of a swap, beside stock vLLM (15 minutes)
 	$(BIN)/python -m bench.swap $(ARGS)

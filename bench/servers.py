@@ -34,11 +34,24 @@ _STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """What both servers are started for."""
+
+    max_loras: int = MAX_LORAS
+    max_cpu_loras: int = MAX_CPU_LORAS
+    max_rank: int = MAX_RANK
+
+
+USUAL = Bounds()
+
+
+@dataclass(frozen=True, slots=True)
 class Running:
     """A server that answers."""
 
     name: str
     url: str
+    grpc: str  # host and port; empty where there is none
     process: subprocess.Popen[bytes]
     doors: Mapping[str, Door]  # by adapter, and "base"
     seconds_to_healthy: float
@@ -64,7 +77,7 @@ def model_path() -> Path:
 
 @asynccontextmanager
 async def stock_vllm(
-    adapters: Mapping[str, Path], dtype: str = "bfloat16"
+    adapters: Mapping[str, Path], dtype: str = "bfloat16", bounds: Bounds = USUAL
 ) -> AsyncIterator[Running]:
     """`python -m vllm.entrypoints.openai.api_server`, nothing tuned."""
     port = _free_port()
@@ -72,8 +85,8 @@ async def stock_vllm(
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(model_path()), "--served-model-name", "base", "--dtype", dtype,
         "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_MODEL_LEN),
-        "--enable-lora", "--max-loras", str(MAX_LORAS), "--max-cpu-loras", str(MAX_CPU_LORAS),
-        "--max-lora-rank", str(MAX_RANK),
+        "--enable-lora", "--max-loras", str(bounds.max_loras),
+        "--max-cpu-loras", str(bounds.max_cpu_loras), "--max-lora-rank", str(bounds.max_rank),
     ]  # fmt: skip
     if adapters:
         command += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
@@ -93,6 +106,7 @@ async def loragate(
     dtype: str = "bfloat16",
     versions: Mapping[str, Sequence[Path]] | None = None,
     settings: Mapping[str, str] | None = None,
+    bounds: Bounds = USUAL,
 ) -> AsyncIterator[Running]:
     """`loragate serve`, a tenant per adapter. `versions` are published too, the first promoted."""
     with tempfile.TemporaryDirectory(prefix="loragate-bench-") as folder:
@@ -110,9 +124,9 @@ async def loragate(
             "LORAGATE_SERVER_GRPC": f"127.0.0.1:{ports[1]}",
             "LORAGATE_ADMIN_KEY": "bench",
             "LORAGATE_ENGINE_DTYPE": dtype,
-            "LORAGATE_ENGINE_MAX_LORAS": str(MAX_LORAS),
-            "LORAGATE_ENGINE_MAX_CPU_LORAS": str(MAX_CPU_LORAS),
-            "LORAGATE_ENGINE_MAX_LORA_RANK": str(MAX_RANK),
+            "LORAGATE_ENGINE_MAX_LORAS": str(bounds.max_loras),
+            "LORAGATE_ENGINE_MAX_CPU_LORAS": str(bounds.max_cpu_loras),
+            "LORAGATE_ENGINE_MAX_LORA_RANK": str(bounds.max_rank),
             "LORAGATE_ENGINE_MAX_MODEL_LEN": str(MAX_MODEL_LEN),
             "LORAGATE_ENGINE_KV_CACHE_GIB": str(KV_CACHE_GIB),
             **(settings or {}),
@@ -123,7 +137,7 @@ async def loragate(
         doors["base"] = Door(url, "base", next(iter(keys.values())))
         admin = {"authorization": "Bearer bench"}
         async with _running(
-            "loragate", command, environment, url, "/readyz", doors, admin
+            "loragate", command, environment, url, "/readyz", doors, admin, f"127.0.0.1:{ports[1]}"
         ) as running:
             await _all_serving(running, keys)
             yield running
@@ -169,6 +183,7 @@ async def _running(
     health: str,
     doors: Mapping[str, Door],
     admin: Mapping[str, str],
+    grpc: str = "",
 ) -> AsyncIterator[Running]:
     handle, log = tempfile.mkstemp(prefix=f"bench-{name}-", suffix=".log")
     started = time.perf_counter()
@@ -179,7 +194,7 @@ async def _running(
     try:
         await _until_healthy(process, url + health, Path(log))
         seconds = time.perf_counter() - started
-        yield Running(name, url, process, doors, seconds, admin, Path(log))
+        yield Running(name, url, grpc, process, doors, seconds, admin, Path(log))
     finally:
         process.send_signal(signal.SIGTERM)
         try:

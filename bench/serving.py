@@ -60,7 +60,8 @@ def main() -> None:
     results = asyncio.run(_measure(options.rounds, cases))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
-    _print(results)
+    print_results(results)
+    _print_own_base(results["loragate"])
 
 
 async def _measure(rounds: int, cases: Sequence[Case]) -> Mapping[str, Results]:
@@ -73,16 +74,16 @@ async def _measure(rounds: int, cases: Sequence[Case]) -> Mapping[str, Results]:
         for number in range(rounds):
             for start in (stock_vllm, loragate):
                 async with start(adapters) as running:
-                    await _measure_server(running, cases, results[running.name])
+                    await measure_server(running, cases, results[running.name])
                 print(f"round {number + 1} of {running.name} done", flush=True)
     return results
 
 
-async def _measure_server(running: Running, cases: Sequence[Case], results: Results) -> None:
+async def measure_server(running: Running, cases: Sequence[Case], results: Results) -> None:
     results["time to healthy, s"].append(running.seconds_to_healthy)
     async with client() as http:
-        for doors in (Case(8, 8).doors(running), Case(0, 1).doors(running)):
-            await closed_loop(http, doors, len(doors), 1, 32, 8, seed=1)  # the slow first steps
+        doors = [door for name, door in running.doors.items() if name != "nobody"][: MAX_LORAS + 1]
+        await closed_loop(http, doors, len(doors), 1, 32, 8, seed=1)  # the slow first steps
         for case in cases:
             rounds = 2 if case.streams <= 16 else 1
             answers = await closed_loop(
@@ -98,7 +99,7 @@ async def _measure_server(running: Running, cases: Sequence[Case], results: Resu
     results["memory, MiB"].append(running.memory_mib())
 
 
-def _print(results: Mapping[str, Results]) -> None:
+def print_results(results: Mapping[str, Results]) -> None:
     print(
         f"\nvllm {_version()}, {platform.machine()}, rounds alternating, median (least to most)\n"
     )
@@ -107,7 +108,9 @@ def _print(results: Mapping[str, Results]) -> None:
         ours = results["loragate"][name]
         ratio = statistics.median(ours) / statistics.median(stock)
         print(f"| {name} | {_spread(stock)} | {_spread(ours)} | {ratio:.2f} |")
-    ours = results["loragate"]
+
+
+def _print_own_base(ours: Results) -> None:
     base, adapted = (ours[f"tokens/s: {Case(count, 16).name}"] for count in (0, 8))
     print(
         f"\nloragate's 8 adapters against its own base, 16 streams: "

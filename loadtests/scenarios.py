@@ -66,6 +66,12 @@ _ALL = (
         (Phase("full", 1.0, streams=16),),
     ),
     Scenario(
+        "throughput-base",
+        "As throughput, the base model alone: the case that other clients can ask for as well.",
+        (Phase("full", 1.0, streams=16),),
+        base_share=1.0,
+    ),
+    Scenario(
         "spike",
         "Ten times the rate for a sixth of the time: who is turned away is told so properly, and "
         "afterwards all is as before.",
