@@ -16,14 +16,20 @@ Publishing
     `peft_config`, `peft_features`  the configuration, and what of PEFT is not served
     `lora_tensors`, `tensor_values`  the pairs of LoRA matrices, and their numbers
     `base_profile`        what an adapter must fit
-    `store`               artifacts on disk, by digest
+    `template_time`       whether a chat template ends in time
+    `reference`           what it said where it was trained, for the gate in the engine
+    `store`               artifacts on disk, by digest, and `needs`, which of them may go
 
 The registry
     `registry`            Registry: the one class that callers use, made of
     `tenancy`             tenants and keys (`api_keys` makes and hashes them),
     `catalog`             adapters, their versions and artifacts,
     `aliases`             what each alias is to mean, and what serves by it,
-    `transitions`         versions moving from state to state, and
+    `transitions`         versions moving from state to state,
+    `pins`                versions that are to stay in the engine,
+    `merges`, `merged_serving`  merged models (`merged_files`), and which are to be served
+                          (`merged_states`),
+    `trials`, `observations`  rollouts and experiments (`trial_records`), and what they saw, and
     `ledger`              usage
     `snapshot_reader`     a snapshot from the rows that changed since the one before
     `rows`, `audit_log`   finding rows by name; recording changes

@@ -1,6 +1,6 @@
-"""Rollouts and experiments without the server: who gets which arm, and what may be concluded.
+"""Rollouts and experiments: who gets which arm, and what may be concluded.
 
-All but `observation_log` is pure: no clock, no database, no task. Times are passed in.
+Pure, with no clock, database or task, and times passed in:
 
 - `assignment`: a request's unit, its bucket, its arm.
 - `metrics`: what can be measured, and within which limits.
@@ -13,7 +13,14 @@ All but `observation_log` is pure: no clock, no database, no task. Times are pas
 - `verdict`: all gates and checks in one answer, with its reason.
 - `rollout_plan`: the steps of a rollout as a state machine.
 - `running`: a rollout or an experiment under way: gives out arms, counts, is looked at.
-- `observation_log`: writes exposures and outcomes in batches.
 - `report`, `plots`: an experiment on a terminal and as one page of HTML.
 - `simulate`: how often all this is wrong, and how soon it is right.
+
+In the server:
+
+- `places`: where requests meet trials: an arm for each, and what becomes of it.
+- `runner`: looks at each trial about once a second, and does what follows.
+- `observation_log`: writes exposures and outcomes in batches.
+- `feedback`: what people say of an answer, kept once.
+- `office`: what operators begin, change and read.
 """
