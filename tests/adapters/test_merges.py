@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from loragate.adapters.errors import (
     BaseModelError,
     InvalidAdapter,
-    StoreError,
+    NotMerged,
     VersionNotFound,
     VersionRetired,
 )
@@ -69,7 +69,7 @@ def test_model_that_another_version_has_too_outlives_its_replacement(
 
 
 def test_version_without_a_merged_model_says_how_to_make_one(published: Registry):
-    with pytest.raises(StoreError, match="loragate merge acme/support@v1"):
+    with pytest.raises(NotMerged, match="loragate merge acme/support@v1"):
         published.merged_model(SUPPORT, 1)
 
 

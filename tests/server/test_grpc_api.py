@@ -155,8 +155,8 @@ def completion(*texts: str, **sampling: object) -> pb.CompletionRequest:
 
 
 async def until(claim: Callable[[], bool]) -> None:
-    """Waits until the claim holds; fails after a second."""
-    async with asyncio.timeout(1):
+    """Waits until the claim holds; fails after ten seconds."""
+    async with asyncio.timeout(10):
         while not claim():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.005)
 

@@ -141,6 +141,17 @@ async def test_bytes_that_are_no_message_are_the_clients_fault(
     assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+def _champion(desired: str) -> pb.Alias:
+    """Which serves v1, unmerged."""
+    return pb.Alias(
+        name="champion",
+        version=desired,
+        serving="v1",
+        mode=pb.MODE_UNMERGED,
+        serving_mode=pb.MODE_UNMERGED,
+    )
+
+
 async def test_an_adapter_is_shown_whole(
     admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry
 ) -> None:
@@ -158,7 +169,7 @@ async def test_an_adapter_is_shown_whole(
     )
     serving = shown.versions[1]
     assert (serving.state, list(serving.serves)) == (pb.VersionDetails.STATE_READY, ["champion"])
-    assert list(shown.aliases) == [pb.Alias(name="champion", version="v1", serving="v1")]
+    assert list(shown.aliases) == [_champion("v1")]
     latest, moved = shown.recent_changes[:2]
     assert (latest.action, latest.subject) == ("alias.serve", "acme/support@champion")
     assert (latest.HasField("from_version"), latest.to_version) == (False, "v1")
@@ -176,7 +187,7 @@ async def test_a_failed_version_is_shown_with_its_reason_and_the_one_that_serves
     registry.set_state(two, AdapterState.LOADING, "server")
     registry.set_state(two, AdapterState.FAILED, "server", "it has no effect")
     shown = await admin.GetAdapter(pb.GetAdapterRequest(adapter=str(adapter)), metadata=AS_ADMIN)
-    assert list(shown.aliases) == [pb.Alias(name="champion", version="v2", serving="v1")]
+    assert list(shown.aliases) == [_champion("v2")]
     newest = shown.versions[0]
     assert (newest.state, newest.reason) == (pb.VersionDetails.STATE_FAILED, "it has no effect")
 

@@ -128,7 +128,7 @@ async def test_merged_model_that_does_not_fit_is_refused_with_figures_and_nothin
 
     found = standing(served)
     assert found is not None
-    assert "it needs 1.68 GiB (weights 0.00 GiB, KV cache 1.00 GiB, process 0.68 GiB)" in (
+    assert "it needs 2.00 GiB (weights 0.00 GiB, KV cache 1.00 GiB, process 1.00 GiB)" in (
         found.reason
     )
     assert "0.00 GiB are free beside the 1.00 GiB" in found.reason

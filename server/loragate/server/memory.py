@@ -11,7 +11,7 @@ import psutil
 from loragate.adapters.safetensors_header import read_header
 
 # An allowance, on CPU: the core's own heap, and what its first steps allocate.
-PROCESS_BYTES = 700 * 2**20
+PROCESS_BYTES = 2**30
 # An allowance, on CUDA: the context, captured graphs, and what a step of the engine allocates.
 GPU_PROCESS_BYTES = 2 * 2**30
 _GIB = 2**30

@@ -52,7 +52,8 @@ def test_the_page_has_the_verdict_the_digest_and_the_counts(page: _Page, tickets
     report = tickets.prepared.report
     assert tickets.prepared.folder.digest in text
     assert report.judgement.verdict in text
-    assert f"Of {report.cleaned.rows_read} rows read, {len(report.cleaned.rows)} are kept" in text
+    read, kept = report.cleaned.rows_read, len(report.cleaned.rows)
+    assert f"Of {read:,} rows read, {kept:,} are kept" in text
     for name, rows in tickets.prepared.folder.splits.items():
         assert f"{name} {len(rows)}" in text
     for finding in report.judgement.findings:
