@@ -135,7 +135,7 @@ async def _swap(
     for number in track(range(1, swaps + 1), "swapping"):
         version = number % VERSIONS + 1
         await set_champion(http, running, version)
-        await serving(http, running, TENANT, version)
+        await serving(running, TENANT, version)
         for name, process in (("server", server), ("engine core", core)):
             memory[name].append((number, process.memory_info().rss / 2**20))
     return memory

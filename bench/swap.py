@@ -86,7 +86,7 @@ def _stock_loader(http: httpx.AsyncClient, running: Running, adapters: Sequence[
 def _promoter(http: httpx.AsyncClient, running: Running, first: int) -> Load:
     async def load(number: int) -> None:
         await set_champion(http, running, first + number)
-        await serving(http, running, "swapped", first + number)
+        await serving(running, "swapped", first + number)
 
     return load
 
@@ -104,7 +104,7 @@ async def _promote(http: httpx.AsyncClient, running: Running, version: int) -> f
     """Seconds from `promote` to the first token of that version."""
     begin = time.perf_counter()
     await set_champion(http, running, version)
-    await serving(http, running, "swapped", version, look_every=0.02)
+    await serving(running, "swapped", version, look_every=0.02)
     while True:  # the registry says so a moment before the gateway has heard of it
         answer = await stream(http, running.doors["swapped"], range(100, 108), 1)
         if answer.version == f"swapped/adapter@v{version}":
