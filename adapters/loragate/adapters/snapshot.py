@@ -156,6 +156,10 @@ class Snapshot:
         entry = self._entry(version)
         return AdapterState.RETIRED if entry is None else entry.state
 
+    def can_answer(self, version: AdapterVersion) -> bool:
+        """Whether requests may be sent to it: no for one that has failed or is retired."""
+        return self.state(version) not in (AdapterState.FAILED, AdapterState.RETIRED)
+
     def reason(self, version: AdapterVersion) -> str:
         """Why it came to its state; empty where nobody said."""
         entry = self._entry(version)

@@ -3,46 +3,27 @@
 import asyncio
 import gc
 import logging
-import multiprocessing
-import os
-import signal
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
-import uvicorn
 import uvloop
 from rich.console import Console
 from rich.progress import Progress
-from starlette.types import ASGIApp
 
 from loragate.adapters.base_model import BaseModel, prepare
 from loragate.adapters.base_profile import BaseProfile
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
-from loragate.adapters.manifest import Contract
-from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
 from loragate.adapters.snapshot import Limits, Snapshot, SnapshotWatcher
-from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin import routes as admin_http
 from loragate.server.admin.administration import Administration
 from loragate.server.admission import Admission
 from loragate.server.auth import Tenants
-from loragate.server.config import (
-    Config,
-    ConfigError,
-    LimitsConfig,
-    read_chat_template,
-    split_address,
-)
-from loragate.server.engine import Engine
+from loragate.server.config import Config, LimitsConfig, read_chat_template
 from loragate.server.engines import Engines
 from loragate.server.experiments.feedback import FeedbackDesk
 from loragate.server.experiments.observation_log import ObservationLog
@@ -50,38 +31,31 @@ from loragate.server.experiments.places import Places
 from loragate.server.experiments.runner import TrialRunner
 from loragate.server.fair_queue import FairQueue, QueueBounds
 from loragate.server.gateway import Gateway
+from loragate.server.gauges import add_gauges
 from loragate.server.health import Health
 from loragate.server.http.server import HttpOptions, build_http
 from loragate.server.lifecycle import Lifecycle
 from loragate.server.loading import Loader
 from loragate.server.logs import configure_logs
-from loragate.server.memory import (
-    GPU_PROCESS_BYTES,
-    PROCESS_BYTES,
-    Need,
-    free_gpu_bytes,
-    free_host_bytes,
-    weights_bytes,
-)
 from loragate.server.merged_metrics import MergedModelMetrics
-from loragate.server.merged_models import Budget, MergedModels, Workshop
-from loragate.server.merging import run_merge
+from loragate.server.merged_models import MergedModels, Workshop
 from loragate.server.metrics import Metrics
 from loragate.server.pins import Pins
 from loragate.server.prefetch import HotList, Prefetch
 from loragate.server.probe import Probe
-from loragate.server.prompting import NO_CONTRACT, PromptBuilder
+from loragate.server.prompting import PromptBuilder, contract_of
 from loragate.server.residency import Residency
 from loragate.server.routing import Router
-from loragate.server.rpc.server import GrpcOptions, GrpcServer, build_server
+from loragate.server.rpc.server import GrpcOptions, build_server
+from loragate.server.server import Server, listen
 from loragate.server.shadow import Shadows
-from loragate.server.supervision import EngineState, StartEngine, SupervisedEngine
+from loragate.server.stopping import Stopping
+from loragate.server.supervision import StartEngine, SupervisedEngine
 from loragate.server.usage import UsageLog
 from loragate.server.validation import RequestLimits
-from loragate.server.vllm_start import is_cpu_build
+from loragate.server.vllm_workshop import base_engine, merged_budget, merged_workshop
 
 logger = logging.getLogger(__name__)
-_CUT_OFF_SECONDS = 1  # for what still runs after the drain to notice that it is over
 
 
 def serve(config: Config) -> None:
@@ -95,7 +69,7 @@ def serve(config: Config) -> None:
             config,
             home,
             base,
-            lambda: run_vllm(config, base, home.cache),
+            lambda: base_engine(config, base, home.cache),
             merged_workshop(config, home, base),
         )
     )
@@ -112,7 +86,7 @@ async def run(
     stopping = Stopping()
     with home.serving_alone(), stopping.on_signals():
         # Told now, not after a minute of starting the engine; taken for good by `listening`.
-        _listen(config.server.http).close()
+        listen(config.server.http).close()
         logger.info("starting the engine with %s", base.name)
         async with (
             build(config, home, base, start, workshop=workshop) as server,
@@ -131,121 +105,6 @@ def _leave_to_itself_what_is_loaded() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def run_vllm(config: Config, base: BaseModel, cache: Path) -> AbstractAsyncContextManager[Engine]:
-    # Imported here, since vllm takes seconds to import and only a real server needs it.
-    from loragate.server import vllm_engine
-
-    return vllm_engine.run_engine(config.engine, base, cache)
-
-
-def merged_workshop(config: Config, home: Home, base: BaseModel) -> Workshop:
-    """Merged models in vLLM; the trainer, if it is installed, makes those that are missing."""
-
-    def start(folder: Path, need: Need) -> AbstractAsyncContextManager[Engine]:
-        from loragate.server import vllm_engine
-
-        merged = replace(base, path=folder)
-        return vllm_engine.run_merged_engine(config.engine, merged, home.cache, need)
-
-    url = config.registry.url or home.database_url
-    return Workshop(
-        start,
-        partial(
-            run_merge,
-            base=config.engine.model,
-            dtype=config.engine.dtype,
-            environment={"LORAGATE_HOME": str(home.root), "LORAGATE_REGISTRY_URL": url},
-        ),
-        free_host_bytes if is_cpu_build() else free_gpu_bytes,
-    )
-
-
-def merged_budget(config: Config, base: BaseModel) -> Budget:
-    is_cpu = is_cpu_build()
-    base_kv = int(config.engine.kv_cache_gib * 2**30)
-    return Budget(
-        kv_cache_bytes=int(config.merged.kv_cache_gib * 2**30),
-        reserve_bytes=int(config.merged.reserve_gib * 2**30),
-        dtype=config.engine.dtype,
-        base_need=Need(weights_bytes(base.path, config.engine.dtype), base_kv)
-        if is_cpu
-        else Need(0, 0, 0),
-        # The base model in float32, its sum with the adapter, and what was written, loaded again.
-        merging_bytes=3 * weights_bytes(base.path, "float32") if is_cpu else 0,
-        process_bytes=PROCESS_BYTES if is_cpu else GPU_PROCESS_BYTES,
-    )
-
-
-@dataclass(slots=True)
-class Server:
-    """Everything that runs, tied together; `http` is the ASGI application."""
-
-    config: Config
-    http: ASGIApp
-    grpc: GrpcServer
-    health: Health
-    admission: Admission
-    http_port: int = 0
-    grpc_port: int = 0
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        """Takes requests on both ports. Raises ConfigError where an address is not to be had."""
-        with _listen(self.config.server.http) as listener:
-            web = _Uvicorn(
-                uvicorn.Config(
-                    self.http,
-                    log_config=None,
-                    access_log=False,
-                    lifespan="off",
-                    timeout_graceful_shutdown=_CUT_OFF_SECONDS,
-                )
-            )
-            self.grpc_port = await self._start_grpc()
-            running = asyncio.create_task(web.serve([listener]), name="http")
-            try:
-                await web.has_started(running)
-                self.http_port = listener.getsockname()[1]
-                await self.grpc.set_serving(self.health.is_ready)
-                logger.info(
-                    "serving HTTP on %s and gRPC on %s",
-                    _with_port(self.config.server.http, self.http_port),
-                    _with_port(self.config.server.grpc, self.grpc_port),
-                )
-                yield
-            finally:
-                web.should_exit = True
-                await asyncio.gather(running, self.grpc.stop(_CUT_OFF_SECONDS))
-                await self.admission.drained()  # what was cut off writes its usage record yet
-
-    async def drain(self) -> None:
-        """Takes nothing new, and waits for what runs, `drain_seconds` at most."""
-        logger.info("stopping: no new requests, %d under way", self.admission.in_flight)
-        self.health.drain()
-        self.admission.is_draining = True
-        await self.grpc.set_serving(False)
-        try:
-            async with asyncio.timeout(self.config.server.drain_seconds):
-                await self.admission.drained()
-        except TimeoutError:
-            logger.warning("%d requests are cut off", self.admission.in_flight)
-
-    async def follow(self, state: EngineState) -> None:
-        """Tells gRPC's health; HTTP's probes ask for themselves."""
-        logger.info("the engine is %s", state)
-        await self.grpc.set_serving(self.health.is_ready)
-
-    async def _start_grpc(self) -> int:
-        address = self.config.server.grpc
-        try:
-            return await self.grpc.start(address)
-        except RuntimeError:
-            raise ConfigError(
-                f"gRPC cannot listen on {address}: is another server running there? "
-                "Choose another address with --grpc."
-            ) from None
 
 
 def fair_queue(config: Config) -> FairQueue:
@@ -287,11 +146,7 @@ async def build(
         watcher = SnapshotWatcher(
             registry,
             config.registry.poll_seconds,
-            [
-                lambda snapshot: changed.set(),
-                lambda snapshot: trials_changed.set(),
-                lambda snapshot: merged_changed.set(),
-            ],
+            [_wake(changed), _wake(trials_changed), _wake(merged_changed)],
         )
         async with (
             SupervisedEngine.running(start) as engine,
@@ -304,35 +159,29 @@ async def build(
             queue = make_queue(config)
             admission = Admission(queue)
             renderer = Renderer.load(base.path, chat_template)
-            probe = Probe(engine, renderer)
             loader = Loader(
                 engine,
                 registry,
                 store,
                 gate,
-                probe,
+                Probe(engine, renderer),
                 metrics.adapter_loaded,
                 is_busy=engine.is_generating,
             )
             residency = Residency(loader, queue, max_resident=config.engine.max_cpu_loras)
             prefetch = Prefetch(residency, lambda: snapshots.current, HotList(home.hot_list))
             engine.on_restart(prefetch.restore)
-            places = Places(observations, lambda version: _can_serve(snapshots.current, version))
+            places = Places(observations, lambda version: snapshots.current.can_answer(version))
             budget = await asyncio.to_thread(merged_budget, config, base)
             merged = MergedModels(
-                registry,
-                snapshots,
-                engine,
-                workshop or Workshop(),
-                budget,
-                merged_changed,
+                registry, snapshots, engine, workshop or Workshop(), budget, merged_changed
             )
             builder = PromptBuilder(renderer, engine.model)
             shadows = Shadows(
                 merged,
                 residency,
                 builder,
-                lambda version: _contract(snapshots.current, version),
+                lambda version: contract_of(snapshots.current, version),
                 lambda: queue.queued > 0 or queue.in_flight > config.engine.max_num_seqs // 4,
                 observations,
                 config.experiments.shadow_tokens_per_minute,
@@ -360,21 +209,8 @@ async def build(
                 ),
                 timeout_seconds=config.server.request_timeout_seconds,
             )
-            _add_gauges(metrics, queue, residency)
+            add_gauges(metrics, queue, residency, shadows, engine)
             metrics.registry.register(MergedModelMetrics(merged))
-            metrics.gauge(
-                "loragate_shadows_made",
-                "Answers compared with a second arm's.",
-                lambda: shadows.made,
-            )
-            metrics.gauge(
-                "loragate_shadows_dropped", "Second answers left out.", lambda: shadows.dropped
-            )
-            metrics.gauge(
-                "loragate_engine_starts",
-                "Times the engine was started; more than 1 where it has died.",
-                lambda: engine.generation,
-            )
             grpc_server = build_server(
                 gateway,
                 Administration(registry, "grpc", snapshots.refresh, engines),
@@ -388,12 +224,10 @@ async def build(
                 is_tenant_key=tenants.is_tenant_key,
                 max_adapter_bytes=config.server.max_adapter_bytes,
             )
-            options = HttpOptions(
-                config.server.max_body_bytes,
-                tenants.is_admin_key if config.metrics.require_admin_key else None,
-            )
+            metrics_key = tenants.is_admin_key if config.metrics.require_admin_key else None
+            options = HttpOptions(config.server.max_body_bytes, metrics_key)
             http = build_http(gateway, health, metrics, options, [admin])
-            server = Server(config, http, grpc_server, health, admission)
+            server = Server(config.server, http, grpc_server, health, admission)
             engine.on_change(server.follow)
             most_pins = config.engine.max_cpu_loras - config.engine.max_loras
             pins = Pins(registry, residency, prefetch, most_pins)
@@ -419,60 +253,8 @@ async def build(
                 await residency.close()
 
 
-class Stopping:
-    """SIGTERM and SIGINT: the first asks to finish, a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.requested = asyncio.Event()
-
-    @contextmanager
-    def on_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, self._stop, number)
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
-    def _stop(self, number: int) -> None:
-        if self.requested.is_set():
-            logger.warning("stopping at once")
-            for engine_process in multiprocessing.active_children():
-                engine_process.kill()
-            os._exit(128 + number)
-        self.requested.set()
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers, which would close streams before they have ended."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def has_started(self, running: asyncio.Task[None]) -> None:
-        while not self.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event
-            await asyncio.sleep(0.01)
-
-
-def _listen(address: str) -> socket.socket:
-    """Bound here, since uvicorn ends the process where it cannot. Raises ConfigError."""
-    host, port = split_address("server.http", address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(
-            f"HTTP cannot listen on {address} ({error.strerror}): is another server running "
-            "there? Choose another address with --http."
-        ) from None
-
-
-def _with_port(address: str, port: int) -> str:
-    return f"{address.rpartition(':')[0]}:{port}"
+def _wake(sleeper: asyncio.Event) -> Callable[[Snapshot], None]:
+    return lambda snapshot: sleeper.set()
 
 
 def _default_limits(limits: LimitsConfig) -> Limits:
@@ -480,34 +262,4 @@ def _default_limits(limits: LimitsConfig) -> Limits:
         limits.requests_per_minute or None,
         limits.tokens_per_minute or None,
         limits.max_concurrent or None,
-    )
-
-
-def _contract(snapshot: Snapshot, version: AdapterVersion | None) -> Contract:
-    return NO_CONTRACT if version is None else snapshot.manifest(version).contract
-
-
-def _can_serve(snapshot: Snapshot, version: AdapterVersion) -> bool:
-    return snapshot.state(version) not in (AdapterState.FAILED, AdapterState.RETIRED)
-
-
-def _add_gauges(metrics: Metrics, queue: FairQueue, residency: Residency) -> None:
-    metrics.gauge(
-        "loragate_requests_running", "Requests that hold a place.", lambda: queue.in_flight
-    )
-    metrics.gauge("loragate_requests_queued", "Requests that wait.", lambda: queue.queued)
-    metrics.gauge(
-        "loragate_adapters_resident",
-        "Adapter versions loaded in the engine.",
-        lambda: len(residency.resident),
-    )
-    metrics.gauge(
-        "loragate_adapters_leased",
-        "Adapter versions that requests hold now.",
-        lambda: queue.leased,
-    )
-    metrics.gauge(
-        "loragate_adapters_awaiting_slot",
-        "Adapter versions whose requests wait for one of the engine's slots.",
-        lambda: queue.awaiting_slot,
     )

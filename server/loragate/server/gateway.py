@@ -17,7 +17,6 @@ import msgspec
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import AliasNotServing
-from loragate.adapters.manifest import Contract
 from loragate.adapters.snapshot import Limits, SnapshotWatcher
 from loragate.server.admission import Admission, Ticket
 from loragate.server.auth import Tenants
@@ -35,7 +34,7 @@ from loragate.server.experiments.feedback import Feedback, FeedbackDesk
 from loragate.server.experiments.places import Place, Places
 from loragate.server.merged_models import MergedModels
 from loragate.server.metrics import Metrics
-from loragate.server.prompting import NO_CONTRACT, Prepared, PromptBuilder
+from loragate.server.prompting import Prepared, PromptBuilder, contract_of
 from loragate.server.residency import Residency
 from loragate.server.routing import ModelCard, Router
 from loragate.server.shadow import Heard, Shadows
@@ -250,7 +249,9 @@ class Gateway:
         if place is not None:
             place.admit(record.request_id)
         limits = self._limits(route.tenant)
-        prepared = await self._builder.prepare(request, self._contract(route))
+        prepared = await self._builder.prepare(
+            request, contract_of(self._registry.current, route.version)
+        )
         prepared = _fit_to_budget(prepared, request, limits)
         record.prompt_tokens = prepared.prompt_tokens
         async with self._admission.admit(
@@ -312,11 +313,6 @@ class Gateway:
         ]
         merged = merge(streams)
         return merged if tools is None else _split_tool_calls(merged, tools)
-
-    def _contract(self, route: Route) -> Contract:
-        if route.version is None:
-            return NO_CONTRACT
-        return self._registry.current.manifest(route.version).contract
 
     def _limits(self, tenant: str) -> Limits:
         own, default = self._registry.current.limits(tenant), self._default_limits

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 
 from loragate.adapters.manifest import Contract
+from loragate.adapters.names import AdapterVersion
 from loragate.adapters.rendering import Renderer, RenderingError
+from loragate.adapters.snapshot import Snapshot
 from loragate.adapters.template_time import OWN_TEMPLATE_SECONDS
 from loragate.server.core import (
     ChatRequest,
@@ -34,6 +36,11 @@ _LONG_TEXT = 4096
 _TEMPLATE_THREADS = 2
 
 NO_CONTRACT = Contract()
+
+
+def contract_of(snapshot: Snapshot, version: AdapterVersion | None) -> Contract:
+    """None is the base model, which has no contract. Raises VersionRetired."""
+    return NO_CONTRACT if version is None else snapshot.manifest(version).contract
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,44 @@
+"""Gauges of how busy the server is, read when Prometheus asks."""
+
+from loragate.server.fair_queue import FairQueue
+from loragate.server.metrics import Metrics
+from loragate.server.residency import Residency
+from loragate.server.shadow import Shadows
+from loragate.server.supervision import SupervisedEngine
+
+
+def add_gauges(
+    metrics: Metrics,
+    queue: FairQueue,
+    residency: Residency,
+    shadows: Shadows,
+    engine: SupervisedEngine,
+) -> None:
+    metrics.gauge(
+        "loragate_requests_running", "Requests that hold a place.", lambda: queue.in_flight
+    )
+    metrics.gauge("loragate_requests_queued", "Requests that wait.", lambda: queue.queued)
+    metrics.gauge(
+        "loragate_adapters_resident",
+        "Adapter versions loaded in the engine.",
+        lambda: len(residency.resident),
+    )
+    metrics.gauge(
+        "loragate_adapters_leased",
+        "Adapter versions that requests hold now.",
+        lambda: queue.leased,
+    )
+    metrics.gauge(
+        "loragate_adapters_awaiting_slot",
+        "Adapter versions whose requests wait for one of the engine's slots.",
+        lambda: queue.awaiting_slot,
+    )
+    metrics.gauge(
+        "loragate_shadows_made", "Answers compared with a second arm's.", lambda: shadows.made
+    )
+    metrics.gauge("loragate_shadows_dropped", "Second answers left out.", lambda: shadows.dropped)
+    metrics.gauge(
+        "loragate_engine_starts",
+        "Times the engine was started; more than 1 where it has died.",
+        lambda: engine.generation,
+    )
