@@ -17,11 +17,12 @@ from loragate.server.cli import adapters as cli_adapters
 from loragate.server.cli import chat as cli_chat
 from loragate.server.cli import compare as cli_compare
 from loragate.server.cli import doctor as cli_doctor
+from loragate.server.cli import experiments as cli_experiments
 from loragate.server.cli import keys as cli_keys
 from loragate.server.cli import model as cli_model
+from loragate.server.cli import rollouts as cli_rollouts
 from loragate.server.cli import serve as cli_serve
 from loragate.server.cli import tenants as cli_tenants
-from loragate.server.cli import trials as cli_trials
 from loragate.server.cli import usage as cli_usage
 from loragate.server.cli.options import examples
 
@@ -68,7 +69,8 @@ def build() -> typer.Typer:
     cli_tenants.add_to(app)
     cli_keys.add_to(app)
     cli_adapters.add_to(app)
-    cli_trials.add_to(app)
+    cli_rollouts.add_to(app)
+    cli_experiments.add_to(app)
     cli_model.add_to(app)
     cli_compare.add_to(app)
     cli_usage.add_to(app)

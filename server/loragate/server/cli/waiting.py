@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from loragate.adapters.errors import LoragateError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from loragate.adapters.names import AdapterName
     from loragate.server.admin.port import AdminPort
     from loragate.server.admin.views import AdapterPageView
@@ -23,33 +25,45 @@ def wait_until_serving(
     """Returns once the alias serves the version. Raises DoesNotServe, with the reason of a FAILED
     one.
     """
-    deadline = time.monotonic() + timeout_seconds
-    while not _serves(admin.show(adapter), alias, version):
-        if time.monotonic() >= deadline:
-            state = _state(admin.show(adapter), version)
-            remedy = (
-                "no server has taken it up, so start one with `loragate serve`"
-                if state == "PUBLISHED"
-                else f"see `loragate adapter show {adapter}`"
-            )
-            raise DoesNotServe(
-                f"{adapter}@{version} does not serve after {timeout_seconds:g} s, it is {state}; "
-                f"{remedy}"
-            )
-        time.sleep(_POLL_SECONDS)
+    state = ""
+    for page in _pages(admin, adapter, timeout_seconds):
+        if _serves(page, alias, version):
+            return
+        state = _state(page, version)
+    remedy = (
+        "no server has taken it up, so start one with `loragate serve`"
+        if state == "PUBLISHED"
+        else f"see `loragate adapter show {adapter}`"
+    )
+    raise DoesNotServe(
+        f"{adapter}@{version} does not serve after {timeout_seconds:g} s, it is {state}; {remedy}"
+    )
 
 
 def wait_until_merged(
     admin: "AdminPort", adapter: "AdapterName", version: str, timeout_seconds: float
 ) -> None:
     """Returns once the version's merged model serves. Raises DoesNotServe where it cannot."""
+    state = ""
+    for page in _pages(admin, adapter, timeout_seconds):
+        state = _merged_state(page, version)
+        if state == "SERVING":
+            return
+    raise DoesNotServe(
+        f"{adapter}@{version} is not served merged after {timeout_seconds:g} s, it is "
+        f"{state or 'not wanted'}; see `loragate adapter show {adapter}`"
+    )
+
+
+def _pages(
+    admin: "AdminPort", adapter: "AdapterName", timeout_seconds: float
+) -> "Iterator[AdapterPageView]":
+    """The adapter as it stands, again and again until the time is up; once at least."""
     deadline = time.monotonic() + timeout_seconds
-    while (state := _merged_state(admin.show(adapter), version)) != "SERVING":
+    while True:
+        yield admin.show(adapter)
         if time.monotonic() >= deadline:
-            raise DoesNotServe(
-                f"{adapter}@{version} is not served merged after {timeout_seconds:g} s, it is "
-                f"{state or 'not wanted'}; see `loragate adapter show {adapter}`"
-            )
+            return
         time.sleep(_POLL_SECONDS)
 
 
