@@ -1,9 +1,10 @@
 """What others notice of a swap, and what whoever swaps has to wait: `make bench-swap`.
 
-Stall: four streams of other tenants run all the time; for half of each round a rank-16 adapter is
-loaded every second. The 99th percentile of the time between tokens with loads, over that without,
-for stock vLLM's `/v1/load_lora_adapter` and for loragate. For loragate a load is a whole promotion:
-files checked, weights loaded, answers checked, alias moved, old version drained and unloaded.
+Stall: four streams of other tenants run all the time; for five seconds of every ten a rank-16
+adapter is loaded every second. The 99th percentile of the time between tokens with loads, over that
+without, for stock vLLM's `/v1/load_lora_adapter` and for loragate. For loragate a load is a whole
+promotion: files checked, weights loaded, answers checked, alias moved, old version drained and
+unloaded.
 
 First token: from the call of `promote` to the first token of the new version, which was never
 loaded before, on an idle server and beside the four streams.
@@ -27,6 +28,7 @@ from bench.servers import Running, loragate, model_path, serving, stock_vllm
 from bench.streams import Door, Stream, client, stream
 
 STREAMS = 4
+BLOCK_SECONDS = 5  # without loads, then with: a shared machine is not as fast a minute later
 PROMPT_TOKENS, ANSWER_TOKENS = 32, 400
 Load = Callable[[int], Awaitable[None]]
 
@@ -36,7 +38,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="of each server, in turn (default 3)")
-    parser.add_argument("--seconds", type=float, default=25, help="of each half (default 25)")
+    parser.add_argument(
+        "--seconds", type=float, default=30, help="with loads, of each round (default 30)"
+    )
     parser.add_argument("--only", choices=("vllm", "loragate"), help="leave the other one out")
     options = parser.parse_args()
     asyncio.run(_measure(options.rounds, options.seconds, options.only))
@@ -115,17 +119,22 @@ async def _stall(
     running: Running, names: Sequence[str], seconds: float, load: Load
 ) -> tuple[float, float]:
     """The 99th percentile of the gaps in seconds, without loads and with."""
+    quiet: list[float] = []
+    loud: list[float] = []
     async with _steady(running, names) as answers:
         await asyncio.sleep(4)  # the first steps of a server are its slowest
-        quiet = time.perf_counter(), time.perf_counter() + seconds
-        await asyncio.sleep(seconds)
-        loud = time.perf_counter(), time.perf_counter() + seconds
-        for number in range(int(seconds)):
-            due = loud[0] + number
-            await asyncio.sleep(max(0, due - time.perf_counter()))
-            await load(number)
-        await asyncio.sleep(max(0, loud[1] - time.perf_counter()))
-        return _p99(_gaps(answers, *quiet)), _p99(_gaps(answers, *loud))
+        for first in range(0, int(seconds), BLOCK_SECONDS):
+            await asyncio.sleep(1)  # what the last load has left to do
+            begin = time.perf_counter()
+            await asyncio.sleep(BLOCK_SECONDS)
+            middle = time.perf_counter()
+            for number in range(BLOCK_SECONDS):
+                await asyncio.sleep(max(0, middle + number - time.perf_counter()))
+                await load(first + number)
+            await asyncio.sleep(max(0, middle + BLOCK_SECONDS - time.perf_counter()))
+            quiet += _gaps(answers, begin, middle)
+            loud += _gaps(answers, middle, time.perf_counter())
+    return _p99(quiet), _p99(loud)
 
 
 @asynccontextmanager

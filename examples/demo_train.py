@@ -1,6 +1,6 @@
 """The trainer's whole way in some minutes: raw tickets to an adapter that answers.
 
-Looks at the raw data, cleans and splits them, trains, evaluates against the base model, publishes
+Checks, cleans and splits the raw data, trains, evaluates against the base model, publishes
 through the gate, merges, serves and asks. Every step is a `loragate` command that you can run
 yourself, and is printed before it runs; at the end it says how long each took and where the reports
 are. Run it with `make demo-train`.
@@ -30,7 +30,6 @@ from loragate.adapters.store import ArtifactStore
 ROOT = Path(__file__).resolve().parents[1]
 LORAGATE = Path(sys.executable).with_name("loragate")
 RUN_FILE = ROOT / "examples/train/tickets.toml"
-RAW = ROOT / "examples/data/tickets.csv"
 RUN = ROOT / "runs/tickets"
 INSTRUCTION = "Which queue: billing, outage, meter, moving, contract or complaint?"
 TICKETS = (
@@ -87,11 +86,6 @@ def _run(times: Times) -> None:
     key = _tenant_key()
     shutil.rmtree(RUN, ignore_errors=True)
     _loragate(times, "model", "prepare")
-    _loragate(
-        times,
-        *("data", "check", _relative(RAW), "--bad-rows", "drop"),
-        *("--label-field", "output", "--group-field", "customer"),
-    )
     _loragate(times, "train", _relative(RUN_FILE))
     _loragate(times, "adapter", "show", "acme/tickets")
     with times.of("loragate serve"), _serving() as url:

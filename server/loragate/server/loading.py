@@ -18,7 +18,7 @@ from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
 from loragate.server.engine import Engine, LoadedAdapter
 from loragate.server.errors import AdapterUnavailable, EngineDead
-from loragate.server.pace import Pace, let_steps_pass
+from loragate.server.pace import let_steps_pass
 from loragate.server.probe import Probe
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,6 @@ class Loader:
             adapter, reference = await asyncio.to_thread(self._check_on_disk, version)
             await self.let_steps_pass()
             await self._engine.load(adapter)
-            await self.let_steps_pass()
             await self._check_in_engine(adapter, reference)
             await self.let_steps_pass()
         except EngineDead:
@@ -106,14 +105,11 @@ class Loader:
 
     def _check_on_disk(self, version: AdapterVersion) -> tuple[LoadedAdapter, Reference | None]:
         """The adapter, and the reference of its manifest. Raises InvalidAdapter."""
-        pace = Pace(self._is_busy)
         try:
-            self._store.verify(version.digest, pace.rest)
+            self._store.verify(version.digest)
         except StoreError as error:
             raise InvalidAdapter("damaged_artifact", str(error)) from error
-        pace.rest()
         files = inspect(self._store.path(version.digest))
-        pace.rest()
         self._gate.check_header(files)
         return LoadedAdapter(version, files.folder), files.manifest.reference
 

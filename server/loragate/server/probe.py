@@ -16,6 +16,7 @@ from loragate.adapters.rendering import Renderer
 from loragate.server.core import SamplingParams
 from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
 
+ID_PREFIX = "probe-"
 # Two kinds of text, in one short prompt: it holds every stream up for its one step, on a CPU by
 # about a millisecond a token.
 _PROMPTS = ('Which documents do I need? {"city": "Paris", "population":',)
@@ -103,7 +104,7 @@ class Probe:
     ) -> list[float]:
         self._count += 1
         request = EngineRequest(
-            id=f"probe-{self._count}",
+            id=f"{ID_PREFIX}{self._count}",
             prompt_ids=prompt_ids,
             sampling=SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0),
             adapter=adapter,

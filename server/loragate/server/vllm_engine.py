@@ -37,9 +37,8 @@ from loragate.server.config import EngineConfig
 from loragate.server.core import ChatRequest, Delta
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
 from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest
-from loragate.server.lora_cast import cast, is_cast
+from loragate.server.lora_cast import LoraCast
 from loragate.server.memory import Need
-from loragate.server.pace import Pace
 from loragate.server.vllm_executor import KERNELS, InCoreExecutor
 from loragate.server.vllm_staging import AdapterStaging
 from loragate.server.vllm_start import CoreContext, begin
@@ -49,7 +48,6 @@ from loragate.server.vllm_translation import REFUSALS, delta, vllm_sampling
 logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 5.0  # for whoever meets a dead engine that nobody starts again
 _FIRST_ANSWER_SECONDS = 60.0
-_LOOK_AGAIN_SECONDS = 0.005
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -159,6 +157,17 @@ def _add_kernels(args: AsyncEngineArgs, cache: Path) -> None:
         args.compilation_config = CompilationConfig(custom_ops=["all"])
 
 
+def _lora_cast(llm: AsyncLLM) -> LoraCast:
+    options, dtype = llm.vllm_config.additional_config, llm.model_config.dtype
+    assert isinstance(dtype, torch.dtype)  # vLLM has resolved the names by now
+    library = (
+        native_library.load(Path(options[KERNELS]))
+        if isinstance(options, dict) and KERNELS in options
+        else None
+    )
+    return LoraCast(dtype, transposes_b=current_platform.is_cpu(), library=library)
+
+
 def _dtype(name: str) -> Literal["auto", "bfloat16", "float16", "float32"]:
     match name:
         case "auto" | "bfloat16" | "float16" | "float32":
@@ -175,7 +184,7 @@ class VllmEngine:
 
     def __init__(self, llm: AsyncLLM, config: EngineConfig, base: BaseModel) -> None:
         self._llm = llm
-        self._under_way = 0
+        self._cast = _lora_cast(llm)
         self._tokenizer = llm.renderer.get_tokenizer()
         self._parser_class = ParserManager.get_parser(
             tool_parser_name=config.tool_call_parser, enable_auto_tools=True
@@ -240,7 +249,6 @@ class VllmEngine:
         self, request: EngineRequest, prompt: TokensPrompt, copies: int
     ) -> AsyncGenerator[RequestOutput, None]:
         """Runs vLLM and turns its exceptions into ours."""
-        self._under_way += 1
         try:
             params = vllm_sampling(request.sampling, request.sampling.n // copies)
             async for output in self._llm.generate(
@@ -260,16 +268,15 @@ class VllmEngine:
             raise
         except REFUSALS as error:
             raise InvalidRequest(str(error)) from error
-        finally:
-            self._under_way -= 1
 
     async def load(self, adapter: LoadedAdapter) -> None:
         try:
             with TemporaryDirectory(prefix="loragate-staged-") as folder:
-                staged = await asyncio.to_thread(self._cast, adapter, Path(folder))
-                await self._call_worker("stage_adapter", *_named(adapter, staged))
-                while not await self._add_staged(adapter):  # noqa: ASYNC110 - it cannot tell us
-                    await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+                staged = await asyncio.to_thread(self._stage, adapter.path, Path(folder))
+                await self._call_worker("stage_adapter", adapter.version.lora_id, str(staged))
+                # The engine answers between two steps, so each call is a part in another one.
+                while not await self._call_worker("add_staged_adapter"):
+                    pass
         except OSError as error:
             raise StoreError(
                 f"{adapter.version} cannot be put into the engine's dtype in {gettempdir()} "
@@ -283,20 +290,13 @@ class VllmEngine:
                 f"The engine refuses adapter {adapter.version}: {error}", code="adapter_refused"
             ) from error
 
-    def _cast(self, adapter: LoadedAdapter, folder: Path) -> Path:
-        """Where the adapter lies in the engine's dtype: in `folder`, or where it is anyway."""
-        pace = Pace(lambda: self._under_way > 0)
-        weights, dtype = adapter.path / WEIGHTS, self._llm.model_config.dtype
-        assert isinstance(dtype, torch.dtype)  # vLLM has resolved the names by now
-        if is_cast(weights, dtype):
-            return adapter.path
-        cast(weights, folder / WEIGHTS, dtype, pace.rest)
-        (folder / CONFIG).symlink_to(adapter.path / CONFIG)
+    def _stage(self, source: Path, folder: Path) -> Path:
+        """Where the adapter lies as the engine wants it: in `folder`, or where it is anyway."""
+        if self._cast.is_needless(source / WEIGHTS):
+            return source
+        self._cast.write(source / WEIGHTS, folder / WEIGHTS)
+        (folder / CONFIG).symlink_to(source / CONFIG)
         return folder
-
-    async def _add_staged(self, adapter: LoadedAdapter) -> object:
-        """Whether the adapter has got its slot. An answer takes a step of the engine."""
-        return await self._call_worker("add_staged_adapter", *_named(adapter, adapter.path))
 
     async def _call_worker(self, method: str, *arguments: str | int) -> object:
         """What the first worker answers; all of them are called."""
@@ -318,10 +318,6 @@ class VllmEngine:
         return VllmTools(
             self._parser_class, self._tokenizer, self._llm.model_config, request, prompt_ids
         )
-
-
-def _named(adapter: LoadedAdapter, folder: Path) -> tuple[str, int, str]:
-    return str(adapter.version), adapter.version.lora_id, str(folder)
 
 
 def _dead() -> EngineDead:

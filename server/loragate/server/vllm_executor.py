@@ -21,6 +21,7 @@ from loragate.server import native_library, vllm_cpu_ops
 from loragate.server.logs import configure_logs
 from loragate.server.lora_kernel import LoraKernel
 from loragate.server.vllm_lora_cpu import GroupedPunicaWrapper, lay_out_for_reading
+from loragate.server.vllm_scheduler import considerate
 
 KERNELS = "kernels"  # the key of their path in vLLM's `additional_config`
 _WRAPPER = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
@@ -41,14 +42,18 @@ class InCoreExecutor(UniProcExecutor):
             vllm_cpu_ops.register(library)
         self._ranks: dict[int, int] = {}
         GroupedPunicaWrapper.rank_of = self._rank_of
+        scheduling = self.vllm_config.scheduler_config  # vLLM makes its scheduler after this
+        scheduling.scheduler_cls = considerate(scheduling.get_scheduler_cls())
         super()._init_executor()
         self._lay_out_adapters()
 
     def _rank_of(self, lora_id: int) -> int:
-        """The largest rank of any of the adapter's modules."""
+        """The largest rank of any of its modules; 0 while it is on its way into a slot."""
         adapters = self.driver_worker.model_runner.lora_manager._adapter_manager
         if lora_id not in self._ranks:
-            adapter = adapters.list_adapters()[lora_id]
+            adapter = adapters.get_adapter(lora_id)
+            if adapter is None:
+                return 0
             self._ranks[lora_id] = max(map(_rank, adapter.loras.values()))
         return self._ranks[lora_id]
 

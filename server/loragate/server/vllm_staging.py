@@ -1,32 +1,34 @@
 """Loads adapters inside vLLM's worker, beside its steps instead of between them.
 
-vLLM's own `add_lora` reads and converts an adapter in the engine's loop: every stream of every
-tenant waits meanwhile, for some fifty milliseconds. Here a thread reads what the server has
-converted before, a little at a time, and the loop only copies the tensors into a slot. vLLM mixes
+vLLM's own `add_lora` reads, converts and places an adapter in the engine's loop, at once: every
+stream of every tenant waits meanwhile, for some fifty milliseconds. Here a thread reads what the
+server has converted before, and the loop places some layers of it after each step. vLLM mixes
 `AdapterStaging` into its worker (`worker_extension_cls`).
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from copy import copy
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
-from vllm.lora.request import LoRARequest
 
 from loragate.adapters.adapter_files import WEIGHTS
 from loragate.adapters.safetensors_header import read_data_start, read_header
-from loragate.server.lora_cast import DTYPES
-from loragate.server.pace import Pace
+from loragate.server.lora_cast import DTYPES, TRANSPOSED
 
 if TYPE_CHECKING:
+    from vllm.lora.model_manager import LRUCacheLoRAModelManager
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+# Placed after one step: five milliseconds, with 14 matrices of rank 16 a layer.
+_LAYERS_AT_ONCE = 8
 
 
 class AdapterStaging:
@@ -35,92 +37,129 @@ class AdapterStaging:
     if TYPE_CHECKING:
         model_runner: GPUModelRunner
 
-    def stage_adapter(self, name: str, lora_id: int, path: str) -> None:
+    def stage_adapter(self, lora_id: int, path: str) -> None:
         """Begins to read the adapter in the folder; returns at once. One at a time."""
-        # A copy for the thread: should the loop load an adapter meanwhile, it does as ever.
-        manager = copy(self.model_runner.lora_manager)
-        manager._lora_model_cls = StagedLoRAModel
-        request = LoRARequest(lora_name=name, lora_int_id=lora_id, lora_path=path)
-        self._staged: Future[LoRAModel] = Future()
-        threading.Thread(
-            target=_stage, args=(manager, request, self._staged), name=f"stage {name}", daemon=True
-        ).start()
+        self._staged = _Placement(self.model_runner.lora_manager, lora_id, Path(path))
 
-    def add_staged_adapter(self, name: str, lora_id: int, path: str) -> bool:
-        """Puts the adapter into a slot if it is ready; False says to ask again. `path` is where its
-        artifact lies, for good.
+    def add_staged_adapter(self) -> bool:
+        """Puts some layers of it into its slot; False says to ask again, for the next ones.
 
-        Raises what the thread met: the adapter cannot be read, or does not fit.
+        Raises what was met on the way: the adapter cannot be read, or does not fit.
         """
-        staged = self._staged
-        if not staged.done():
-            return False
-        adapter = staged.result()
-        manager = self.model_runner.lora_manager
-        load = manager._load_adapter
-        manager._load_adapter = lambda lora_request: adapter  # vLLM keeps its books
-        try:
-            manager.add_adapter(LoRARequest(lora_name=name, lora_int_id=lora_id, lora_path=path))
-        finally:
-            manager._load_adapter = load
-            del self._staged
-        return True
+        return self._staged.go_on()
 
 
-def _stage(
-    manager: "LRUCacheWorkerLoRAManager", request: LoRARequest, staged: "Future[LoRAModel]"
-) -> None:
-    try:
-        adapter = manager._load_adapter(request)
-        # Done again when it is added, but then there is nothing left to merge.
-        manager._adapter_manager._create_merged_loras_inplace(adapter)
-    except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
-        staged.set_exception(error)
-    else:
-        staged.set_result(adapter)
+class _Placement:
+    """One adapter's way into a slot."""
 
-
-class StagedLoRAModel(LoRAModel):
-    """vLLM's adapter in memory, of a file in which every tensor has the engine's dtype."""
-
-    @classmethod
-    def from_local_checkpoint(
-        cls,
-        lora_dir: str,
-        expected_lora_modules: set[str],
-        peft_helper: PEFTHelper,
-        *,
-        moe_ep_spec: object = None,
-        tensorizer_config_dict: object = None,  # of vLLM 0.26
-        **options: Any,  # goes on to vLLM as it came
-    ) -> LoRAModel:
-        """As vLLM's; that modules exist is not checked again, since the gate has."""
-        tensors = _Tensors(Path(lora_dir) / WEIGHTS)
-        return cls.from_lora_tensors(
-            tensors=cast(dict[str, torch.Tensor], tensors),  # which it walks through once
-            peft_helper=peft_helper,
-            **options,
+    def __init__(
+        self, worker_manager: "LRUCacheWorkerLoRAManager", lora_id: int, folder: Path
+    ) -> None:
+        self._worker_manager = worker_manager
+        self._manager = cast("LRUCacheLoRAModelManager", worker_manager._adapter_manager)
+        self._lora_id = lora_id
+        self._content: Future[np.ndarray] = Future()
+        weights = folder / WEIGHTS
+        threading.Thread(target=self._read, args=(weights,), name="read", daemon=True).start()
+        self._helper = PEFTHelper.from_local_dir(
+            str(folder), worker_manager.max_position_embeddings
         )
+        self._helper.validate_legal(worker_manager.lora_config)
+        self._layout = _Layout(weights)
+        self._parts = self._place()
+
+    def go_on(self) -> bool:
+        """Does a part of the work; whether it was the last."""
+        try:
+            return next(self._parts, True)
+        except BaseException:
+            self._manager.remove_adapter(self._lora_id)
+            raise
+
+    def _read(self, path: Path) -> None:
+        # Nothing else in this thread: it would take Python's lock from the engine's loop.
+        try:
+            self._content.set_result(np.fromfile(path, np.uint8))
+        except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
+            self._content.set_exception(error)
+
+    def _place(self) -> Iterator[bool]:
+        """Yields False after each part."""
+        while not self._content.done():
+            yield False
+        content, slot = self._content.result(), self._take_slot()
+        adapter = LoRAModel(self._lora_id, self._helper.r, {})
+        for index, names in enumerate(self._layout.names_by_layers(_LAYERS_AT_ONCE)):
+            if index:
+                yield False
+            part = self._parse(self._layout.tensors(names, content))
+            for name, weights in part.loras.items():
+                self._manager.modules[name].set_lora(slot, weights.lora_a, weights.lora_b)
+            adapter.loras.update(part.loras)
+        for name in self._manager.modules.keys() - adapter.loras.keys():
+            self._manager.modules[name].reset_lora(slot)
+        if len(self._manager) + 1 > self._manager.capacity:
+            self._manager.remove_oldest_adapter()
+        self._manager.add_adapter(adapter)
+
+    def _take_slot(self) -> int:
+        """As vLLM does when it activates an adapter; no request asks for this one yet."""
+        active, slots = self._manager._active_adapters, self._manager.lora_index_to_id
+        if len(active) >= self._manager.lora_slots:
+            active.remove_oldest()
+        slot = slots.index(None)
+        active[self._lora_id] = None
+        slots[slot] = self._lora_id
+        return slot
+
+    def _parse(self, tensors: dict[str, torch.Tensor]) -> LoRAModel:
+        """As vLLM's worker does with a whole adapter; whole layers can be parsed alone."""
+        model = self._manager.model
+        mapper = getattr(model, "hf_to_vllm_mapper", None)
+        part = LoRAModel.from_lora_tensors(
+            self._lora_id,
+            tensors,
+            self._helper,
+            device="cpu",
+            dtype=cast(torch.dtype, self._worker_manager.lora_config.lora_dtype),
+            model_vocab_size=self._worker_manager.vocab_size,
+            weights_mapper=mapper and mapper.get_rename_mapper(),
+            skip_prefixes=getattr(model, "lora_skip_prefixes", None),
+        )
+        self._manager._create_merged_loras_inplace(part)
+        return part
 
 
-class _Tensors:
-    """A file's tensors: views of one piece of memory, into which the file is read at once."""
+class _Layout:
+    """Where a file's tensors lie, all of one dtype."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._header = read_header(path)
+        [self._dtype] = {DTYPES[tensor.dtype] for tensor in self._header.values()}
+        with path.open("rb") as file:
+            self._start = read_data_start(file)
 
-    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
-        pace = Pace(lambda: True)
-        header = read_header(self._path)
-        [dtype] = {DTYPES[tensor.dtype] for tensor in header.values()}
-        with self._path.open("rb") as file:
-            file.seek(read_data_start(file))
-            content = torch.from_numpy(np.fromfile(file, np.uint8)).view(dtype)
-        for name, tensor in header.items():
-            strides = [1]
-            for size in tensor.shape[:0:-1]:
-                strides.insert(0, strides[0] * size)
-            # One call of torch for each: with every call, Python's lock goes to and fro between
-            # this thread and the engine's loop.
-            yield name, content.as_strided(tensor.shape, strides, tensor.begin // dtype.itemsize)
-            pace.rest()
+    def names_by_layers(self, count: int) -> Iterator[list[str]]:
+        """Names in the file, of so many layers of the model at once.
+
+        What vLLM merges, such as q, k and v, lies in one layer.
+        """
+        layers = [list(names) for _, names in groupby(sorted(self._header), key=_layer)]
+        for first in range(0, len(layers), count):
+            yield [name for names in layers[first : first + count] for name in names]
+
+    def tensors(self, names: Iterable[str], content: np.ndarray) -> dict[str, torch.Tensor]:
+        """Views of the file's `content`, by their names in the adapter."""
+        data = torch.from_numpy(content[self._start :]).view(self._dtype)
+        return {name.removesuffix(TRANSPOSED): self._tensor(name, data) for name in names}
+
+    def _tensor(self, name: str, data: torch.Tensor) -> torch.Tensor:
+        tensor, size = self._header[name], self._dtype.itemsize
+        view = data[tensor.begin // size : tensor.end // size].view(tensor.shape)
+        return view.T if name.endswith(TRANSPOSED) else view
+
+
+def _layer(name: str) -> str:
+    """`model.layers.7` of `model.layers.7.mlp.up_proj.lora_A.weight`."""
+    parts = name.split(".")
+    return ".".join(parts[: 1 + next((i for i, part in enumerate(parts) if part.isdigit()), -1)])
