@@ -231,6 +231,7 @@ async def build(
             engine.on_change(server.follow)
             most_pins = config.engine.max_cpu_loras - config.engine.max_loras
             pins = Pins(registry, residency, prefetch, most_pins)
+            pins.hold(snapshots.current)  # before anybody loads what was hot
             lifecycle = Lifecycle(registry, snapshots, residency, loader, pins, changed)
             trials = TrialRunner(
                 registry,
