@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
-# The engine's package: cpu, as pinned, or cuda, the newest that fits the machine's driver.
-EXTRA ?= cpu
+# The engine's package: cpu, as pinned, or cuda, the newest that fits the machine's driver. What is
+# installed stays until another is named.
+EXTRA ?= $(or $(patsubst $(VENV)/.ready-%,%,$(wildcard $(VENV)/.ready-*)),cpu)
 # Wheels that lie in a folder (an offline mirror, a CPU build of torch) are used where pip would.
 FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export UV_FIND_LINKS := $(FIND_LINKS)
@@ -23,11 +24,14 @@ OUT := proto
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## Make the virtual environment in .venv
+setup: $(VENV)/.ready-$(EXTRA) ## Make the virtual environment in .venv
 
-$(VENV)/.ready: pyproject.toml requirements.txt
+# Another extra's environment makes way: both packages bring the module vllm, and one over the other
+# is neither.
+$(VENV)/.ready-$(EXTRA): pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "loragate needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
+	$(if $(filter-out $@,$(wildcard $(VENV)/.ready-*)),rm -rf $(VENV))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
 ifeq ($(EXTRA),cpu)

@@ -116,7 +116,7 @@ def _calibrated(order: Order) -> Calibration:
 def _measure(order: Order, target: Target, calibrated: Calibration) -> Outcome:
     if order.scenario.name == "merged" and not target.merged:
         raise Skipped(
-            "The server offers no merged model (no card of /v1/models has mode merged), so there "
+            "The server offers no merged model (no name in /v1/models ends in +merged), so there "
             "is nothing to compare with."
         )
     run = _run_locust(order, target, order.folder / RUN_FILE)

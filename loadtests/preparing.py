@@ -132,11 +132,11 @@ def _base_model(admin: httpx.Client, key: str) -> str:
 
 
 def _merged_models(admin: httpx.Client, tenants: list[Tenant]) -> dict[str, str]:
-    """Adapters that the server also offers merged: the cards of its models say the mode."""
+    """Adapters that the server also offers merged: the names of its models say so."""
     found: dict[str, str] = {}
     for tenant in tenants:
         for card in _models(admin, tenant.key):
-            if card.get("mode") == "merged":
+            if str(card["id"]).endswith("+merged"):
                 adapter = str(card["adapter"]).partition("@")[0]
                 found[adapter] = str(card["id"])
     return found

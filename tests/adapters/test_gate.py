@@ -29,7 +29,7 @@ from transformers import LlamaForCausalLM
 
 from loragate.adapters.adapter_files import MANIFEST, WEIGHTS, inspect
 from loragate.adapters.base_profile import BaseProfile, template_hash
-from loragate.adapters.errors import InvalidAdapter, InvalidName
+from loragate.adapters.errors import BaseModelName, InvalidAdapter
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.names import AdapterName
 from loragate.adapters.peft_config import CONFIG
@@ -585,7 +585,7 @@ def test_adapter_named_as_the_base_model_is_refused(
     gate = StaticGate(replace(profile, name=base_name), 16)
     with Registry(database_url, store, gate) as registry:
         registry.create_tenant("acme")
-        with pytest.raises(InvalidName, match="go to the base model"):
+        with pytest.raises(BaseModelName, match="go to the base model"):
             registry.publish(AdapterName("acme", "tiny"), plain)
 
         assert not registry.adapters("acme")

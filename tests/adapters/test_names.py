@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from loragate.adapters.errors import InvalidName
+from loragate.adapters.errors import BaseModelName, InvalidName
 from loragate.adapters.names import (
     AdapterName,
     AdapterVersion,
@@ -43,7 +43,7 @@ def test_longest_name_has_63_characters():
 
 
 def test_base_models_name_cannot_be_taken():
-    with pytest.raises(InvalidName, match="reserved"):
+    with pytest.raises(BaseModelName, match="reserved"):
         AdapterName.parse("acme/base")
 
 

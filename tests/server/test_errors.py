@@ -58,6 +58,7 @@ EXPECTED = {
     "RequestNotFound": ("NOT_FOUND", 404, "invalid_request_error", "request_not_found"),
     "FeedbackGiven": ("ALREADY_EXISTS", 409, "invalid_request_error", "feedback_given"),
     "InvalidName": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_name"),
+    "BaseModelName": ("INVALID_ARGUMENT", 400, "invalid_request_error", "base_model_name"),
     "InvalidAdapter": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_adapter"),
     "InvalidLimits": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_limits"),
     "TenantNotFound": ("NOT_FOUND", 404, "invalid_request_error", "tenant_not_found"),

@@ -18,6 +18,7 @@ from loragate.server.rpc.calls import announce, answering
 
 REGISTRY_ERRORS: list[Exception] = [
     registry.InvalidName("tenant", "Acme", "use lower case"),
+    registry.BaseModelName("adapter", "tiny", "choose another"),
     registry.InvalidLimits("max_concurrent", -1),
     registry.InvalidAdapter("pickle_file", "pickles are refused"),
     registry.TenantNotFound("acme"),

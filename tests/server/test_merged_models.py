@@ -82,6 +82,38 @@ async def test_merged_model_is_served_by_an_engine_of_its_own_where_the_route_sa
     assert "x-loragate-mode" not in base.headers
 
 
+async def test_merged_model_is_listed_while_it_serves_and_only_then(served: Served) -> None:
+    async def listed() -> dict[str, dict[str, object]]:
+        reply = await served.client.get("/v1/models", headers=served.auth)
+        return {card["id"]: card for card in reply.json()["data"]}
+
+    async def told_on_grpc() -> set[str]:
+        address = f"127.0.0.1:{served.server.grpc_port}"
+        async with grpc.aio.insecure_channel(address) as channel:
+            asked = inference_pb2_grpc.InferenceStub(channel).ListModels(
+                pb.ListModelsRequest(), metadata=tuple(served.auth.items())
+            )
+            return {model.id for model in (await asked).models}
+
+    name = "support@v1+merged"
+    async with served.server.listening():
+        assert name not in await listed()
+        await serve_merged(served)
+        async with asyncio.timeout(2):
+            while name not in (cards := await listed()):  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+        assert cards[name] == cards["support@v1"] | {"id": name}
+        got = await served.client.get(f"/v1/models/{name}", headers=served.auth)
+        assert got.json() == cards[name]
+        assert await told_on_grpc() == set(cards)
+
+        served.registry.stop_merged(SUPPORT, 1)
+        async with asyncio.timeout(2):
+            while name in await listed():  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+        assert name not in await told_on_grpc()
+
+
 async def test_trailers_of_grpc_say_the_mode_too(served: Served) -> None:
     await serve_merged(served)
     async with served.server.listening():

@@ -116,6 +116,19 @@ async def test_after_an_engine_restart_what_is_leased_comes_first_then_last_use(
     assert residency.resident == ()
 
 
+async def test_after_an_engine_restart_what_is_pinned_comes_before_all_else(
+    versions: list[AdapterVersion],
+) -> None:
+    residency, _ = pool(EchoEngine())
+    one, two, three = versions
+    for version in (two, one):
+        async with residency.lease(route(version)):
+            pass
+    residency.pin([two])
+    async with residency.lease(route(three)):
+        assert residency.forget_all() == (two, three, one)
+
+
 async def test_versions_that_cannot_serve_any_more_are_passed_over(
     tmp_path: Path, versions: list[AdapterVersion]
 ) -> None:
@@ -142,6 +155,20 @@ async def test_what_was_hot_is_hot_again_after_a_restart_of_the_server(
     moved = Furnished(tmp_path / "one", furnished.keys)
     async with serve(moved, tmp_path / "two", base, second):
         await until(lambda: second.loads == ["acme/support@v1"], 5)
+
+
+async def test_after_a_restart_of_the_server_what_is_pinned_comes_before_what_was_hot(
+    furnished: Furnished, tmp_path: Path, base: BaseModel
+) -> None:
+    root, first, second = tmp_path / "home", EchoEngine(), EchoEngine()
+    async with serve(furnished, root, base, first) as served:
+        served.registry.publish(SUPPORT, write_adapter(tmp_path / "v2", 7))
+        assert (await served.chat(model="support@v1", max_tokens=1)).status_code == 200
+    with Registry(Home(root).database_url, ArtifactStore(Home(root).artifacts)) as registry:
+        registry.pin(SUPPORT, "v2")
+    async with serve(furnished, root, base, second):
+        await until(lambda: len(second.loads) == 2, 5)
+    assert second.loads == ["acme/support@v2", "acme/support@v1"]
 
 
 async def test_pinned_versions_are_loaded_and_those_beyond_the_room_are_refused(

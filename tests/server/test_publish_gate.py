@@ -60,6 +60,23 @@ async def test_server_refuses_what_its_base_model_cannot_serve(
     assert "needs rank 16, the engine allows 8" in large.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("name", ["tiny", "base"])
+async def test_server_refuses_an_adapter_that_its_base_model_would_answer_for(
+    serve_with: ServeWith, tmp_path: Path, name: str
+) -> None:
+    async with serve_with() as served:
+        refused = await served.client.post(
+            f"/admin/v1/tenants/acme/adapters/{name}/versions",
+            files=files_of(write_adapter(tmp_path / "adapter")),
+            headers=bearer(served.admin_key),
+        )
+        listed = await served.client.get("/v1/models", headers=served.auth)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "base_model_name")
+    assert "choose another" in refused.json()["error"]["message"]
+    assert f"{name}@v1" not in {card["id"] for card in listed.json()["data"]}
+
+
 @pytest.fixture
 def local_home(tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> Home:
     """The home of a command on this machine, whose base model is the tiny one."""

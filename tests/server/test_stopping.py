@@ -1,8 +1,9 @@
 """A server that is asked to stop: a process of its own, with real signals."""
 
-import contextlib
+import json
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -99,18 +100,55 @@ def test_second_sigterm_ends_at_once(start: Start, key: str) -> None:
         assert server.ended(1) == 128 + signal.SIGTERM
 
 
-def test_grace_time_is_the_longest_a_stop_takes(start: Start, key: str) -> None:
-    body = {"model": "base", "prompt": LONG * 4, "max_tokens": 200, "stream": True}
+def test_stream_that_outlasts_the_grace_time_ends_with_an_error_that_says_so(
+    start: Start, key: str
+) -> None:
+    body = {"model": "base", "prompt": LONG, "max_tokens": 40, "stream": True}
     with (
         start(0.2) as server,
         httpx.Client(base_url=f"http://{server.http}", headers=bearer(key)) as client,
         client.stream("POST", "/v1/completions", json=body) as answer,
     ):
+        stub = inference_pb2_grpc.InferenceStub(grpc.insecure_channel(server.grpc))
+        call = stub.CompleteStream(
+            pb.CompletionRequest(
+                model="base",
+                prompts=[pb.Prompt(text=LONG)],
+                sampling=pb.SamplingParams(max_tokens=40),
+            ),
+            metadata=(("authorization", f"Bearer {key}"),),
+        )
         lines = answer.iter_lines()
         next(lines)
+        next(call)
         server.process.terminate()
-        with contextlib.suppress(httpx.RemoteProtocolError):
-            assert "data: [DONE]" not in list(lines)
+
+        *_, error, done = [line for line in lines if line]
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "draining"
+        assert done == "data: [DONE]"
+        with pytest.raises(grpc.RpcError) as ended:
+            list(call)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "has stopped before the answer's end" in str(ended.value)
+        assert server.ended(10) == 0
+
+
+def test_answer_that_outlasts_the_grace_time_is_an_error_with_a_status(
+    start: Start, key: str
+) -> None:
+    body = {"model": "base", "prompt": LONG, "max_tokens": 40}
+    with (
+        start(0.2) as server,
+        httpx.Client(base_url=f"http://{server.http}", headers=bearer(key)) as client,
+        ThreadPoolExecutor() as others,
+    ):
+        answer = others.submit(client.post, "/v1/completions", json=body)
+        metrics = f"http://{server.http}/metrics"
+        assert wait_for(lambda: "loragate_requests_running 1.0" in httpx.get(metrics).text, 5)
+        server.process.terminate()
+
+        reply = answer.result(10)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "draining")
         assert server.ended(10) == 0
 
 

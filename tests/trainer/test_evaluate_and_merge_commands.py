@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tiny_runs import examples, write_run
 from typer.testing import CliRunner, Result
 
 from loragate.adapters.base_model import find, prepare
+from loragate.adapters.errors import AdapterNotFound, TenantNotFound
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
@@ -101,6 +103,18 @@ def test_published_run_is_merged_by_its_name(base, home: Home, ask: Ask, tmp_pat
     assert artifact.digest == told["digest"]
     again = ask("merge", "acme/support@v1", "--base", base.path, "--out", tmp_path / "out")
     assert isinstance(again.exception, MergeRefused)
+
+
+@pytest.mark.parametrize("arguments", [["acme/nothing"], ["nobody/support", "--serve"]])
+def test_version_that_is_not_there_is_told_before_anything_is_loaded(
+    home: Home, ask: Ask, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+):
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        registry.create_tenant("acme")
+    for heavy in ("cli.progress", "merged_versions", "merging"):
+        monkeypatch.setitem(sys.modules, f"loragate.trainer.{heavy}", None)  # importing it fails
+
+    assert isinstance(ask("merge", *arguments).exception, AdapterNotFound | TenantNotFound)
 
 
 def _filled_sheet(run: RunFolder, path: Path) -> Path:

@@ -11,10 +11,10 @@ from tiny_runs import write_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loragate.adapters.base_model import BaseModel
+from loragate.adapters.merged_files import REPORT
 from loragate.trainer.merging import (
     BOUNDS,
     EXACT,
-    REPORT,
     Agreement,
     Bounds,
     MergeRefused,

@@ -46,7 +46,7 @@ class Catalog:
         """Store the folder as the adapter's next version; no alias moves to it.
 
         If the newest published version is the same, byte for byte, that one is returned. Raises
-        InvalidAdapter, InvalidName, StoreError and TenantNotFound.
+        BaseModelName, InvalidAdapter, StoreError and TenantNotFound.
         """
         self._gate.check_name(adapter)
         with self._database.reading() as session:

@@ -29,6 +29,10 @@ class InvalidName(LoragateError, ValueError):
         return f"{self.value!r} is not a valid {self.kind} name; {self.rule}"
 
 
+class BaseModelName(InvalidName):
+    """An adapter's name by which requests reach the base model: it could never be asked for."""
+
+
 class InvalidLimits(LoragateError, ValueError):
     """A limit that is not a positive whole number."""
 

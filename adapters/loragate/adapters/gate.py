@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from loragate.adapters.adapter_files import WEIGHTS, AdapterFiles
 from loragate.adapters.base_profile import BaseProfile, Shape, template_hash
-from loragate.adapters.errors import InvalidAdapter, InvalidName
+from loragate.adapters.errors import BaseModelName, InvalidAdapter
 from loragate.adapters.lora_tensors import LoraPair, is_embedding, lora_pairs
 from loragate.adapters.manifest import AdapterManifest, Contract
 from loragate.adapters.names import AdapterName
@@ -31,9 +31,9 @@ class StaticGate:
         self._max_rank = max_rank
 
     def check_name(self, adapter: AdapterName) -> None:
-        """Raise InvalidName for a name by which requests reach the base model."""
+        """Raise BaseModelName for a name by which requests reach the base model."""
         if self._base is not None and self._base.name in (adapter.name, str(adapter)):
-            raise InvalidName(
+            raise BaseModelName(
                 "adapter",
                 str(adapter),
                 "requests by this name go to the base model; choose another",

@@ -10,7 +10,8 @@ from loragate.adapters.adapter_files import SourceFile
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.model_files import DIGESTED_FILES, require_model
 
-_TAKEN: Final = (*DIGESTED_FILES, "generation_config.json", "README.md", "merge.json")
+REPORT: Final = "merge.json"  # how it was merged, and what proves it
+_TAKEN: Final = (*DIGESTED_FILES, "generation_config.json", "README.md", REPORT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from loragate.adapters.errors import InvalidName
+from loragate.adapters.errors import BaseModelName, InvalidName
 
 CHAMPION: Final = "champion"
 
@@ -61,7 +61,8 @@ class AdapterName:
         parse_tenant(self.tenant)
         _matching("adapter", self.name)
         if self.name in RESERVED_ADAPTER_NAMES:
-            raise InvalidName("adapter", self.name, "this name is reserved for the base model")
+            rule = "this name is reserved for the base model; choose another"
+            raise BaseModelName("adapter", self.name, rule)
 
     @classmethod
     def parse(cls, text: str) -> AdapterName:

@@ -24,6 +24,7 @@ from loragate.server.admin.administration import Administration
 from loragate.server.admission import Admission
 from loragate.server.auth import Tenants
 from loragate.server.config import Config, LimitsConfig, read_chat_template
+from loragate.server.deadlines import Deadlines
 from loragate.server.engines import Engines
 from loragate.server.experiments.feedback import FeedbackDesk
 from loragate.server.experiments.observation_log import ObservationLog
@@ -158,6 +159,7 @@ async def build(
             tenants = Tenants(snapshots, admin_key)
             queue = make_queue(config)
             admission = Admission(queue)
+            deadlines = Deadlines(config.server.request_timeout_seconds)
             renderer = Renderer.load(base.path, chat_template)
             loader = Loader(
                 engine,
@@ -207,7 +209,7 @@ async def build(
                     max_logprobs=engine.model.max_logprobs,
                     max_choices=config.limits.max_choices,
                 ),
-                timeout_seconds=config.server.request_timeout_seconds,
+                deadlines=deadlines,
             )
             add_gauges(metrics, queue, residency, shadows, engine)
             metrics.registry.register(MergedModelMetrics(merged))
@@ -227,10 +229,11 @@ async def build(
             metrics_key = tenants.is_admin_key if config.metrics.require_admin_key else None
             options = HttpOptions(config.server.max_body_bytes, metrics_key)
             http = build_http(gateway, health, metrics, options, [admin])
-            server = Server(config.server, http, grpc_server, health, admission)
+            server = Server(config.server, http, grpc_server, health, admission, deadlines)
             engine.on_change(server.follow)
             most_pins = config.engine.max_cpu_loras - config.engine.max_loras
             pins = Pins(registry, residency, prefetch, most_pins)
+            pins.hold(snapshots.current)  # before anybody loads what was hot
             lifecycle = Lifecycle(registry, snapshots, residency, loader, pins, changed)
             trials = TrialRunner(
                 registry,

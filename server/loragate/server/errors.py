@@ -174,6 +174,9 @@ TABLE: dict[type[Exception], Status] = {
     registry.InvalidName: Status(
         grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_name"
     ),
+    registry.BaseModelName: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "base_model_name"
+    ),
     registry.InvalidAdapter: Status(
         grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_adapter"
     ),

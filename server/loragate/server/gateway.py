@@ -21,6 +21,7 @@ from loragate.adapters.snapshot import Limits, SnapshotWatcher
 from loragate.server.admission import Admission, Ticket
 from loragate.server.auth import Tenants
 from loragate.server.core import ChatRequest, Delta, Request, Route, Usage
+from loragate.server.deadlines import Deadlines
 from loragate.server.engine import (
     Engine,
     EngineRequest,
@@ -28,7 +29,7 @@ from loragate.server.engine import (
     ToolCallParser,
     ToolSession,
 )
-from loragate.server.errors import AdapterUnavailable, DeadlineExceeded, EngineDead
+from loragate.server.errors import AdapterUnavailable, EngineDead
 from loragate.server.experiments.assignment import unit_of
 from loragate.server.experiments.feedback import Feedback, FeedbackDesk
 from loragate.server.experiments.places import Place, Places
@@ -122,7 +123,7 @@ class Gateway:
         merged: MergedModels,
         default_limits: Limits,
         request_limits: RequestLimits,
-        timeout_seconds: float,
+        deadlines: Deadlines,
     ) -> None:
         self._tenants = tenants
         self._router = router
@@ -139,7 +140,7 @@ class Gateway:
         self._merged = merged
         self._default_limits = default_limits
         self._request_limits = request_limits
-        self._timeout_seconds = timeout_seconds
+        self._deadlines = deadlines
         self._await_first_version = 0
 
     @asynccontextmanager
@@ -158,25 +159,20 @@ class Gateway:
             self._metrics.under_way(route),
             self._usage.record(caller.request_id, route, caller.transport, on_end) as record,
         ):
-            try:
-                async with asyncio.timeout(self._timeout_seconds), AsyncExitStack() as stack:
-                    answer = self._answer(request, record, place)
-                    try:
-                        generation = await stack.enter_async_context(answer)
-                    except AdapterUnavailable as error:
-                        if place is None or not _is_down(error) or not place.fall_back(str(error)):
-                            raise
-                        record.route = place.route
-                        answer = self._answer(request, record)
-                        generation = await stack.enter_async_context(answer)
-                    heard = self._shadows.listen(place, request)
-                    if heard is not None:
-                        generation.deltas = _heard_by(heard, generation.deltas)
-                    yield generation
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    f"The request took longer than {self._timeout_seconds:g} s."
-                ) from None
+            async with self._deadlines.deadline(), AsyncExitStack() as stack:
+                answer = self._answer(request, record, place)
+                try:
+                    generation = await stack.enter_async_context(answer)
+                except AdapterUnavailable as error:
+                    if place is None or not _is_down(error) or not place.fall_back(str(error)):
+                        raise
+                    record.route = place.route
+                    answer = self._answer(request, record)
+                    generation = await stack.enter_async_context(answer)
+                heard = self._shadows.listen(place, request)
+                if heard is not None:
+                    generation.deltas = _heard_by(heard, generation.deltas)
+                yield generation
         if heard is not None:
             self._shadows.offer(heard)
 

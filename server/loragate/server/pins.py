@@ -23,13 +23,18 @@ class Pins:
         self._most = most
         self._said: dict[AdapterVersion, str] = {}  # why each pin is refused, "" where it is not
 
-    async def keep(self, snapshot: Snapshot) -> None:
-        pinned = snapshot.pinned()
-        kept = pinned[: self._most]
+    def hold(self, snapshot: Snapshot) -> tuple[AdapterVersion, ...]:
+        """What is pinned and has room stays, and is loaded before all else; returns it."""
+        kept = snapshot.pinned()[: self._most]
         self._residency.pin(kept)
         resident = set(self._residency.resident)
         self._prefetch.want((version for version in kept if version not in resident), first=True)
-        words = {version: "" if version in kept else self._refusal for version in pinned}
+        return kept
+
+    async def keep(self, snapshot: Snapshot) -> None:
+        """As `hold`, and tells the registry. Raises StoreError."""
+        kept = self.hold(snapshot)
+        words = {version: "" if version in kept else self._refusal for version in snapshot.pinned()}
         for version, word in words.items():
             if self._said.get(version) != word:
                 await asyncio.to_thread(self._registry.refuse_pin, version, word, ACTOR)

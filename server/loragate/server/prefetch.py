@@ -96,9 +96,7 @@ class Prefetch:
         self._has_work.set()
 
     def restore(self) -> None:
-        """The engine has restarted and holds nothing: what was held is wanted again, what is
-        leased first.
-        """
+        """The engine has restarted and holds nothing: what was held is wanted again."""
         self.want(self._residency.forget_all(), first=True)
 
     async def _load_wanted(self) -> None:

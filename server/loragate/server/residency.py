@@ -110,10 +110,15 @@ class Residency:
         """The engine has lost all it held: what is asked for from now on is loaded again.
 
         Leases that are still held end as ever; their requests find out from the engine. What was
-        held: what is leased first, then last use first.
+        held: what is pinned first, then what is leased, then last use first.
         """
+
+        def claims(version: AdapterVersion) -> tuple[bool, bool]:
+            lora_id = version.lora_id
+            return lora_id not in self._pinned, not self._queue.is_claimed(lora_id)
+
         latest = reversed(self.resident)
-        held = sorted(latest, key=lambda version: not self._queue.is_claimed(version.lora_id))
+        held = sorted(latest, key=claims)
         self._resident.clear()
         return tuple(held)
 

@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from loragate.adapters import errors as registry_errors
+from loragate.adapters.merged_states import MergedState
 from loragate.adapters.snapshot import SnapshotWatcher
 from loragate.server.core import BASE, MERGED, Route
 from loragate.server.errors import ModelNotFound
@@ -74,8 +75,8 @@ class Router:
         return Route(tenant, version, "merged")
 
     def models(self, tenant: str) -> tuple[ModelCard, ...]:
-        """The base model, then each of the tenant's adapters with those of its aliases and versions
-        that can answer.
+        """The base model, then each of the tenant's adapters with those of its aliases, versions
+        and merged models that can answer.
         """
         cards = [self._base_card(self._base_model)]
         snapshot = self._registry.current
@@ -88,6 +89,11 @@ class Router:
                 with suppress(registry_errors.AliasNotServing, registry_errors.VersionFailed):
                     version = snapshot.resolve(tenant, listing.name, selector)
                     cards.append(self._card(tenant, model, Route(tenant, version)))
+            for version in listing.versions:
+                standing = snapshot.merged(version)
+                if standing is not None and standing.state is MergedState.SERVING:
+                    model = f"{listing.name}@{version.version}{MERGED}"
+                    cards.append(self._card(tenant, model, Route(tenant, version, "merged")))
         return tuple(cards)
 
     def get_model(self, tenant: str, model: str) -> ModelCard:

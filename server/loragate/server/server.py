@@ -12,12 +12,13 @@ from starlette.types import ASGIApp
 
 from loragate.server.admission import Admission
 from loragate.server.config import ConfigError, ServerConfig, split_address
+from loragate.server.deadlines import Deadlines
 from loragate.server.health import Health
 from loragate.server.rpc.server import GrpcServer
 from loragate.server.supervision import EngineState
 
 logger = logging.getLogger(__name__)
-_CUT_OFF_SECONDS = 1  # for what still runs after the drain to notice that it is over
+_CUT_OFF_SECONDS = 1  # for what was cut off to tell its client
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Server:
     grpc: GrpcServer
     health: Health
     admission: Admission
+    deadlines: Deadlines
     http_port: int = 0
     grpc_port: int = 0
 
@@ -63,7 +65,9 @@ class Server:
                 await self.admission.drained()  # what was cut off writes its usage record yet
 
     async def drain(self) -> None:
-        """Takes nothing new, and waits for what runs, `drain_seconds` at most."""
+        """Takes nothing new, and waits for what runs, `drain_seconds` at most; then that is told
+        that it ends.
+        """
         logger.info("stopping: no new requests, %d under way", self.admission.in_flight)
         self.health.drain()
         self.admission.is_draining = True
@@ -73,6 +77,7 @@ class Server:
                 await self.admission.drained()
         except TimeoutError:
             logger.warning("%d requests are cut off", self.admission.in_flight)
+            self.deadlines.cut_off()
 
     async def follow(self, state: EngineState) -> None:
         """Tells gRPC's health; HTTP's probes ask for themselves."""

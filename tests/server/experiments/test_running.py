@@ -75,6 +75,25 @@ class Traffic:
         return Observations(tuple(self.exposures), tuple(self.outcomes), tuple(self.feedback))
 
 
+def test_units_that_come_after_the_most_that_count_change_no_figure_but_the_requests():
+    running = RunningTrial(trial(), ROLLOUT, NOTHING, most_units=100)
+    traffic = Traffic(running)
+    for number in range(100):
+        traffic.ask(number)
+    before = running.tallies(LATER)
+    for number in (*range(100, 300), 7):
+        traffic.ask(number, Outcome(True, 9.0, 0, None, None), thumbs=0.0)
+
+    after = running.tallies(LATER)
+    again = RunningTrial(trial(), ROLLOUT, traffic.kept, most_units=100).tallies(LATER)
+    assert sum(arm.requests for arm in after.values()) == 301
+    for arm in before:
+        for then in (after[arm], again[arm]):
+            assert then.units == before[arm].units
+            assert then.sample("error_rate").values.sum() == 0
+            assert then.sample("thumbs").size == before[arm].sample("thumbs").size
+
+
 def test_share_of_the_step_decides_who_gets_the_challenger():
     units = [Unit("user", f"user-{number}") for number in range(2000)]
     first, second = (RunningTrial(trial(step=step), ROLLOUT, NOTHING) for step in (0, 1))

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from loragate.adapters.errors import LoragateError
+from loragate.adapters.merged_files import REPORT
 from loragate.trainer.settings.method import MethodSettings
 from loragate.trainer.settings.publish import MergeDtype
-
-REPORT: Final = "merge.json"
 
 _DTYPES: Final[dict[MergeDtype, torch.dtype]] = {
     "float32": torch.float32,

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from loragate.adapters.trial_records import (
     Arm,
@@ -30,6 +31,13 @@ from loragate.server.experiments.rollout_plan import RolloutPlan
 from loragate.server.experiments.tally import ArmTally, Tally
 from loragate.server.experiments.verdict import Verdict, judge
 
+MOST_UNITS: Final = 500_000
+"""Of all arms of a step together; a unit takes 0.6 KiB, with five values of each metric 1.2.
+
+Those that come later do not count. As what is said holds at every moment, it holds at the one where
+counting ends; and as it ends for all arms at once, it moves no arm's part of the units.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -46,7 +54,11 @@ class RunningTrial:
     """
 
     def __init__(
-        self, trial: Trial, plan: RolloutPlan | ExperimentPlan, seen: Observations
+        self,
+        trial: Trial,
+        plan: RolloutPlan | ExperimentPlan,
+        seen: Observations,
+        most_units: int = MOST_UNITS,
     ) -> None:
         self.trial = trial
         self.plan = plan
@@ -59,6 +71,7 @@ class RunningTrial:
         # By exposure, arm and unit of what may still come; the oldest first.
         self._exposed: OrderedDict[str, tuple[str, str, float]] = OrderedDict()
         self._window_seconds = rule.window_seconds
+        self._most_units = most_units
         self._replay(seen)
 
     def assign(self, unit: Unit) -> Assignment:
@@ -157,7 +170,8 @@ class RunningTrial:
         at = row.at.timestamp()
         self._forget_before(at - self._window_seconds)
         self._exposed[row.id] = arm, row.unit, at
-        self._tallies[arm].expose(row.unit, kind, at)
+        units = sum(tally.units for tally in self._tallies.values())
+        self._tallies[arm].expose(row.unit, kind, at, takes_new=units < self._most_units)
 
     def _count_outcome(self, row: OutcomeRow) -> None:
         exposed = self._exposed.get(row.exposure_id)

@@ -119,11 +119,17 @@ class Tally:
         self._open: dict[str, dict[str, list[float]]] = {}
         self._counted: dict[str, _Counted] = {}
 
-    def expose(self, unit: str, kind: UnitKind, at: float) -> None:
-        """A request of the unit was admitted to this arm."""
+    @property
+    def units(self) -> int:
+        return len(self._deadlines)
+
+    def expose(self, unit: str, kind: UnitKind, at: float, *, takes_new: bool = True) -> None:
+        """A request of the unit was admitted to this arm. One that is new is passed over unless
+        `takes_new`, but its request is counted.
+        """
         self._close_due(at)
         self._requests += 1
-        if unit in self._deadlines:
+        if unit in self._deadlines or not takes_new:
             return
         deadline = at + self._rule.window_seconds
         self._deadlines[unit] = deadline
@@ -154,7 +160,7 @@ class Tally:
         return ArmTally(
             name,
             share,
-            len(self._deadlines),
+            self.units,
             self._requests,
             self._fallbacks,
             dict(self._kinds),

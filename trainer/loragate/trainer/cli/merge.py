@@ -74,15 +74,10 @@ def merge(
     """
     import msgspec
 
-    from loragate.trainer.cli.progress import hush_libraries
-
-    hush_libraries()  # before they are imported: some speak at once
-
     from loragate.adapters.base_model import find
     from loragate.adapters.home import Home
     from loragate.adapters.names import AdapterName
     from loragate.trainer.data.split_folder import SplitFolder
-    from loragate.trainer.merged_versions import merge_version
     from loragate.trainer.registry import find_version, open_registry
 
     if serve and stop:
@@ -100,10 +95,17 @@ def merge(
             registry.serve_merged(adapter, found.number)
             _say_served(found, _TO_BE_SERVED, as_json)
             return
+        base_model = find(base, home.models)
+        # Only now that there is something to merge: these import for a quarter of a minute.
+        from loragate.trainer.cli.progress import hush_libraries
+
+        hush_libraries()  # before the others are imported: some speak at once
+        from loragate.trainer.merged_versions import merge_version
+
         merged = merge_version(
             registry,
             found,
-            find(base, home.models),
+            base_model,
             home,
             dtype=dtype or "bfloat16",
             max_shard_size=max_shard_size,
@@ -138,7 +140,7 @@ def _is_merged(
     import msgspec
 
     from loragate.adapters.errors import NotMerged
-    from loragate.trainer.merging import REPORT
+    from loragate.adapters.merged_files import REPORT
 
     try:
         folder = registry.merged_model(adapter, number)
