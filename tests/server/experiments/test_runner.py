@@ -1,6 +1,7 @@
 """The runner on a real registry, with clocks that a test sets."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -87,8 +88,9 @@ class Rolling:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
+def registry(tmp_path: Path, empty_registry: Path) -> Registry:
     home = Home(tmp_path / "home").ensure()
+    shutil.copy(empty_registry, home.root)
     registry = Registry(home.database_url, ArtifactStore(home.artifacts))
     registry.create_tenant("acme")
     for number in (1, 2):
