@@ -12,6 +12,13 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # Without such a folder, uv takes torch's CPU build from where torch publishes it.
 TORCH := $(if $(FIND_LINKS),,--torch-backend cpu)
 
+# What needs the whole machine runs alone: the engine computes with every core, and the load tests
+# measure times. All other tests share the cores, a process for each with a thread for torch.
+NEEDS_ALL := tests/engine tests/loadtests
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' $(addprefix --ignore ,$(NEEDS_ALL)) \
+	-n logical --maxprocesses 4 --dist worksteal
+ALONE := $(BIN)/pytest -m 'not slow' $(NEEDS_ALL)
+
 PROTOS := $(addprefix proto/loragate/v1/,inference.proto registry.proto experiments.proto)
 OUT := proto
 
@@ -56,7 +63,8 @@ serve: setup ## Serve over HTTP and gRPC
 
 test: setup ## Run the tests but the slow ones, with the real engine and model
 	$(BIN)/loragate model prepare
-	$(BIN)/pytest -m 'not slow'
+	$(SIDE_BY_SIDE)
+	$(ALONE)
 
 test-slow: setup ## Run what takes minutes more: long churn, kills by the hundred, two processes
 	$(BIN)/loragate model prepare
@@ -64,7 +72,8 @@ test-slow: setup ## Run what takes minutes more: long churn, kills by the hundre
 
 coverage: setup ## Run the tests and show which lines of server/ and adapters/ they reach
 	$(BIN)/loragate model prepare
-	$(BIN)/pytest -m 'not slow' --cov --cov-report=term:skip-covered
+	$(SIDE_BY_SIDE) --cov --cov-report=
+	$(ALONE) --cov --cov-append --cov-report=term:skip-covered
 
 bench: setup ## Measure speed beside stock vLLM (20 minutes; ARGS="--rounds 1 --large" and others)
 	$(BIN)/python -m bench.serving $(ARGS)
