@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 # The engine's package: cpu, as pinned, or cuda, the newest that fits the machine's driver.
 EXTRA ?= cpu
+# Where it is set, each of many processes compiles torch, transformers and vLLM again as it imports
+# them: half of the time that importing takes.
+unexport PYTHONDONTWRITEBYTECODE
 # Wheels that lie in a folder (an offline mirror, a CPU build of torch) are used where pip would.
 FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export UV_FIND_LINKS := $(FIND_LINKS)
