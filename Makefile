@@ -6,12 +6,22 @@ UV_VERSION := 0.13.9
 # The engine's package: cpu, as pinned, or cuda, the newest that fits the machine's driver. What is
 # installed stays until another is named.
 EXTRA ?= $(or $(patsubst $(VENV)/.ready-%,%,$(wildcard $(VENV)/.ready-*)),cpu)
+# Where it is set, each of many processes compiles torch, transformers and vLLM again as it imports
+# them: half of the time that importing takes.
+unexport PYTHONDONTWRITEBYTECODE
 # Wheels that lie in a folder (an offline mirror, a CPU build of torch) are used where pip would.
 FIND_LINKS := $(or $(UV_FIND_LINKS),$(PIP_FIND_LINKS))
 export UV_FIND_LINKS := $(FIND_LINKS)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # Without such a folder, uv takes torch's CPU build from where torch publishes it.
 TORCH := $(if $(FIND_LINKS),,--torch-backend cpu)
+
+# What needs the whole machine runs alone: the engine computes with every core, and the load tests
+# measure times. All other tests share the cores, a process for each with a thread for torch.
+NEEDS_ALL := tests/engine tests/loadtests
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' $(addprefix --ignore ,$(NEEDS_ALL)) \
+	-n logical --maxprocesses 4 --dist worksteal
+ALONE := $(BIN)/pytest -m 'not slow' $(NEEDS_ALL)
 
 PROTOS := $(addprefix proto/loragate/v1/,inference.proto registry.proto experiments.proto)
 OUT := proto
@@ -60,7 +70,8 @@ serve: setup ## Serve over HTTP and gRPC
 
 test: setup ## Run the tests but the slow ones, with the real engine and model
 	$(BIN)/loragate model prepare
-	$(BIN)/pytest -m 'not slow'
+	$(SIDE_BY_SIDE)
+	$(ALONE)
 
 test-slow: setup ## Run what takes minutes more: long churn, kills by the hundred, two processes
 	$(BIN)/loragate model prepare
@@ -68,7 +79,8 @@ test-slow: setup ## Run what takes minutes more: long churn, kills by the hundre
 
 coverage: setup ## Run the tests and show which lines of server/ and adapters/ they reach
 	$(BIN)/loragate model prepare
-	$(BIN)/pytest -m 'not slow' --cov --cov-report=term:skip-covered
+	$(SIDE_BY_SIDE) --cov --cov-report=
+	$(ALONE) --cov --cov-append --cov-report=term:skip-covered
 
 bench: setup ## Measure speed beside stock vLLM (20 minutes; ARGS="--rounds 1 --large" and others)
 	$(BIN)/python -m bench.serving $(ARGS)

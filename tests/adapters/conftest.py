@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from loragate.adapters.database import Database
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
@@ -47,14 +46,6 @@ def store(tmp_path: Path) -> ArtifactStore:
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'registry.db'}"
-
-
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database to copy: migrating one for each test takes most of a test's time."""
-    path = tmp_path_factory.mktemp("empty") / "registry.db"
-    Database(f"sqlite:///{path}").close()
-    return path
 
 
 @pytest.fixture

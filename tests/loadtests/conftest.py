@@ -15,7 +15,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "server")]
 
 # Found by the path above.
 from small_server import write_base_model  # noqa: E402  # pyright: ignore[reportMissingImports]
+from smoke_runs import load, read_finished, run_to_end  # noqa: E402
 from tiny_adapters import write_adapter  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+from loadtests.records import Run  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(tmp_path_factory.mktemp("tiny-adapter") / "adapter")
+
+
+@pytest.fixture(scope="session")
+def steady_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("steady")
+
+
+@pytest.fixture(scope="session")
+def steady(tiny_model: Path, tiny_adapter: Path, steady_folder: Path) -> Run:
+    """A whole run, with its calibration before it and its report in `steady_folder` after it."""
+    traffic = ("--rate", "8", "--duration", "5")
+    command = load(tiny_model, tiny_adapter, steady_folder, "steady", *traffic)
+    return read_finished(steady_folder, run_to_end(command))

@@ -1,5 +1,6 @@
 """Fixtures around `small_server`: a whole server, its parts, and where it keeps its things."""
 
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from multiprocessing.context import ForkServerContext
@@ -44,8 +45,10 @@ def forks() -> ForkServerContext:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "home").ensure()
+def home(tmp_path: Path, empty_registry: Path) -> Home:
+    home = Home(tmp_path / "home").ensure()
+    shutil.copy(empty_registry, home.root)
+    return home
 
 
 @pytest.fixture

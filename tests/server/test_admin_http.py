@@ -1,6 +1,7 @@
 """`/admin/v1` on a real registry."""
 
 import asyncio
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,9 +23,9 @@ SUPPORT = "/tenants/acme/adapters/support"
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
-    with Registry(url, ArtifactStore(tmp_path / "artifacts")) as opened:
+def registry(tmp_path: Path, empty_registry: Path) -> Iterator[Registry]:
+    path = shutil.copy(empty_registry, tmp_path)
+    with Registry(f"sqlite:///{path}", ArtifactStore(tmp_path / "artifacts")) as opened:
         yield opened
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -52,8 +53,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 
 
 @pytest.fixture
-def registry(home: Home) -> Iterator[Registry]:
-    home.ensure()
+def registry(home: Home, empty_registry: Path) -> Iterator[Registry]:
+    shutil.copy(empty_registry, home.ensure().root)
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as opened:
         yield opened
 

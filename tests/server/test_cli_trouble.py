@@ -3,6 +3,7 @@
 import os
 import resource
 import shlex
+import shutil
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
@@ -29,12 +30,13 @@ Loragate = Callable[..., Result]
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: Path) -> Home:
     for variable in ("LORAGATE_URL", "LORAGATE_ADMIN_KEY", "LORAGATE_API_KEY", "LORAGATE_CONFIG"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("LORAGATE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     home = Home(tmp_path / "home").ensure()
+    shutil.copy(empty_registry, home.root)
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
         registry.create_tenant("acme")
     return home

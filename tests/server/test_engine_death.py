@@ -129,6 +129,6 @@ async def test_promotion_survives_the_engines_death(
     engines.may_start.set()
     await until(lambda: len(engines.made) == 2 and is_settled(served, engines), 10)
     assert (await served.client.get("/readyz")).status_code == 200
-    async with asyncio.timeout(2):  # the server reads the registry again in a moment
+    async with asyncio.timeout(10):  # the server reads the registry again in a moment
         while await answering(served) != "acme/support@v2":  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)

@@ -1,6 +1,7 @@
 """Operators do over gRPC what they do over HTTP, with the admin key and with no other."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
@@ -32,9 +33,9 @@ METHODS = list[MethodDescriptor](pb.DESCRIPTOR.services_by_name["AdapterRegistry
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
-    with Registry(url, ArtifactStore(tmp_path / "artifacts")) as opened:
+def registry(tmp_path: Path, empty_registry: Path) -> Iterator[Registry]:
+    path = shutil.copy(empty_registry, tmp_path)
+    with Registry(f"sqlite:///{path}", ArtifactStore(tmp_path / "artifacts")) as opened:
         yield opened
 
 

@@ -158,7 +158,7 @@ class World:
         assert self.answering(server) in (old, new)
         assert wait_for(self.is_settled, SETTLES_SECONDS), self.log.read_text()
         assert self.serving() == new
-        assert wait_for(lambda: self.answering(server) == new, 2)  # it reads the registry again
+        assert wait_for(lambda: self.answering(server) == new, 10)  # it reads the registry again
         with self.registry() as registry:
             for version in registry.snapshot().versions():
                 self.store.verify(version.digest)

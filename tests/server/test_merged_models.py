@@ -71,7 +71,7 @@ async def test_merged_model_is_served_by_an_engine_of_its_own_where_the_route_sa
     assert mode(await served.chat(model="support@v1+merged")) == ("merged", "")
 
     served.registry.set_alias(SUPPORT, "champion", 1, mode="merged")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         while mode(await served.chat()) != ("merged", ""):  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)
 

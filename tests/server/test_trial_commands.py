@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,14 @@ Loragate = Callable[..., str]
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+def registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: Path
+) -> Iterator[Registry]:
     """acme/support has a champion v1, and v2."""
     for variable in ("LORAGATE_URL", "LORAGATE_ADMIN_KEY", "LORAGATE_CONFIG"):
         monkeypatch.delenv(variable, raising=False)
     home = Home(tmp_path / "home").ensure()
+    shutil.copy(empty_registry, home.root)
     monkeypatch.setenv("LORAGATE_HOME", str(home.root))
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as opened:
         opened.create_tenant("acme")

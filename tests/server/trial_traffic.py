@@ -55,7 +55,7 @@ async def ask(served: Served, user: str, model: str = "support") -> Reply:
 
 async def under_way(served: Served) -> None:
     """Waits until requests are given arms."""
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(10):
         while "x-loragate-arm" not in (await ask(served, "first")).headers:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 

@@ -1,6 +1,7 @@
 """Merged models as artifacts of versions."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,10 @@ SUPPORT = AdapterName("acme", "support")
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
-    return Home(tmp_path / "home").ensure()
+def home(tmp_path: Path, empty_registry: Path) -> Home:
+    home = Home(tmp_path / "home").ensure()
+    shutil.copy(empty_registry, home.root)
+    return home
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """A run's way into the registry: what is written about it, and what keeps it out."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,10 +43,11 @@ description = "Sorts tickets."
 
 
 @pytest.fixture
-def registry(tmp_path: Path, base) -> Iterator[Registry]:
+def registry(tmp_path: Path, empty_registry: Path, base) -> Iterator[Registry]:
     gate = StaticGate(BaseProfile.read(base), 64)
     store = ArtifactStore(tmp_path / "artifacts")
-    with Registry(f"sqlite:///{tmp_path / 'registry.db'}", store, gate) as opened:
+    path = shutil.copy(empty_registry, tmp_path)
+    with Registry(f"sqlite:///{path}", store, gate) as opened:
         opened.create_tenant("acme")
         yield opened
 

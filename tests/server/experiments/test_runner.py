@@ -1,6 +1,7 @@
 """The runner on a real registry, with clocks that a test sets."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Clocks:
     async def some_looks(self) -> None:
         """Returns once what was set has been looked at."""
         before = self.looks
-        await until(lambda: self.looks > before + 4, 3)
+        await until(lambda: self.looks > before + 4, 10)
 
 
 @dataclass
@@ -87,8 +88,9 @@ class Rolling:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
+def registry(tmp_path: Path, empty_registry: Path) -> Registry:
     home = Home(tmp_path / "home").ensure()
+    shutil.copy(empty_registry, home.root)
     registry = Registry(home.database_url, ArtifactStore(home.artifacts))
     registry.create_tenant("acme")
     for number in (1, 2):
@@ -122,7 +124,7 @@ async def rolling(registry: Registry, clocks: Clocks) -> AsyncIterator[Rolling]:
             lambda: clocks.wall,
         )
         async with runner.running():
-            await until(lambda: places.station("acme", "support") is not None, 3)
+            await until(lambda: places.station("acme", "support") is not None, 10)
             champion = trial.arm("champion").version
             assert champion is not None
             yield Rolling(registry, places, trial, champion)
@@ -137,7 +139,7 @@ async def test_wall_clock_that_jumps_moves_no_rollout(registry: Registry) -> Non
             await clocks.some_looks()
             assert (rollout.standing.state, rollout.standing.step) == ("RUNNING", 0)
         clocks.seconds += MINUTE + 1
-        await until(lambda: rollout.standing.step == 1, 3)
+        await until(lambda: rollout.standing.step == 1, 10)
 
 
 async def test_requests_that_fail_take_everybody_back_before_the_step_is_over(
@@ -145,8 +147,8 @@ async def test_requests_that_fail_take_everybody_back_before_the_step_is_over(
 ) -> None:
     async with rolling(registry, Clocks()) as rollout:
         rollout.ask(100, Ended(outcome="internal_error", is_fault=True))
-        await until(lambda: rollout.standing.state == "ROLLED_BACK", 3)
-        await until(lambda: rollout.places.station("acme", "support") is None, 3)
+        await until(lambda: rollout.standing.state == "ROLLED_BACK", 10)
+        await until(lambda: rollout.places.station("acme", "support") is None, 10)
 
 
 async def test_refused_and_cancelled_requests_are_exposures_without_an_outcome(
@@ -172,4 +174,4 @@ async def test_time_watched_is_kept_over_a_restart(registry: Registry) -> None:
         await clocks.some_looks()
         assert rollout.standing.step == 0
         clocks.seconds += MINUTE * 0.2
-        await until(lambda: rollout.standing.step == 1, 3)
+        await until(lambda: rollout.standing.step == 1, 10)
