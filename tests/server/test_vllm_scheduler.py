@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from loragate.server.probe import ID_PREFIX
+from loragate.server.engine import GATE_ID_PREFIX
 from loragate.server.vllm_scheduler import considerate
 
 
@@ -32,7 +32,7 @@ class Recorder(Scheduler):
 
 ANSWERING = Request("a", 20)
 ASKING = Request("b", 5)
-CHECKED = Request(f"{ID_PREFIX}1-abc", 0)
+CHECKED = Request(f"{GATE_ID_PREFIX}1-abc", 0)
 
 
 @dataclass(frozen=True)

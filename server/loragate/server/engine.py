@@ -13,6 +13,8 @@ from loragate.server.core import (
     ToolCallDelta,
 )
 
+GATE_ID_PREFIX = "probe-"  # of the ids of the gate's own requests
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:

@@ -14,11 +14,9 @@ from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.reference import Reference, differences, mean_difference
 from loragate.adapters.rendering import Renderer
 from loragate.server.core import SamplingParams
-from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
+from loragate.server.engine import GATE_ID_PREFIX, Engine, EngineRequest, LoadedAdapter
 
-ID_PREFIX = "probe-"
-# Two kinds of text, in one short prompt: it holds every stream up for its one step, on a CPU by
-# about a millisecond a token.
+# Two kinds of text, in one short prompt: on a CPU each token of it takes about a millisecond.
 _PROMPTS = ('Which documents do I need? {"city": "Paris", "population":',)
 # In nats. Rounding between two runs in bfloat16 stays well below; trained adapters are far above.
 _LEAST_EFFECT = 0.02
@@ -104,7 +102,7 @@ class Probe:
     ) -> list[float]:
         self._count += 1
         request = EngineRequest(
-            id=f"{ID_PREFIX}{self._count}",
+            id=f"{GATE_ID_PREFIX}{self._count}",
             prompt_ids=prompt_ids,
             sampling=SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0),
             adapter=adapter,

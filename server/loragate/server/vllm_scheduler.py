@@ -13,7 +13,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from loragate.server.probe import ID_PREFIX
+from loragate.server.engine import GATE_ID_PREFIX
 
 _TOKENS_A_STEP = 7
 
@@ -42,4 +42,4 @@ def _is_reading(request: Request) -> bool:
 
 
 def _is_of_gate(request: Request) -> bool:
-    return request.request_id.startswith(ID_PREFIX)
+    return request.request_id.startswith(GATE_ID_PREFIX)
