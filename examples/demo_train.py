@@ -1,6 +1,6 @@
 """The trainer's whole way in some minutes: raw tickets to an adapter that answers.
 
-Checks, cleans and splits the raw data, trains, evaluates against the base model, publishes
+Looks at the raw data, cleans and splits them, trains, evaluates against the base model, publishes
 through the gate, merges, serves and asks. Every step is a `loragate` command that you can run
 yourself, and is printed before it runs; at the end it says how long each took and where the reports
 are. Run it with `make demo-train`.
@@ -30,6 +30,7 @@ from loragate.adapters.store import ArtifactStore
 ROOT = Path(__file__).resolve().parents[1]
 LORAGATE = Path(sys.executable).with_name("loragate")
 RUN_FILE = ROOT / "examples/train/tickets.toml"
+RAW = ROOT / "examples/data/tickets.csv"
 RUN = ROOT / "runs/tickets"
 INSTRUCTION = "Which queue: billing, outage, meter, moving, contract or complaint?"
 TICKETS = (
@@ -37,6 +38,7 @@ TICKETS = (
     "You took the monthly amount from my account twice.",
     "I get the keys to my new flat on Monday, what do you need from me?",
 )
+URL = "http://127.0.0.1:8000"
 START_SECONDS = 300.0
 REPORTS = {
     "data/report.html": "what was in the raw data, what was dropped and why",
@@ -83,9 +85,16 @@ def main() -> int:
 
 
 def _run(times: Times) -> None:
+    if _answers(f"{URL}/livez"):
+        raise LoragateError(f"A server answers at {URL} already; stop it first.")
     key = _tenant_key()
     shutil.rmtree(RUN, ignore_errors=True)
     _loragate(times, "model", "prepare")
+    _loragate(
+        times,
+        *("data", "check", _relative(RAW), "--bad-rows", "drop"),
+        *("--label-field", "output", "--group-field", "customer"),
+    )
     _loragate(times, "train", _relative(RUN_FILE))
     _loragate(times, "adapter", "show", "acme/tickets")
     with times.of("loragate serve"), _serving() as url:
@@ -115,26 +124,29 @@ def _serving() -> Iterator[str]:
     with log_path.open("wb") as log:
         server = subprocess.Popen([str(LORAGATE), "serve"], stdout=log, stderr=log, cwd=ROOT)
         try:
-            url = "http://127.0.0.1:8000"
-            _wait_until_ready(server, url, log_path)
-            yield url
+            _wait_until_ready(server, log_path)
+            yield URL
         finally:
             server.terminate()
             server.wait()
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log_path: Path) -> None:
+def _wait_until_ready(server: subprocess.Popen[bytes], log_path: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise LoragateError(f"The server ended; {log_path} says why.")
-        try:
-            if httpx.get(f"{url}/readyz").is_success:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
+        if _answers(f"{URL}/readyz"):
+            return
         time.sleep(0.3)
     raise LoragateError(f"The server was not ready in {START_SECONDS:g} s; see {log_path}.")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
 
 
 def _ask(url: str, key: str, model: str, ticket: str) -> str:
