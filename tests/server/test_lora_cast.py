@@ -2,9 +2,10 @@
 
 import ctypes
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from loragate.adapters.safetensors_header import Tensor
 from loragate.server import native_library
 from loragate.server.lora_cast import TRANSPOSED, LoraCast
 
@@ -107,3 +109,19 @@ def test_full_disk_is_told(library: ctypes.CDLL | None, tmp_path: Path) -> None:
 
     with files_of_at_most(5000), pytest.raises(OSError, match="File too large"):
         cast.write(tmp_path / "given", tmp_path / "made")
+
+
+def test_file_that_shrinks_meanwhile_is_told(library: ctypes.CDLL | None, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    save_file({"a": torch.ones(1 << 12)}, given)
+
+    class Shrinking(LoraCast):
+        def _moves(self, tensors: Mapping[str, Tensor]) -> list[Any]:
+            with given.open("r+b") as file:  # its header has been read by now
+                file.truncate(1000)
+            return super()._moves(tensors)
+
+    with pytest.raises(OSError, match="Input/output"):
+        Shrinking(torch.bfloat16, transposes_b=True, library=library).write(
+            given, tmp_path / "made"
+        )

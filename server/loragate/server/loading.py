@@ -87,7 +87,6 @@ class Loader:
             await self.let_steps_pass()
             await self._engine.load(adapter)
             await self._check_in_engine(adapter, reference)
-            await self.let_steps_pass()
         except EngineDead:
             await self.set_state(version, AdapterState.PUBLISHED, "the engine died meanwhile")
             raise

@@ -1,8 +1,8 @@
 """An adapter's weights as the engine holds them, in a file that its core only has to read."""
 
 import ctypes
+import errno
 import json
-import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class LoraCast:
         if library is not None:
             self._function = library.cast_tensors
             pointer, number = ctypes.c_void_p, ctypes.c_int64
-            self._function.argtypes = (pointer, pointer, number, number, ctypes.c_int)
+            self._function.argtypes = (ctypes.c_int, pointer, number, number, ctypes.c_int)
             self._function.restype = ctypes.c_int
 
     def is_needless(self, source: Path) -> bool:
@@ -75,14 +75,12 @@ class LoraCast:
         with source.open("rb", buffering=0) as file, target.open("xb", buffering=0) as out:
             out.write(_header(moves, self._dtype))
             start = read_data_start(file)
-            # Private, so that it counts as writable, as ctypes and torch want it.
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as content:
-                if self._function is not None and all(
-                    dtype in _COMPILED for dtype in (self._dtype, *(move.dtype for move in moves))
-                ):
-                    self._write_compiled(content, start, moves, out)
-                else:
-                    self._write_by_torch(content, start, moves, out)
+            if self._function is not None and all(
+                dtype in _COMPILED for dtype in (self._dtype, *(move.dtype for move in moves))
+            ):
+                self._write_compiled(file, start, moves, out)
+            else:
+                self._write_by_torch(file, start, moves, out)
 
     def _moves(self, tensors: Mapping[str, Tensor]) -> list[_Move]:
         return [
@@ -93,30 +91,29 @@ class LoraCast:
         ]
 
     def _write_compiled(
-        self, content: mmap.mmap, start: int, moves: Sequence[_Move], out: FileIO
+        self, file: FileIO, start: int, moves: Sequence[_Move], out: FileIO
     ) -> None:
         assert self._function is not None
         tensors = (_Compiled * len(moves))(
             *(
-                (m.tensor.begin, m.rows, m.columns, _COMPILED[m.dtype], m.is_transposed)
+                (start + m.tensor.begin, m.rows, m.columns, _COMPILED[m.dtype], m.is_transposed)
                 for m in moves
             )
         )
-        first = (ctypes.c_char * 0).from_buffer(content, start)
-        try:
-            failed = self._function(
-                ctypes.addressof(first), tensors, len(moves), _COMPILED[self._dtype], out.fileno()
-            )
-        finally:
-            del first  # or the file could not be unmapped
+        failed = self._function(
+            file.fileno(), tensors, len(moves), _COMPILED[self._dtype], out.fileno()
+        )
         if failed:
             raise OSError(failed, os.strerror(failed))
 
     def _write_by_torch(
-        self, content: mmap.mmap, start: int, moves: Sequence[_Move], out: FileIO
+        self, file: FileIO, start: int, moves: Sequence[_Move], out: FileIO
     ) -> None:
         for move in moves:
-            given = bytearray(content[start + move.tensor.begin : start + move.tensor.end])
+            given = bytearray(move.tensor.end - move.tensor.begin)
+            file.seek(start + move.tensor.begin)
+            if file.readinto(given) != len(given):  # it has become shorter
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
             tensor = torch.frombuffer(given, dtype=move.dtype).view(move.rows, move.columns)
             made = tensor.to(self._dtype)
             made = (made.T if move.is_transposed else made).contiguous()

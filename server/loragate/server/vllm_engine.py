@@ -48,6 +48,7 @@ from loragate.server.vllm_translation import REFUSALS, delta, vllm_sampling
 logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 5.0  # for whoever meets a dead engine that nobody starts again
 _FIRST_ANSWER_SECONDS = 60.0
+_LOOK_AGAIN_SECONDS = 0.005
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -275,8 +276,9 @@ class VllmEngine:
                 staged = await asyncio.to_thread(self._stage, adapter.path, Path(folder))
                 await self._call_worker("stage_adapter", adapter.version.lora_id, str(staged))
                 # The engine answers between two steps, so each call is a part in another one.
-                while not await self._call_worker("add_staged_adapter"):
-                    pass
+                while (is_done := await self._call_worker("add_staged_adapter")) is not True:
+                    if is_done is None:  # still being read, which nothing tells us the end of
+                        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
         except OSError as error:
             raise StoreError(
                 f"{adapter.version} cannot be put into the engine's dtype in {gettempdir()} "

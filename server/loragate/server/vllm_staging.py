@@ -41,12 +41,16 @@ class AdapterStaging:
         """Begins to read the adapter in the folder; returns at once. One at a time."""
         self._staged = _Placement(self.model_runner.lora_manager, lora_id, Path(path))
 
-    def add_staged_adapter(self) -> bool:
-        """Puts some layers of it into its slot; False says to ask again, for the next ones.
+    def add_staged_adapter(self) -> bool | None:
+        """Puts some layers of it into its slot; False says to ask again, for the next ones, None
+        that it is still being read.
 
         Raises what was met on the way: the adapter cannot be read, or does not fit.
         """
-        return self._staged.go_on()
+        is_done = self._staged.go_on()
+        if is_done:
+            del self._staged  # with the file's content, which may outlive the adapter otherwise
+        return is_done
 
 
 class _Placement:
@@ -68,8 +72,8 @@ class _Placement:
         self._layout = _Layout(weights)
         self._parts = self._place()
 
-    def go_on(self) -> bool:
-        """Does a part of the work; whether it was the last."""
+    def go_on(self) -> bool | None:
+        """Does a part of the work; whether it was the last, None where there is none to do yet."""
         try:
             return next(self._parts, True)
         except BaseException:
@@ -83,10 +87,10 @@ class _Placement:
         except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
             self._content.set_exception(error)
 
-    def _place(self) -> Iterator[bool]:
-        """Yields False after each part."""
+    def _place(self) -> Iterator[bool | None]:
+        """Yields False after each part, None while there is nothing to place."""
         while not self._content.done():
-            yield False
+            yield None
         content, slot = self._content.result(), self._take_slot()
         adapter = LoRAModel(self._lora_id, self._helper.r, {})
         for index, names in enumerate(self._layout.names_by_layers(_LAYERS_AT_ONCE)):

@@ -12,7 +12,7 @@
 enum type { FLOAT32, BFLOAT16 };
 
 struct tensor {
-    int64_t begin; /* bytes into the source */
+    int64_t begin; /* bytes into the file */
     int64_t rows, columns;
     int64_t type;
     int64_t is_transposed;
@@ -68,22 +68,37 @@ static int write_all(int file, const char *bytes, int64_t count) {
     return 0;
 }
 
-/* Writes `count` tensors of `source` one after the other to the file, in `type`. Returns 0 or an
- * errno. */
+/* Reads `count` bytes at `begin`. EIO for a file that has become shorter. */
+static int read_all(int file, char *bytes, int64_t count, int64_t begin) {
+    while (count > 0) {
+        ssize_t got = pread(file, bytes, (size_t)count, (off_t)begin);
+        if (got == 0) return EIO;
+        if (got < 0 && errno != EINTR) return errno;
+        if (got > 0) bytes += got, begin += got, count -= got;
+    }
+    return 0;
+}
+
+/* Writes `count` tensors of the file `source` one after the other to `target`, in `type`. Returns 0
+ * or an errno. */
 int cast_tensors(
-    const char *source, const struct tensor *tensors, int64_t count, int64_t type, int file) {
-    int64_t most = 0;
+    int source, const struct tensor *tensors, int64_t count, int64_t type, int target) {
+    int64_t most = 1;
     for (int64_t i = 0; i < count; i++) {
-        int64_t bytes = tensors[i].rows * tensors[i].columns * size_of(type);
-        if (bytes > most) most = bytes;
+        int64_t numbers = tensors[i].rows * tensors[i].columns;
+        if (numbers > most) most = numbers;
     }
-    char *buffer = malloc((size_t)most);
-    if (buffer == NULL) return ENOMEM;
-    int failed = 0;
+    char *given = malloc((size_t)(most * size_of(FLOAT32)));
+    char *made = malloc((size_t)(most * size_of(FLOAT32)));
+    int failed = given == NULL || made == NULL ? ENOMEM : 0;
     for (int64_t i = 0; i < count && !failed; i++) {
-        convert_any(&tensors[i], source + tensors[i].begin, buffer, type);
-        failed = write_all(file, buffer, tensors[i].rows * tensors[i].columns * size_of(type));
+        int64_t numbers = tensors[i].rows * tensors[i].columns;
+        failed = read_all(source, given, numbers * size_of(tensors[i].type), tensors[i].begin);
+        if (failed) break;
+        convert_any(&tensors[i], given, made, type);
+        failed = write_all(target, made, numbers * size_of(type));
     }
-    free(buffer);
+    free(given);
+    free(made);
     return failed;
 }
