@@ -13,7 +13,7 @@ from loragate.server.experiments.gates import parse_gate
 from loragate.server.experiments.metrics import Outcome
 from loragate.server.experiments.plans import ExperimentPlan, to_json
 from loragate.server.experiments.report import TrialReport, report_of, to_html, to_terminal
-from loragate.server.experiments.running import RunningTrial
+from loragate.server.experiments.running import MOST_UNITS, RunningTrial
 from loragate.server.experiments.tally import UnitRule
 
 AT = datetime(2026, 11, 23, tzinfo=UTC)
@@ -24,15 +24,25 @@ PLAN = ExperimentPlan(
 )
 
 
-@pytest.fixture(scope="module")
-def report() -> TrialReport:
+def under_way(most_units: int = MOST_UNITS) -> RunningTrial:
     version = AdapterVersion("acme", "support", 3, "d", 3)
     arms = Arm(1, "merged", version, "merged", 0.5), Arm(2, "champion", version, "unmerged", 0.5)
     adapter = AdapterName("acme", "support")
     trial = Trial(
         3, "experiment", adapter, "s", to_json(PLAN), arms, Standing("RUNNING"), AT, AT, None
     )
-    running, random = RunningTrial(trial, PLAN, Observations((), (), ())), np.random.default_rng(0)
+    return RunningTrial(trial, PLAN, Observations((), (), ()), most_units)
+
+
+def shown(report: TrialReport) -> str:
+    out = io.StringIO()
+    Console(width=160, file=out).print(to_terminal(report))
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def report() -> TrialReport:
+    running, random = under_way(), np.random.default_rng(0)
     for number in range(400):
         at = AT + timedelta(seconds=number)
         given = running.assign(Unit("user", f"user-{number}"))
@@ -77,30 +87,26 @@ def test_page_needs_nothing_else_and_says_what_the_report_says(report: TrialRepo
     assert "thumbs&gt;=champion-5%" in page
 
 
-def test_page_of_a_trial_without_requests_is_made_too(report: TrialReport):
-    version = AdapterVersion("acme", "support", 3, "d", 3)
-    arms = Arm(1, "merged", version, "merged", 0.5), Arm(2, "champion", version, "unmerged", 0.5)
-    trial = Trial(
-        3,
-        "experiment",
-        AdapterName("acme", "support"),
-        "s",
-        "",
-        arms,
-        Standing("RUNNING"),
-        AT,
-        AT,
-        None,
-    )
-    fresh = RunningTrial(trial, PLAN, Observations((), (), ()))
+def test_page_of_a_trial_without_requests_is_made_too():
+    page = to_html(report_of(under_way(), AT))
 
-    assert "there is no feedback &#39;thumbs&#39; of merged yet" in to_html(report_of(fresh, AT))
+    assert "there is no feedback &#39;thumbs&#39; of merged yet" in page
+
+
+def test_report_says_once_that_further_units_do_not_count():
+    running = under_way(most_units=2)
+    for number in range(2):
+        assert "Counting has ended" not in to_html(report_of(running, AT))
+        running.expose(running.assign(Unit("user", f"{number}")), "acme", f"req-{number}", AT)
+
+    full = report_of(running, AT)
+
+    assert to_html(full).count("Counting has ended: 2 units have come, the most that count") == 1
+    assert shown(full).count("Counting has ended") == 1
 
 
 def test_terminal_shows_arms_gates_and_verdict(report: TrialReport):
-    out = io.StringIO()
-    Console(width=160, file=out).print(to_terminal(report))
-    text = out.getvalue()
+    text = shown(report)
 
     for words in ("merged", "INCONCLUSIVE", "tokens_per_second_mean>1.05x", "HOLDS", "about"):
         assert words in text

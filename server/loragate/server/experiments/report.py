@@ -77,7 +77,9 @@ class ShadowLine:
 
 @dataclass(frozen=True, slots=True)
 class TrialReport:
-    """All that is shown. `alpha` is the probability of each wrong verdict."""
+    """All that is shown. `alpha` is the probability of each wrong verdict; `counting_ended` says
+    why no further units count, and is empty while they do.
+    """
 
     title: str
     state: str
@@ -88,6 +90,7 @@ class TrialReport:
     plan: str
     arms: tuple[ArmLine, ...]
     comparisons: tuple[Comparison, ...]
+    counting_ended: str = ""
     shadows: tuple[ShadowLine, ...] = ()
     pairs: tuple[ShadowRow, ...] = ()
     """Those that differ, for people to compare."""
@@ -109,6 +112,7 @@ def report_of(running: RunningTrial, now: datetime, pairs: Sequence[ShadowRow] =
             Comparison(name, verdict, _curves(running, tallies, name, verdict))
             for name, verdict in running.verdicts(now).items()
         ),
+        counting_ended=_counting_ended(running),
         shadows=_shadows(trial, pairs),
         pairs=tuple(pair for pair in pairs if not pair.is_same)[:_PAIRS],
     )
@@ -134,6 +138,15 @@ def _state(running: RunningTrial) -> str:
             f"{standing.state}, step {standing.step + 1} of {len(running.plan.steps)}: {share:.3g}"
         )
     return standing.state
+
+
+def _counting_ended(running: RunningTrial) -> str:
+    if not running.is_full:
+        return ""
+    return (
+        f"Counting has ended: {running.most_units:,} units have come, the most that count, and "
+        "later ones change no figure; what these leave open needs another trial."
+    )
 
 
 def _answers(trial: Trial, name: str) -> str:
@@ -188,6 +201,8 @@ def to_terminal(report: TrialReport) -> RenderableType:
         counts = (tally.units, tally.requests, tally.fallbacks)
         arms.add_row(tally.name, arm.answers, f"{tally.share:.1%}", *map(str, counts))
     parts: list[RenderableType] = [f"[bold]{report.title}[/]  {report.state}", arms]
+    if report.counting_ended:
+        parts.append(report.counting_ended)
     for compared in report.comparisons:
         verdict, colour = compared.verdict, _COLOURS[compared.verdict.decision]
         text = f"[bold]{verdict.decision}[/]  {verdict.reason}"

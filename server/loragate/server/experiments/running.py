@@ -71,8 +71,13 @@ class RunningTrial:
         # By exposure, arm and unit of what may still come; the oldest first.
         self._exposed: OrderedDict[str, tuple[str, str, float]] = OrderedDict()
         self._window_seconds = rule.window_seconds
-        self._most_units = most_units
+        self.most_units = most_units
         self._replay(seen)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many units that those which come now do not count."""
+        return sum(tally.units for tally in self._tallies.values()) >= self.most_units
 
     def assign(self, unit: Unit) -> Assignment:
         place = bucket(self.trial.salt, unit)
@@ -170,8 +175,7 @@ class RunningTrial:
         at = row.at.timestamp()
         self._forget_before(at - self._window_seconds)
         self._exposed[row.id] = arm, row.unit, at
-        units = sum(tally.units for tally in self._tallies.values())
-        self._tallies[arm].expose(row.unit, kind, at, takes_new=units < self._most_units)
+        self._tallies[arm].expose(row.unit, kind, at, takes_new=not self.is_full)
 
     def _count_outcome(self, row: OutcomeRow) -> None:
         exposed = self._exposed.get(row.exposure_id)
