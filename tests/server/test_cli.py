@@ -605,6 +605,22 @@ def test_doctor_finds_a_missing_model_on_an_empty_machine(local: Loragate, home:
 
 
 @pytest.mark.usefixtures("free_ports")
+def test_doctor_warns_of_an_adapter_that_the_base_model_hides(
+    local: Loragate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local("tenant create acme")
+    local("adapter publish acme/tiny", str(write_adapter(tmp_path / "a")))
+    assert "names" not in states(local("doctor --json"))
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.setenv("LORAGATE_ENGINE_MODEL", str(tmp_path / "tiny"))
+
+    state, message = states(local("doctor --json"))["names"]
+
+    assert state == "warn"
+    assert "reach the base model, not acme/tiny; ask for the adapter as 'TENANT/tiny'" in message
+
+
+@pytest.mark.usefixtures("free_ports")
 def test_doctor_finds_a_damaged_artifact_when_it_looks_deep(
     local: Loragate, home: Home, tmp_path: Path
 ) -> None:

@@ -18,7 +18,9 @@ from loragate.adapters.base_model import BaseModel, prepare
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
+from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import Limits
+from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.local import open_local
 from loragate.server.config import ConfigError, EngineConfig
 
@@ -75,6 +77,21 @@ async def test_server_refuses_an_adapter_that_its_base_model_would_answer_for(
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "base_model_name")
     assert "choose another" in refused.json()["error"]["message"]
     assert f"{name}@v1" not in {card["id"] for card in listed.json()["data"]}
+
+
+async def test_server_tells_at_its_start_which_adapters_its_base_model_hides(
+    serve_with: ServeWith, base: BaseModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_with() as served:
+        home = served.home
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        registry.publish(AdapterName("acme", base.name), write_adapter(tmp_path / "adapter"))
+
+    assert "reach the base model" not in caplog.text
+    async with serve_with():
+        assert (
+            f"requests for '{base.name}' reach the base model, not acme/{base.name}" in caplog.text
+        )
 
 
 @pytest.fixture

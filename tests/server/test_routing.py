@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from promotions import let_serve
@@ -11,7 +12,7 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.server.errors import ModelNotFound
-from loragate.server.routing import Router
+from loragate.server.routing import Router, say_hidden
 
 SUPPORT, DRAFT = AdapterName("acme", "support"), AdapterName("acme", "draft")
 STARTED_AT = 1_700_000_000
@@ -124,3 +125,43 @@ def test_a_model_that_is_not_listed_cannot_be_got(router: Router) -> None:
 def test_the_base_model_can_be_got_by_both_of_its_names(router: Router) -> None:
     assert router.get_model("acme", "base").id == "base"
     assert router.get_model("acme", "tiny").adapter == "base"
+
+
+@pytest.fixture
+def hidden(tmp_path: Path, home: Home) -> Iterator[SnapshotWatcher]:
+    """acme: support v1 and tiny v1 (champions); tiny is older than the base model of its name."""
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        registry.create_tenant("acme")
+        for seed, adapter in enumerate((SUPPORT, AdapterName("acme", "tiny"))):
+            registry.publish(adapter, write_adapter(tmp_path / adapter.name, seed))
+            let_serve(registry, adapter, "champion", 1)
+        watcher = SnapshotWatcher(registry)
+        asyncio.run(watcher.refresh())
+        yield watcher
+
+
+def test_adapter_that_is_named_as_the_base_model_is_told_with_the_names_that_reach_it(
+    hidden: SnapshotWatcher,
+) -> None:
+    told = say_hidden(hidden.current, "tiny")
+    router = Router(hidden, "tiny", STARTED_AT)
+
+    assert "acme/tiny; ask for the adapter as 'TENANT/tiny' or 'tiny@champion'" in told
+    assert "support" not in told
+    assert router.route("acme", "tiny").adapter == "base"
+    for name in ("acme/tiny", "tiny@champion"):
+        assert router.route("acme", name).adapter == "acme/tiny@v1"
+    assert say_hidden(hidden.current, "another") == ""
+
+
+def test_the_list_has_each_name_once_where_an_adapter_is_named_as_the_base_model(
+    hidden: SnapshotWatcher,
+) -> None:
+    cards = Router(hidden, "tiny", STARTED_AT).models("acme")
+
+    assert [card.id for card in cards if card.id.startswith("tiny")] == [
+        "tiny",
+        "tiny@champion",
+        "tiny@v1",
+    ]
+    assert cards[0].adapter == "base"

@@ -46,7 +46,7 @@ from loragate.server.prefetch import HotList, Prefetch
 from loragate.server.probe import Probe
 from loragate.server.prompting import PromptBuilder, contract_of
 from loragate.server.residency import Residency
-from loragate.server.routing import Router
+from loragate.server.routing import Router, say_hidden
 from loragate.server.rpc.server import GrpcOptions, build_server
 from loragate.server.server import Server, listen
 from loragate.server.shadow import Shadows
@@ -155,6 +155,8 @@ async def build(
             observations.writing(),
             watcher as snapshots,
         ):
+            if hidden := say_hidden(snapshots.current, base.name):
+                logger.warning("%s", hidden)
             health = Health(lambda: engine.state)
             tenants = Tenants(snapshots, admin_key)
             queue = make_queue(config)

