@@ -48,6 +48,31 @@ def record(
     )
 
 
+def record_version(
+    session: Session,
+    adapter: Adapters,
+    row: Versions,
+    actor: str,
+    action: str,
+    reason: str = "",
+    *,
+    from_state: AdapterState | None = None,
+    to_state: AdapterState | None = None,
+) -> None:
+    """A change of one version, which its adapter shows too."""
+    record(
+        session,
+        actor,
+        action,
+        f"{adapter.tenant_id}/{adapter.name}@v{row.number}",
+        touched=[adapter, row],
+        from_state=from_state,
+        to_state=to_state,
+        digest=row.digest,
+        reason=reason,
+    )
+
+
 def read_audit(session: Session, subject: str | None, limit: int) -> tuple[AuditRow, ...]:
     """Newest first. A subject stands for all that belongs to it, a tenant for its adapters."""
     query = select(Audit).order_by(Audit.id.desc()).limit(limit)

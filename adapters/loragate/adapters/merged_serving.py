@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from loragate.adapters.audit_log import record
+from loragate.adapters.audit_log import record_version
 from loragate.adapters.database import Database
 from loragate.adapters.errors import MergedInUse, VersionNotFound
 from loragate.adapters.merged_states import AT_REST, MergedState
@@ -41,7 +41,7 @@ class MergedServing:
                 version.merged_since = version.merged_since or datetime.now(UTC)
                 version.merged_state = MergedState.WAITING
                 version.merged_reason = ""
-                _record(session, row, version, actor, "version.serve_merged")
+                record_version(session, row, version, actor, "version.serve_merged")
             return version_of(adapter.tenant, adapter.name, version)
 
     def stop_merged(self, adapter: AdapterName, number: int, actor: str = "cli") -> AdapterVersion:
@@ -56,7 +56,7 @@ class MergedServing:
             _require_unused(session, adapter, version)
             if version.merged_since is not None:
                 want_merged_no_longer(version)
-                _record(session, row, version, actor, "version.stop_merged")
+                record_version(session, row, version, actor, "version.stop_merged")
             return version_of(adapter.tenant, adapter.name, version)
 
     def set_merged_state(
@@ -74,7 +74,7 @@ class MergedServing:
             row.merged_state, row.merged_reason = state or "", reason
             adapter = session.get_one(Adapters, row.adapter_id)
             words = ": ".join(filter(None, (state or "stopped", reason)))
-            _record(session, adapter, row, actor, "version.merged_state", words)
+            record_version(session, adapter, row, actor, "version.merged_state", words)
 
     def reset_merged(self, actor: str) -> int:
         """For a server that starts: nothing is served merged yet, and all that is wanted is tried.
@@ -87,7 +87,9 @@ class MergedServing:
             for row, adapter in left:
                 row.merged_state = "" if row.merged_since is None else MergedState.WAITING
                 row.merged_reason = ""
-                _record(session, adapter, row, actor, "version.merged_state", "the server started")
+                record_version(
+                    session, adapter, row, actor, "version.merged_state", "the server started"
+                )
             return len(left)
 
 
@@ -115,17 +117,3 @@ def _require_unused(session: Session, adapter: AdapterName, version: Versions) -
     users += [f"{trial.kind} {trial.id}" for trial in session.scalars(trials)]
     if users:
         raise MergedInUse(adapter.tenant, adapter.name, f"v{version.number}", tuple(users))
-
-
-def _record(
-    session: Session, adapter: Adapters, row: Versions, actor: str, action: str, reason: str = ""
-) -> None:
-    record(
-        session,
-        actor,
-        action,
-        f"{adapter.tenant_id}/{adapter.name}@v{row.number}",
-        touched=[adapter, row],
-        digest=row.digest,
-        reason=reason,
-    )

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy.orm import Session
 
-from loragate.adapters.audit_log import record
+from loragate.adapters.audit_log import record_version
 from loragate.adapters.database import Database
 from loragate.adapters.names import (
     AdapterName,
@@ -43,7 +43,7 @@ class Pinning:
             if version.pinned_at is None:
                 version.pinned_at = datetime.now(UTC)
                 version.pin_refusal = ""
-                _record(session, row, version, actor, "version.pin")
+                record_version(session, row, version, actor, "version.pin")
             return version_of(adapter.tenant, adapter.name, version)
 
     def unpin(self, adapter: AdapterName, selector: str, actor: str = "cli") -> AdapterVersion:
@@ -54,7 +54,7 @@ class Pinning:
             if version.pinned_at is not None:
                 version.pinned_at = None
                 version.pin_refusal = ""
-                _record(session, row, version, actor, "version.unpin")
+                record_version(session, row, version, actor, "version.unpin")
             return version_of(adapter.tenant, adapter.name, version)
 
     def refuse_pin(self, version: AdapterVersion, reason: str, actor: str) -> None:
@@ -66,7 +66,7 @@ class Pinning:
             row.pin_refusal = reason
             adapter = session.get_one(Adapters, row.adapter_id)
             action = "version.pin_refused" if reason else "version.pin_kept"
-            _record(session, adapter, row, actor, action, reason)
+            record_version(session, adapter, row, actor, action, reason)
 
 
 def _select(session: Session, row: Adapters, adapter: AdapterName, selector: str) -> Versions:
@@ -74,17 +74,3 @@ def _select(session: Session, row: Adapters, adapter: AdapterName, selector: str
         return existing_version_row(session, row, adapter, parse_version(selector))
     alias = existing_alias_row(session, row, adapter, selector)
     return session.get_one(Versions, alias.serving_id or alias.desired_id)
-
-
-def _record(
-    session: Session, adapter: Adapters, row: Versions, actor: str, action: str, reason: str = ""
-) -> None:
-    record(
-        session,
-        actor,
-        action,
-        f"{adapter.tenant_id}/{adapter.name}@v{row.number}",
-        touched=[adapter, row],
-        digest=row.digest,
-        reason=reason,
-    )

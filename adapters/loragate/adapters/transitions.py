@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from loragate.adapters.audit_log import record
+from loragate.adapters.audit_log import record_version
 from loragate.adapters.database import Database
 from loragate.adapters.errors import VersionHeld, VersionInUse, VersionNotFound
 from loragate.adapters.merged_serving import want_merged_no_longer
@@ -80,7 +80,9 @@ class Transitions:
                 move_version(session, shelf, row, AdapterState.RETIRED, actor)
             else:
                 row.retiring = True
-                _record(session, shelf, row, actor, "version.retiring", "waits for the engine")
+                record_version(
+                    session, shelf, row, actor, "version.retiring", "waits for the engine"
+                )
             return version_of(adapter.tenant, adapter.name, row)
 
 
@@ -100,31 +102,9 @@ def move_version(
     row.state = move(before, wanted)
     row.reason = reason
     action = "version.retire" if wanted is AdapterState.RETIRED else "version.state"
-    _record(session, adapter, row, actor, action, reason, before)
+    record_version(session, adapter, row, actor, action, reason, from_state=before, to_state=wanted)
     if row.retiring and wanted in _AT_REST:
         move_version(session, adapter, row, AdapterState.RETIRED, actor, reason)
-
-
-def _record(
-    session: Session,
-    adapter: Adapters,
-    row: Versions,
-    actor: str,
-    action: str,
-    reason: str,
-    before: AdapterState | None = None,
-) -> None:
-    record(
-        session,
-        actor,
-        action,
-        f"{adapter.tenant_id}/{adapter.name}@v{row.number}",
-        touched=[adapter, row],
-        from_state=before,
-        to_state=None if before is None else AdapterState(row.state),
-        digest=row.digest,
-        reason=reason,
-    )
 
 
 def _require_no_alias(session: Session, adapter: AdapterName, row: Versions) -> None:
