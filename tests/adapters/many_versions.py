@@ -4,7 +4,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from promotion import let_serve
+from promotions import let_serve
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from promotion import make_ready
+from promotions import make_ready
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.names import AdapterName

@@ -9,7 +9,7 @@ from pathlib import Path
 import killed_process as changes
 import pytest
 from killed_process import Killer, Place
-from promotion import let_serve, make_ready
+from promotions import let_serve, make_ready
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import AdapterState, Registry

@@ -1,6 +1,4 @@
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
+from together import run_together
 
 import loragate.adapters.migrations
 from loragate.adapters.database import SCHEMA, Database
@@ -42,27 +41,7 @@ def test_newest_migration_is_the_one_the_code_expects():
 
 
 def test_processes_that_start_at_once_migrate_once(database_url: str):
-    starters = [
-        subprocess.Popen(
-            [sys.executable, "-c", OPEN, database_url],
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for _ in range(2)
-    ]
-    for starter in starters:
-        assert starter.stdout is not None
-        assert starter.stdout.readline() == "ready\n"
-    for starter in starters:
-        assert starter.stdin is not None
-        starter.stdin.write("go\n")
-        starter.stdin.flush()
-
-    errors = [starter.communicate(timeout=60)[1] for starter in starters]
-
-    assert errors == ["", ""]
+    assert run_together(OPEN, *[[database_url]] * 2) == ["", ""]
 
 
 def test_database_of_a_newer_loragate_is_refused(database_url: str):

@@ -1,9 +1,8 @@
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from together import run_together
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.home import Home
@@ -85,21 +84,6 @@ def test_lock_that_cannot_be_written_is_refused(tmp_path: Path):
 
 
 def test_processes_that_start_at_once_agree_on_the_key(tmp_path: Path):
-    starters = [
-        subprocess.Popen(
-            [sys.executable, "-c", PRINT_KEY, tmp_path / "home"],
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        for _ in range(4)
-    ]
-    for starter in starters:
-        assert starter.stdout is not None
-        assert starter.stdout.readline() == "ready\n"
-    for starter in starters:
-        assert starter.stdin is not None
-        starter.stdin.write("go\n")
-        starter.stdin.flush()
+    keys = run_together(PRINT_KEY, *[[str(tmp_path / "home")]] * 4)
 
-    assert len({starter.communicate(timeout=60)[0] for starter in starters}) == 1
+    assert len(set(keys)) == 1

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from promotion import let_serve
+from promotions import let_serve
 
 from loragate.adapters.errors import MergedInUse, NotServedMerged, VersionRetired
 from loragate.adapters.merged_states import MergedState

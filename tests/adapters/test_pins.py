@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from promotion import let_serve
+from promotions import let_serve
 
 from loragate.adapters.errors import AliasNotFound, VersionNotFound, VersionRetired
 from loragate.adapters.names import AdapterName, AdapterVersion

@@ -1,13 +1,12 @@
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from promotion import let_serve
+from promotions import let_serve
+from together import run_together
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import (
@@ -403,26 +402,12 @@ def test_two_processes_publishing_at_once_share_out_the_numbers(
 ):
     each = 5
     folders = [[write_adapter(f"{p}-{i}", seed=p * each + i) for i in range(each)] for p in (0, 1)]
-    command = [sys.executable, "-c", PUBLISH_ALL, database_url, str(tmp_path / "artifacts")]
-    processes = [
-        subprocess.Popen(
-            [*command, *map(str, mine)], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        for mine in folders
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    where = [database_url, str(tmp_path / "artifacts")]
 
-    lines = [process.communicate(timeout=60)[0].split("\n")[:-1] for process in processes]
+    written = run_together(PUBLISH_ALL, *([*where, *map(str, mine)] for mine in folders))
 
-    assert [process.returncode for process in processes] == [0, 0]
     numbers, lora_ids = zip(
-        *[map(int, line.split()) for mine in lines for line in mine], strict=True
+        *[map(int, line.split()) for mine in written for line in mine.splitlines()], strict=True
     )
     assert sorted(numbers) == list(range(1, 2 * each + 1))
     assert len(set(lora_ids)) == 2 * each

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from promotion import let_serve, make_ready
+from promotions import let_serve, make_ready
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import (

@@ -11,7 +11,7 @@ from sqlite3 import Connection as SqliteConnection
 
 import pytest
 from many_versions import fill
-from promotion import make_ready
+from promotions import make_ready
 from sqlalchemy import Engine, event
 
 from loragate.adapters.database import Database

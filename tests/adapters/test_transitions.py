@@ -2,7 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from promotion import let_serve, make_ready
+from promotions import let_serve, make_ready
 
 from loragate.adapters.errors import IllegalMove, VersionNotFound, VersionRetired
 from loragate.adapters.names import AdapterName, AdapterVersion
