@@ -18,6 +18,7 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.administration import Administration
+from loragate.server.rpc.calls import AdminCalls
 from loragate.server.rpc.registry import RegistryService
 from loragate.v1 import registry_pb2 as pb
 from loragate.v1.registry_pb2_grpc import (
@@ -44,12 +45,8 @@ def service(registry: Registry) -> RegistryService:
     def is_tenant_key(key: str) -> bool:
         return registry.snapshot().tenant_of_key(hash_key(key)) is not None
 
-    return RegistryService(
-        Administration(registry, "grpc"),
-        admin_key=ADMIN_KEY,
-        is_tenant_key=is_tenant_key,
-        max_adapter_bytes=MAX_ADAPTER_BYTES,
-    )
+    calls = AdminCalls(ADMIN_KEY, is_tenant_key)
+    return RegistryService(Administration(registry, "grpc"), calls, MAX_ADAPTER_BYTES)
 
 
 @pytest_asyncio.fixture

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from multiprocessing.context import ForkServerContext
@@ -22,6 +22,7 @@ from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
 
 LONG = "one two three four five six seven eight nine ten"
+STREAM = {"model": "base", "prompt": LONG, "max_tokens": 40, "stream": True}
 PACE_SECONDS = 0.05
 Start = Callable[[float], AbstractContextManager[ServerProcess]]
 
@@ -47,23 +48,27 @@ def start(forks: ForkServerContext, furnished: Furnished, base: BaseModel, tmp_p
     return start_it
 
 
+def streaming_over_grpc(server: ServerProcess, key: str) -> Iterator[pb.CompletionChunk]:
+    """STREAM, over the other transport."""
+    stub = inference_pb2_grpc.InferenceStub(grpc.insecure_channel(server.grpc))
+    return stub.CompleteStream(
+        pb.CompletionRequest(
+            model="base",
+            prompts=[pb.Prompt(text=LONG)],
+            sampling=pb.SamplingParams(max_tokens=40),
+        ),
+        metadata=(("authorization", f"Bearer {key}"),),
+    )
+
+
 def test_sigterm_lets_streams_finish_refuses_new_requests_and_exits_with_0(
     start: Start, key: str
 ) -> None:
-    body = {"model": "base", "prompt": LONG, "max_tokens": 40, "stream": True}
     with start(20) as server:
-        stub = inference_pb2_grpc.InferenceStub(grpc.insecure_channel(server.grpc))
-        call = stub.CompleteStream(
-            pb.CompletionRequest(
-                model="base",
-                prompts=[pb.Prompt(text=LONG)],
-                sampling=pb.SamplingParams(max_tokens=40),
-            ),
-            metadata=(("authorization", f"Bearer {key}"),),
-        )
+        call = streaming_over_grpc(server, key)
         health: Any = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.grpc))
         url = f"http://{server.http}/v1/completions"
-        with httpx.stream("POST", url, json=body, headers=bearer(key), timeout=20) as answer:
+        with httpx.stream("POST", url, json=STREAM, headers=bearer(key), timeout=20) as answer:
             events = answer.iter_lines()
             next(events)
             next(call)
@@ -74,7 +79,7 @@ def test_sigterm_lets_streams_finish_refuses_new_requests_and_exits_with_0(
             assert server.status("/livez") == 200
             serving = health_pb2.HealthCheckResponse.SERVING
             assert health.Check(health_pb2.HealthCheckRequest()).status != serving
-            refused = httpx.post(url, json=body, headers=bearer(key))
+            refused = httpx.post(url, json=STREAM, headers=bearer(key))
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "draining"
             assert "retry-after" in refused.headers
@@ -85,12 +90,11 @@ def test_sigterm_lets_streams_finish_refuses_new_requests_and_exits_with_0(
 
 
 def test_second_sigterm_ends_at_once(start: Start, key: str) -> None:
-    body = {"model": "base", "prompt": LONG, "max_tokens": 40, "stream": True}
     url = "/v1/completions"
     with (
         start(20) as server,
         httpx.Client(base_url=f"http://{server.http}", headers=bearer(key)) as client,
-        client.stream("POST", url, json=body) as answer,
+        client.stream("POST", url, json=STREAM) as answer,
     ):
         events = answer.iter_lines()  # kept: letting go of it would close the connection
         next(events)
@@ -103,21 +107,12 @@ def test_second_sigterm_ends_at_once(start: Start, key: str) -> None:
 def test_stream_that_outlasts_the_grace_time_ends_with_an_error_that_says_so(
     start: Start, key: str
 ) -> None:
-    body = {"model": "base", "prompt": LONG, "max_tokens": 40, "stream": True}
     with (
         start(0.2) as server,
         httpx.Client(base_url=f"http://{server.http}", headers=bearer(key)) as client,
-        client.stream("POST", "/v1/completions", json=body) as answer,
+        client.stream("POST", "/v1/completions", json=STREAM) as answer,
     ):
-        stub = inference_pb2_grpc.InferenceStub(grpc.insecure_channel(server.grpc))
-        call = stub.CompleteStream(
-            pb.CompletionRequest(
-                model="base",
-                prompts=[pb.Prompt(text=LONG)],
-                sampling=pb.SamplingParams(max_tokens=40),
-            ),
-            metadata=(("authorization", f"Bearer {key}"),),
-        )
+        call = streaming_over_grpc(server, key)
         lines = answer.iter_lines()
         next(lines)
         next(call)
@@ -136,13 +131,12 @@ def test_stream_that_outlasts_the_grace_time_ends_with_an_error_that_says_so(
 def test_answer_that_outlasts_the_grace_time_is_an_error_with_a_status(
     start: Start, key: str
 ) -> None:
-    body = {"model": "base", "prompt": LONG, "max_tokens": 40}
     with (
         start(0.2) as server,
         httpx.Client(base_url=f"http://{server.http}", headers=bearer(key)) as client,
         ThreadPoolExecutor() as others,
     ):
-        answer = others.submit(client.post, "/v1/completions", json=body)
+        answer = others.submit(client.post, "/v1/completions", json=STREAM | {"stream": False})
         metrics = f"http://{server.http}/metrics"
         assert wait_for(lambda: "loragate_requests_running 1.0" in httpx.get(metrics).text, 5)
         server.process.terminate()

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from loragate.server.admin.administration import check_admin_key
 from loragate.server.core import Route
 from loragate.server.errors import Failure, InvalidRequest, describe
 from loragate.server.gateway import Caller
@@ -53,6 +54,23 @@ async def answering(
         if failure.status.grpc_code is grpc.StatusCode.INTERNAL:
             logger.exception("gRPC call failed", extra={"request_id": caller.request_id})
         await _abort(context, failure)
+
+
+class AdminCalls:
+    """What all methods share that are for whoever holds the admin key."""
+
+    def __init__(self, admin_key: str, is_tenant_key: Callable[[str], bool]) -> None:
+        self._admin_key = admin_key
+        self._is_tenant_key = is_tenant_key
+
+    @asynccontextmanager
+    async def answering(
+        self, context: grpc.aio.ServicerContext[Asked, Answered]
+    ) -> AsyncIterator[None]:
+        """As `answering`, and turns everybody else away."""
+        async with answering(context) as caller:
+            check_admin_key(caller.api_key, self._admin_key, self._is_tenant_key)
+            yield
 
 
 class DecodingInterceptor(grpc.aio.ServerInterceptor):

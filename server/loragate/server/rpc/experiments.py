@@ -1,8 +1,6 @@
 """`loragate.v1.Experiments`: rollouts and experiments for whoever holds the admin key."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import get_args
 
@@ -11,12 +9,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.trial_records import Trial, TrialKind
-from loragate.server.admin.administration import Administration, check_admin_key
+from loragate.server.admin.administration import Administration
 from loragate.server.admin.trial_shapes import report_view, trial_view
 from loragate.server.admin.trial_views import Action
 from loragate.server.errors import InvalidRequest
 from loragate.server.experiments.office import ExperimentWish, RolloutWish
-from loragate.server.rpc.calls import Answered, Asked, answering
+from loragate.server.rpc.calls import AdminCalls
 from loragate.v1 import experiments_pb2 as pb
 from loragate.v1 import experiments_pb2_grpc
 
@@ -33,23 +31,16 @@ _ACTIONS: dict["pb.ChangeTrialRequest.Action", Action] = {
 class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
     """Rollouts and experiments for operators."""
 
-    def __init__(
-        self,
-        administration: Administration,
-        *,
-        admin_key: str,
-        is_tenant_key: Callable[[str], bool],
-    ) -> None:
+    def __init__(self, administration: Administration, calls: AdminCalls) -> None:
         self._administration = administration
-        self._admin_key = admin_key
-        self._is_tenant_key = is_tenant_key
+        self._calls = calls
 
     async def StartRollout(
         self,
         request: pb.StartRolloutRequest,
         context: grpc.aio.ServicerContext[pb.StartRolloutRequest, pb.StartRolloutResponse],
     ) -> pb.StartRolloutResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             usual = RolloutWish(request.to)
             wish = RolloutWish(
                 request.to,
@@ -69,7 +60,7 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
         request: pb.StartExperimentRequest,
         context: grpc.aio.ServicerContext[pb.StartExperimentRequest, pb.StartExperimentResponse],
     ) -> pb.StartExperimentResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             usual = ExperimentWish(tuple(request.arms), tuple(request.gates))
             wish = ExperimentWish(
                 usual.arms,
@@ -89,7 +80,7 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
         request: pb.ListTrialsRequest,
         context: grpc.aio.ServicerContext[pb.ListTrialsRequest, pb.ListTrialsResponse],
     ) -> pb.ListTrialsResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             tenant = request.tenant if request.HasField("tenant") else None
             kind = _kind(request.kind) if request.HasField("kind") else None
             trials = await self._administration.trials(tenant, kind)
@@ -100,7 +91,7 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
         request: pb.GetTrialRequest,
         context: grpc.aio.ServicerContext[pb.GetTrialRequest, pb.GetTrialResponse],
     ) -> pb.GetTrialResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             kind = _kind(request.kind) if request.HasField("kind") else None
             trial, report = await self._administration.trial(adapter, kind)
@@ -125,7 +116,7 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
         request: pb.ChangeTrialRequest,
         context: grpc.aio.ServicerContext[pb.ChangeTrialRequest, pb.ChangeTrialResponse],
     ) -> pb.ChangeTrialResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             action = _ACTIONS.get(request.action)
             if action is None:
                 raise InvalidRequest("Say what is to be done: set the action.", param="action")
@@ -135,14 +126,6 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
                 adapter, action, request.arm, request.reason, kind
             )
             return pb.ChangeTrialResponse(trial=_trial(moved))
-
-    @asynccontextmanager
-    async def _admin(
-        self, context: grpc.aio.ServicerContext[Asked, Answered]
-    ) -> AsyncIterator[None]:
-        async with answering(context) as caller:
-            check_admin_key(caller.api_key, self._admin_key, self._is_tenant_key)
-            yield
 
 
 def _kind(text: str) -> TrialKind:

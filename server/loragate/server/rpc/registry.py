@@ -1,16 +1,16 @@
 """`loragate.v1.AdapterRegistry`: administration over gRPC, for whoever holds the admin key."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc
 
 from loragate.adapters.names import AdapterName, parse_version
-from loragate.server.admin.administration import Administration, check_admin_key
+from loragate.server.admin.administration import Administration
 from loragate.server.errors import InvalidRequest
 from loragate.server.rpc import records
-from loragate.server.rpc.calls import Answered, Asked, answering
+from loragate.server.rpc.calls import AdminCalls
 from loragate.server.rpc.watch import watch
 from loragate.v1 import registry_pb2 as pb
 from loragate.v1 import registry_pb2_grpc
@@ -22,14 +22,11 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
     def __init__(
         self,
         administration: Administration,
-        *,
-        admin_key: str,
-        is_tenant_key: Callable[[str], bool],
+        calls: AdminCalls,
         max_adapter_bytes: int,
     ) -> None:
         self._administration = administration
-        self._admin_key = admin_key
-        self._is_tenant_key = is_tenant_key
+        self._calls = calls
         self._max_adapter_bytes = max_adapter_bytes
         self._stopping = asyncio.Event()
 
@@ -42,7 +39,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request_iterator: AsyncIterator[pb.PublishAdapterRequest],
         context: grpc.aio.ServicerContext[pb.PublishAdapterRequest, pb.PublishAdapterResponse],
     ) -> pb.PublishAdapterResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             messages = aiter(request_iterator)
             adapter = await _read_header(messages)
             version = await self._administration.publish_files(
@@ -55,7 +52,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.GetAdapterRequest,
         context: grpc.aio.ServicerContext[pb.GetAdapterRequest, pb.GetAdapterResponse],
     ) -> pb.GetAdapterResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             return records.adapter_page(await self._administration.show(adapter))
 
@@ -64,7 +61,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.ListAdaptersRequest,
         context: grpc.aio.ServicerContext[pb.ListAdaptersRequest, pb.ListAdaptersResponse],
     ) -> pb.ListAdaptersResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             tenant = request.tenant if request.HasField("tenant") else None
             listings = await self._administration.adapters(tenant)
             return pb.ListAdaptersResponse(adapters=map(records.adapter, listings))
@@ -74,7 +71,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.SetAliasRequest,
         context: grpc.aio.ServicerContext[pb.SetAliasRequest, pb.SetAliasResponse],
     ) -> pb.SetAliasResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             version = await self._administration.set_alias(
                 AdapterName.parse(request.adapter),
                 request.alias,
@@ -89,7 +86,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.DeleteAliasRequest,
         context: grpc.aio.ServicerContext[pb.DeleteAliasRequest, pb.DeleteAliasResponse],
     ) -> pb.DeleteAliasResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             await self._administration.delete_alias(adapter, request.alias)
             return pb.DeleteAliasResponse()
@@ -99,7 +96,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.RollbackRequest,
         context: grpc.aio.ServicerContext[pb.RollbackRequest, pb.RollbackResponse],
     ) -> pb.RollbackResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             version = await self._administration.rollback(adapter)
             return pb.RollbackResponse(version=records.version(version))
@@ -109,7 +106,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.RetireVersionRequest,
         context: grpc.aio.ServicerContext[pb.RetireVersionRequest, pb.RetireVersionResponse],
     ) -> pb.RetireVersionResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             number = parse_version(request.version)
             await self._administration.retire(adapter, number)
@@ -120,7 +117,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.ServeMergedRequest,
         context: grpc.aio.ServicerContext[pb.ServeMergedRequest, pb.ServeMergedResponse],
     ) -> pb.ServeMergedResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             number = parse_version(request.version)
             version = await self._administration.serve_merged(adapter, number)
@@ -131,7 +128,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.StopMergedRequest,
         context: grpc.aio.ServicerContext[pb.StopMergedRequest, pb.StopMergedResponse],
     ) -> pb.StopMergedResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             number = parse_version(request.version)
             version = await self._administration.stop_merged(adapter, number)
@@ -142,7 +139,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.ListEnginesRequest,
         context: grpc.aio.ServicerContext[pb.ListEnginesRequest, pb.ListEnginesResponse],
     ) -> pb.ListEnginesResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             standings = await self._administration.engines()
             return pb.ListEnginesResponse(engines=map(records.engine, standings))
 
@@ -151,7 +148,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.PinVersionRequest,
         context: grpc.aio.ServicerContext[pb.PinVersionRequest, pb.PinVersionResponse],
     ) -> pb.PinVersionResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             version = await self._administration.pin(adapter, request.selector)
             return pb.PinVersionResponse(version=records.version(version))
@@ -161,7 +158,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.UnpinVersionRequest,
         context: grpc.aio.ServicerContext[pb.UnpinVersionRequest, pb.UnpinVersionResponse],
     ) -> pb.UnpinVersionResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             version = await self._administration.unpin(adapter, request.selector)
             return pb.UnpinVersionResponse(version=records.version(version))
@@ -171,7 +168,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.CollectArtifactsRequest,
         context: grpc.aio.ServicerContext[pb.CollectArtifactsRequest, pb.CollectArtifactsResponse],
     ) -> pb.CollectArtifactsResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             digests = await self._administration.collect()
             return pb.CollectArtifactsResponse(digests=digests)
 
@@ -180,7 +177,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.WatchAdaptersRequest,
         context: grpc.aio.ServicerContext[pb.WatchAdaptersRequest, pb.WatchAdaptersResponse],
     ) -> None:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             tenant = request.tenant if request.HasField("tenant") else None
             async with aclosing(watch(self._administration, tenant, self._stopping)) as messages:
                 async for message in messages:
@@ -191,7 +188,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.CreateTenantRequest,
         context: grpc.aio.ServicerContext[pb.CreateTenantRequest, pb.CreateTenantResponse],
     ) -> pb.CreateTenantResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             limits = records.limits(request.limits)
             made = await self._administration.create_tenant(request.tenant, limits)
             return pb.CreateTenantResponse(key=records.new_key(made))
@@ -201,7 +198,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.ListTenantsRequest,
         context: grpc.aio.ServicerContext[pb.ListTenantsRequest, pb.ListTenantsResponse],
     ) -> pb.ListTenantsResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             tenants = await self._administration.list_tenants()
             return pb.ListTenantsResponse(tenants=map(records.tenant, tenants))
 
@@ -210,7 +207,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.SetLimitsRequest,
         context: grpc.aio.ServicerContext[pb.SetLimitsRequest, pb.SetLimitsResponse],
     ) -> pb.SetLimitsResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             limits = records.limits(request.limits)
             await self._administration.set_limits(request.tenant, limits)
             return pb.SetLimitsResponse()
@@ -220,7 +217,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.DeleteTenantRequest,
         context: grpc.aio.ServicerContext[pb.DeleteTenantRequest, pb.DeleteTenantResponse],
     ) -> pb.DeleteTenantResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             await self._administration.delete_tenant(request.tenant)
             return pb.DeleteTenantResponse()
 
@@ -229,7 +226,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.CreateKeyRequest,
         context: grpc.aio.ServicerContext[pb.CreateKeyRequest, pb.CreateKeyResponse],
     ) -> pb.CreateKeyResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             made = await self._administration.create_key(request.tenant, request.name)
             return pb.CreateKeyResponse(key=records.new_key(made))
 
@@ -238,7 +235,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.ListKeysRequest,
         context: grpc.aio.ServicerContext[pb.ListKeysRequest, pb.ListKeysResponse],
     ) -> pb.ListKeysResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             keys = await self._administration.list_keys(request.tenant)
             return pb.ListKeysResponse(keys=map(records.key, keys))
 
@@ -247,17 +244,9 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         request: pb.RevokeKeyRequest,
         context: grpc.aio.ServicerContext[pb.RevokeKeyRequest, pb.RevokeKeyResponse],
     ) -> pb.RevokeKeyResponse:
-        async with self._admin(context):
+        async with self._calls.answering(context):
             await self._administration.revoke_key(request.key_id)
             return pb.RevokeKeyResponse()
-
-    @asynccontextmanager
-    async def _admin(
-        self, context: grpc.aio.ServicerContext[Asked, Answered]
-    ) -> AsyncIterator[None]:
-        async with answering(context) as caller:
-            check_admin_key(caller.api_key, self._admin_key, self._is_tenant_key)
-            yield
 
 
 async def _read_header(messages: AsyncIterator[pb.PublishAdapterRequest]) -> AdapterName:

@@ -17,7 +17,7 @@ from loragate.server.choices import collect
 from loragate.server.experiments.feedback import Feedback
 from loragate.server.gateway import Gateway
 from loragate.server.rpc import answers
-from loragate.server.rpc.calls import DecodingInterceptor, announce, answering
+from loragate.server.rpc.calls import AdminCalls, DecodingInterceptor, announce, answering
 from loragate.server.rpc.experiments import ExperimentsService
 from loragate.server.rpc.messages import chat_request, completion_request
 from loragate.server.rpc.registry import RegistryService
@@ -187,16 +187,10 @@ def build_server(
         interceptors=[DecodingInterceptor()], options=_channel_options(options)
     )
     inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(gateway), server)
-    registry_service = RegistryService(
-        administration,
-        admin_key=admin_key,
-        is_tenant_key=is_tenant_key,
-        max_adapter_bytes=options.max_adapter_bytes,
-    )
+    calls = AdminCalls(admin_key, is_tenant_key)
+    registry_service = RegistryService(administration, calls, options.max_adapter_bytes)
     registry_pb2_grpc.add_AdapterRegistryServicer_to_server(registry_service, server)
-    experiments = ExperimentsService(
-        administration, admin_key=admin_key, is_tenant_key=is_tenant_key
-    )
+    experiments = ExperimentsService(administration, calls)
     experiments_pb2_grpc.add_ExperimentsServicer_to_server(experiments, server)
     health_service = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
