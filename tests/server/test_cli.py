@@ -1,19 +1,16 @@
 """The command line on a real registry: in LORAGATE_HOME, and behind a real server's `/admin/v1`."""
 
-import json
-import shlex
-import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from admin_app import ADMIN_KEY, build_app, listening
+from commands import Loragate, Result, give_registry, move_to, running
 from promotions import let_serve, make_ready
 from tiny_adapters import write_adapter
 from typer.main import get_command
@@ -24,53 +21,26 @@ from loragate.adapters.merged_states import MergedState
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import AdapterState, Registry, UsageRow
 from loragate.adapters.store import ArtifactStore
-from loragate.server.cli.main import build, main
+from loragate.server.cli.main import build
 
 SUPPORT = AdapterName("acme", "support")
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> object:
-        return json.loads(self.out)
-
-
-Loragate = Callable[..., Result]
-
-
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    for variable in ("LORAGATE_URL", "LORAGATE_ADMIN_KEY", "LORAGATE_API_KEY", "LORAGATE_CONFIG"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("LORAGATE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    return Home(tmp_path / "home")
+    return move_to(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def registry(home: Home, empty_registry: Path) -> Iterator[Registry]:
-    shutil.copy(empty_registry, home.ensure().root)
+    give_registry(home, empty_registry)
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as opened:
         yield opened
 
 
 @pytest.fixture
 def local(home: Home, capsys: pytest.CaptureFixture[str]) -> Loragate:
-    """Runs a command in this process, as `loragate` would."""
-
-    def run(command: str, *more: str) -> Result:
-        with pytest.raises(SystemExit) as ended:
-            main([*shlex.split(command), *more])
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Result(ended.value.code, captured.out, captured.err)
-
-    return run
+    return running(capsys)
 
 
 @pytest.fixture(params=["local", "remote"])

@@ -2,41 +2,24 @@
 
 import os
 import resource
-import shlex
-import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import Loragate, Result, give_registry, move_to, running
 
 from loragate.adapters.home import Home
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.cli.main import main
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Loragate = Callable[..., Result]
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: Path) -> Home:
-    for variable in ("LORAGATE_URL", "LORAGATE_ADMIN_KEY", "LORAGATE_API_KEY", "LORAGATE_CONFIG"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("LORAGATE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    home = Home(tmp_path / "home").ensure()
-    shutil.copy(empty_registry, home.root)
+    home = move_to(tmp_path, monkeypatch)
+    give_registry(home, empty_registry)
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
         registry.create_tenant("acme")
     return home
@@ -44,14 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: Path) 
 
 @pytest.fixture
 def loragate(home: Home, capsys: pytest.CaptureFixture[str]) -> Loragate:
-    def run(command: str, *more: str) -> Result:
-        with pytest.raises(SystemExit) as ended:
-            main([*shlex.split(command), *more])
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Result(ended.value.code, captured.out, captured.err)
-
-    return run
+    return running(capsys)
 
 
 def assert_one_sentence(result: Result, part: str) -> None:

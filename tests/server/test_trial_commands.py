@@ -1,22 +1,19 @@
 """`loragate rollout` and `loragate experiment`, on this machine's registry and on a server's."""
 
 import json
-import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from admin_app import ADMIN_KEY, build_app, listening
+from commands import give_registry, move_to, running
 from promotions import let_serve
 from tiny_adapters import write_adapter
 
-from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.cli.main import main
 
 SUPPORT = AdapterName("acme", "support")
 START = "rollout start acme/support --to v2 --steps 1,50% --every 10m --gate 'error_rate<1%'"
@@ -31,11 +28,8 @@ def registry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: Path
 ) -> Iterator[Registry]:
     """acme/support has a champion v1, and v2."""
-    for variable in ("LORAGATE_URL", "LORAGATE_ADMIN_KEY", "LORAGATE_CONFIG"):
-        monkeypatch.delenv(variable, raising=False)
-    home = Home(tmp_path / "home").ensure()
-    shutil.copy(empty_registry, home.root)
-    monkeypatch.setenv("LORAGATE_HOME", str(home.root))
+    home = move_to(tmp_path, monkeypatch)
+    give_registry(home, empty_registry)
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as opened:
         opened.create_tenant("acme")
         for number in (1, 2):
@@ -51,11 +45,9 @@ def loragate(
     """Runs a command and returns what it printed; `code` is how it is to end."""
 
     def run(command: str, *more: str, code: int = 0) -> str:
-        with pytest.raises(SystemExit) as ended:
-            main([*shlex.split(command), *more])
-        captured = capsys.readouterr()
-        assert ended.value.code == code, captured.err
-        return captured.err if code else captured.out
+        result = running(capsys)(command, *more)
+        assert result.code == code, result.err
+        return result.err if code else result.out
 
     if request.param == "local":
         yield run
