@@ -1,6 +1,7 @@
 """How much memory a run will take, before it takes it."""
 
 from dataclasses import dataclass
+from typing import Self
 
 from transformers import PretrainedConfig
 
@@ -17,6 +18,23 @@ _KEPT_HIDDEN = 14
 _KEPT_MLP = 6
 # Weight, gradient and both moments of AdamW, float32.
 _TRAINED_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Widths:
+    """Of a layer's states, of its MLP, of all query heads together, and of all key heads."""
+
+    hidden: int
+    mlp: int
+    queries: int
+    keys: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Self:
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        head = getattr(config, "head_dim", None) or hidden // heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        return cls(hidden, mlp_width(config), head * heads, head * key_heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +72,20 @@ def estimate_memory(
     longest_row: int,
     supervised_share: float,
 ) -> Memory:
-    """For the longest batch. Rough, within about a third for models of Llama's kind."""
+    """For the longest batch, of `longest_row` tokens a row. Rough, within about a third for models
+    of Llama's kind.
+    """
     text = config.get_text_config()
-    hidden, layers = text.hidden_size, text.num_hidden_layers
-    mlp = getattr(text, "intermediate_size", None) or 4 * hidden
+    hidden, mlp, layers = text.hidden_size, mlp_width(text), text.num_hidden_layers
     parameters = parameter_count(text)
     tokens = training.batch_size * longest_row
-    number = 2 if training.precision == "bf16" else 4
+    number_bytes = 2 if training.precision == "bf16" else 4
     kept_layers = 1 if training.gradient_checkpointing else layers
-    checkpoints = tokens * hidden * number * layers if training.gradient_checkpointing else 0
-    kept = tokens * (_KEPT_HIDDEN * hidden + _KEPT_MLP * mlp) * number * kept_layers
+    checkpoints = tokens * hidden * number_bytes * layers if training.gradient_checkpointing else 0
+    kept = tokens * (_KEPT_HIDDEN * hidden + _KEPT_MLP * mlp) * number_bytes * kept_layers
     trained = parameters if method.name == "full" else adapter_count(text, method)
     return Memory(
-        weights=_weight_bytes(parameters, text.vocab_size * hidden, method, number),
+        weights=_weight_bytes(parameters, text.vocab_size * hidden, method, number_bytes),
         trained=trained * _TRAINED_BYTES,
         activations=kept + checkpoints,
         # The logits, their float32 copy, its softmax and gradient.
@@ -74,45 +93,43 @@ def estimate_memory(
     )
 
 
+def mlp_width(config: PretrainedConfig) -> int:
+    """Four times the states', as is usual, where the configuration does not say."""
+    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+
+
 def parameter_count(config: PretrainedConfig) -> int:
     """Of a model of Llama's kind, by its configuration."""
-    hidden = config.hidden_size
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    mlp = getattr(config, "intermediate_size", None) or 4 * hidden
-    keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    attention = 2 * hidden * head * (config.num_attention_heads + keys)
-    embeddings = (1 if config.tie_word_embeddings else 2) * config.vocab_size * hidden
-    return config.num_hidden_layers * (attention + 3 * hidden * mlp) + embeddings
+    widths = _Widths.of(config)
+    attention = 2 * widths.hidden * (widths.queries + widths.keys)
+    layer = attention + 3 * widths.hidden * widths.mlp
+    embeddings = (1 if config.tie_word_embeddings else 2) * config.vocab_size * widths.hidden
+    return config.num_hidden_layers * layer + embeddings
 
 
 def adapter_count(config: PretrainedConfig, method: MethodSettings) -> int:
     """Parameters of an adapter, by the widths of the layers that it changes."""
-    hidden = config.hidden_size
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    mlp = getattr(config, "intermediate_size", None) or 4 * hidden
-    queries = head * config.num_attention_heads
-    keys = head * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-    widths = {
-        "q_proj": hidden + queries,
-        "k_proj": hidden + keys,
-        "v_proj": hidden + keys,
-        "o_proj": queries + hidden,
-        "gate_proj": hidden + mlp,
-        "up_proj": hidden + mlp,
-        "down_proj": mlp + hidden,
+    widths = _Widths.of(config)
+    attention = {
+        "q_proj": widths.queries,
+        "k_proj": widths.keys,
+        "v_proj": widths.keys,
+        "o_proj": widths.queries,
     }
     modules = settled(method.target_modules)
-    per_layer = sum(widths.get(module, hidden + mlp) for module in modules)
+    per_layer = sum(widths.hidden + attention.get(module, widths.mlp) for module in modules)
     return config.num_hidden_layers * per_layer * settled(method.rank)
 
 
-def _weight_bytes(parameters: int, embedding: int, method: MethodSettings, number: int) -> int:
+def _weight_bytes(
+    parameters: int, embedding: int, method: MethodSettings, number_bytes: int
+) -> int:
     if method.name == "full":
         return 0  # counted with what is trained
     if method.name != "qlora":
-        return parameters * number
-    per_linear = 1.0 if method.quantization == "int8" else 0.55
-    return int((parameters - embedding) * per_linear) + embedding * number
+        return parameters * number_bytes
+    linear_bytes = 1.0 if method.quantization == "int8" else 0.55  # a parameter, with its scale
+    return int((parameters - embedding) * linear_bytes) + embedding * number_bytes
 
 
 def _gib(size_bytes: int) -> str:

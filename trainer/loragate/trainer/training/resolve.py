@@ -17,6 +17,7 @@ from loragate.trainer.settings.data import DataSettings
 from loragate.trainer.settings.method import PROJECTIONS, MethodSettings
 from loragate.trainer.settings.training import TrainingSettings
 from loragate.trainer.training import machine
+from loragate.trainer.training.memory import mlp_width
 from loragate.trainer.training.origin import Origin, method_of
 from loragate.trainer.training.plan import steps_of
 
@@ -82,7 +83,7 @@ def _training(
             device,
             training.batch_size * _TYPICAL_ROW,
             text.hidden_size,
-            getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+            mlp_width(text),
         )
     return msgspec.structs.replace(
         training,
