@@ -38,11 +38,12 @@ class Clock(TrainerCallback):
     def on_step_end(self, *_args: object, **_kwargs: object) -> None:
         now = time.perf_counter()
         self._journal.training_seconds += now - self._step_began
-        self._journal.seconds += now - self._mark
-        self._mark = now
+        self._add_until(now)
 
     def on_train_end(self, *_args: object, **_kwargs: object) -> None:
-        now = time.perf_counter()
+        self._add_until(time.perf_counter())
+
+    def _add_until(self, now: float) -> None:
         self._journal.seconds += now - self._mark
         self._mark = now
 
@@ -56,6 +57,7 @@ class Log(TrainerCallback):
         self._journal = journal
 
     def forget_after(self, step: int) -> None:
+        """For a run that goes on from this step."""
         lines = self._path.read_bytes().splitlines() if self._path.exists() else []
         kept = [line for line in lines if msgspec.json.decode(line)["step"] <= step]
         self._path.write_bytes(b"".join(line + b"\n" for line in kept))
@@ -159,6 +161,7 @@ class StopOnRequest(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
+        """Takes the signals over for the block; in the main thread only."""
         earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, _frame: FrameType | None) -> None:

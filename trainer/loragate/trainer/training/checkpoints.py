@@ -21,7 +21,7 @@ from loragate.trainer.training.journal import Journal
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """Under one folder, written by one process."""
+    """Under one folder, written by one process. Steps are optimizer steps, from 1."""
 
     folder: Path
 
@@ -32,10 +32,11 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The newest checkpoint to go on from."""
-        steps = [_number(path) for path in self.folder.glob("step-*")]
+        steps = [step_of(path) for path in self.folder.glob("step-*")]
         return self._step(max(steps)) if steps else None
 
     def begin(self) -> None:
+        """Makes `partial` empty, for the next checkpoint."""
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
 
@@ -46,10 +47,10 @@ class Checkpoints:
             journal.write(written)
             self._name(written, self._step(step))
         for path in self.folder.glob("step-*"):
-            if _number(path) != step:
+            if step_of(path) != step:
                 shutil.rmtree(path)
         for path in self.folder.glob("best-*"):
-            if _number(path) != journal.best.step:
+            if step_of(path) != journal.best.step:
                 shutil.rmtree(path)
 
     def keep_best(self, step: int, save: Callable[[Path], None]) -> None:
@@ -66,6 +67,7 @@ class Checkpoints:
             self._name(partial, self.best(step))
 
     def best(self, step: int) -> Path:
+        """Where the weights of that step are, if they were kept as the best."""
         return self.folder / f"best-{step:06d}"
 
     @contextmanager
@@ -84,6 +86,7 @@ class Checkpoints:
             ) from error
 
     def clear(self) -> None:
+        """Removes them all: the run has ended."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _step(self, step: int) -> Path:
@@ -98,8 +101,9 @@ class Checkpoints:
         _flush(self.folder)
 
 
-def _number(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])
+def step_of(checkpoint: Path) -> int:
+    """After which step it was written."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _flush(path: Path) -> None:

@@ -12,8 +12,8 @@ from loragate.trainer.training.rows import Row
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`order` has `rows_per_step` rows for each step. `tokens` and `supervised` are the sums at the
-    end of each step, from step 0.
+    """`order` has the indices of `rows_per_step` rows for each step. `tokens` and `supervised` are
+    sums at the end of each step, `steps` + 1 of them: step 0 is before training.
     """
 
     steps: int
@@ -32,15 +32,14 @@ def steps_of(settings: TrainingSettings, rows: int, processes: int) -> int:
     """How many steps the run takes, if nothing stops it."""
     if settings.max_steps:
         return settings.max_steps
-    rows_per_step = settings.batch_size * settings.gradient_accumulation * processes
-    return max(1, math.ceil(settings.epochs * rows / rows_per_step))
+    return max(1, math.ceil(settings.epochs * rows / _rows_per_step(settings, processes)))
 
 
 def make_plan(
     rows: Sequence[Row], settings: TrainingSettings, *, seed: int, processes: int
 ) -> Plan:
     steps = steps_of(settings, len(rows), processes)
-    per_step = settings.batch_size * settings.gradient_accumulation * processes
+    per_step = _rows_per_step(settings, processes)
     order = row_order(
         [len(row.ids) for row in rows],
         batch_size=settings.batch_size,
@@ -57,6 +56,10 @@ def make_plan(
         tokens=_sums([len(rows[row].ids) for row in order], per_step),
         supervised=_sums([rows[row].supervised for row in order], per_step),
     )
+
+
+def _rows_per_step(settings: TrainingSettings, processes: int) -> int:
+    return settings.batch_size * settings.gradient_accumulation * processes
 
 
 def _sums(counts: Sequence[int], per_step: int) -> list[int]:

@@ -11,22 +11,18 @@ from transformers.utils import logging as transformers_logging
 
 from loragate.adapters.base_profile import tokenizer_hash
 from loragate.trainer.errors import RunFolderError, TrainingError
-from loragate.trainer.run_folder import RunFolder, RunResult, write_whole
+from loragate.trainer.run_folder import RunFolder, RunResult, Verdict, write_whole
 from loragate.trainer.settings.section import settled
 from loragate.trainer.training import machine, processes
 from loragate.trainer.training.adapter_trainer import AdapterTrainer
 from loragate.trainer.training.arguments import training_arguments
 from loragate.trainer.training.callbacks import Bar, Clock, KeepBest, Log, StopOnRequest
-from loragate.trainer.training.checkpoints import Checkpoints
+from loragate.trainer.training.checkpoints import Checkpoints, step_of
 from loragate.trainer.training.curve import draw_curve
 from loragate.trainer.training.finished import write_adapter, write_model
 from loragate.trainer.training.journal import Journal
 from loragate.trainer.training.memory import Memory, estimate_memory
-from loragate.trainer.training.models import (
-    add_adapter,
-    continue_adapter,
-    load_base,
-)
+from loragate.trainer.training.models import add_adapter, continue_adapter, load_base
 from loragate.trainer.training.order import padding_share
 from loragate.trainer.training.preparing import Prepared
 from loragate.trainer.training.receipts import package_versions, weights_digest
@@ -67,6 +63,7 @@ def train(prepared: Prepared, folder: RunFolder, progress: Progress) -> RunResul
 
 
 def memory_of(prepared: Prepared) -> Memory:
+    """What its longest batch will take, by estimate."""
     run = prepared.run
     rows = prepared.training.rows
     return estimate_memory(
@@ -113,7 +110,8 @@ def _trainer(
         )
     log = Log(folder.log, prepared.plan, journal)
     if processes.is_first():
-        log.forget_after(_step_of(checkpoints.latest()))
+        latest = checkpoints.latest()
+        log.forget_after(step_of(latest) if latest else 0)
     callbacks: list[TrainerCallback] = [
         Clock(journal),
         log,
@@ -142,7 +140,7 @@ def _run(trainer: AdapterTrainer, latest: Path | None, prepared: Prepared) -> No
     elif not _has_stopped_early(trainer.journal, prepared):
         trainer.train(resume_from_checkpoint=str(latest))
     else:
-        trainer.state.global_step = _step_of(latest)
+        trainer.state.global_step = step_of(latest)
 
 
 def _has_stopped_early(journal: Journal, prepared: Prepared) -> bool:
@@ -153,36 +151,31 @@ def _has_stopped_early(journal: Journal, prepared: Prepared) -> bool:
 def _finish(
     prepared: Prepared, folder: RunFolder, checkpoints: Checkpoints, journal: Journal, steps: int
 ) -> None:
-    run, plan = prepared.run, prepared.plan
-    best = checkpoints.best(journal.best.step)
+    """Leaves the best weights, the curve and the result, and no checkpoints."""
+    method, best = prepared.run.method, checkpoints.best(journal.best.step)
     with checkpoints.explaining():
-        if run.method.name == "full":
+        if method.name == "full":
             write_model(best, folder.adapter, prepared.base)
         else:
-            write_adapter(best, folder.adapter, run.method, prepared.base)
+            write_adapter(best, folder.adapter, method, prepared.base)
     verdict = judge(journal.validations, steps)
-    lines = list(folder.steps())
-    write_whole(folder.curve, draw_curve(lines, verdict))
-    losses = [line["loss"] for line in lines if "loss" in line]
-    lengths = [len(row.ids) for row in prepared.training.rows]
-    seconds = journal.training_seconds
-    result = RunResult(
+    write_whole(folder.curve, draw_curve(list(folder.steps()), verdict))
+    folder.write_result(_result(prepared, folder, journal, verdict, steps))
+    checkpoints.clear()
+
+
+def _result(
+    prepared: Prepared, folder: RunFolder, journal: Journal, verdict: Verdict, steps: int
+) -> RunResult:
+    run, plan = prepared.run, prepared.plan
+    return RunResult(
         method=run.method.name,
         verdict=verdict,
-        metrics={
-            "validation_loss": journal.best.loss,
-            "training_loss": losses[-1] if losses else float("nan"),
-            "tokens_per_second": plan.tokens[steps] / seconds if seconds else 0.0,
-            "padding_share": padding_share(plan.order, lengths, plan.batch_size),
-            "training_rows": len(prepared.training.rows),
-            "validation_rows": len(prepared.validation.rows),
-            "replayed_rows": prepared.replayed,
-            "too_long_rows": prepared.training.too_long + prepared.validation.too_long,
-        },
+        metrics=_metrics(prepared, folder, journal, steps),
         steps=steps,
         epochs=plan.epochs(steps),
         seconds=journal.seconds,
-        training_seconds=seconds,
+        training_seconds=journal.training_seconds,
         training_tokens=plan.tokens[steps],
         supervised_tokens=plan.supervised[steps],
         peak_memory_bytes=machine.peak_memory_bytes(run.training.device),
@@ -197,8 +190,25 @@ def _finish(
         packages=package_versions(),
         machine=machine.describe(),
     )
-    folder.write_result(result)
-    checkpoints.clear()
+
+
+def _metrics(
+    prepared: Prepared, folder: RunFolder, journal: Journal, steps: int
+) -> dict[str, float]:
+    """Losses in nats a supervised token."""
+    plan, seconds = prepared.plan, journal.training_seconds
+    losses = [line["loss"] for line in folder.steps() if "loss" in line]
+    lengths = [len(row.ids) for row in prepared.training.rows]
+    return {
+        "validation_loss": journal.best.loss,
+        "training_loss": losses[-1] if losses else float("nan"),
+        "tokens_per_second": plan.tokens[steps] / seconds if seconds else 0.0,
+        "padding_share": padding_share(plan.order, lengths, plan.batch_size),
+        "training_rows": len(prepared.training.rows),
+        "validation_rows": len(prepared.validation.rows),
+        "replayed_rows": prepared.replayed,
+        "too_long_rows": prepared.training.too_long + prepared.validation.too_long,
+    }
 
 
 @contextmanager
@@ -234,7 +244,3 @@ def _quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(earlier)
         if had_bars:
             transformers_logging.enable_progress_bar()
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
