@@ -56,10 +56,10 @@ def exact_duplicates(examples: Sequence[Example]) -> list[Alike]:
     first: dict[tuple[str, ...], int] = {}
     found: list[Alike] = []
     for number in preference(examples):
-        # The answer's case and punctuation are part of what is learnt.
         example = examples[number]
-        said = (*(f"{m.role} {normalised(m.content)}" for m in example.messages[:-1]),
-                example.answer.strip())  # fmt: skip
+        asked = tuple(f"{turn.role} {normalised(turn.content)}" for turn in example.messages[:-1])
+        # The answer's case and punctuation are part of what is learnt.
+        said = (*asked, example.answer.strip())
         if (kept := first.setdefault(said, number)) != number:
             found.append(Alike(kept, number))
     return found

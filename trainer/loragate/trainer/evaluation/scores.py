@@ -31,7 +31,7 @@ def text_scores(answers: Sequence[Answer], wanted: Sequence[str]) -> dict[str, S
 
 
 def overlap_scores(answers: Sequence[Answer], wanted: Sequence[str]) -> dict[str, Statistic]:
-    """BLEU and ROUGE, which mean something where answers are sentences."""
+    """BLEU and ROUGE, from 0 to 100, which mean something where answers are sentences."""
     return {"bleu": _bleu(answers, wanted), **_rouge(answers, wanted)}
 
 
@@ -45,7 +45,7 @@ def label_scores(
 
 
 def bleu_signature() -> str:
-    """What BLEU was computed how, for those who compare with theirs."""
+    """How BLEU is computed, in sacrebleu's form, for those who compare with theirs."""
     metric = _metric()
     metric.corpus_score(["a"], [["a"]])  # the number of references is known only then
     return str(metric.get_signature())

@@ -48,10 +48,12 @@ class Statistic:
 
 
 def mean(values: Sequence[float] | Floats) -> Statistic:
+    """One value a row."""
     return ratio(values, [1.0] * len(values))
 
 
 def share(claims: Sequence[bool]) -> Statistic:
+    """How many of the rows' claims are true, from 0 to 1."""
     return Statistic(mean([float(claim) for claim in claims]).rows, _ratio, is_share=True)
 
 

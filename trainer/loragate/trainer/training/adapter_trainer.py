@@ -75,7 +75,10 @@ class AdapterTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The mean over the supervised tokens of a step, over all batches and devices in it."""
+        """Nats a supervised token of the step, over all batches and devices in it: a scalar.
+
+        `input_ids` and `labels` are int64 of (rows, length).
+        """
         if not self._has_own_loss:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         summed = model(input_ids=inputs["input_ids"], labels=inputs["labels"], summed_loss=True)
@@ -87,7 +90,10 @@ class AdapterTrainer(SFTTrainer):
         return loss
 
     def evaluate(self, *_args: object, **_kwargs: object) -> dict[str, float]:
-        """The loss over all validation rows, by the token; noted in the journal."""
+        """`eval_loss` in nats a supervised token, over all validation rows; noted in the journal.
+
+        Raises TrainingError where it is no number.
+        """
         model = cast(nn.Module, self.model)
         was_training = model.training
         model.eval()

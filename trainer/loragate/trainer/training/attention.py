@@ -26,6 +26,9 @@ def _float32_attention(
     attention_mask: Tensor | None,
     **choices: Any,
 ) -> tuple[Tensor, None]:
+    """Query, key and value are (rows, heads, length, width); (rows, length, heads, width) comes
+    back in the query's dtype, and no weights.
+    """
     with torch.autocast("cpu", enabled=False):
         mixed, _ = sdpa_attention_forward(
             module, query.float(), key.float(), value.float(), attention_mask, **choices

@@ -10,7 +10,10 @@ from loragate.trainer.run_folder import Verdict
 
 
 def draw_curve(lines: Sequence[Mapping[str, float]], verdict: Verdict) -> bytes:
-    """A PNG of the log's lines: training and validation loss, and where the minimum was."""
+    """A PNG of the log's lines: training and validation loss, and where the minimum was.
+
+    A line has `step` and, in nats a token, `loss` or `validation_loss`.
+    """
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for key, label, width, marker in (

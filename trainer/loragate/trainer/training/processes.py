@@ -9,6 +9,7 @@ from accelerate import PartialState
 
 
 def count() -> int:
+    """How many train this run together, as their launcher says."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

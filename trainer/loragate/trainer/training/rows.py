@@ -17,7 +17,7 @@ IGNORED = -100  # the label of a token that is not learnt
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One conversation. `labels` are its ids where it is learnt, else `IGNORED`."""
+    """One conversation. Each id has a label: the same where it is learnt, else `IGNORED`."""
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]

@@ -25,9 +25,11 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 
 
 def add_supervised_head(model: PreTrainedModel) -> None:
-    """Have `model(…, labels=…, summed_loss=True)` return the sum of the losses of all labels.
+    """Have `model(input_ids=…, labels=…, summed_loss=True)` return the loss of all labels, summed.
 
-    It goes through `forward`, so that wrappers which synchronise gradients see it.
+    Both are int64 of (rows, length), a row's padding comes last, and labels that are not learnt are
+    `IGNORED`. The sum is a float32 scalar, in nats. It goes through `forward`, so that wrappers
+    which synchronise gradients see it.
     """
     original = model.forward
 
