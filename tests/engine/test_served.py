@@ -112,12 +112,12 @@ def test_publish_and_promote_of_another_process_serve_without_a_restart(served: 
     published = _cli(served, "adapter", "publish", "acme/support", str(folder))
     _cli(served, "adapter", "promote", "acme/support", published["version"])
     seen = wait_for(
-        lambda: client.chat("support", ASK, max_tokens=1).digest == published["digest"], 30
+        lambda: client.chat("support", ASK, max_tokens=1).digest == published["digest"], 5
     )
     _cli(served, "adapter", "promote", "acme/support", "v1")
 
     assert seen
-    assert wait_for(lambda: client.chat("support", ASK, max_tokens=1).adapter == before.adapter, 30)
+    assert wait_for(lambda: client.chat("support", ASK, max_tokens=1).adapter == before.adapter, 5)
 
 
 def test_usage_is_kept_in_the_registry(served: Served) -> None:
