@@ -26,7 +26,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 @settings(deadline=None, max_examples=60)
 @given(
     rows=st.integers(1, 40),
-    in_features=st.integers(1, 100),
+    in_features=st.integers(1, 200),
     rank=st.integers(1, 20),
     widths=st.lists(st.integers(1, 80), min_size=1, max_size=4),
     slots=st.integers(1, 5),

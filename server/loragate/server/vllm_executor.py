@@ -17,7 +17,7 @@ from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from loragate.server import native_library, vllm_cpu_ops
+from loragate.server import native_library, vllm_cpu_ops, vllm_linear
 from loragate.server.logs import configure_logs
 from loragate.server.lora_kernel import LoraKernel
 from loragate.server.vllm_lora_cpu import GroupedPunicaWrapper, lay_out_for_reading
@@ -35,11 +35,14 @@ class InCoreExecutor(UniProcExecutor):
         Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
         # The platform names the class that computes LoRA; this process serves nobody but us.
         current_platform.get_punica_wrapper = lambda: _WRAPPER
+        # Only a compiler needs attention as an operator of torch, which costs 20 us a layer.
+        current_platform.opaque_attention_op = lambda: False
         options = self.vllm_config.additional_config
         if isinstance(options, dict) and KERNELS in options:
             library = native_library.load(Path(options[KERNELS]))
             GroupedPunicaWrapper.kernel = LoraKernel(library)
             vllm_cpu_ops.register(library)
+            vllm_linear.register(library)
         self._ranks: dict[int, int] = {}
         GroupedPunicaWrapper.rank_of = self._rank_of
         scheduling = self.vllm_config.scheduler_config  # vLLM makes its scheduler after this
@@ -62,6 +65,7 @@ class InCoreExecutor(UniProcExecutor):
         for module in self.driver_worker.get_model().modules():
             if isinstance(module, BaseLinearLayerWithLoRA):
                 module.lora_b_stacked = tuple(map(lay_out_for_reading, module.lora_b_stacked))
+                vllm_linear.shorten_calls(module)
 
     def shutdown(self) -> None:
         """Ends this process, the last thing that vLLM wants of it.

@@ -4,6 +4,8 @@
  * Rows come sorted by adapter, so that up to ROWS of one adapter share each load of its weights.
  * Weights and activations are bfloat16 or float32; sums are float32 and are rounded once, at the end.
  */
+#include <omp.h>
+
 #include "vectors.h"
 
 #define ROWS 4        /* computed at once */
@@ -29,6 +31,10 @@ struct lora_batch {
     const int64_t *rank;
 };
 
+#ifdef __AVX512BF16__
+#include "lora_dot.h"
+#define HAS_PRODUCTS
+#endif
 #define NAME(f) f##_bfloat16
 #define ELEMENT uint16_t
 #define WIDEN widen_half
@@ -36,6 +42,7 @@ struct lora_batch {
 #define READ read_halves
 #define WRITE write_halves
 #include "lora_rows.h"
+#undef HAS_PRODUCTS
 #undef NAME
 #undef ELEMENT
 #undef WIDEN

@@ -1,5 +1,6 @@
 /* The products for one element type; lora.c includes this once for each. */
 
+#ifndef HAS_PRODUCTS
 /* h[n][r] = x[n] . a[r] for the n rows of a block. Four ranks at once keep sixteen sums in registers. */
 static inline __attribute__((always_inline)) void NAME(shrink)(
     int n, const ELEMENT *const *x, const ELEMENT *a, int64_t in, int64_t rank, float h[][MOST_RANK]) {
@@ -60,6 +61,7 @@ static inline __attribute__((always_inline)) void NAME(expand)(
             y[i][o] = NARROW(s);
         }
 }
+#endif
 
 static inline __attribute__((always_inline)) void NAME(block)(
     int n, const struct lora_layer *layer, int64_t slot, int64_t rank, const int64_t *row,
@@ -71,27 +73,33 @@ static inline __attribute__((always_inline)) void NAME(block)(
         xs[i] = x + row[i] * x_stride;
         ys[i] = y + row[i] * y_stride;
     }
+    const ELEMENT *a = (const ELEMENT *)layer->a[0] + slot * layer->rank * layer->in;
     for (int64_t s = 0; s < layer->slices; s++) {
         int64_t out = layer->width[s];
-        NAME(shrink)(n, xs, (const ELEMENT *)layer->a[s] + slot * layer->rank * layer->in, layer->in,
-                     rank, h);
-        NAME(expand)(n, ys, (const ELEMENT *)layer->b[s] + slot * layer->rank * out, out,
-                     rank, h);
+        const ELEMENT *b = (const ELEMENT *)layer->b[s] + slot * layer->rank * out;
+        ask_for(b, rank * out * sizeof *b);
+        NAME(shrink)(n, xs, a, layer->in, rank, h);
+        if (s + 1 < layer->slices) {
+            a = (const ELEMENT *)layer->a[s + 1] + slot * layer->rank * layer->in;
+            ask_for(a, rank * layer->in * sizeof *a);
+        }
+        NAME(expand)(n, ys, b, out, rank, h);
         for (int i = 0; i < n; i++) ys[i] += out;
     }
 }
 
-/* Strides are in elements. The compiler sees each number of rows as a constant. */
+/* Strides are in elements. Threads take turns at the adapters, so that four rows of four adapters
+ * keep all of them busy. The compiler sees each number of rows as a constant. */
 void NAME(lora_add)(const struct lora_layer *layer, const struct lora_batch *batch, ELEMENT *y,
                     int64_t y_stride, const ELEMENT *x, int64_t x_stride) {
-    int64_t blocks = (batch->count + ROWS - 1) / ROWS;
     int is_small = batch->count * layer->rank * layer->in < SMALL_WORK;
-#pragma omp parallel for schedule(static) if (!is_small && blocks > 1)
-    for (int64_t block = 0; block < blocks; block++) {
-        int64_t end = (block + 1) * ROWS < batch->count ? (block + 1) * ROWS : batch->count;
-        for (int64_t i = block * ROWS; i < end;) {
-            int64_t n = 1, slot = batch->slot[i];
-            while (i + n < end && batch->slot[i + n] == slot) n++;
+#pragma omp parallel if (!is_small && batch->count > 1)
+    {
+        int64_t threads = omp_get_num_threads(), turn = omp_get_thread_num();
+        for (int64_t i = 0, n; i < batch->count; i += n, turn++) {
+            int64_t slot = batch->slot[i];
+            for (n = 1; n < ROWS && i + n < batch->count && batch->slot[i + n] == slot;) n++;
+            if (turn % threads) continue;
             const int64_t *row = batch->row + i;
             int64_t rank = batch->rank[slot] < layer->rank ? batch->rank[slot] : layer->rank;
             switch (n) {
@@ -100,7 +108,6 @@ void NAME(lora_add)(const struct lora_layer *layer, const struct lora_batch *bat
                 case 3: NAME(block)(3, layer, slot, rank, row, y, y_stride, x, x_stride); break;
                 default: NAME(block)(4, layer, slot, rank, row, y, y_stride, x, x_stride); break;
             }
-            i += n;
         }
     }
 }

@@ -55,6 +55,11 @@ static inline void write_halves(uint16_t *p, floats f) {
 
 static inline void write_floats(float *p, floats f) { memcpy(p, &f, sizeof f); }
 
+/* What is needed soon, into the second cache. */
+static inline void ask_for(const void *from, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)from + i, 0, 2);
+}
+
 static inline float keep_float(float f) { return f; }
 
 static inline float sum_of(floats f) {

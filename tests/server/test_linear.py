@@ -1,0 +1,84 @@
+"""The compiled products with the model's weights, against the same in float64."""
+
+import ctypes
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loragate.server import native_library
+from loragate.server.vllm_linear import PackedLinear, covers, is_worth_it
+
+# One rounding to bfloat16, and sums in float32 of products that are exact.
+ROUNDING = 8e-3  # of the largest number in the result
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    built = native_library.load(native_library.build(tmp_path_factory.mktemp("kernels")))
+    if not is_worth_it(built):
+        pytest.skip("oneDNN multiplies here: the processor has no AVX-512 bfloat16, or has AMX")
+    return built
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 60),
+    pairs=st.integers(1, 200),
+    panels=st.integers(1, 40),
+    has_bias=st.booleans(),
+    stride=st.sampled_from((0, 8)),
+    seed=st.integers(0, 2**32),
+)
+def test_product_is_that_of_the_weights(
+    library: ctypes.CDLL,
+    rows: int,
+    pairs: int,
+    panels: int,
+    has_bias: bool,
+    stride: int,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    weight = torch.randn(32 * panels, 2 * pairs).bfloat16()
+    bias = torch.randn(32 * panels).bfloat16() if has_bias else None
+    x = torch.randn(rows, 2 * pairs + stride).bfloat16()[:, : 2 * pairs]
+
+    y = PackedLinear(library, weight)(x, torch.empty(0), bias)
+
+    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    assert y.dtype is torch.bfloat16
+    assert (y.double() - expected).abs().max() <= 2 * ROUNDING * expected.abs().max()
+
+
+def test_row_does_not_depend_on_its_company(library: ctypes.CDLL) -> None:
+    linear = PackedLinear(library, torch.randn(96, 64).bfloat16())
+    x = torch.randn(50, 64).bfloat16()
+
+    together = linear(x, torch.empty(0), None)
+
+    for count in (1, 7, 12, 13, 31):
+        assert torch.equal(linear(x[:count], torch.empty(0), None), together[:count])
+
+
+def test_leading_dimensions_are_kept(library: ctypes.CDLL) -> None:
+    linear = PackedLinear(library, torch.randn(32, 64).bfloat16())
+    assert linear(torch.randn(2, 3, 64).bfloat16(), torch.empty(0), None).shape == (2, 3, 32)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(64, 64),
+        torch.zeros(64, 64, dtype=torch.float16),
+        torch.zeros(33, 64, dtype=torch.bfloat16),
+        torch.zeros(64, 63, dtype=torch.bfloat16),
+        torch.zeros(4, 32, 64, dtype=torch.bfloat16),
+        torch.zeros(64, 64, dtype=torch.bfloat16).T[::2],
+        torch.zeros(64, 64, dtype=torch.bfloat16, device="meta"),
+    ],
+    ids=["float32", "float16", "odd out", "odd in", "experts", "strided", "meta"],
+)
+def test_other_weights_are_left_to_vllm(weight: torch.Tensor) -> None:
+    assert not covers(weight)
