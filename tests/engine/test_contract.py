@@ -1,12 +1,14 @@
 """What a client may rely on, on the real engine, the same over HTTP and gRPC."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import grpc
 import pytest
-from clients import Client, GrpcClient, HttpClient, Refused
+from clients import Answer, Client, GrpcClient, HttpClient, Refused
 from serving import Served
 
 ASK: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
@@ -24,6 +26,10 @@ WEATHER = {
             "additionalProperties": False,
         },
     },
+}
+CHOICES: dict[str, object] = {
+    "required": "required",
+    "named": {"type": "function", "function": {"name": "get_weather"}},
 }
 STATUSES = {
     "http": {"bad": 400, "unauthenticated": 401, "not found": 404},
@@ -139,17 +145,30 @@ def test_json_object_begins_an_object(acme: Client) -> None:
     assert answer.text.lstrip().startswith("{")
 
 
-@pytest.mark.parametrize(
-    "choice",
-    ["required", {"type": "function", "function": {"name": "get_weather"}}],
-    ids=["required", "named"],
-)
-@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.fixture(scope="module")
+def forced_calls(served: Served) -> Mapping[tuple[str, str, str], Answer]:
+    """Answers by transport, way and choice, all asked at once, which takes as long as one."""
+    asked: dict[tuple[str, str, str], Callable[..., Answer]] = {}
+    for made, choice in product((HttpClient, GrpcClient), CHOICES):
+        client = made(served, served.world.keys["acme"])
+        asked[client.transport, "whole", choice] = client.chat
+        asked[client.transport, "streamed", choice] = client.stream
+
+    def ask(key: tuple[str, str, str]) -> Answer:
+        params = {"tools": [WEATHER], "tool_choice": CHOICES[key[-1]]}
+        return asked[key]("base", ASK, **params, temperature=0, max_tokens=64)
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        return dict(zip(asked, pool.map(ask, asked), strict=True))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("way", ["whole", "streamed"])
+@pytest.mark.parametrize("transport", ["http", "grpc"])
 def test_forced_tool_call_has_arguments_after_its_schema(
-    acme: Client, choice: object, streamed: bool
+    forced_calls: Mapping[tuple[str, str, str], Answer], transport: str, way: str, choice: str
 ) -> None:
-    ask = acme.stream if streamed else acme.chat
-    answer = ask("base", ASK, tools=[WEATHER], tool_choice=choice, temperature=0, max_tokens=64)
+    answer = forced_calls[transport, way, choice]
 
     assert [name for name, _ in answer.calls] == ["get_weather"]
     assert set(json.loads(answer.calls[0][1])) == {"city"}

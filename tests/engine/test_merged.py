@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import httpx
 import psutil
@@ -65,12 +67,14 @@ def ask(client: HttpClient | GrpcClient, question: str, model: str = "support@v1
 def test_merged_answers_equal_the_version_s_token_for_token(
     served: Served, merged_core: int, reference: dict[Job, list[int]], client: HttpClient
 ) -> None:
-    grpc_client = GrpcClient(served, served.world.keys["acme"])
-    for question in QUESTIONS:
-        for each in (client, grpc_client):
-            answer = ask(each, question)
-            assert (answer.mode, answer.adapter) == ("merged", f"{MODEL}@v1")
-            assert answer.token_ids == reference[Job(MODEL, question)], question
+    clients = (client, GrpcClient(served, served.world.keys["acme"]))
+    wanted = list(product(clients, QUESTIONS))
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        answers = list(pool.map(lambda one: ask(*one), wanted))
+
+    for (_, question), answer in zip(wanted, answers, strict=True):
+        assert (answer.mode, answer.adapter) == ("merged", f"{MODEL}@v1")
+        assert answer.token_ids == reference[Job(MODEL, question)], question
 
 
 def test_engines_are_listed_with_their_memory(served: Served, merged_core: int) -> None:
