@@ -15,7 +15,15 @@ from pathlib import Path
 import pytest
 from peft_adapters import make_random_adapter, shuffle_adapter
 from questions import CHURN_QUESTIONS, CHURN_WEIGHTS, QUESTIONS, Job
-from serving import ADAPTERS, ROOT, START_SECONDS, Served, World, running
+from serving import (
+    ADAPTERS,
+    ROOT,
+    START_SECONDS,
+    Served,
+    World,
+    starting,
+    wait_until_started,
+)
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
@@ -94,11 +102,16 @@ def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[Jo
 
 
 @pytest.fixture(scope="session")
-def served(
-    world: World, reference: dict[Job, list[int]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
-    # Depends on the reference so that the two engines never run beside each other.
-    with running(world, tmp_path_factory.mktemp("server") / "serve.log") as server:
+def launched(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that starts: for most of that time it imports, on one core."""
+    with starting(world, tmp_path_factory.mktemp("server") / "serve.log") as server:
         yield server
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0, server.log.read_text()[-4000:]
+
+
+@pytest.fixture(scope="session")
+def served(launched: Served, reference: dict[Job, list[int]]) -> Iterator[Served]:
+    # Starts while the reference is computed; the two never answer beside each other.
+    wait_until_started(launched)
+    yield launched
+    launched.process.send_signal(signal.SIGTERM)
+    assert launched.process.wait(60) == 0, launched.log.read_text()[-4000:]

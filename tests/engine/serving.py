@@ -55,7 +55,15 @@ class Served:
 
 @contextmanager
 def running(world: World, log: Path) -> Iterator[Served]:
-    """Starts a server, as a user would, lends it once all wishes have come true, and kills it."""
+    """Starts a server, lends it once all wishes have come true, and kills it."""
+    with starting(world, log) as server:
+        wait_until_started(server)
+        yield server
+
+
+@contextmanager
+def starting(world: World, log: Path) -> Iterator[Served]:
+    """Starts a server, as a user would, lends it at once, and kills it."""
     http, grpc = (f"127.0.0.1:{_free_port()}" for _ in range(2))
     environment = os.environ | {
         "LORAGATE_HOME": str(world.home.root),
@@ -75,13 +83,16 @@ def running(world: World, log: Path) -> Iterator[Served]:
             stdout=output,
             stderr=output,
         )
-    server = Served(world, process, http, grpc, log)
     try:
-        assert wait_for(lambda: _has_started(server), START_SECONDS), log.read_text()[-4000:]
-        yield server
+        yield Served(world, process, http, grpc, log)
     finally:
         process.kill()
         process.wait()
+
+
+def wait_until_started(server: Served) -> None:
+    has_started = wait_for(lambda: _has_started(server), START_SECONDS)
+    assert has_started, server.log.read_text()[-4000:]
 
 
 def wait_for(claim: Callable[[], bool], seconds: float) -> bool:
