@@ -5,10 +5,7 @@ adapter is within a thousandth of its reference. bfloat16 would need an engine o
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,6 +20,7 @@ from questions import QUESTIONS, Job
 from safetensors.torch import load_file, save_file
 from serving import Served
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from loragate.adapters.adapter_files import CONFIG, MANIFEST, WEIGHTS, inspect
 from loragate.adapters.base_model import load
@@ -33,6 +31,7 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
 from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
+from loragate.server.cli.main import build
 from loragate.trainer.reference import compute_reference, reference_of
 
 MODEL = "smollm2-135m-instruct"
@@ -90,12 +89,10 @@ class Gated:
         return reply.headers["x-loragate-adapter"]
 
     def page(self) -> str:
-        environment = os.environ | {"LORAGATE_HOME": str(self.served.world.home.root)}
-        command = [sys.executable, "-m", "loragate.server.cli.main", "adapter", "show"]
-        done = subprocess.run(
-            [*command, str(self.name)], env=environment, capture_output=True, text=True, check=True
-        )
-        return done.stdout
+        environment = {"LORAGATE_HOME": str(self.served.world.home.root)}
+        shown = CliRunner().invoke(build(), ["adapter", "show", str(self.name)], env=environment)
+        assert shown.exit_code == 0, shown.output
+        return shown.stdout
 
 
 @pytest.fixture(scope="module")
