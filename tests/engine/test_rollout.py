@@ -115,7 +115,7 @@ def _ask(client: httpx.Client, user: str, model: str = "rolled") -> httpx.Respon
         "model": model,
         "messages": [{"role": "user", "content": QUESTION}],
         "user": user,
-        "max_tokens": 8,
+        "max_tokens": 3,
         "temperature": 0,
     }
     return client.post("/v1/chat/completions", json=body)
