@@ -16,9 +16,9 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # Without such a folder, uv takes torch's CPU build from where torch publishes it.
 TORCH := $(if $(FIND_LINKS),,--torch-backend cpu)
 
-# What needs the whole machine runs alone: the engine computes with every core, and the load tests
+# What needs the whole machine runs alone: the engine computes with every core, and whole load tests
 # measure times. All other tests share the cores, a process for each with a thread for torch.
-NEEDS_ALL := tests/engine tests/loadtests
+NEEDS_ALL := tests/engine $(addprefix tests/loadtests/,test_calibration.py test_smoke.py)
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' $(addprefix --ignore ,$(NEEDS_ALL)) \
 	-n logical --maxprocesses 4 --dist worksteal
 ALONE := $(BIN)/pytest -m 'not slow' $(NEEDS_ALL)
