@@ -77,10 +77,14 @@ def run_against(order: Order, server: Reached) -> Outcome:
 
 def run_own(order: Order, command: str) -> Outcome:
     """Runs on a server of the suite's own, in a scratch home."""
-    order.folder.mkdir(parents=True, exist_ok=True)
-    calibrated = _calibrated(order)
+    return run_calibrated(order, command, _calibrated(order))
+
+
+def run_calibrated(order: Order, command: str, calibrated: Calibration) -> Outcome:
+    """As `run_own`, by a calibration that has been made."""
     if calibrated.refusals:
         return Outcome(Verdict([], []), calibrated, None)
+    order.folder.mkdir(parents=True, exist_ok=True)
     with _own_server(order, command) as server:
         target = prepare(server, order.scenario, order.like, "tenant")
         return _measure(order, target, calibrated)

@@ -12,10 +12,14 @@ ECHO = ROOT / "tests" / "server" / "echo_server.py"
 PACE_SECONDS = "0.02"
 
 
+def echoing(model: Path) -> str:
+    return f"{sys.executable} {ECHO} {{home}} {model} {PACE_SECONDS}"
+
+
 def load(model: Path, adapter: Path, folder: Path, scenario: str, *more: str) -> list[str]:
     return [
         *(sys.executable, "-m", "loadtests", "run", scenario),
-        *("--command", f"{sys.executable} {ECHO} {{home}} {model} {PACE_SECONDS}"),
+        *("--command", echoing(model)),
         *("--like", str(adapter), "--prompt-words", "8,16", "--output-tokens", "16,32"),
         *("--objectives", str(SMOKE), "--out", str(folder), *more),
     ]
