@@ -9,6 +9,7 @@ from clients import Answer, Client, GrpcClient, HttpClient, Refused
 from questions import ANSWER_TOKENS, QUESTIONS, Job
 from serving import ADAPTERS, Served
 
+REQUESTS = 200
 STREAMS = 16
 
 
@@ -37,6 +38,7 @@ def test_mixed_requests_of_two_tenants_equal_their_own_adapters_reference(
         own = clients[tenant or chance.choice(("acme", "globex"))]
         for client, streamed in product(own, (False, True)):
             wanted.append((client, name, Job(model, question), streamed))
+    wanted += chance.choices(wanted, k=REQUESTS - len(wanted))
     chance.shuffle(wanted)
 
     with ThreadPoolExecutor(STREAMS) as pool:
