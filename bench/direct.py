@@ -12,7 +12,7 @@ import time
 from rich.progress import Progress
 
 from bench.servers import KV_CACHE_GIB, MAX_LORAS, MAX_MODEL_LEN, MAX_RANK, loragate, model_path
-from bench.streams import Stream, client, closed_loop, rate
+from bench.streams import Stream, closed_loop, rate
 from loragate.adapters.base_model import prepare
 from loragate.adapters.home import Home
 from loragate.server.config import EngineConfig
@@ -43,12 +43,12 @@ async def _measure(rounds: int, counts: list[int]) -> None:
             await _directly(engine, 4)
             for count in counts:
                 direct[count].append(await _directly(engine, count))
-        async with loragate({}) as running, client() as http:
+        async with loragate({}) as running:
             doors = [running.doors["base"]]
-            await closed_loop(http, doors, 4, 1, PROMPT_TOKENS, ANSWER_TOKENS, seed=0)
+            await closed_loop(doors, 4, 1, PROMPT_TOKENS, ANSWER_TOKENS, seed=0)
             for count in counts:
                 answers = await closed_loop(
-                    http, doors, count, _repeats(count), PROMPT_TOKENS, ANSWER_TOKENS, seed=count
+                    doors, count, _repeats(count), PROMPT_TOKENS, ANSWER_TOKENS, seed=count
                 )
                 served[count].append(answers)
     print("| streams | direct, tokens/s | loragate, tokens/s | ratio | first token | each token |")

@@ -24,7 +24,6 @@ from rich.progress import track
 from bench.adapters import make_adapter
 from bench.offline import Answers, answer_offline
 from bench.servers import Running, loragate, model_path, serving
-from bench.streams import client
 from bench.swap import set_champion
 
 VERSIONS, PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 8, 6, 24, 24
@@ -64,7 +63,7 @@ async def _measure(swaps: int, streams: int) -> None:
         )
         async with (
             loragate({}, dtype="float32", versions={TENANT: versions}) as running,
-            client() as http,
+            httpx.AsyncClient(timeout=600) as http,
             _asking(http, running, streams, prompts, reference) as tally,
         ):
             began = time.perf_counter()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.adapters import make_adapter
 from bench.servers import MAX_LORAS, Running, loragate, model_path, stock_vllm
-from bench.streams import Door, client, closed_loop, rate
+from bench.streams import Door, closed_loop, rate
 
 ANSWER_TOKENS = 64
 
@@ -81,21 +81,20 @@ async def _measure(rounds: int, cases: Sequence[Case]) -> Mapping[str, Results]:
 
 async def measure_server(running: Running, cases: Sequence[Case], results: Results) -> None:
     results["time to healthy, s"].append(running.seconds_to_healthy)
-    async with client() as http:
-        doors = [door for name, door in running.doors.items() if name != "nobody"][: MAX_LORAS + 1]
-        await closed_loop(http, doors, len(doors), 1, 32, 8, seed=1)  # the slow first steps
-        for case in cases:
-            rounds = 2 if case.streams <= 16 else 1
-            answers = await closed_loop(
-                http, case.doors(running), case.streams, rounds, case.prompt_tokens,
-                ANSWER_TOKENS, seed=hash(case),
-            )  # fmt: skip
-            firsts = [answer.first_token for answer in answers]
-            gaps = [gap for answer in answers for gap in answer.gaps]
-            results[f"tokens/s: {case.name}"].append(rate(answers))
-            results[f"first token p50, s: {case.name}"].append(statistics.median(firsts))
-            results[f"between tokens p50, ms: {case.name}"].append(statistics.median(gaps) * 1000)
-            print(f"  {running.name} {case.name}: {rate(answers):.1f} tokens/s", flush=True)
+    doors = [door for name, door in running.doors.items() if name != "nobody"][: MAX_LORAS + 1]
+    await closed_loop(doors, len(doors), 1, 32, 8, seed=1)  # the slow first steps
+    for case in cases:
+        rounds = 2 if case.streams <= 16 else 1
+        answers = await closed_loop(
+            case.doors(running), case.streams, rounds, case.prompt_tokens,
+            ANSWER_TOKENS, seed=hash(case),
+        )  # fmt: skip
+        firsts = [answer.first_token for answer in answers]
+        gaps = [gap for answer in answers for gap in answer.gaps]
+        results[f"tokens/s: {case.name}"].append(rate(answers))
+        results[f"first token p50, s: {case.name}"].append(statistics.median(firsts))
+        results[f"between tokens p50, ms: {case.name}"].append(statistics.median(gaps) * 1000)
+        print(f"  {running.name} {case.name}: {rate(answers):.1f} tokens/s", flush=True)
     results["memory, MiB"].append(running.memory_mib())
 
 

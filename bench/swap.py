@@ -25,7 +25,7 @@ import httpx
 
 from bench.adapters import make_adapter
 from bench.servers import Running, loragate, model_path, serving, stock_vllm
-from bench.streams import Door, Stream, client, stream
+from bench.streams import Door, Stream, stream
 
 STREAMS = 4
 BLOCK_SECONDS = 5  # without loads, then with: a shared machine is not as fast a minute later
@@ -60,13 +60,16 @@ async def _measure(rounds: int, seconds: float, only: str | None) -> None:
         firsts: dict[str, list[float]] = {"idle": [], "busy": []}
         for number in range(rounds):
             if only != "loragate":
-                async with stock_vllm(steady) as running, client() as http:
+                async with stock_vllm(steady) as running, httpx.AsyncClient(timeout=60) as http:
                     load = _stock_loader(http, running, swapped)
                     ratios["vllm"].append(await _stall(running, list(steady), seconds, load))
                     _say(number, running, ratios["vllm"][-1])
             if only != "vllm":
                 versions = {"swapped": swapped}
-                async with loragate(steady, versions=versions) as running, client() as http:
+                async with (
+                    loragate(steady, versions=versions) as running,
+                    httpx.AsyncClient(timeout=60) as http,
+                ):
                     firsts["idle"] += [await _promote(http, running, v) for v in (2, 3, 4)]
                     load = _promoter(http, running, 5)
                     ratios["loragate"].append(await _stall(running, list(steady), seconds, load))
@@ -110,7 +113,7 @@ async def _promote(http: httpx.AsyncClient, running: Running, version: int) -> f
     await set_champion(http, running, version)
     await serving(running, "swapped", version, look_every=0.02)
     while True:  # the registry says so a moment before the gateway has heard of it
-        answer = await stream(http, running.doors["swapped"], range(100, 108), 1)
+        answer = await stream(running.doors["swapped"], range(100, 108), 1)
         if answer.version == f"swapped/adapter@v{version}":
             return answer.arrivals[0] - begin
 
@@ -142,16 +145,15 @@ async def _steady(running: Running, names: Sequence[str]) -> AsyncIterator[list[
     """One stream after the other at each door; their answers, also those under way."""
     answers: list[Stream] = []
 
-    async def run(http: httpx.AsyncClient, door: Door, seed: int) -> None:
+    async def run(door: Door, seed: int) -> None:
         draw = random.Random(seed)
         while True:
             prompt = [draw.randrange(100, 40000) for _ in range(PROMPT_TOKENS)]
-            await stream(http, door, prompt, ANSWER_TOKENS, answers)
+            await stream(door, prompt, ANSWER_TOKENS, answers)
 
-    async with client() as http, asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(run(http, running.doors[name], seed))
-            for seed, name in enumerate(names)
+            group.create_task(run(running.doors[name], seed)) for seed, name in enumerate(names)
         ]
         yield answers
         for task in tasks:
