@@ -71,7 +71,7 @@ def test_reference_is_what_the_saved_adapter_says(base: Path, save_adapter: Save
     model = LlamaForCausalLM.from_pretrained(base)
     alone = said(model, PROMPTS[0])
     adapted = said(PeftModel.from_pretrained(model, folder), PROMPTS[0])
-    assert len(reference.prompts) == 4
+    assert len(reference.prompts) == 2
     assert reference.prompts[0].token_ids == PROMPTS[0]
     assert reference.prompts[0].base == pytest.approx(alone, abs=1e-4)
     assert reference.prompts[0].adapter == pytest.approx(adapted, abs=1e-4)
@@ -188,7 +188,7 @@ def test_command_writes_the_reference_of_some_chats(
     assert done.exit_code == 0, done.output
     reference = inspect(folder).manifest.reference
     assert reference is not None
-    assert json.loads(done.stdout)["prompts"] == len(reference.prompts) == 4
+    assert json.loads(done.stdout)["prompts"] == len(reference.prompts) == 2
     assert reference.prompts[0].token_ids == (2, 4, 5, 4, 1, 3, 5, 4, 1)
 
 
