@@ -13,11 +13,18 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def make_random_adapter(
-    folder: Path, model: Path, *, rank: int, seed: int, use_rslora: bool = False
+    folder: Path,
+    model: Path,
+    *,
+    rank: int,
+    seed: int,
+    use_rslora: bool = False,
+    strength: float = 0.6,
 ) -> Path:
     """Saves an adapter for the model at `model` in `folder` and returns the folder.
 
-    Its scale is 1, with alpha over the rank, or over the rank's root with `use_rslora`.
+    Its scale is 1, with alpha over the rank, or over the rank's root with `use_rslora`. The usual
+    `strength` has a plain effect on what is said.
     """
     torch.manual_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(str(model), dtype=torch.float32)
@@ -33,7 +40,7 @@ def make_random_adapter(
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
-                parameter.mul_(0.6)  # a plain effect on what is said
+                parameter.mul_(strength)
     adapted.save_pretrained(str(folder))
     return folder
 

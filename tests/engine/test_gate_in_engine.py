@@ -100,8 +100,11 @@ def trained(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Trained
     base, root = served.world.home.models / MODEL, tmp_path_factory.mktemp("trained")
     renderer = Renderer.load(base)
     prompts = [renderer.render(Job("", question).messages) for question in QUESTIONS[:4]]
-    plain = make_random_adapter(root / "plain", base, rank=16, seed=11)
-    rslora = make_random_adapter(root / "rslora", base, rank=16, seed=12, use_rslora=True)
+    # As far from the base as trained ones, on the last words of a prompt too.
+    plain = make_random_adapter(root / "plain", base, rank=16, seed=11, strength=1.2)
+    rslora = make_random_adapter(
+        root / "rslora", base, rank=16, seed=12, use_rslora=True, strength=1.2
+    )
     elsewhere = PeftModel.from_pretrained(_other_base(base), str(plain))
     return Trained(
         base,
