@@ -1,6 +1,8 @@
 """The compiled products with the model's weights, against the same in float64."""
 
 import ctypes
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import torch
@@ -8,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loragate.server import native_library
-from loragate.server.vllm_linear import PackedLinear, covers, is_worth_it
+from loragate.server.vllm_linear import AdaptedLinear, PackedLinear, covers, is_worth_it
+
+if TYPE_CHECKING:
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
 # One rounding to bfloat16, and sums in float32 of products that are exact.
 ROUNDING = 8e-3  # of the largest number in the result
@@ -82,3 +87,25 @@ def test_leading_dimensions_are_kept(library: ctypes.CDLL) -> None:
 )
 def test_other_weights_are_left_to_vllm(weight: torch.Tensor) -> None:
     assert not covers(weight)
+
+
+def test_batch_of_more_dimensions_goes_the_way_of_vllm() -> None:
+    asked: list[torch.Tensor] = []
+    layer = SimpleNamespace(
+        base_layer=SimpleNamespace(
+            bias=None,
+            skip_bias_add=False,
+            return_bias=False,
+            cpu_linear=SimpleNamespace(multiply=0),
+        ),
+        forward=asked.append,
+        punica_wrapper=SimpleNamespace(add_lora_linear=None),
+        lora_a_stacked=(),
+        lora_b_stacked=(),
+        output_slices=(),
+    )
+    x = torch.zeros(1, 3, 64)
+
+    AdaptedLinear(cast("BaseLinearLayerWithLoRA", layer))(x)
+
+    assert asked == [x]

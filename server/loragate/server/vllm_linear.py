@@ -77,12 +77,15 @@ class AdaptedLinear:
         self._bias = None if base.skip_bias_add else bias
         self._output_bias = bias if base.skip_bias_add else None
         self._returns_bias = bool(base.return_bias)
+        self._forward = layer.forward
         self._add_lora = layer.punica_wrapper.add_lora_linear
         self._stacks = layer.lora_a_stacked, layer.lora_b_stacked
         self._slices = layer.output_slices
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | None]:
         """As the layer's `forward`."""
+        if x.dim() != 2:  # a model of the transformers backend has a dimension more
+            return self._forward(x)
         y = self._multiply(x, self._bias)
         self._add_lora(y, x, *self._stacks, 1.0, self._slices)
         return (y, self._output_bias) if self._returns_bias else y
