@@ -41,7 +41,7 @@ OFFLINE = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     # As the server sets them.
-    "GOMP_SPINCOUNT": "10000",
+    "GOMP_SPINCOUNT": "100000",
     "TORCHDYNAMO_DISABLE": "1",
 }
 

@@ -46,10 +46,11 @@ def begin() -> None:
     # Read by OpenMP while torch is imported. vLLM would halve the threads of its worker, for a
     # second process that is not there.
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    # Threads that wait for each other spin for milliseconds by default. Where anything else
-    # wants a core, each such wait costs its whole time slice: 0.8 tokens/s instead of 4.7 with
-    # two busy neighbours on two cores. Spinning this short costs nothing on an idle machine.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Threads that wait for each other spin for some time before they sleep. By default for so long
+    # that beside two busy neighbours on two cores each wait costs a time slice: 0.8 tokens/s
+    # instead of 4.7. With a tenth of this they sleep within a step, which takes a tenth more time,
+    # and each wakening beside the server's own work another tenth.
+    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     # With LoRA vLLM compiles no model on CPU, but some helpers of its sampler, for half a minute at
     # their first use, in the middle of somebody's request.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
