@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import httpx
 import psutil
 
 from bench.streams import Door
+from loadtests.ports import free_port
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
@@ -90,7 +90,7 @@ async def stock_vllm(
     adapters: Mapping[str, Path], dtype: str = "bfloat16", bounds: Bounds = USUAL
 ) -> AsyncIterator[Running]:
     """`python -m vllm.entrypoints.openai.api_server`, nothing tuned."""
-    port = _free_port()
+    port = free_port()
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server",
         "--model", str(model_path()), "--served-model-name", "base", "--dtype", dtype,
@@ -127,7 +127,7 @@ async def loragate(
         cache.mkdir(parents=True, exist_ok=True)
         home.cache.symlink_to(cache)
         keys = _publish(home, {**{k: [v] for k, v in adapters.items()}, **(versions or {})})
-        ports = _free_port(), _free_port()
+        ports = free_port(), free_port()
         environment = {
             "LORAGATE_HOME": folder,
             "LORAGATE_SERVER_HTTP": f"127.0.0.1:{ports[0]}",
@@ -225,10 +225,3 @@ async def _until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) 
 
 def _end_of(log: Path) -> str:
     return log.read_text()[-3000:]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

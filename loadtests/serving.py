@@ -4,7 +4,6 @@ import os
 import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from loadtests.ports import free_port
 from loadtests.preparing import Reached
 
 _START_SECONDS = 600.0
@@ -34,7 +34,7 @@ def serving(command: str, settings: Mapping[str, str], log: Path) -> Iterator[Re
     `SECTION_KEY`, as in the environment but without the prefix; what the environment has goes
     before. Raises ServerFailed.
     """
-    http, grpc = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
     admin_key = secrets.token_urlsafe(24)
     wanted = {f"LORAGATE_{name}": value for name, value in settings.items()}
     given = {name: value for name, value in os.environ.items() if name.startswith("LORAGATE_")}
@@ -104,10 +104,3 @@ def _is_setting(name: str) -> bool:
 
 def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-4000:]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

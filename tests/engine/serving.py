@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from ports import free_port
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
@@ -64,7 +64,7 @@ def running(world: World, log: Path) -> Iterator[Served]:
 @contextmanager
 def starting(world: World, log: Path) -> Iterator[Served]:
     """Starts a server, as a user would, lends it at once, and kills it."""
-    http, grpc = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
     environment = os.environ | {
         "LORAGATE_HOME": str(world.home.root),
         "LORAGATE_SERVER_HTTP": http,
@@ -116,10 +116,3 @@ def _all_serve(world: World) -> bool:
     """Whether the server has loaded, checked and promoted what was wished for."""
     with world.registry() as registry:
         return all(wish.desired == wish.serving for wish in registry.snapshot().wishes())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import httpx
 import pytest
 from smoke_runs import ROOT, load, run_to_end
 
+from loadtests.ports import free_port
 from loadtests.records import Run
 
 
@@ -55,7 +55,7 @@ def test_server_that_cannot_be_stopped_or_does_not_offer_a_mode_is_skipped_with_
 def test_locusts_page_runs_the_same_file(
     tiny_model: Path, tiny_adapter: Path, tmp_path: Path
 ) -> None:
-    port = _free_port()
+    port = free_port()
     command = load(tiny_model, tiny_adapter, tmp_path, "steady", "--rate", "8", "--web", str(port))
     # A process group of its own, to which Ctrl-C goes as it does in a terminal.
     process = subprocess.Popen(
@@ -90,10 +90,3 @@ def _wait_for(claim: Callable[[], bool], seconds: float) -> None:
     while not claim():
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -5,7 +5,6 @@ They are forked from a process that has imported everything: that takes seconds,
 
 import multiprocessing
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import httpx
+from ports import free_port
 
 _START_SECONDS = 120  # the first one waits for the imports, on a machine that may be busy
 
@@ -53,7 +53,7 @@ def launched(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[ServerProcess]:
     """Calls `serve` in a process, and kills that if it still runs at the end of the block."""
-    http, grpc = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
     variables = {"LORAGATE_SERVER_HTTP": http, "LORAGATE_SERVER_GRPC": grpc, **(environment or {})}
     process = forks.Process(target=_run, args=(serve, arguments, variables, log))
     process.start()
@@ -109,10 +109,3 @@ def _is_ready(server: ServerProcess) -> bool:
         return httpx.get(f"http://{server.http}/readyz").is_success
     except httpx.TransportError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
