@@ -51,6 +51,11 @@ class LoraKernel:
             function.restype = None
         self._batch = _Batch()
 
+    @property
+    def batch_address(self) -> int:
+        """Of the rows as `set_rows` has last set them."""
+        return ctypes.addressof(self._batch)
+
     def takes(self, dtype: str, slices: int, rank: int) -> bool:
         """Whether there is code for such a layer; `dtype` is of weights and of activations."""
         return dtype in self._functions and slices <= _MOST_SLICES and rank <= _MOST_RANK
@@ -78,13 +83,13 @@ class LoraKernel:
 class Layer:
     """One linear layer; its weights must stay where they are."""
 
-    __slots__ = ("_batch", "_batch_address", "_function", "_layer", "_layer_address")
+    __slots__ = ("_batch", "_batch_address", "_function", "_layer", "address")
 
     def __init__(self, function: "ctypes._NamedFuncPointer", layer: _Layer, batch: _Batch) -> None:
         self._function = function
-        self._layer, self._layer_address = layer, ctypes.addressof(layer)
+        self._layer, self.address = layer, ctypes.addressof(layer)
         self._batch, self._batch_address = batch, ctypes.addressof(batch)
 
     def add(self, y: int, y_stride: int, x: int, x_stride: int) -> None:
         """`y` and `x` are addresses of the first rows; strides count elements."""
-        self._function(self._layer_address, self._batch_address, y, y_stride, x, x_stride)
+        self._function(self.address, self._batch_address, y, y_stride, x, x_stride)

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 _FOLDER = Path(__file__).parent / "native"
-_SOURCES = ("lora.c", "linear.c", "elementwise.c", "cast.c")
+_SOURCES = ("lora.c", "linear.c", "elementwise.c", "layer.c", "cast.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
 _COMPILERS = ("cc", "gcc", "clang")
 _BUILD_SECONDS = 60

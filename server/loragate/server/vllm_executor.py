@@ -5,6 +5,7 @@ two then poll each other over shared memory and the worker gets one core less. A
 is not overruled, and one process with every core is all that a single CPU worker needs.
 """
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -17,7 +18,7 @@ from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from loragate.server import native_library, vllm_cpu_ops, vllm_linear
+from loragate.server import native_library, vllm_cpu_ops, vllm_layer, vllm_linear
 from loragate.server.logs import configure_logs
 from loragate.server.lora_kernel import LoraKernel
 from loragate.server.vllm_lora_cpu import GroupedPunicaWrapper, lay_out_for_reading
@@ -38,6 +39,7 @@ class InCoreExecutor(UniProcExecutor):
         # Only a compiler needs attention as an operator of torch, which costs 20 us a layer.
         current_platform.opaque_attention_op = lambda: False
         options = self.vllm_config.additional_config
+        library = None
         if isinstance(options, dict) and KERNELS in options:
             library = native_library.load(Path(options[KERNELS]))
             GroupedPunicaWrapper.kernel = LoraKernel(library)
@@ -49,6 +51,8 @@ class InCoreExecutor(UniProcExecutor):
         scheduling.scheduler_cls = considerate(scheduling.get_scheduler_cls())
         super()._init_executor()
         self._lay_out_adapters()
+        if library is not None and vllm_linear.is_worth_it(library):
+            self._fuse_layers(library)
 
     def _rank_of(self, lora_id: int) -> int:
         """The largest rank of any of its modules; 0 while it is on its way into a slot."""
@@ -66,6 +70,11 @@ class InCoreExecutor(UniProcExecutor):
             if isinstance(module, BaseLinearLayerWithLoRA):
                 module.lora_b_stacked = tuple(map(lay_out_for_reading, module.lora_b_stacked))
                 vllm_linear.shorten_calls(module)
+
+    def _fuse_layers(self, library: ctypes.CDLL) -> None:
+        assert GroupedPunicaWrapper.kernel is not None
+        for module in self.driver_worker.get_model().modules():
+            vllm_layer.fuse(library, GroupedPunicaWrapper.kernel, module)
 
     def shutdown(self) -> None:
         """Ends this process, the last thing that vLLM wants of it.

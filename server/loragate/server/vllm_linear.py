@@ -29,12 +29,12 @@ class PackedLinear:
     """`x Wᵀ + bias` for bfloat16 x of [..., in], and W of [out, in], which it has a copy of."""
 
     def __init__(self, library: ctypes.CDLL, weight: torch.Tensor) -> None:
-        self._out, self._in = weight.shape
+        self.out_features, self.in_features = weight.shape
         self._packed = torch.empty_like(weight)
         pack = library.pack_linear
         pack.argtypes, pack.restype = (_POINTER, _NUMBER, _NUMBER, _POINTER), None
-        pack(weight.data_ptr(), self._out, self._in, self._packed.data_ptr())
-        self._address = self._packed.data_ptr()
+        pack(weight.data_ptr(), *weight.shape, self._packed.data_ptr())
+        self.address = self._packed.data_ptr()
         self._multiply = library.linear_bfloat16
         self._multiply.restype = None
         self._multiply.argtypes = (
@@ -49,18 +49,18 @@ class PackedLinear:
 
     def multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """[..., out] in bfloat16. The last dimension of x is `in`."""
-        rows = x if x.dim() == 2 else x.reshape(-1, self._in)
+        rows = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         if rows.stride(1) != 1:
             rows = rows.contiguous()
         count = rows.shape[0]
-        y = x.new_empty((count, self._out))
+        y = x.new_empty((count, self.out_features))
         self._multiply(
-            self._address, self._out, self._in, y.data_ptr(), self._out,
+            self.address, self.out_features, self.in_features, y.data_ptr(), self.out_features,
             rows.data_ptr(), rows.stride(0), count,
         )  # fmt: skip
         if bias is not None:
             y += bias
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], self._out)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
 
 class AdaptedLinear:
@@ -93,9 +93,16 @@ class AdaptedLinear:
 
 def shorten_calls(layer: BaseLinearLayerWithLoRA) -> None:
     """Lets the layer compute by `AdaptedLinear`, if it is one of the plain kinds."""
-    base = layer.base_layer
-    if type(base) in _PLAIN and isinstance(base.cpu_linear, PackedLinear) and base.tp_size == 1:
+    if packed(layer.base_layer) is not None:
         layer.forward = AdaptedLinear(layer)
+
+
+def packed(layer: torch.nn.Module) -> PackedLinear | None:
+    """By what the layer multiplies, if besides a bias it does nothing else."""
+    if type(layer) not in _PLAIN or layer.tp_size != 1:
+        return None
+    linear = getattr(layer, "cpu_linear", None)
+    return linear if isinstance(linear, PackedLinear) else None
 
 
 def register(library: ctypes.CDLL) -> None:

@@ -79,13 +79,14 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
     ) -> None:
         if not self._tokens_by_slot:
             return
-        layer = self._layer(lora_a_stacked, lora_b_stacked)
+        layer = self.layer(lora_a_stacked, lora_b_stacked)
         if layer is None or scale != 1.0 or x.dtype is not y.dtype:
             self._add_products(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)
         else:
             layer.add(y.data_ptr(), y.stride(0), x.data_ptr(), x.stride(0))
 
-    def _layer(self, a: Stacks, b: Stacks) -> Layer | None:
+    def layer(self, a: Stacks, b: Stacks) -> Layer | None:
+        """What the kernel has of the layer with these weights, unless it does not cover it."""
         address = a[0].data_ptr()
         if address not in self._layers:
             self._layers[address] = self._describe(a, b)

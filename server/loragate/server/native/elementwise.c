@@ -2,6 +2,7 @@
  * operators and vLLM's, waking a second thread costs ten times the work (60 of 65 microseconds). */
 #include <math.h>
 
+#include "team.h"
 #include "vectors.h"
 
 #define SMALL_WORK 65536 /* elements */

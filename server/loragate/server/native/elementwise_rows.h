@@ -21,9 +21,9 @@ void NAME(rms_norm)(ELEMENT *out, const ELEMENT *x, const ELEMENT *weight, int64
 }
 
 /* residual += x; x = residual / rms(residual) * weight. Both contiguous. */
-void NAME(add_rms_norm)(ELEMENT *x, ELEMENT *residual, const ELEMENT *weight, int64_t rows,
-                        int64_t width, float epsilon) {
-#pragma omp parallel for schedule(static) if (rows * width > SMALL_WORK)
+void NAME(team_add_rms_norm)(ELEMENT *x, ELEMENT *residual, const ELEMENT *weight, int64_t rows,
+                             int64_t width, float epsilon) {
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         ELEMENT *left = x + row * width, *right = residual + row * width;
         floats squares = {0};
@@ -36,9 +36,15 @@ void NAME(add_rms_norm)(ELEMENT *x, ELEMENT *residual, const ELEMENT *weight, in
     }
 }
 
+void NAME(add_rms_norm)(ELEMENT *x, ELEMENT *residual, const ELEMENT *weight, int64_t rows,
+                        int64_t width, float epsilon) {
+#pragma omp parallel if (rows * width > SMALL_WORK)
+    NAME(team_add_rms_norm)(x, residual, weight, rows, width, epsilon);
+}
+
 /* out = silu(gate) * up, where a row of x is gate and up side by side. */
-void NAME(silu_and_mul)(ELEMENT *out, const ELEMENT *x, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static) if (rows * width > SMALL_WORK)
+void NAME(team_silu_and_mul)(ELEMENT *out, const ELEMENT *x, int64_t rows, int64_t width) {
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const ELEMENT *gate = x + row * 2 * width, *up = gate + width;
         for (int64_t k = 0; k < width; k += LANES) {
@@ -48,11 +54,16 @@ void NAME(silu_and_mul)(ELEMENT *out, const ELEMENT *x, int64_t rows, int64_t wi
     }
 }
 
+void NAME(silu_and_mul)(ELEMENT *out, const ELEMENT *x, int64_t rows, int64_t width) {
+#pragma omp parallel if (rows * width > SMALL_WORK)
+    NAME(team_silu_and_mul)(out, x, rows, width);
+}
+
 /* Rotates the first 2 * half of each head by its position's angles, in place: element k with element
  * k + half (GPT-NeoX's order). A row of the table is half cosines, then half sines. */
-void NAME(rotate)(ELEMENT *x, const int64_t *position, const ELEMENT *table, int64_t rows,
-                  int64_t stride, int64_t heads, int64_t head_width, int64_t half) {
-#pragma omp parallel for schedule(static) if (rows * heads * head_width > SMALL_WORK)
+void NAME(team_rotate)(ELEMENT *x, const int64_t *position, const ELEMENT *table, int64_t rows,
+                       int64_t stride, int64_t heads, int64_t head_width, int64_t half) {
+#pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const ELEMENT *cosines = table + position[row] * 2 * half, *sines = cosines + half;
         for (int64_t head = 0; head < heads; head++) {
@@ -65,4 +76,10 @@ void NAME(rotate)(ELEMENT *x, const int64_t *position, const ELEMENT *table, int
             }
         }
     }
+}
+
+void NAME(rotate)(ELEMENT *x, const int64_t *position, const ELEMENT *table, int64_t rows,
+                  int64_t stride, int64_t heads, int64_t head_width, int64_t half) {
+#pragma omp parallel if (rows * heads * head_width > SMALL_WORK)
+    NAME(team_rotate)(x, position, table, rows, stride, heads, head_width, half);
 }

@@ -1,6 +1,7 @@
 /* Products with a model's bfloat16 weights, y = x W^T, for processors with AVX-512's bfloat16 dot
  * product. With few rows of x, as while tokens are generated, the time is that of reading W once. Each
  * row is summed in the same order however many there are, so it does not depend on its company. */
+#include "team.h"
 #include "vectors.h"
 
 #define COLUMNS 32 /* of y in a panel: two vectors */
@@ -49,12 +50,11 @@ static inline __attribute__((always_inline)) void tile(
         }
 }
 
-/* `out` is a multiple of COLUMNS, `in` of PAIR; strides are in elements. The compiler sees each number
- * of rows as a constant. */
-void linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *y, int64_t y_stride,
-                     const uint16_t *x, int64_t x_stride, int64_t rows) {
+/* The compiler sees each number of rows as a constant. */
+void team_linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *y, int64_t y_stride,
+                          const uint16_t *x, int64_t x_stride, int64_t rows) {
     int64_t blocks = (rows + ROWS - 1) / ROWS;
-#pragma omp parallel for schedule(static) if (rows * out * in >= SMALL_WORK)
+#pragma omp for schedule(static)
     for (int64_t panel = 0; panel < out; panel += COLUMNS) {
         const uint16_t *w = packed + panel * in;
         for (int64_t block = 0; block < blocks; block++) {
@@ -77,5 +77,12 @@ void linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *
             }
         }
     }
+}
+
+/* `out` is a multiple of COLUMNS, `in` of PAIR; strides are in elements. */
+void linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *y, int64_t y_stride,
+                     const uint16_t *x, int64_t x_stride, int64_t rows) {
+#pragma omp parallel if (rows * out * in >= SMALL_WORK)
+    team_linear_bfloat16(packed, out, in, y, y_stride, x, x_stride, rows);
 }
 #endif

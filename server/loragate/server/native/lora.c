@@ -6,30 +6,12 @@
  */
 #include <omp.h>
 
+#include "team.h"
 #include "vectors.h"
 
 #define ROWS 4        /* computed at once */
-#define MOST_SLICES 4 /* q, k and v of one fused layer are three */
 #define MOST_RANK 512
 #define SMALL_WORK 16384 /* products below which waking a second thread costs more than it saves */
-
-/* One linear layer with the weights of every slot. A is [slots, rank, in], B is [slots, rank, out]:
- * B lies transposed, so that both products read memory in order. */
-struct lora_layer {
-    int64_t in, rank, slices;
-    int64_t width[MOST_SLICES];
-    const void *a[MOST_SLICES];
-    const void *b[MOST_SLICES];
-};
-
-/* The rows of one step that have an adapter: row[i] uses slot[i], sorted by slot. Of the layer's rank,
- * rank[slot] is in use; beyond are zeros, which would cost as much as numbers. */
-struct lora_batch {
-    int64_t count;
-    const int64_t *row;
-    const int64_t *slot;
-    const int64_t *rank;
-};
 
 #ifdef __AVX512BF16__
 #include "lora_dot.h"

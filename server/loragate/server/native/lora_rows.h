@@ -88,26 +88,31 @@ static inline __attribute__((always_inline)) void NAME(block)(
     }
 }
 
-/* Strides are in elements. Threads take turns at the adapters, so that four rows of four adapters
- * keep all of them busy. The compiler sees each number of rows as a constant. */
+/* Threads take turns at the adapters, so that four rows of four adapters keep all of them busy. The
+ * compiler sees each number of rows as a constant. */
+void NAME(team_lora_add)(const struct lora_layer *layer, const struct lora_batch *batch, ELEMENT *y,
+                         int64_t y_stride, const ELEMENT *x, int64_t x_stride) {
+    int64_t threads = omp_get_num_threads(), turn = omp_get_thread_num();
+    for (int64_t i = 0, n; i < batch->count; i += n, turn++) {
+        int64_t slot = batch->slot[i];
+        for (n = 1; n < ROWS && i + n < batch->count && batch->slot[i + n] == slot;) n++;
+        if (turn % threads) continue;
+        const int64_t *row = batch->row + i;
+        int64_t rank = batch->rank[slot] < layer->rank ? batch->rank[slot] : layer->rank;
+        switch (n) {
+            case 1: NAME(block)(1, layer, slot, rank, row, y, y_stride, x, x_stride); break;
+            case 2: NAME(block)(2, layer, slot, rank, row, y, y_stride, x, x_stride); break;
+            case 3: NAME(block)(3, layer, slot, rank, row, y, y_stride, x, x_stride); break;
+            default: NAME(block)(4, layer, slot, rank, row, y, y_stride, x, x_stride); break;
+        }
+    }
+#pragma omp barrier
+}
+
+/* Strides are in elements. */
 void NAME(lora_add)(const struct lora_layer *layer, const struct lora_batch *batch, ELEMENT *y,
                     int64_t y_stride, const ELEMENT *x, int64_t x_stride) {
     int is_small = batch->count * layer->rank * layer->in < SMALL_WORK;
 #pragma omp parallel if (!is_small && batch->count > 1)
-    {
-        int64_t threads = omp_get_num_threads(), turn = omp_get_thread_num();
-        for (int64_t i = 0, n; i < batch->count; i += n, turn++) {
-            int64_t slot = batch->slot[i];
-            for (n = 1; n < ROWS && i + n < batch->count && batch->slot[i + n] == slot;) n++;
-            if (turn % threads) continue;
-            const int64_t *row = batch->row + i;
-            int64_t rank = batch->rank[slot] < layer->rank ? batch->rank[slot] : layer->rank;
-            switch (n) {
-                case 1: NAME(block)(1, layer, slot, rank, row, y, y_stride, x, x_stride); break;
-                case 2: NAME(block)(2, layer, slot, rank, row, y, y_stride, x, x_stride); break;
-                case 3: NAME(block)(3, layer, slot, rank, row, y, y_stride, x, x_stride); break;
-                default: NAME(block)(4, layer, slot, rank, row, y, y_stride, x, x_stride); break;
-            }
-        }
-    }
+    NAME(team_lora_add)(layer, batch, y, y_stride, x, x_stride);
 }
