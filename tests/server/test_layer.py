@@ -117,9 +117,9 @@ def make_layer(
     return make
 
 
-def adapt(layer: LlamaDecoderLayer) -> None:
+def adapt(layer: LlamaDecoderLayer, dtype: torch.dtype = torch.bfloat16) -> None:
     """Adapters of random weights in each slot of each linear layer."""
-    config = LoRAConfig(max_lora_rank=RANK, max_loras=SLOTS, lora_dtype=torch.bfloat16)
+    config = LoRAConfig(max_lora_rank=RANK, max_loras=SLOTS, lora_dtype=dtype)
     punica = GroupedPunicaWrapper(64, 64, "cpu")
     for name in LINEARS:
         packed = {"qkv_proj": ["q", "k", "v"], "gate_up_proj": ["gate", "up"]}
@@ -246,6 +246,17 @@ def test_layer_that_does_more_stays_as_it_is(
     changes: Mapping[str, object],
 ) -> None:
     layer = make_layer(kind, changes)
+
+    fuse(library, kernel, layer)
+
+    assert not isinstance(layer.forward, FusedLayer)
+
+
+def test_layer_with_adapters_of_another_dtype_stays_as_it_is(
+    library: ctypes.CDLL, kernel: LoraKernel, make_layer: MakeLayer
+) -> None:
+    layer = make_layer()
+    adapt(layer, torch.float32)
 
     fuse(library, kernel, layer)
 

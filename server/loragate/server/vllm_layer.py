@@ -162,7 +162,7 @@ def _linear(layer: torch.nn.Module) -> _Linear | None:
     if isinstance(layer, BaseLinearLayerWithLoRA):
         assert isinstance(layer.punica_wrapper, GroupedPunicaWrapper)
         lora = layer.punica_wrapper.layer(layer.lora_a_stacked, layer.lora_b_stacked)
-        if lora is None:
+        if lora is None or layer.lora_a_stacked[0].dtype is not torch.bfloat16:
             return None
         layer = layer.base_layer
     linear = packed(layer)
