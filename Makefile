@@ -104,7 +104,7 @@ bench-many-swaps: setup ## Swap a thousand times under load: failures, tokens, m
 	$(BIN)/python -m bench.many_swaps $(ARGS)
 
 bench-starvation: setup ## Show what the fair queue does for a cold adapter beside a hot one
-	$(BIN)/python bench/starvation.py $(ARGS)
+	$(BIN)/python -m bench.starvation $(ARGS)
 
 bench-train: setup ## Measure training beside a plain SFTTrainer
 	$(BIN)/python bench/train.py $(ARGS)

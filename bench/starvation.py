@@ -1,7 +1,7 @@
 """A cold adapter beside a hot one: how long its requests wait, first come first served and fairly.
 
 Fifteen streams of the hot adapter in a closed loop, and one request a second for the cold one, over
-HTTP to a whole server around an engine of a fixed pace. `python bench/starvation.py` prints a
+HTTP to a whole server around an engine of a fixed pace. `python -m bench.starvation` prints a
 table; it needs the prepared default model (`loragate model prepare`), for its tokenizer.
 """
 
@@ -20,6 +20,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from bench.adapters import make_adapter
 from loragate.adapters.base_model import BaseModel, find
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
@@ -32,7 +33,6 @@ from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel, To
 from loragate.server.fair_queue import FairQueue, QueueBounds, Turn
 from loragate.server.flows import Flow
 
-ADAPTERS = Path(__file__).parent.parent / "examples" / "adapters"
 STREAMS = 15
 SEQUENCES = 16  # that the engine computes at once
 STEP_SECONDS = 0.02
@@ -275,10 +275,12 @@ async def serving(
         home = Home(Path(folder)).ensure()
         with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
             keys = {}
-            for tenant, name in (("acme", "acme-support"), ("globex", "globex-router")):
+            for seed, tenant in enumerate(("acme", "globex")):
                 keys[tenant] = registry.create_tenant(tenant).key
                 bot = AdapterName(tenant, "bot")
-                version = registry.publish(bot, ADAPTERS / name)
+                # Without a manifest: this engine's scores are nobody's reference.
+                weights = make_adapter(Path(folder) / tenant, base.path, seed)
+                version = registry.publish(bot, weights)
                 registry.set_alias(bot, "champion", version.number)
             start = PacedEngine(base, config.engine).started
             async with build(config, home, base, start, make_queue) as server:
