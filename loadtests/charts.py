@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from loadtests.measures import by_adapter, knee, percentiles, steps, whole
 from loadtests.records import Run
@@ -33,6 +34,8 @@ def draw_latency(run: Run, path: Path) -> None:
             axes.axvline(stop.at, color=_RED, label="SIGTERM")
         _mark_phases(run, axes)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         axes.set_ylabel("ms")
         axes.set_xlabel("seconds since the start")
 
@@ -130,5 +133,6 @@ def _save(
     draw(axes)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    axes.legend(loc="best", frameon=True, framealpha=0.85, fontsize=8)
+    # Below the axes, where it hides no point.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
