@@ -26,3 +26,12 @@ def test_a_server_whose_engine_never_comes_back_is_neither_draining_or_not() -> 
     assert (health.is_live, health.is_ready, health.state) == (False, False, "engine dead")
     health.drain()
     assert (health.is_live, health.is_ready, health.state) == (False, False, "engine dead")
+
+
+def test_a_server_with_a_failing_background_task_lives_on_but_is_not_ready() -> None:
+    failing: list[str] = []
+    health = Health(lambda: "alive", lambda: failing)
+    assert health.is_ready
+    failing += ["usage records", "lifecycle"]
+    said = "degraded: usage records, lifecycle"
+    assert (health.is_live, health.is_ready, health.state) == (True, False, said)

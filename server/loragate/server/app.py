@@ -23,6 +23,8 @@ from loragate.server.admin import routes as admin_http
 from loragate.server.admin.administration import Administration
 from loragate.server.admission import Admission
 from loragate.server.auth import Tenants
+from loragate.server.background import BackgroundTasks
+from loragate.server.background_metrics import BackgroundTaskMetrics
 from loragate.server.config import Config, LimitsConfig, read_chat_template
 from loragate.server.deadlines import Deadlines
 from loragate.server.engines import Engines
@@ -138,6 +140,7 @@ async def build(
     chat_template = read_chat_template(config.engine)
     gate = StaticGate(BaseProfile.read(base, chat_template), config.engine.max_lora_rank)
     metrics = Metrics(config.metrics.max_adapters)
+    background = BackgroundTasks(config.server.degraded_after_seconds)
     admin_key = home.admin_key()
     url = config.registry.url or home.database_url
     with Registry(url, store, gate) as registry, registry.serving_alone():
@@ -157,7 +160,7 @@ async def build(
         ):
             if hidden := say_hidden(snapshots.current, base.name):
                 logger.warning("%s", hidden)
-            health = Health(lambda: engine.state)
+            health = Health(lambda: engine.state, lambda: background.degraded)
             tenants = Tenants(snapshots, admin_key)
             queue = make_queue(config)
             admission = Admission(queue)
@@ -215,6 +218,7 @@ async def build(
             )
             add_gauges(metrics, queue, residency, shadows, engine)
             metrics.registry.register(MergedModelMetrics(merged))
+            metrics.registry.register(BackgroundTaskMetrics(background))
             grpc_server = build_server(
                 gateway,
                 Administration(registry, "grpc", snapshots.refresh, engines),
@@ -231,7 +235,9 @@ async def build(
             metrics_key = tenants.is_admin_key if config.metrics.require_admin_key else None
             options = HttpOptions(config.server.max_body_bytes, metrics_key)
             http = build_http(gateway, health, metrics, options, [admin])
-            server = Server(config.server, http, grpc_server, health, admission, deadlines)
+            server = Server(
+                config.server, http, grpc_server, health, admission, deadlines, background
+            )
             engine.on_change(server.follow)
             most_pins = config.engine.max_cpu_loras - config.engine.max_loras
             pins = Pins(registry, residency, prefetch, most_pins)

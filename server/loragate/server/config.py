@@ -45,6 +45,7 @@ class ServerConfig(Section, frozen=True):
     max_adapter_bytes: int = 2 * 2**30
     request_timeout_seconds: float = 600.0
     drain_seconds: float = 30.0
+    degraded_after_seconds: float = 30.0
     log_level: str = "info"
 
 
@@ -253,6 +254,10 @@ def _check_ranges(config: Config) -> None:
             "experiments.shadow_tokens_per_minute has to be 0 or more",
         ),
         (server.drain_seconds >= 0, "server.drain_seconds has to be 0 or more"),
+        (
+            0 <= server.degraded_after_seconds <= 86_400,
+            "server.degraded_after_seconds has to be from 0 to 86400",
+        ),
         (config.merged.kv_cache_gib > 0, "merged.kv_cache_gib has to be above 0"),
         (config.merged.reserve_gib >= 0, "merged.reserve_gib has to be 0 or more"),
         (config.registry.poll_seconds > 0, "registry.poll_seconds has to be above 0"),

@@ -1,22 +1,28 @@
 """Whether the process lives and whether it takes requests: two different questions."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
 
 from loragate.server.supervision import EngineState
 
-State = Literal["ready", "draining", "restarting", "engine dead"]
-
 
 class Health:
-    """Live until the engine is gone for good; ready while it is there and the server stays."""
+    """Live until the engine is gone for good; ready while it is there, the server stays, and no
+    background task fails that answers depend on.
+    """
 
-    def __init__(self, engine_state: Callable[[], EngineState]) -> None:
+    def __init__(
+        self,
+        engine_state: Callable[[], EngineState],
+        degraded: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
+        """`degraded` names the background tasks that have been failing for too long."""
         self._engine_state = engine_state
+        self._degraded = degraded
         self._is_draining = False
 
     @property
-    def state(self) -> State:
+    def state(self) -> str:
+        """`ready`, `draining`, `restarting`, `engine dead` or `degraded: ` and what fails."""
         match self._engine_state():
             case "dead":
                 return "engine dead"
@@ -25,7 +31,8 @@ class Health:
             case "restarting":
                 return "restarting"
             case "alive":
-                return "ready"
+                failing = ", ".join(self._degraded())
+                return f"degraded: {failing}" if failing else "ready"
 
     @property
     def is_live(self) -> bool:

@@ -6,11 +6,13 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from loragate.server.admission import Admission
+from loragate.server.background import BackgroundTasks
 from loragate.server.config import ConfigError, ServerConfig, split_address
 from loragate.server.deadlines import Deadlines
 from loragate.server.health import Health
@@ -18,6 +20,7 @@ from loragate.server.rpc.server import GrpcServer
 from loragate.server.supervision import EngineState
 
 logger = logging.getLogger(__name__)
+_TELL_SECONDS = 1.0  # a background task that fails for too long makes no event
 _CUT_OFF_SECONDS = 1  # for what was cut off to tell its client
 
 
@@ -31,6 +34,7 @@ class Server:
     health: Health
     admission: Admission
     deadlines: Deadlines
+    background: BackgroundTasks
     http_port: int = 0
     grpc_port: int = 0
 
@@ -52,13 +56,17 @@ class Server:
             try:
                 await web.has_started(running)
                 self.http_port = listener.getsockname()[1]
-                await self.grpc.set_serving(self.health.is_ready)
+                await self._tell_health()
                 logger.info(
                     "serving HTTP on %s and gRPC on %s",
                     _with_port(self.config.http, self.http_port),
                     _with_port(self.config.grpc, self.grpc_port),
                 )
-                yield
+                tell = self.background.repeating(
+                    "gRPC health", self._tell_health, wait=partial(asyncio.sleep, _TELL_SECONDS)
+                )
+                async with tell:
+                    yield
             finally:
                 web.should_exit = True
                 await asyncio.gather(running, self.grpc.stop(_CUT_OFF_SECONDS))
@@ -82,6 +90,9 @@ class Server:
     async def follow(self, state: EngineState) -> None:
         """Tells gRPC's health; HTTP's probes ask for themselves."""
         logger.info("the engine is %s", state)
+        await self._tell_health()
+
+    async def _tell_health(self) -> None:
         await self.grpc.set_serving(self.health.is_ready)
 
     async def _start_grpc(self) -> int:
