@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,12 @@ def test_rank_is_needed_where_no_configuration_gives_it():
         ({"reference": {"prompts": [SCORED | {"base": [-1.0] * 3}]}}, "need 2 log-prob"),
         ({"reference": {"prompts": [SCORED | {"adapter": [0.5, -1.0]}]}}, "adapter"),
         ({"reference": {"prompts": [SCORED | {"adapter": [None, -1.0]}]}}, "adapter"),
+        ({"reference": {"prompts": [SCORED | {"adapter": [-1.5, -2.5]}]}}, "are the same"),
+        ({"reference": {"prompts": [SCORED | {"adapter": [-1.5, -2.5001]}]}}, "are the same"),
+        ({"reference": {"prompts": [SCORED | {"adapter": [-1.7e308] * 2}]}}, "adapter"),
+        ({"reference": {"prompts": [SCORED | {"base": [-1.7e308] * 2}]}}, "base"),
+        ({"reference": {"prompts": [SCORED | {"token_ids": [1, 2, 2**31]}]}}, "token_ids"),
+        ({"reference": {"prompts": [SCORED], "tolerance": {"nats": 1e308}}}, "nats"),
         ({"reference": {"prompts": [SCORED], "tolerance": {"nats": 0}}}, "nats"),
         ({"reference": {"prompts": [SCORED], "tolerance": {"share": 1}}}, "share"),
         ({"reference": {"prompts": [SCORED], "tolerance": {"mean": 1}}}, "mean"),
@@ -99,6 +106,25 @@ def test_log_probability_that_is_no_number_is_refused(number: str):
     prompt = f'{{"token_ids": [1, 2], "adapter": [{number}], "base": [-1]}}'
     with pytest.raises(InvalidAdapter):
         AdapterManifest.from_json(f'{{"reference": {{"prompts": [{prompt}]}}}}', DERIVED)
+
+
+@pytest.mark.parametrize(
+    "contract",
+    [
+        Contract(max_tokens_cap=2**63),
+        Contract(sampling_defaults={"seed": 10**30}),
+        Contract(sampling_defaults={"top_k": 2**63}),
+    ],
+)
+def test_number_that_no_engine_holds_is_refused_in_a_file_and_read_where_it_was_kept(
+    contract: Contract,
+):
+    manifest = replace(DERIVED, contract=contract)
+    kept = AdapterManifest.from_json(manifest.to_json())
+
+    assert kept == manifest
+    with pytest.raises(InvalidAdapter, match="give a smaller number"):
+        kept.check_bounds()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", b"\xff", "[" * 100_000])

@@ -40,6 +40,7 @@ EXPECTED = {
     "Overloaded": ("UNAVAILABLE", 503, "server_error", "overloaded"),
     "Draining": ("UNAVAILABLE", 503, "server_error", "draining"),
     "AdapterUnavailable": ("UNAVAILABLE", 503, "server_error", "adapter_unavailable"),
+    "MachineFault": ("UNAVAILABLE", 503, "server_error", "adapter_not_loaded"),
     "EngineDead": ("UNAVAILABLE", 503, "server_error", "engine_dead"),
     "DeadlineExceeded": ("DEADLINE_EXCEEDED", 504, "server_error", "deadline_exceeded"),
     "RolloutMoveRefused": (

@@ -1,11 +1,15 @@
 """What the probe makes of an engine's log-probabilities."""
 
+import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from fakes import TINY_MODEL, EchoEngine
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_server import TEMPLATE, tiny_tokenizer
 
 from loragate.adapters.errors import InvalidAdapter
@@ -14,6 +18,7 @@ from loragate.adapters.reference import Reference, ScoredPrompt, Tolerance
 from loragate.adapters.rendering import Renderer
 from loragate.server.core import Delta, TokenLogprob
 from loragate.server.engine import EngineRequest, LoadedAdapter
+from loragate.server.errors import MachineFault
 from loragate.server.probe import Probe
 
 ADAPTER = LoadedAdapter(AdapterVersion("acme", "support", 1, "sha256:1", 1), Path("/nowhere"))
@@ -40,12 +45,16 @@ class ScoringEngine(EchoEngine):
 
     base: Score = base
     adapted: Score = trained
+    tells_nothing: bool = False
     scored: list[bool] = field(default_factory=list)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         score = self.base if request.adapter is None else self.adapted
         self.scored.append(request.adapter is not None)
-        entries = [TokenLogprob("", token, score(token)) for token in request.prompt_ids[1:]]
+        entries = [
+            None if self.tells_nothing else TokenLogprob("", token, score(token))
+            for token in request.prompt_ids[1:]
+        ]
         yield Delta(index=0, prompt_logprobs=(None, *entries), finish_reason="length")
 
 
@@ -155,3 +164,61 @@ async def test_reference_that_this_model_cannot_score_is_refused(ids: tuple[int,
 
     assert refused is not None
     assert refused.code == "unusable_reference"
+
+
+NO_NUMBERS = [math.nan, math.inf, -math.inf, -1.7e308]
+
+
+@pytest.mark.parametrize("score", NO_NUMBERS)
+@pytest.mark.parametrize("of", ["all tokens", "one token"])
+async def test_adapter_whose_scores_are_no_numbers_is_refused(score: float, of: str) -> None:
+    engine = ScoringEngine(
+        adapted=lambda token: score if of == "all tokens" or token == 9 else trained(token)
+    )
+    # The prompt of the effect has no token 9: there the reference's has to show it.
+    refused = await refusal(engine, reference())
+
+    assert refused is not None
+    assert refused.code == "not_finite"
+
+
+async def test_adapter_whose_scores_are_not_told_is_refused() -> None:
+    engine = ScoringEngine()
+    probe = Probe(engine, Renderer(tiny_tokenizer(TEMPLATE)))
+    await probe.warm()
+    engine.tells_nothing = True
+
+    with pytest.raises(InvalidAdapter) as refused:
+        await probe.check(ADAPTER)
+
+    assert refused.value.code == "not_finite"
+
+
+@pytest.mark.parametrize("score", NO_NUMBERS)
+async def test_base_model_without_numbers_is_the_machines_fault(score: float) -> None:
+    probe = Probe(ScoringEngine(base=lambda token: score), Renderer(tiny_tokenizer(TEMPLATE)))
+    with pytest.raises(MachineFault, match="base model itself"):
+        await probe.warm()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scores=st.lists(st.floats(), min_size=7, max_size=7),
+    adapter=st.lists(st.floats(-1e6, 0), min_size=7, max_size=7),
+    base_scores=st.lists(st.floats(-1e6, 0), min_size=7, max_size=7),
+)
+def test_whatever_the_engine_computes_the_probe_passes_or_refuses(
+    scores: list[float], adapter: list[float], base_scores: list[float]
+) -> None:
+    try:
+        prompt = ScoredPrompt(tuple(range(8)), tuple(adapter), tuple(base_scores))
+        held_against = Reference((prompt,))
+    except ValueError:
+        held_against = reference()
+    told = dict(enumerate(scores))
+    engine = ScoringEngine(adapted=lambda token: told.get(token, -1.0))
+
+    refused = asyncio.run(refusal(engine, held_against))
+
+    passed = refused is None
+    assert not passed or all(map(math.isfinite, scores[1:]))

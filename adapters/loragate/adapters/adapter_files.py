@@ -113,6 +113,7 @@ def _read_manifest(files: tuple[SourceFile, ...], config: AdapterConfig) -> Adap
     if path is None:
         return derived
     manifest = AdapterManifest.from_json(path.read_bytes(), derived)
+    manifest.check_bounds()
     for name in ("rank", "alpha"):
         if getattr(manifest, name) != getattr(derived, name):
             raise InvalidAdapter(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -19,6 +19,7 @@ from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.reference import Reference
 
 Number = int | float
+_LARGEST: Final = 2**63 - 1  # what the engine's whole numbers hold
 Fact = str | int | float
 
 
@@ -68,6 +69,25 @@ class AdapterManifest:
                 "invalid_manifest", f"manifest.json cannot be used: {error}; correct it there"
             ) from error
         return _filled(written, defaults)
+
+    def check_bounds(self) -> None:
+        """Raise InvalidAdapter (``invalid_manifest``) for whole numbers that no engine could hold.
+
+        Of files: what the registry has kept is read whatever it says, or all else there would be
+        unreadable too.
+        """
+        contract = self.contract
+        numbers: dict[str, Number] = {
+            f"sampling_defaults.{name}": value for name, value in contract.sampling_defaults.items()
+        }
+        if contract.max_tokens_cap is not None:
+            numbers["max_tokens_cap"] = contract.max_tokens_cap
+        for name, value in numbers.items():
+            if value > _LARGEST:
+                raise InvalidAdapter(
+                    "invalid_manifest",
+                    f"manifest.json has a contract.{name} above {_LARGEST}; give a smaller number",
+                )
 
     def to_json(self) -> str:
         """JSON that `from_json` reads back to an equal manifest; the keys are in a fixed order."""

@@ -19,18 +19,24 @@ Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 # Scoring them delays a promotion, and other requests by a step for each prompt.
 MOST_PROMPTS: Final = 8
 MOST_PROMPT_TOKENS: Final = 256
+# In nats. No model gives a token less, and sums of this many such numbers stay finite.
+_LOWEST_LOGPROB: Final = -1e6
+# In nats, on average. Rounding in float32 alone moves scores by 0.0001.
+_LEAST_EFFECT: Final = 0.001
 
-_Logprob = Annotated[float, Meta(le=0)]
+_TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
+_Logprob = Annotated[float, Meta(ge=_LOWEST_LOGPROB, le=0)]
 _PromptLength = Meta(min_length=2, max_length=MOST_PROMPT_TOKENS)
 _ScoresLength = Meta(min_length=1, max_length=MOST_PROMPT_TOKENS - 1)
 
 
 class ScoredPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A prompt, and the natural-log probability of each of its tokens but the first: with the
-    adapter, and of the base model alone.
+    adapter, and of the base model alone. Raises ValueError for scores that are no
+    log-probabilities, such as NaN.
     """
 
-    token_ids: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], _PromptLength]
+    token_ids: Annotated[tuple[_TokenId, ...], _PromptLength]
     adapter: Annotated[tuple[_Logprob, ...], _ScoresLength]
     base: Annotated[tuple[_Logprob, ...], _ScoresLength]
 
@@ -41,6 +47,13 @@ class ScoredPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"{len(self.token_ids)} token_ids need {expected} log-probabilities of the adapter "
                 f"and of the base, not {len(self.adapter)} and {len(self.base)}"
             )
+        # Decoding has seen to this already; what is made of a model's own scores has not.
+        for score in (*self.adapter, *self.base):
+            if not _LOWEST_LOGPROB <= score <= 0:
+                raise ValueError(
+                    f"{score} is no log-probability; it has to be a number between "
+                    f"{_LOWEST_LOGPROB:g} and 0"
+                )
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,16 +85,28 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     needs more room; its publisher states it.
     """
 
-    nats: Annotated[float, Meta(gt=0)] = 0.1
+    nats: Annotated[float, Meta(gt=0, le=100)] = 0.1
     share: Annotated[float, Meta(ge=0, lt=1)] = 0.03
 
 
 class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Prompts on which the adapter does what it was trained for, scored in ``dtype``."""
+    """Prompts on which the adapter does what it was trained for, scored in ``dtype``.
+
+    Raises ValueError for scores by which the adapter could not be told from the base model.
+    """
 
     prompts: Annotated[tuple[ScoredPrompt, ...], Meta(min_length=1, max_length=MOST_PROMPTS)]
     dtype: Dtype = "float32"
     tolerance: Tolerance = Tolerance()
+
+    def __post_init__(self) -> None:
+        if not self.effect >= _LEAST_EFFECT:
+            raise ValueError(
+                "the scores of the adapter and of the base are the same (they differ by "
+                f"{self.effect:.2g} nats on average), so the adapter could not be told from the "
+                "base model by them; score prompts on which it changes what is said, with the "
+                "adapter and without, or leave the reference out"
+            )
 
     @property
     def adapter(self) -> list[float]:

@@ -8,7 +8,8 @@ Everything raises; each transport turns an exception into its answer in one plac
         ├── InvalidRequest ── ContextLengthExceeded, BodyTooLarge
         ├── Unauthenticated, PermissionDenied, ModelNotFound, RouteNotFound, MethodNotAllowed
         ├── RateLimited, RequestExceedsLimit
-        ├── Overloaded, Draining, AdapterUnavailable, EngineDead
+        ├── Overloaded, Draining, EngineDead
+        ├── AdapterUnavailable ── MachineFault
         └── DeadlineExceeded, RolloutMoveRefused
 
 An exception that is not in the table becomes 500 / INTERNAL without a word of its text.
@@ -91,6 +92,19 @@ class AdapterUnavailable(RequestError):
     """The adapter exists but the engine could not take it, or no slot came free in time."""
 
 
+class MachineFault(AdapterUnavailable):
+    """This server cannot load the adapter now, through no fault of the version: it comes again.
+
+    `reason` is for whoever runs the server; the message, which a tenant may see, is without paths.
+    """
+
+    def __init__(
+        self, message: str, *, reason: str = "", retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.reason = reason or message
+
+
 class EngineDead(RequestError):
     """The engine's core process is gone."""
 
@@ -166,6 +180,7 @@ TABLE: dict[type[Exception], Status] = {
     Overloaded: _unavailable("overloaded"),
     Draining: _unavailable("draining"),
     AdapterUnavailable: _unavailable("adapter_unavailable"),
+    MachineFault: _unavailable("adapter_not_loaded", retry_after_seconds=1.0),
     EngineDead: _unavailable("engine_dead"),
     DeadlineExceeded: Status(
         grpc.StatusCode.DEADLINE_EXCEEDED, 504, "server_error", "deadline_exceeded"

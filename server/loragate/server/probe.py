@@ -7,14 +7,16 @@ another base model, is served as something else: so where the manifest brings lo
 the training, the engine's have to be the same.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.reference import Reference, differences, mean_difference
 from loragate.adapters.rendering import Renderer
-from loragate.server.core import SamplingParams
+from loragate.server.core import SamplingParams, TokenLogprob
 from loragate.server.engine import GATE_ID_PREFIX, Engine, EngineRequest, LoadedAdapter
+from loragate.server.errors import InvalidRequest, MachineFault
 
 # Two kinds of text, in one short prompt: on a CPU each token of it takes about a millisecond.
 _PROMPTS = ('Which documents do I need? {"city": "Paris", "population":',)
@@ -22,6 +24,7 @@ _PROMPTS = ('Which documents do I need? {"city": "Paris", "population":',)
 _LEAST_EFFECT = 0.02
 # How much weaker or stronger than in training an adapter has to be for its scale to be suspected.
 _SUSPECT_SCALE = 1.2
+_LARGEST = 1e30  # of a log-probability, in nats; beyond it there is no number left
 
 
 class Probe:
@@ -34,19 +37,23 @@ class Probe:
         self._count = 0
 
     async def warm(self) -> None:
-        """Scores the base model, so that no check has to wait for the engine's slow first steps."""
+        """Scores the base model, so that no check has to wait for the engine's slow first steps.
+
+        Raises MachineFault where the base model's own scores are no numbers, and EngineDead.
+        """
         if not self._base:
-            self._base = await self._score(self._prompts, None)
+            self._base = await self._score_base(self._prompts)
 
     async def check(self, adapter: LoadedAdapter, reference: Reference | None = None) -> None:
-        """Raises InvalidAdapter: `no_effect` for an adapter that changes nothing,
-        `reference_mismatch` for one that differs from its reference, `unusable_reference` where
-        this model cannot score the reference's prompts.
+        """Raises InvalidAdapter: `no_effect` for an adapter that changes nothing, `not_finite` for
+        one with which the engine computes no numbers, `reference_mismatch` for one that differs
+        from its reference, `unusable_reference` where this model cannot score the reference's
+        prompts. MachineFault and EngineDead say nothing about the adapter.
         """
         await self.warm()
-        scores = await self._score(self._prompts, adapter)
+        scores = await self._score_adapter(self._prompts, adapter)
         effect = max(differences(scores, self._base))
-        if effect < _LEAST_EFFECT:
+        if not effect >= _LEAST_EFFECT:
             raise InvalidAdapter(
                 "no_effect",
                 f"With this adapter the engine says what the base model says (log-probabilities "
@@ -59,13 +66,20 @@ class Probe:
     async def _compare(self, adapter: LoadedAdapter, reference: Reference) -> None:
         self._check_prompts(reference)
         prompts = [prompt.token_ids for prompt in reference.prompts]
-        scores = await self._score(prompts, adapter)
+        try:
+            scores = await self._score_adapter(prompts, adapter)
+        except InvalidRequest as error:
+            raise InvalidAdapter(
+                "unusable_reference",
+                f"The engine does not score the prompts of the manifest's reference: {error} Make "
+                "the reference with the model that is served.",
+            ) from error
         differing = list(differences(scores, reference.adapter))
         mean = fmean(differing)
         if mean <= reference.allowed:
             return
         # Only to tell the cause: what passes is not held up by it.
-        base = await self._score(prompts, None)
+        base = await self._score_base(prompts)
         raise InvalidAdapter(
             "reference_mismatch",
             f"In the engine this adapter is not what was trained: log-probabilities differ from "
@@ -87,10 +101,40 @@ class Probe:
                 "and with shorter prompts.",
             )
 
+    async def _score_adapter(
+        self, prompts: Sequence[Sequence[int]], adapter: LoadedAdapter
+    ) -> list[float]:
+        """Raises InvalidAdapter where any score is no number."""
+        scores = await self._score(prompts, adapter)
+        # Every later comparison is of finite numbers only: each one with NaN would be false.
+        if not _are_numbers(scores):
+            raise InvalidAdapter(
+                "not_finite",
+                "With this adapter the engine computes log-probabilities that are no numbers (NaN "
+                "or infinite): its weights or its alpha are too large for the engine's dtype, or "
+                "the training diverged. Train again with a lower learning rate, or publish an "
+                "earlier checkpoint.",
+            )
+        return scores
+
+    async def _score_base(self, prompts: Sequence[Sequence[int]]) -> list[float]:
+        scores = await self._score(prompts, None)
+        if not _are_numbers(scores):
+            raise MachineFault(
+                "The base model itself gives log-probabilities that are no numbers, so no adapter "
+                "can be checked beside it.",
+                reason="the base model's own log-probabilities are no numbers (NaN or infinite), "
+                "so no adapter can be checked; choose another engine.dtype, or download the base "
+                "model again",
+            )
+        return scores
+
     async def _score(
         self, prompts: Sequence[Sequence[int]], adapter: LoadedAdapter | None
     ) -> list[float]:
-        """The log-probability of every prompt token but the first of each."""
+        """The log-probability of every prompt token but the first of each; NaN for one that the
+        engine does not tell.
+        """
         scores: list[float] = []
         # One after the other: a small step of the engine each, between those of its requests.
         for prompt_ids in prompts:
@@ -108,10 +152,23 @@ class Probe:
             adapter=adapter,
             cache_salt="probe",
         )
-        scores: list[float] = []
+        entries: list[TokenLogprob | None] = []
         async for delta in self._engine.generate(request):
-            scores += [entry.logprob for entry in delta.prompt_logprobs or () if entry is not None]
-        return scores
+            entries += delta.prompt_logprobs or ()
+        scores = [_number(entry) for entry in entries[1:]]
+        expected = len(prompt_ids) - 1
+        # As many as there are tokens, whatever the engine does: they are compared one by one.
+        return [*scores[:expected], *[math.nan] * (expected - len(scores))]
+
+
+def _are_numbers(scores: Iterable[float]) -> bool:
+    """False for NaN and infinity, and for what would add up to one."""
+    return all(abs(score) < _LARGEST for score in scores)
+
+
+def _number(entry: TokenLogprob | None) -> float:
+    score: object = None if entry is None else entry.logprob
+    return float(score) if isinstance(score, float | int) else math.nan
 
 
 def _cause(reference: Reference, scores: Sequence[float], base: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from loragate.adapters.adapter_files import MANIFEST, inspect
-from loragate.adapters.reference import Reference, ScoredPrompt
+from loragate.adapters.reference import Reference, ScoredPrompt, mean_difference
 from loragate.trainer.errors import TrainingError
 
 # Every promotion scores them: about a millisecond a token on a CPU, during which others wait. Of 46
@@ -49,14 +49,17 @@ def reference_of(
         model.train(was_training)
     if not scored:
         raise TrainingError("A reference needs at least one prompt; give some chats.")
-    reference = Reference(scored)
-    if reference.effect < _LEAST_EFFECT:
+    effect = mean_difference(
+        [score for prompt in scored for score in prompt.adapter],
+        [score for prompt in scored for score in prompt.base],
+    )
+    if effect < _LEAST_EFFECT:
         raise TrainingError(
-            f"On these prompts the adapter moves log-probabilities by {reference.effect:.3f} nats "
-            f"on average, and below {_LEAST_EFFECT} a wrong scale could not be told from rounding; "
+            f"On these prompts the adapter moves log-probabilities by {effect:.3f} nats on "
+            f"average, and below {_LEAST_EFFECT} a wrong scale could not be told from rounding; "
             "give chats like those it was trained on, each with its answer."
         )
-    return reference
+    return Reference(scored)
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
@@ -72,7 +75,13 @@ def _scored(model: PeftModel, token_ids: Sequence[int]) -> ScoredPrompt:
     adapter = _logprobs(model, ids)
     with model.disable_adapter():
         base = _logprobs(model, ids)
-    return ScoredPrompt(ids, adapter, base)
+    try:
+        return ScoredPrompt(ids, adapter, base)
+    except ValueError as error:
+        raise TrainingError(
+            f"The model's scores cannot be used: {error}. The training diverged, or the base model "
+            "overflows; train again with a lower learning rate."
+        ) from error
 
 
 @torch.inference_mode()
