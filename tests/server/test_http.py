@@ -642,9 +642,11 @@ async def test_metrics_count_what_was_served(served: Served) -> None:
     await served.chat(max_tokens=-1)
     text = (await served.client.get("/metrics")).text
     for outcome in ("ok", "invalid_value"):
-        labels = f'adapter="acme/support@v1",outcome="{outcome}",tenant="acme",transport="http"'
+        labels = f'adapter="acme/support",outcome="{outcome}",tenant="acme",transport="http"'
         assert f"loragate_requests_total{{{labels}}} 1.0" in text
-    assert 'loragate_completion_tokens_total{adapter="acme/support@v1",tenant="acme"} 3.0' in text
+    assert 'loragate_completion_tokens_total{adapter="acme/support",tenant="acme"} 3.0' in text
+    info = 'adapter="acme/support",alias="champion",tenant="acme",version="v1"'
+    assert f"loragate_adapter_info{{{info}}} 1.0" in text
     assert "loragate_adapters_resident 1.0" in text
     assert "loragate_requests_running 0.0" in text
 

@@ -176,6 +176,11 @@ class Snapshot:
         """The tenant's adapters by name; none for an unknown tenant."""
         return self._listings.get(tenant, ())
 
+    def adapter(self, tenant: str, name: str) -> AdapterListing | None:
+        """None for one that is unknown."""
+        shelf = self._shelves.get((tenant, name))
+        return None if shelf is None else shelf.listing
+
     def listings(self) -> Iterator[AdapterListing]:
         """All adapters, by tenant and name."""
         for tenant in sorted(self._listings):

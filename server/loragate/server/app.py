@@ -216,6 +216,7 @@ async def build(
                 ),
                 deadlines=deadlines,
             )
+            metrics.follow(lambda: snapshots.current)
             add_gauges(metrics, queue, residency, shadows, engine)
             metrics.registry.register(MergedModelMetrics(merged))
             metrics.registry.register(BackgroundTaskMetrics(background))

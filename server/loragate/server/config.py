@@ -90,7 +90,7 @@ class RegistryConfig(Section, frozen=True):
 
 
 class MetricsConfig(Section, frozen=True):
-    """Bounds on Prometheus's labels: adapters past the cap are counted together as `other`."""
+    """Bounds on Prometheus's labels; see `metrics.Metrics`."""
 
     max_adapters: int = 1000
     require_admin_key: bool = False

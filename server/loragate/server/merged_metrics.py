@@ -1,6 +1,6 @@
 """Prometheus metrics of the engines of merged models, read when Prometheus asks.
 
-Their requests and times are among those of all requests, as `acme/support@v3+merged`.
+Their requests and times are among those of all requests, as `acme/support+merged`.
 """
 
 from collections.abc import Iterable

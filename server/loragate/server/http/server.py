@@ -5,7 +5,7 @@ handler. A response starts only after the first delta is there, so that every fa
 a status of its own.
 """
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi_swagger import patch_fastapi
 from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
 
 from loragate.adapters.errors import LoragateError
@@ -124,9 +125,16 @@ def _probes(health: Health, metrics: Metrics, options: HttpOptions) -> APIRouter
                 raise Unauthenticated("/metrics needs the admin key here.")
             if not options.metrics_key(key):
                 raise PermissionDenied("/metrics needs the admin key here.")
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return StreamingResponse(
+            _each(await metrics.scrape()), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     return router
+
+
+async def _each(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
 
 
 def _caller(request: Request) -> Caller:
