@@ -1,4 +1,5 @@
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from loragate.server.admission import (
     retry_after_header,
     retry_after_ms_header,
 )
-from loragate.server.core import Route
+from loragate.server.core import Caller, Route
 from loragate.server.errors import Draining, Overloaded, RateLimited, RequestExceedsLimit
 from loragate.server.fair_queue import FairQueue, QueueBounds
 
@@ -50,6 +51,16 @@ def admission(
     return Admission(queue, clock)
 
 
+@asynccontextmanager
+async def admitted(
+    gate: Admission, route: Route, limits: Limits, tokens: int
+) -> AsyncIterator[Ticket]:
+    """A request whole: it arrives, is booked, and takes its turn."""
+    with gate.arrive(Caller("key", "req-1", "http"), route.tenant, limits) as arrival:
+        async with gate.admit(arrival, route, tokens) as ticket:
+            yield ticket
+
+
 class Requests:
     """Requests that stay admitted until told to finish; `admitted` has them in their order."""
 
@@ -65,7 +76,7 @@ class Requests:
         await asyncio.sleep(0)  # it is admitted, queued or refused before it first waits
 
     async def _run(self, name: str, tokens: int, limits: Limits) -> None:
-        async with self.gate.admit(ACME, limits, tokens):
+        async with admitted(self.gate, ACME, limits, tokens):
             self.admitted.append(name)
             await self.ends[name].wait()
 
@@ -116,14 +127,18 @@ class Model:
             spent = sum(b.tokens for b in window)
             assert spent <= (tpm or spent)
 
-    def must_refuse(self, now: float, tokens: int) -> bool:
-        recent = [b for b in self.booked if b.at > now - WINDOW_SECONDS]
-        rpm, tpm = self.limits.requests_per_minute, self.limits.tokens_per_minute
+    def keeps_out(self, now: float) -> bool:
+        rpm = self.limits.requests_per_minute
         return (
-            (self.limits.max_concurrent is not None and self.running >= self.limits.max_concurrent)
-            or (rpm is not None and len(recent) >= rpm)
-            or (tpm is not None and sum(b.tokens for b in recent) + tokens > tpm)
-        )
+            self.limits.max_concurrent is not None and self.running >= self.limits.max_concurrent
+        ) or (rpm is not None and len(self._recent(now)) >= rpm)
+
+    def has_no_tokens_for(self, now: float, tokens: int) -> bool:
+        tpm = self.limits.tokens_per_minute
+        return tpm is not None and sum(b.tokens for b in self._recent(now)) + tokens > tpm
+
+    def _recent(self, now: float) -> list[Booked]:
+        return [b for b in self.booked if b.at > now - WINDOW_SECONDS]
 
 
 some_limit = st.none() | st.integers(1, 6)
@@ -162,13 +177,16 @@ async def _follow(limits: Limits, steps: list[tuple[str, float]]) -> None:
             clock.now += amount
         elif step == "admit":
             stack, tokens = AsyncExitStack(), int(amount)
-            expected = model.must_refuse(clock.now, tokens)
+            is_kept_out = model.keeps_out(clock.now)
+            is_refused = is_kept_out or model.has_no_tokens_for(clock.now, tokens)
             try:
-                ticket = await stack.enter_async_context(gate.admit(ACME, limits, tokens))
+                ticket = await stack.enter_async_context(admitted(gate, ACME, limits, tokens))
             except (RateLimited, RequestExceedsLimit):
-                assert expected
+                assert is_refused
+                if not is_kept_out:  # it came in, and counts as a request
+                    model.booked.append(Booked(clock.now, 0))
                 continue
-            assert not expected
+            assert not is_refused
             model.booked.append(Booked(clock.now, tokens))
             model.running += 1
             open_.append((stack, ticket, model.booked[-1]))
@@ -192,7 +210,7 @@ async def test_of_many_requests_at_once_exactly_as_many_as_the_limits_allow_get_
 
     async def ask() -> None:
         try:
-            async with gate.admit(ACME, limits, 10) as ticket:
+            async with admitted(gate, ACME, limits, 10) as ticket:
                 await asyncio.sleep(0)
                 ticket.settle(10)
                 outcomes.append("in")
@@ -200,14 +218,15 @@ async def test_of_many_requests_at_once_exactly_as_many_as_the_limits_allow_get_
             outcomes.append(error.code or "")
 
     await asyncio.gather(*(ask() for _ in range(200)))
-    assert outcomes.count("in") == 30  # 300 tokens are 30 requests of 10
-    assert set(outcomes) == {"in", "token_budget_exceeded"}
+    # 300 tokens are 30 requests of 10; those refused for their tokens have come in and count.
+    counted = {"in": 30, "token_budget_exceeded": 20, "rate_limit_exceeded": 150}
+    assert Counter(outcomes) == counted
 
 
 async def test_one_tenant_s_use_is_not_another_s() -> None:
     gate = admission()
     limits = Limits(requests_per_minute=1)
-    async with gate.admit(ACME, limits, 1), gate.admit(Route("globex"), limits, 1):
+    async with admitted(gate, ACME, limits, 1), admitted(gate, Route("globex"), limits, 1):
         assert gate.in_flight == 2
 
 
@@ -221,9 +240,9 @@ async def test_one_tenant_s_use_is_not_another_s() -> None:
 )
 async def test_each_limit_is_refused_by_its_own_name(limits: Limits, code: str) -> None:
     gate = admission()
-    async with gate.admit(ACME, limits, 10):
+    async with admitted(gate, ACME, limits, 10):
         with pytest.raises(RateLimited) as refusal:
-            async with gate.admit(ACME, limits, 10):
+            async with admitted(gate, ACME, limits, 10):
                 pass
     assert refusal.value.code == code
 
@@ -237,26 +256,26 @@ async def test_a_client_that_waits_as_long_as_it_was_told_gets_in_and_not_before
     clock = Clock()
     gate = admission(clock)
     for _ in range(2):
-        async with gate.admit(ACME, limits, 10) as ticket:
+        async with admitted(gate, ACME, limits, 10) as ticket:
             ticket.settle(10)
         clock.now += 13.0
     with pytest.raises(RateLimited) as refusal:
-        async with gate.admit(ACME, limits, 10):
+        async with admitted(gate, ACME, limits, 10):
             pass
     hint = refusal.value.retry_after_seconds or 0
     assert hint == pytest.approx(60 - 26)
     clock.now += hint - 0.01
     with pytest.raises(RateLimited):
-        async with gate.admit(ACME, limits, 10):
+        async with admitted(gate, ACME, limits, 10):
             pass
     clock.now += 0.01
-    async with gate.admit(ACME, limits, 10):
+    async with admitted(gate, ACME, limits, 10):
         assert gate.in_flight == 1
 
 
 async def test_a_request_larger_than_the_whole_budget_gets_no_hint_to_try_again() -> None:
     with pytest.raises(RequestExceedsLimit, match="11 tokens") as refusal:
-        async with admission().admit(ACME, Limits(tokens_per_minute=10), 11):
+        async with admitted(admission(), ACME, Limits(tokens_per_minute=10), 11):
             pass
     assert refusal.value.retry_after_seconds is None
 
@@ -264,11 +283,11 @@ async def test_a_request_larger_than_the_whole_budget_gets_no_hint_to_try_again(
 async def test_what_a_request_reserved_and_did_not_use_comes_back() -> None:
     gate = admission()
     limits = Limits(tokens_per_minute=100)
-    async with gate.admit(ACME, limits, 100) as ticket:
+    async with admitted(gate, ACME, limits, 100) as ticket:
         ticket.settle(30)
-    async with gate.admit(ACME, limits, 70):
+    async with admitted(gate, ACME, limits, 70):
         with pytest.raises(RateLimited):
-            async with gate.admit(ACME, limits, 1):
+            async with admitted(gate, ACME, limits, 1):
                 pass
 
 
@@ -276,15 +295,15 @@ async def test_a_request_that_settles_after_its_minute_does_not_spoil_the_next()
     clock = Clock()
     gate = admission(clock)
     limits = Limits(tokens_per_minute=100)
-    async with gate.admit(ACME, limits, 100) as slow:
+    async with admitted(gate, ACME, limits, 100) as slow:
         clock.now += 61
-        async with gate.admit(ACME, limits, 100) as ticket:
+        async with admitted(gate, ACME, limits, 100) as ticket:
             slow.settle(5)
             ticket.settle(60)
-        async with gate.admit(ACME, limits, 40):
+        async with admitted(gate, ACME, limits, 40):
             pass
         with pytest.raises(RateLimited):
-            async with gate.admit(ACME, limits, 61):
+            async with admitted(gate, ACME, limits, 61):
                 pass
 
 
@@ -292,10 +311,44 @@ async def test_an_error_inside_gives_the_place_back() -> None:
     gate = admission()
     limits = Limits(max_concurrent=1)
     with pytest.raises(KeyError):
-        async with gate.admit(ACME, limits, 1):
+        async with admitted(gate, ACME, limits, 1):
             raise KeyError
-    async with gate.admit(ACME, limits, 1):
+    async with admitted(gate, ACME, limits, 1):
         assert gate.in_flight == 1
+
+
+async def test_a_request_runs_from_its_arrival_on_and_counts_though_it_asks_for_nothing() -> None:
+    gate = admission()
+    limits = Limits(requests_per_minute=2, max_concurrent=1)
+    caller = Caller("key", "req-1", "http")
+    with gate.arrive(caller, "acme", limits):
+        with pytest.raises(RateLimited) as refusal, gate.arrive(caller, "acme", limits):
+            pass
+        assert refusal.value.code == "concurrency_limit_exceeded"
+    with gate.arrive(caller, "acme", limits):
+        pass
+    with pytest.raises(RateLimited) as refusal, gate.arrive(caller, "acme", limits):
+        pass
+    assert refusal.value.code == "rate_limit_exceeded"
+
+
+async def test_tenants_that_have_left_are_forgotten_once_their_minute_is_over() -> None:
+    clock = Clock()
+    gate = admission(clock)
+    for number in range(500):
+        async with admitted(gate, Route(f"tenant-{number}"), FREE, 1):
+            clock.now += 1.0
+    assert gate.known_tenants < 2 * WINDOW_SECONDS
+    async with admitted(gate, ACME, FREE, 1):
+        clock.now += 2 * WINDOW_SECONDS
+        for number in range(500):
+            async with admitted(gate, Route(f"tenant-{number}"), FREE, 1):
+                clock.now += 1.0
+        with (
+            pytest.raises(RateLimited),
+            gate.arrive(Caller("key", "req-1", "http"), "acme", Limits(max_concurrent=1)),
+        ):
+            pass  # who is running is remembered, however long ago it came
 
 
 # ---- queue
@@ -338,7 +391,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> Non
         for name in ("a", "b", "c"):
             await some.start(name)
         with pytest.raises(Overloaded, match="full") as refusal:
-            async with gate.admit(ACME, FREE, 1):
+            async with admitted(gate, ACME, FREE, 1):
                 pass
         assert refusal.value.retry_after_seconds == pytest.approx(4.0)
         assert gate.queued == 2
@@ -346,24 +399,24 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_again() -> Non
 
 async def test_with_no_queue_a_busy_server_refuses() -> None:
     gate = admission(max_in_flight=1, max_queued=0)
-    async with gate.admit(ACME, FREE, 1):
+    async with admitted(gate, ACME, FREE, 1):
         with pytest.raises(Overloaded):
-            async with gate.admit(ACME, FREE, 1):
+            async with admitted(gate, ACME, FREE, 1):
                 pass
-    async with gate.admit(ACME, FREE, 1):
+    async with admitted(gate, ACME, FREE, 1):
         assert gate.in_flight == 1
 
 
 async def test_who_waits_too_long_is_sent_away_and_gets_its_tokens_back() -> None:
     gate = admission(max_in_flight=1, queue_timeout_seconds=0.01)
     limits = Limits(tokens_per_minute=100, max_concurrent=2)
-    async with gate.admit(ACME, limits, 50):
+    async with admitted(gate, ACME, limits, 50):
         with pytest.raises(Overloaded, match=r"waited 0\.01 s") as refusal:
-            async with gate.admit(ACME, limits, 50):
+            async with admitted(gate, ACME, limits, 50):
                 pass
         assert refusal.value.retry_after_seconds
         assert gate.queued == 0
-    async with gate.admit(ACME, limits, 50):
+    async with admitted(gate, ACME, limits, 50):
         assert gate.in_flight == 1
 
 
@@ -384,7 +437,7 @@ async def test_who_leaves_the_queue_frees_its_place_in_it_and_its_tokens() -> No
 async def test_who_leaves_in_the_moment_of_being_called_hands_the_place_on() -> None:
     gate = admission(max_in_flight=1)
     async with requests(gate) as some:
-        async with gate.admit(ACME, FREE, 1):
+        async with admitted(gate, ACME, FREE, 1):
             await some.start("b")
             await some.start("c")
         assert gate.queued == 1  # b has been called and has not woken yet
@@ -444,7 +497,7 @@ async def test_a_draining_server_takes_nothing_new_and_finishes_what_runs_and_wa
         await some.start("b")
         gate.is_draining = True
         with pytest.raises(Draining) as refusal:
-            async with gate.admit(ACME, FREE, 1):
+            async with admitted(gate, ACME, FREE, 1):
                 pass
         assert refusal.value.retry_after_seconds
         drained = asyncio.create_task(gate.drained())

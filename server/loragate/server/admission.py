@@ -1,5 +1,8 @@
 """Who may go on now: per-tenant budgets, exact under concurrency; then the fair queue for all.
 
+A request comes in two steps. `arrive` needs its headers alone and counts it, before its body costs
+anything; `admit` books its tokens, which are known once its body is, and takes its turn.
+
 Everything runs on one event loop and nothing awaits between a check and its booking, so the sum of
 what is admitted never passes a limit. Budgets are sliding windows of 60 seconds: in no minute,
 wherever it starts, is more admitted than the limit.
@@ -8,13 +11,13 @@ wherever it starts, is more admitted than the limit.
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from loragate.adapters.snapshot import Limits
-from loragate.server.core import Route
+from loragate.server.core import Caller, Route
 from loragate.server.errors import Draining, RateLimited, RequestExceedsLimit
 from loragate.server.fair_queue import FairQueue, Turn
 
@@ -31,17 +34,38 @@ class _Booking:
 
 @dataclass(slots=True)
 class _Account:
-    """One tenant's last minute. `requests` and `tokens` are the sums over `bookings`."""
+    """One tenant's last minute: when requests arrived, and what was booked; `tokens` is the sum
+    over `bookings`.
+    """
 
+    arrivals: deque[float] = field(default_factory=deque)
     bookings: deque[_Booking] = field(default_factory=deque)
     tokens: int = 0
     running: int = 0
 
+    @property
+    def is_needed(self) -> bool:
+        return bool(self.running or self.arrivals or self.bookings)
+
     def forget_before(self, moment: float) -> None:
+        while self.arrivals and self.arrivals[0] <= moment:
+            self.arrivals.popleft()
         while self.bookings and self.bookings[0].at <= moment:
             gone = self.bookings.popleft()
             gone.is_current = False
             self.tokens -= gone.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request that was let in by its headers: counted in its tenant's minute, and as running
+    until it is left. Of `Admission.arrive`; nobody else makes one.
+    """
+
+    caller: Caller
+    tenant: str
+    limits: Limits
+    _account: _Account
 
 
 class Ticket:
@@ -60,13 +84,13 @@ class Ticket:
 
 
 class Admission:
-    """Budgets by tenant; then a turn in the queue, where all tenants wait."""
+    """Who comes in, by tenant; then budgets; then a turn in the queue, where all tenants wait."""
 
     def __init__(self, queue: FairQueue, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue = queue
         self._clock = clock
-        self._accounts: dict[str, _Account] = {}
-        self._present = 0  # that run or wait
+        self._accounts: OrderedDict[str, _Account] = OrderedDict()  # who came last is last
+        self._present = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_draining = False
@@ -79,49 +103,75 @@ class Admission:
     def queued(self) -> int:
         return self._queue.queued
 
-    @asynccontextmanager
-    async def admit(
-        self, route: Route, limits: Limits, tokens: int, prompt_tokens: int = 0
-    ) -> AsyncIterator[Ticket]:
-        """Books one request of at most `tokens` tokens, waits for its turn, holds its place.
+    @property
+    def present(self) -> int:
+        """Requests that have arrived and are not over."""
+        return self._present
 
-        Raises Draining, RateLimited, RequestExceedsLimit, Overloaded, or AdapterUnavailable where
-        no slot came free for its adapter.
+    @property
+    def known_tenants(self) -> int:
+        """Of how many tenants something is remembered."""
+        return len(self._accounts)
+
+    @contextmanager
+    def arrive(self, caller: Caller, tenant: str, limits: Limits) -> Iterator[Arrival]:
+        """Counts one request of the tenant, and counts it as running until the context is left.
+
+        Nothing of the request but its headers has to be known. Raises Draining or RateLimited, and
+        then counts nothing: who is refused here gets in as soon as the window has moved on.
         """
         if self.is_draining:
             raise Draining(
                 "The server is stopping; send the request again in a moment.",
                 retry_after_seconds=1.0,
             )
-        account = self._accounts.setdefault(route.tenant, _Account())
-        self._check_limits(account, limits, tokens)
-        self._queue.check_room(route)
-        booking = _Booking(self._clock(), tokens)
-        account.bookings.append(booking)
-        account.tokens += tokens
+        now = self._clock()
+        self._forget_idle(now)
+        account = self._accounts.setdefault(tenant, _Account())
+        self._accounts.move_to_end(tenant)
+        account.forget_before(now - WINDOW_SECONDS)
+        self._check_arrival(account, limits, now)
+        account.arrivals.append(now)
         account.running += 1
         self._enter()
         try:
-            try:
-                turn = await self._queue.take(route, prompt_tokens)
-            except BaseException:
-                _settle(account, booking, 0)
-                raise
-            try:
-                yield Ticket(account, booking, turn)
-            finally:
-                turn.end()
+            yield Arrival(caller, tenant, limits, account)
         finally:
             account.running -= 1
             self._leave()
+
+    @asynccontextmanager
+    async def admit(
+        self, arrival: Arrival, route: Route, tokens: int, prompt_tokens: int = 0
+    ) -> AsyncIterator[Ticket]:
+        """Books `tokens`, the most that the request may use, waits for its turn, holds its place.
+
+        Raises RateLimited, RequestExceedsLimit, Overloaded, or AdapterUnavailable where no slot
+        came free for its adapter.
+        """
+        account = arrival._account
+        now = self._clock()
+        account.forget_before(now - WINDOW_SECONDS)
+        self._check_tokens(account, arrival.limits, tokens, now)
+        self._queue.check_room(route)
+        booking = _Booking(now, tokens)
+        account.bookings.append(booking)
+        account.tokens += tokens
+        try:
+            turn = await self._queue.take(route, prompt_tokens)
+        except BaseException:
+            _settle(account, booking, 0)
+            raise
+        try:
+            yield Ticket(account, booking, turn)
+        finally:
+            turn.end()
 
     async def drained(self) -> None:
         """Returns once nothing runs and nothing waits."""
         await self._idle.wait()
 
-    def _check_limits(self, account: _Account, limits: Limits, tokens: int) -> None:
-        now = self._clock()
-        account.forget_before(now - WINDOW_SECONDS)
+    def _check_arrival(self, account: _Account, limits: Limits, now: float) -> None:
         if limits.max_concurrent and account.running >= limits.max_concurrent:
             raise RateLimited(
                 f"This tenant already has {account.running} requests running, its limit; "
@@ -130,13 +180,15 @@ class Admission:
                 retry_after_seconds=1.0,
             )
         requests = limits.requests_per_minute
-        if requests and len(account.bookings) >= requests:
-            oldest = account.bookings[len(account.bookings) - requests]
+        if requests and len(account.arrivals) >= requests:
+            oldest = account.arrivals[len(account.arrivals) - requests]
             raise RateLimited(
                 f"This tenant's limit of {requests} requests a minute is reached.",
                 code="rate_limit_exceeded",
-                retry_after_seconds=oldest.at + WINDOW_SECONDS - now,
+                retry_after_seconds=oldest + WINDOW_SECONDS - now,
             )
+
+    def _check_tokens(self, account: _Account, limits: Limits, tokens: int, now: float) -> None:
         budget = limits.tokens_per_minute
         if budget and tokens > budget:
             raise RequestExceedsLimit(
@@ -148,18 +200,20 @@ class Admission:
                 f"This tenant's limit of {budget} tokens a minute is reached: "
                 f"{account.tokens} are used or reserved and the request may use {tokens}.",
                 code="token_budget_exceeded",
-                retry_after_seconds=self._seconds_until_free(
-                    account, account.tokens + tokens - budget
+                retry_after_seconds=_seconds_until_free(
+                    account, account.tokens + tokens - budget, now
                 ),
             )
 
-    def _seconds_until_free(self, account: _Account, tokens: int) -> float:
-        now = self._clock()
-        for booking in account.bookings:
-            tokens -= booking.tokens
-            if tokens <= 0:
-                return booking.at + WINDOW_SECONDS - now
-        return WINDOW_SECONDS
+    def _forget_idle(self, now: float) -> None:
+        """Looks at two accounts for each that may come, so there are never many idle ones."""
+        for _ in range(min(2, len(self._accounts))):
+            tenant, account = next(iter(self._accounts.items()))
+            account.forget_before(now - WINDOW_SECONDS)
+            if account.is_needed:
+                self._accounts.move_to_end(tenant)
+            else:
+                del self._accounts[tenant]
 
     def _enter(self) -> None:
         self._present += 1
@@ -175,6 +229,14 @@ def _settle(account: _Account, booking: _Booking, tokens: int) -> None:
     if booking.is_current:
         account.tokens += tokens - booking.tokens
     booking.tokens = tokens
+
+
+def _seconds_until_free(account: _Account, tokens: int, now: float) -> float:
+    for booking in account.bookings:
+        tokens -= booking.tokens
+        if tokens <= 0:
+            return booking.at + WINDOW_SECONDS - now
+    return WINDOW_SECONDS
 
 
 def retry_after_header(seconds: float) -> int:

@@ -20,6 +20,19 @@ BASE = "base"  # the name under which every tenant can reach the base model
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """What a transport knows of whoever calls. `tenant` is a per-tenant endpoint's, if any;
+    `conversation` the client's own word for what belongs together.
+    """
+
+    api_key: str | None
+    request_id: str
+    transport: str
+    tenant: str | None = None
+    conversation: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StructuredOutput:
     """A constraint on the text: exactly one kind, checked by the engine's grammar backend.
 

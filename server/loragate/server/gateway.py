@@ -8,9 +8,9 @@ the usage record.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -18,9 +18,9 @@ import msgspec
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import AliasNotServing
 from loragate.adapters.snapshot import Limits, SnapshotWatcher
-from loragate.server.admission import Admission, Ticket
+from loragate.server.admission import Admission, Arrival, Ticket
 from loragate.server.auth import Tenants
-from loragate.server.core import ChatRequest, Delta, Request, Route, Usage
+from loragate.server.core import Caller, ChatRequest, Delta, Request, Route, Usage
 from loragate.server.deadlines import Deadlines
 from loragate.server.engine import (
     Engine,
@@ -29,7 +29,7 @@ from loragate.server.engine import (
     ToolCallParser,
     ToolSession,
 )
-from loragate.server.errors import AdapterUnavailable, EngineDead
+from loragate.server.errors import AdapterUnavailable, Draining, EngineDead, RateLimited, describe
 from loragate.server.experiments.assignment import unit_of
 from loragate.server.experiments.feedback import Feedback, FeedbackDesk
 from loragate.server.experiments.places import Place, Places
@@ -46,19 +46,6 @@ from loragate.server.validation import RequestLimits, validate
 _FIRST_VERSION_SECONDS = 5.0
 _MOST_AWAIT_FIRST_VERSION = 64
 _LOOK_AGAIN_SECONDS = 0.02
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """What a transport knows of whoever calls. `tenant` is a per-tenant endpoint's, if any;
-    `conversation` the client's own word for what belongs together.
-    """
-
-    api_key: str | None
-    request_id: str
-    transport: str
-    tenant: str | None = None
-    conversation: str | None = None
 
 
 class Generation:
@@ -143,14 +130,34 @@ class Gateway:
         self._deadlines = deadlines
         self._await_first_version = 0
 
+    @contextmanager
+    def arrive(self, caller: Caller) -> Iterator[Arrival]:
+        """Lets a request in by what its headers say, and counts it until the context is left.
+
+        A transport enters this before it reads a body or decodes a message, whatever the request
+        is for, and leaves it when the last byte of the answer is out: what is not let in has cost
+        nothing. Whatever goes wrong later, a bad body too, the request has been counted.
+
+        Raises Unauthenticated, PermissionDenied, ModelNotFound, RateLimited or Draining.
+        """
+        tenant = self._tenants.authenticate(caller.api_key, caller.tenant)
+        with ExitStack() as stack:
+            arriving = self._admission.arrive(caller, tenant, self._limits(tenant))
+            try:
+                arrival = stack.enter_context(arriving)
+            except (RateLimited, Draining) as error:
+                self._metrics.refuse(caller.transport, describe(error).code)
+                raise
+            yield arrival
+
     @asynccontextmanager
-    async def generate(self, request: Request, caller: Caller) -> AsyncIterator[Generation]:
+    async def generate(self, request: Request, arrival: Arrival) -> AsyncIterator[Generation]:
         """Yields the answer once its first delta is there, so that an error still has a status.
 
         Raises what errors.py lists. Leaving the context ends the request, wherever it is.
         """
-        tenant = self.authenticate(caller)
-        route = self._merged.reachable(await self._route(tenant, request.model))
+        caller = arrival.caller
+        route = self._merged.reachable(await self._route(arrival.tenant, request.model))
         place = self._place(request, route, caller)
         if place is not None:
             route = place.route
@@ -160,14 +167,14 @@ class Gateway:
             self._usage.record(caller.request_id, route, caller.transport, on_end) as record,
         ):
             async with self._deadlines.deadline(), AsyncExitStack() as stack:
-                answer = self._answer(request, record, place)
+                answer = self._answer(request, arrival, record, place)
                 try:
                     generation = await stack.enter_async_context(answer)
                 except AdapterUnavailable as error:
                     if place is None or not _is_down(error) or not place.fall_back(str(error)):
                         raise
                     record.route = place.route
-                    answer = self._answer(request, record)
+                    answer = self._answer(request, arrival, record)
                     generation = await stack.enter_async_context(answer)
                 heard = self._shadows.listen(place, request)
                 if heard is not None:
@@ -176,20 +183,16 @@ class Gateway:
         if heard is not None:
             self._shadows.offer(heard)
 
-    def authenticate(self, caller: Caller) -> str:
-        """The caller's tenant. Raises Unauthenticated, PermissionDenied or ModelNotFound."""
-        return self._tenants.authenticate(caller.api_key, caller.tenant)
-
-    async def feedback(self, said: Feedback, caller: Caller) -> bool:
+    async def feedback(self, said: Feedback, arrival: Arrival) -> bool:
         """Whether it is new. Raises what `FeedbackDesk.give` raises."""
-        return await self._feedback.give(self.authenticate(caller), said)
+        return await self._feedback.give(arrival.tenant, said)
 
-    def models(self, caller: Caller) -> tuple[ModelCard, ...]:
+    def models(self, arrival: Arrival) -> tuple[ModelCard, ...]:
         """What the caller's tenant can use."""
-        return self._router.models(self.authenticate(caller))
+        return self._router.models(arrival.tenant)
 
-    def get_model(self, model: str, caller: Caller) -> ModelCard:
-        return self._router.get_model(self.authenticate(caller), model)
+    def get_model(self, model: str, arrival: Arrival) -> ModelCard:
+        return self._router.get_model(arrival.tenant, model)
 
     def _place(self, request: Request, route: Route, caller: Caller) -> Place | None:
         """The request's place in a rollout or an experiment, if its adapter has one."""
@@ -207,7 +210,8 @@ class Gateway:
     async def _route(self, tenant: str, model: str) -> Route:
         """Waits for an adapter's first version, which was promoted a moment ago, to be loaded.
 
-        Nothing is booked yet, so no limit holds who waits here: only a few do, others come again.
+        Nothing bounds who waits here but what one tenant may have running: only a few do, others
+        come again.
         """
         try:
             return self._router.route(tenant, model)
@@ -232,7 +236,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _answer(
-        self, request: Request, record: Record, place: Place | None = None
+        self, request: Request, arrival: Arrival, record: Record, place: Place | None = None
     ) -> AsyncIterator[Generation]:
         """By the record's route. A `place` is that of a request that has not been counted yet."""
         route = record.route
@@ -244,14 +248,13 @@ class Gateway:
             )
         if place is not None:
             place.admit(record.request_id)
-        limits = self._limits(route.tenant)
         prepared = await self._builder.prepare(
             request, contract_of(self._registry.current, route.version)
         )
-        prepared = _fit_to_budget(prepared, request, limits)
+        prepared = _fit_to_budget(prepared, request, arrival.limits)
         record.prompt_tokens = prepared.prompt_tokens
         async with self._admission.admit(
-            route, limits, prepared.most_tokens, prepared.prompt_tokens
+            arrival, route, prepared.most_tokens, prepared.prompt_tokens
         ) as ticket:
             try:
                 async with AsyncExitStack() as held:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from loragate.adapters.listings import AdapterListing, AliasVersions
 from loragate.adapters.names import CHAMPION, AdapterVersion
@@ -58,6 +58,12 @@ class Metrics:
         self._scrape: asyncio.Task[Sequence[bytes]] | None = None
         self.registry = CollectorRegistry()
         """Of all that has no label set for each adapter; a scrape asks it on the event loop."""
+        self._refused = Counter(
+            "loragate_requests_refused",
+            "Requests of known tenants that were refused before they were read, by error code.",
+            ("transport", "code"),
+            registry=self.registry,
+        )
         self._load = Histogram(
             "loragate_adapter_load_seconds",
             "Time to load an adapter version into the engine.",
@@ -79,6 +85,10 @@ class Metrics:
         finally:
             used.in_flight -= 1
             self._changed[used] = None
+
+    def refuse(self, transport: str, code: str) -> None:
+        """Counts one request of a tenant that was refused by its headers."""
+        self._refused.labels(transport, code).inc()
 
     def count(self, record: Record) -> None:
         """Counts one request that has ended."""

@@ -3,12 +3,13 @@
 It raises; the application that includes the router turns exceptions into OpenAI's error object.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, status
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 
 from loragate.adapters.errors import TenantNotFound
 from loragate.adapters.names import AdapterName, parse_version
@@ -33,7 +34,7 @@ from loragate.server.admin.views import (
     TenantView,
     UsageView,
 )
-from loragate.server.http.json_bodies import StrictJsonRoute
+from loragate.server.http.guarded_routes import bearer_key, guarded_by
 
 DEFAULT_UPLOAD_BYTES = 2 * 2**30
 _FILES_BODY = {
@@ -67,16 +68,19 @@ def build_router(
     max_adapter_bytes: int = DEFAULT_UPLOAD_BYTES,
 ) -> APIRouter:
     """All routes of `/admin/v1`. `is_tenant_key` tells a tenant's key from an unknown one."""
-    bearer = HTTPBearer(auto_error=False, scheme_name="AdminKey", description="The admin key.")
 
-    async def authenticate(
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-    ) -> None:
-        key = None if credentials is None else credentials.credentials
-        check_admin_key(key, admin_key, is_tenant_key)
+    @contextmanager
+    def for_the_admin(request: Request) -> Iterator[None]:
+        check_admin_key(bearer_key(request), admin_key, is_tenant_key)
+        yield
 
+    said_to_clients = HTTPBearer(  # it checks nothing
+        auto_error=False, scheme_name="AdminKey", description="The admin key."
+    )
     router = APIRouter(
-        prefix="/admin/v1", dependencies=[Depends(authenticate)], route_class=StrictJsonRoute
+        prefix="/admin/v1",
+        dependencies=[Depends(said_to_clients)],
+        route_class=guarded_by(for_the_admin),
     )
     _add_tenants(router, administration)
     _add_keys(router, administration)

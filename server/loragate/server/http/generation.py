@@ -7,7 +7,8 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from loragate.server import core
-from loragate.server.gateway import Caller, Gateway, Generation
+from loragate.server.admission import Arrival
+from loragate.server.gateway import Gateway, Generation
 from loragate.server.http.answers import DONE, Writer
 from loragate.server.http.failures import error_body
 
@@ -18,11 +19,11 @@ class Answer(Response):
     A client that leaves cancels it, streaming or not, running or still queued.
     """
 
-    def __init__(self, gateway: Gateway, request: core.Request, caller: Caller) -> None:
+    def __init__(self, gateway: Gateway, request: core.Request, arrival: Arrival) -> None:
         super().__init__()
         self._gateway = gateway
         self._request = request
-        self._caller = caller
+        self._arrival = arrival
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await _unless_disconnected(receive, self._answer(send))
@@ -30,7 +31,7 @@ class Answer(Response):
     async def _answer(self, send: Send) -> None:
         has_started = False
         try:
-            async with self._gateway.generate(self._request, self._caller) as generation:
+            async with self._gateway.generate(self._request, self._arrival) as generation:
                 writer = Writer(generation)
                 if self._request.options.stream:
                     await _start(send, generation, b"text/event-stream; charset=utf-8")
@@ -49,7 +50,7 @@ class Answer(Response):
             if not has_started:
                 raise
             # The status has gone out already: what is left is an event that clients raise on.
-            event = b"data: " + error_body(error, self._caller.request_id) + b"\n\n" + DONE
+            event = b"data: " + error_body(error, self._arrival.caller.request_id) + b"\n\n" + DONE
             await send({"type": "http.response.body", "body": event})
 
 

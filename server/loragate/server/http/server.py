@@ -5,7 +5,15 @@ handler. A response starts only after the first delta is there, so that every fa
 a status of its own.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    MutableMapping,
+    Sequence,
+)
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -18,16 +26,15 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
 
 from loragate.adapters.errors import LoragateError
-from loragate.server.errors import (
-    PermissionDenied,
-    Unauthenticated,
-)
-from loragate.server.gateway import Caller, Gateway
+from loragate.server.admission import Arrival
+from loragate.server.core import Caller
+from loragate.server.errors import PermissionDenied, Unauthenticated
+from loragate.server.gateway import Gateway
 from loragate.server.health import Health
 from loragate.server.http.failures import answer_error
 from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import Answer
-from loragate.server.http.json_bodies import StrictJsonRoute
+from loragate.server.http.guarded_routes import bearer_key, guarded_by
 from loragate.server.http.middleware import BodyLimit, Envelope
 from loragate.server.http.requests import ChatBody, CompletionBody
 from loragate.server.metrics import Metrics
@@ -75,33 +82,36 @@ def build_http(
 
 
 def _data_plane(gateway: Gateway) -> APIRouter:
-    async def authenticate(request: Request) -> None:
-        gateway.authenticate(_caller(request))  # before the body's fields are looked at
+    @contextmanager
+    def arriving(request: Request) -> Iterator[None]:
+        with gateway.arrive(_caller(request)) as arrival:
+            request.state.arrival = arrival
+            yield
 
-    guards = [Depends(HTTPBearer(auto_error=False)), Depends(authenticate)]
-    router = APIRouter(dependencies=guards, route_class=StrictJsonRoute)
+    said_to_clients = [Depends(HTTPBearer(auto_error=False))]  # it checks nothing
+    router = APIRouter(dependencies=said_to_clients, route_class=guarded_by(arriving))
 
     @router.post("/chat/completions", summary="Answer a conversation")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
-        return Answer(gateway, body.to_core(), _caller(request))
+        return Answer(gateway, body.to_core(), _arrival(request))
 
     @router.post("/completions", summary="Continue a text")
     async def completions(body: CompletionBody, request: Request) -> Response:
-        return Answer(gateway, body.to_core(), _caller(request))
+        return Answer(gateway, body.to_core(), _arrival(request))
 
     @router.post("/feedback", summary="Say how good an answer was")
     async def feedback(body: FeedbackBody, request: Request) -> Response:
-        is_new = await gateway.feedback(body.to_feedback(), _caller(request))
+        is_new = await gateway.feedback(body.to_feedback(), _arrival(request))
         return _json(200, {"object": "feedback", "id": body.request_id, "is_new": is_new})
 
     @router.get("/models", summary="List the models this key can use")
     async def list_models(request: Request) -> Response:
-        cards = [_card(card) for card in gateway.models(_caller(request))]
+        cards = [_card(card) for card in gateway.models(_arrival(request))]
         return _json(200, {"object": "list", "data": cards})
 
     @router.get("/models/{model:path}", summary="Get one model")
     async def get_model(model: str, request: Request) -> Response:
-        return _json(200, _card(gateway.get_model(model, _caller(request))))
+        return _json(200, _card(gateway.get_model(model, _arrival(request))))
 
     return router
 
@@ -120,7 +130,7 @@ def _probes(health: Health, metrics: Metrics, options: HttpOptions) -> APIRouter
     @router.get("/metrics", summary="Metrics for Prometheus")
     async def prometheus(request: Request) -> Response:
         if options.metrics_key is not None:
-            key = _api_key(request)
+            key = bearer_key(request)
             if key is None:
                 raise Unauthenticated("/metrics needs the admin key here.")
             if not options.metrics_key(key):
@@ -140,12 +150,13 @@ async def _each(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
 def _caller(request: Request) -> Caller:
     tenant: str | None = request.path_params.get("tenant")
     conversation = request.headers.get("x-conversation-id")
-    return Caller(_api_key(request), request.state.request_id, "http", tenant, conversation)
+    return Caller(bearer_key(request), request.state.request_id, "http", tenant, conversation)
 
 
-def _api_key(request: Request) -> str | None:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key.strip() or None if scheme.lower() == "bearer" else None
+def _arrival(request: Request) -> Arrival:
+    """What the guard of the data plane's routes has left."""
+    arrival: Arrival = request.state.arrival
+    return arrival
 
 
 def _card(card: ModelCard) -> MutableMapping[str, object]:

@@ -4,7 +4,7 @@ import logging
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
@@ -14,9 +14,10 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from loragate.server.admin.administration import check_admin_key
-from loragate.server.core import Route
+from loragate.server.admission import Arrival
+from loragate.server.core import Caller, Route
 from loragate.server.errors import Failure, InvalidRequest, describe
-from loragate.server.gateway import Caller
+from loragate.server.gateway import Gateway
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]  # generic for type checkers alone
@@ -28,6 +29,7 @@ Answered = TypeVar("Answered")
 Metadata = Sequence[tuple[str, str | bytes]]
 Context = grpc.aio.ServicerContext[object, object]
 Method = Callable[[object, Context], Awaitable[object]]
+Guard = Callable[[Context], AbstractAsyncContextManager[None]]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _MAX_DETAILS_BYTES = 1024  # clients refuse answers whose headers pass 8 KiB; three bytes for one
@@ -73,11 +75,45 @@ class AdminCalls:
             yield
 
 
-class DecodingInterceptor(grpc.aio.ServerInterceptor):
-    """Makes bytes that are no message the client's mistake; gRPC would call it the server's.
-
-    Only for methods that take one message and are no generators, as all of this package are.
+class InferenceCalls:
+    """What all methods share that are for tenants: who calls, from before the message is decoded
+    until the call is over.
     """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._arrivals: dict[object, Arrival] = {}  # by the call's context
+
+    @asynccontextmanager
+    async def answering(
+        self, context: grpc.aio.ServicerContext[Asked, Answered]
+    ) -> AsyncIterator[None]:
+        """As `answering`, and lets in only whom the gateway does. For the interceptor alone."""
+        async with answering(context) as caller:
+            with self._gateway.arrive(caller) as arrival:
+                self._arrivals[context] = arrival
+                try:
+                    yield
+                finally:
+                    del self._arrivals[context]
+
+    def arrival(self, context: grpc.aio.ServicerContext[Asked, Answered]) -> Arrival:
+        """What a method gives the gateway."""
+        return self._arrivals[context]
+
+
+class GuardingInterceptor(grpc.aio.ServerInterceptor):
+    """Stands before a service's methods: a message is decoded once its caller is let in.
+
+    Bytes that are no message are the client's mistake; gRPC would call it the server's. Of a method
+    that takes one message, the whole call runs inside its service's guard, which turns what is
+    raised into a status: whatever bounds a message before it is decoded belongs in `_guarded`. A
+    method that takes a stream asks by itself before its first message. None may be a generator.
+    """
+
+    def __init__(self, guards: Mapping[str, Guard]) -> None:
+        """`guards` are by the full name of the service; what has none is left alone."""
+        self._guards = dict(guards)
 
     async def intercept_service(
         self,
@@ -85,8 +121,9 @@ class DecodingInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         handler = await continuation(handler_call_details)
-        is_ours = handler_call_details.method.startswith("/loragate.v1.")
-        if handler is None or handler.request_streaming or not is_ours:
+        service = handler_call_details.method.rpartition("/")[0].removeprefix("/")
+        guard = self._guards.get(service)
+        if handler is None or handler.request_streaming or guard is None:
             return handler
         streams = handler.response_streaming
         # The library's types know methods of the sync server only.
@@ -95,7 +132,7 @@ class DecodingInterceptor(grpc.aio.ServerInterceptor):
         wrap = (
             grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         )
-        return wrap(_decoding(method, decode), None, handler.response_serializer)
+        return wrap(_guarded(guard, method, decode), None, handler.response_serializer)
 
 
 async def announce(
@@ -107,19 +144,14 @@ async def announce(
     await context.send_initial_metadata(provenance)
 
 
-def _decoding(
-    method: Method, decode: Callable[[bytes], object]
+def _guarded(
+    guard: Guard, method: Method, decode: Callable[[bytes], object]
 ) -> Callable[[bytes, Context], Awaitable[object]]:
-    async def decoded(data: bytes, context: Context) -> object:
-        try:
-            request = decode(data)
-        except DecodeError as error:
-            async with answering(context):
-                raise error
-        else:
-            return await method(request, context)
+    async def guarded(message: bytes, context: Context) -> object:
+        async with guard(context):
+            return await method(decode(message), context)
 
-    return decoded
+    return guarded
 
 
 def caller_of(context: grpc.aio.ServicerContext[Asked, Answered]) -> Caller:

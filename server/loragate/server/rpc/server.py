@@ -17,7 +17,7 @@ from loragate.server.choices import collect
 from loragate.server.experiments.feedback import Feedback
 from loragate.server.gateway import Gateway
 from loragate.server.rpc import answers
-from loragate.server.rpc.calls import AdminCalls, DecodingInterceptor, announce, answering
+from loragate.server.rpc.calls import AdminCalls, GuardingInterceptor, InferenceCalls, announce
 from loragate.server.rpc.experiments import ExperimentsService
 from loragate.server.rpc.messages import chat_request, completion_request
 from loragate.server.rpc.registry import RegistryService
@@ -37,92 +37,93 @@ SERVICES = INFERENCE, REGISTRY, EXPERIMENTS
 
 
 class InferenceService(inference_pb2_grpc.InferenceServicer):
-    """Chat, completions and models for tenants."""
+    """Chat, completions and models for tenants. `InferenceCalls` stands around each method."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, calls: InferenceCalls) -> None:
         self._gateway = gateway
+        self._calls = calls
 
     async def Chat(
         self,
         request: pb.ChatRequest,
         context: grpc.aio.ServicerContext[pb.ChatRequest, pb.ChatResponse],
     ) -> pb.ChatResponse:
-        async with answering(context) as caller:
-            asked = chat_request(request, stream=False)
-            async with self._gateway.generate(asked, caller) as generation:
-                await announce(context, caller, generation.route)
-                return answers.chat_response(generation, await collect(generation))
+        arrival = self._calls.arrival(context)
+        asked = chat_request(request, stream=False)
+        async with self._gateway.generate(asked, arrival) as generation:
+            await announce(context, arrival.caller, generation.route)
+            return answers.chat_response(generation, await collect(generation))
 
     async def ChatStream(
         self,
         request: pb.ChatRequest,
         context: grpc.aio.ServicerContext[pb.ChatRequest, pb.ChatChunk],
     ) -> None:
-        async with answering(context) as caller:
-            asked = chat_request(request, stream=True)
-            async with self._gateway.generate(asked, caller) as generation:
-                await announce(context, caller, generation.route)
-                chunks = answers.ChatChunks(generation)
-                async for delta in generation.deltas:
-                    if (chunk := chunks.chunk(delta)) is not None:
-                        await context.write(chunk)
-                if (last := chunks.last()) is not None:
-                    await context.write(last)
+        arrival = self._calls.arrival(context)
+        asked = chat_request(request, stream=True)
+        async with self._gateway.generate(asked, arrival) as generation:
+            await announce(context, arrival.caller, generation.route)
+            chunks = answers.ChatChunks(generation)
+            async for delta in generation.deltas:
+                if (chunk := chunks.chunk(delta)) is not None:
+                    await context.write(chunk)
+            if (last := chunks.last()) is not None:
+                await context.write(last)
 
     async def Complete(
         self,
         request: pb.CompletionRequest,
         context: grpc.aio.ServicerContext[pb.CompletionRequest, pb.CompletionResponse],
     ) -> pb.CompletionResponse:
-        async with answering(context) as caller:
-            asked = completion_request(request, stream=False)
-            async with self._gateway.generate(asked, caller) as generation:
-                await announce(context, caller, generation.route)
-                return answers.completion_response(generation, await collect(generation))
+        arrival = self._calls.arrival(context)
+        asked = completion_request(request, stream=False)
+        async with self._gateway.generate(asked, arrival) as generation:
+            await announce(context, arrival.caller, generation.route)
+            return answers.completion_response(generation, await collect(generation))
 
     async def CompleteStream(
         self,
         request: pb.CompletionRequest,
         context: grpc.aio.ServicerContext[pb.CompletionRequest, pb.CompletionChunk],
     ) -> None:
-        async with answering(context) as caller:
-            asked = completion_request(request, stream=True)
-            async with self._gateway.generate(asked, caller) as generation:
-                await announce(context, caller, generation.route)
-                chunks = answers.CompletionChunks(generation)
-                async for delta in generation.deltas:
-                    if (chunk := chunks.chunk(delta)) is not None:
-                        await context.write(chunk)
-                if (last := chunks.last()) is not None:
-                    await context.write(last)
+        arrival = self._calls.arrival(context)
+        asked = completion_request(request, stream=True)
+        async with self._gateway.generate(asked, arrival) as generation:
+            await announce(context, arrival.caller, generation.route)
+            chunks = answers.CompletionChunks(generation)
+            async for delta in generation.deltas:
+                if (chunk := chunks.chunk(delta)) is not None:
+                    await context.write(chunk)
+            if (last := chunks.last()) is not None:
+                await context.write(last)
 
     async def ListModels(
         self,
         request: pb.ListModelsRequest,
         context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
     ) -> pb.ListModelsResponse:
-        async with answering(context) as caller:
-            cards = self._gateway.models(caller)
-            return pb.ListModelsResponse(models=map(answers.model, cards))
+        arrival = self._calls.arrival(context)
+        cards = self._gateway.models(arrival)
+        return pb.ListModelsResponse(models=map(answers.model, cards))
 
     async def GetModel(
         self,
         request: pb.GetModelRequest,
         context: grpc.aio.ServicerContext[pb.GetModelRequest, pb.GetModelResponse],
     ) -> pb.GetModelResponse:
-        async with answering(context) as caller:
-            card = self._gateway.get_model(request.model, caller)
-            return pb.GetModelResponse(model=answers.model(card))
+        arrival = self._calls.arrival(context)
+        card = self._gateway.get_model(request.model, arrival)
+        return pb.GetModelResponse(model=answers.model(card))
 
     async def Feedback(
         self,
         request: pb.FeedbackRequest,
         context: grpc.aio.ServicerContext[pb.FeedbackRequest, pb.FeedbackResponse],
     ) -> pb.FeedbackResponse:
-        async with answering(context) as caller:
-            value = request.value if request.HasField("value") else None
-            said = Feedback(request.request_id, request.metric, value, request.comment)
-            return pb.FeedbackResponse(is_new=await self._gateway.feedback(said, caller))
+        arrival = self._calls.arrival(context)
+        value = request.value if request.HasField("value") else None
+        said = Feedback(request.request_id, request.metric, value, request.comment)
+        return pb.FeedbackResponse(is_new=await self._gateway.feedback(said, arrival))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +184,18 @@ def build_server(
     options: GrpcOptions,
 ) -> GrpcServer:
     """Call it in the event loop that will serve."""
-    server = grpc.aio.server(
-        interceptors=[DecodingInterceptor()], options=_channel_options(options)
-    )
-    inference_pb2_grpc.add_InferenceServicer_to_server(InferenceService(gateway), server)
+    tenants_calls = InferenceCalls(gateway)
     calls = AdminCalls(admin_key, is_tenant_key)
+    guards = {
+        INFERENCE: tenants_calls.answering,
+        REGISTRY: calls.answering,
+        EXPERIMENTS: calls.answering,
+    }
+    server = grpc.aio.server(
+        interceptors=[GuardingInterceptor(guards)], options=_channel_options(options)
+    )
+    inference = InferenceService(gateway, tenants_calls)
+    inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
     registry_service = RegistryService(administration, calls, options.max_adapter_bytes)
     registry_pb2_grpc.add_AdapterRegistryServicer_to_server(registry_service, server)
     experiments = ExperimentsService(administration, calls)

@@ -1,0 +1,50 @@
+"""Routes that ask who calls before any of the body is read.
+
+FastAPI reads the whole body before it looks at a route's dependencies, so a dependency comes too
+late to keep strangers from sending megabytes. A guard stands around the whole of a route instead:
+what it refuses, nobody has read anything of.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loragate.server.http.json_bodies import StrictJsonRoute
+
+Guard = Callable[[Request], AbstractContextManager[None]]
+
+
+def guarded_by(guard: Guard) -> type[StrictJsonRoute]:
+    """A route class whose routes run inside `guard`, from the headers to the answer's last byte.
+
+    The guard gets the request without its body, raises where it lets nobody in, and may leave what
+    it found in `request.state` for the route. A bound on the time that a body may take belongs
+    inside it, around `receive`: then a slow sender is known, and holds no more than its own place.
+    """
+
+    class GuardedRoute(StrictJsonRoute):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            # Around `app`, not in `get_route_handler`: that has ended when the answer is sent.
+            self.app = _Guarded(guard, self.app)
+
+    return GuardedRoute
+
+
+def bearer_key(request: Request) -> str | None:
+    """The key of `Authorization: Bearer <key>`; None where there is none."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return key.strip() or None if scheme.lower() == "bearer" else None
+
+
+class _Guarded:
+    def __init__(self, guard: Guard, app: ASGIApp) -> None:
+        self._guard = guard
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._guard(Request(scope)):
+            await self._app(scope, receive, send)
