@@ -36,7 +36,8 @@ from loragate.adapters.peft_config import CONFIG
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
-PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
+PEFT = "base_model.model."
+PREFIX = f"{PEFT}model.layers.0.self_attn.q_proj"
 Tensors = dict[str, np.ndarray]
 WriteAdapter = Callable[..., Path]
 
@@ -407,6 +408,39 @@ def test_tensor_that_the_engine_could_not_place_is_refused(
     gate: StaticGate, plain: Path, name: str, code: str
 ):
     assert refusal(gate, change_weights(plain, added(name))).code == code
+
+
+def test_tensors_without_pefts_prefix_are_refused_with_what_to_do(gate: StaticGate, plain: Path):
+    change_weights(
+        plain, lambda tensors: {name.removeprefix(PEFT): tensors[name] for name in tensors}
+    )
+
+    refused = refusal(gate, plain)
+
+    assert refused.code == "missing_prefix"
+    assert "put the prefix before each name" in str(refused)
+
+
+def test_what_was_published_without_the_prefix_is_still_loaded(gate: StaticGate, plain: Path):
+    change_weights(
+        plain, lambda tensors: {name.removeprefix(PEFT): tensors[name] for name in tensors}
+    )
+
+    assert gate.check_header(inspect(plain))
+
+
+@pytest.mark.parametrize("before", ["model.", "base_model.model.", "module.", "x"])
+def test_tensors_of_modules_that_the_base_has_not_are_refused(
+    gate: StaticGate, plain: Path, before: str
+):
+    change_weights(
+        plain,
+        lambda tensors: {
+            f"{PEFT}{before}{name.removeprefix(PEFT)}": tensors[name] for name in tensors
+        },
+    )
+
+    assert refusal(gate, plain).code == "unknown_module"
 
 
 def test_embeddings_that_were_saved_along_are_refused(gate: StaticGate, tmp_path: Path):

@@ -1,17 +1,23 @@
 """Merging: the same answers as unmerged, or no merged model at all."""
 
 import json
-from collections.abc import Iterator
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tiny_runs import write_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from loragate.adapters.adapter_files import WEIGHTS
 from loragate.adapters.base_model import BaseModel
+from loragate.adapters.lora_tensors import PREFIX
 from loragate.adapters.merged_files import REPORT
+from loragate.trainer.adapter_loading import AdapterNotApplied
 from loragate.trainer.merging import (
     BOUNDS,
     EXACT,
@@ -69,6 +75,42 @@ def test_float16_rounds_less_than_bfloat16_and_both_pass(
     brain = merge(base.path, adapter, tmp_path / "brain", PROMPTS, dtype="bfloat16").saved
 
     assert 0 < half.mean_kl < brain.mean_kl < BOUNDS["bfloat16"].mean_kl
+
+
+def renamed(adapter: Path, folder: Path, rename: Callable[[str], str | None]) -> Path:
+    """The adapter with other names of tensors; None leaves one out."""
+    shutil.copytree(adapter, folder)
+    tensors = load_file(adapter / WEIGHTS)
+    kept = {new: tensors[name] for name in tensors if (new := rename(name)) is not None}
+    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [
+        (lambda name: name.removeprefix(PREFIX), "put base_model.model. before the names"),
+        (lambda name: name.replace("layers.1.", "layers.7."), "belong to no module"),
+        (lambda name: None if "layers.1." in name else name, "has no tensors"),
+    ],
+)
+def test_merge_of_an_adapter_that_is_not_applied_whole_is_refused(
+    base: BaseModel,
+    adapter: Path,
+    tmp_path: Path,
+    rename: Callable[[str], str | None],
+    words: str,
+):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")
+        with pytest.raises(AdapterNotApplied, match=words):
+            merge(
+                base.path,
+                renamed(adapter, tmp_path / "renamed", rename),
+                tmp_path / "merged",
+                PROMPTS,
+            )
+    assert not (tmp_path / "merged").exists()
 
 
 def test_large_model_is_written_in_shards(base: BaseModel, adapter: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from loragate.adapters.adapter_files import WEIGHTS, AdapterFiles
 from loragate.adapters.base_profile import BaseProfile, Shape, template_hash
 from loragate.adapters.errors import BaseModelName, InvalidAdapter
-from loragate.adapters.lora_tensors import LoraPair, is_embedding, lora_pairs
+from loragate.adapters.lora_tensors import LoraPair, check_prefix, is_embedding, lora_pairs
 from loragate.adapters.manifest import AdapterManifest, Contract
 from loragate.adapters.names import AdapterName
 from loragate.adapters.peft_config import CONFIG, AdapterConfig
@@ -44,7 +44,11 @@ class StaticGate:
 
         Reads the configuration and the weights' header first, and the weights last, in blocks.
         """
-        _check_values(files, self.check_header(files))
+        pairs = self.check_header(files)
+        # Not before a load: what was published without the prefix is served right, and only never
+        # merged.
+        check_prefix(files.tensors)
+        _check_values(files, pairs)
 
     def check_header(self, files: AdapterFiles) -> tuple[LoraPair, ...]:
         """As `check`, but for the numbers: those of an artifact that is unchanged since it passed

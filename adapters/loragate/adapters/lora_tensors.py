@@ -11,7 +11,11 @@ from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.peft_config import AdapterConfig
 from loragate.adapters.safetensors_header import Tensor
 
-_NAME: Final = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+PREFIX: Final = "base_model.model."
+"""What PEFT writes before a module's name. The engine does without; PEFT itself drops a tensor that
+has it not.
+"""
+_NAME: Final = re.compile(rf"(?:{re.escape(PREFIX)})?(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _NAME_LIMIT: Final = 512
 _DTYPES: Final = ("F32", "F16", "BF16")
 _EMBEDDINGS: Final = frozenset({"embed_tokens", "lm_head", "wte", "word_embeddings", "embed_out"})
@@ -55,6 +59,18 @@ def lora_pairs(tensors: Mapping[str, Tensor], config: AdapterConfig) -> tuple[Lo
             "no_tensors", "adapter_model.safetensors holds no tensors; train and save again"
         )
     return tuple(_pair(module, sides[module], config) for module in sorted(sides))
+
+
+def check_prefix(tensors: Mapping[str, Tensor]) -> None:
+    """Raise InvalidAdapter (``missing_prefix``) for a name that PEFT would not find."""
+    for name in tensors:
+        if not name.startswith(PREFIX):
+            raise InvalidAdapter(
+                "missing_prefix",
+                f"tensor {name[:_NAME_LIMIT]!r} has not the prefix {PREFIX} in its name, without "
+                "which PEFT leaves it out and merges the base model alone; save the adapter with "
+                "PEFT's save_pretrained, or put the prefix before each name",
+            )
 
 
 def _parse(name: str) -> tuple[str, str]:

@@ -16,12 +16,12 @@ from typing import Final
 
 import msgspec
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.merged_files import REPORT
+from loragate.trainer.adapter_loading import load_adapter
 from loragate.trainer.settings.method import MethodSettings
 from loragate.trainer.settings.publish import MergeDtype
 
@@ -144,7 +144,8 @@ def merge(
     """Write a whole model to `out`, which appears only if the merge was proved sound.
 
     `prompts` are token ids that nobody trained on. `method` is how the adapter was trained: of
-    qlora, both bases are measured. `chat_template` replaces the base's own. Raises MergeRefused.
+    qlora, both bases are measured. `chat_template` replaces the base's own. Raises MergeRefused,
+    and AdapterNotApplied where a part of the adapter would be missing.
     """
     if not prompts:
         raise MergeRefused("a merge is proved on held-out prompts; give at least one")
@@ -152,7 +153,7 @@ def merge(
         raise MergeRefused(f"{out} exists already; give a folder that does not, or remove it")
     _require_full_precision(base)
     model = _load(base)
-    adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+    adapted = load_adapter(model, adapter)
     reference = _logits(adapted, prompts)
     merged = adapted.merge_and_unload(safe_merge=True)
     agreement = _agreement(reference, _logits(merged, prompts), prompts)
@@ -175,7 +176,7 @@ def merge(
 
 def unmerged_logits(base: Path, adapter: Path, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """What a merge is held against: the base with the adapter beside it, in float32."""
-    return _logits(PeftModel.from_pretrained(_load(base), str(adapter)).eval(), prompts)
+    return _logits(load_adapter(_load(base), adapter), prompts)
 
 
 def verify(
@@ -191,7 +192,7 @@ def compare_bases(
     base: Path, adapter: Path, prompts: Sequence[Sequence[int]], method: MethodSettings
 ) -> QuantizedComparison:
     """Training saw the quantised base; a server holds the full one. Which merge is closer?"""
-    seen = PeftModel.from_pretrained(_dequantized(base, method), str(adapter)).eval()
+    seen = load_adapter(_dequantized(base, method), adapter)
     reference = _logits(seen, prompts)
     merged = seen.merge_and_unload(safe_merge=True)
     onto_dequantized = _agreement(reference, _logits(merged, prompts), prompts)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from loragate.adapters.adapter_files import MANIFEST, inspect
 from loragate.adapters.reference import Reference, ScoredPrompt, mean_difference
+from loragate.trainer.adapter_loading import load_adapter
 from loragate.trainer.errors import TrainingError
 
 # Every promotion scores them: about a millisecond a token on a CPU, during which others wait. Of 46
@@ -26,15 +27,14 @@ def compute_reference(
     base: Path, adapter: Path, prompts: Iterable[Sequence[int]], most: int = PROMPTS
 ) -> Reference:
     """The adapter's log-probabilities on `prompts`, in float32, loaded from the two folders as
-    anybody would. Raises TrainingError where the adapter says too little on them.
+    anybody would. Raises TrainingError where the adapter says too little on them, and
+    AdapterNotApplied where a part of it would be missing.
 
     Of more than `most` prompts the first are taken, and of each the last 24 tokens: chats that end
     with the assistant's answer are best, since the adapter does most there.
     """
     model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
-    adapted = PeftModel.from_pretrained(model, str(adapter))
-    assert isinstance(adapted, PeftModel)
-    return reference_of(adapted, prompts, most)
+    return reference_of(load_adapter(model, adapter), prompts, most)
 
 
 def reference_of(

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from loragate.adapters.rendering import Renderer, Supervised
+from loragate.trainer.adapter_loading import load_adapter
 
 _IGNORED: Final = -100
 _BATCH_TOKENS: Final = 2048  # logits of so many tokens are held at once
@@ -47,8 +47,10 @@ def load_model(base: Path, device: str = "cpu") -> nn.Module:
 
 @contextmanager
 def adapted(model: nn.Module, adapter: Path) -> Iterator[nn.Module]:
-    """The model with an adapter on it, which is taken off again at the end."""
-    with_adapter = PeftModel.from_pretrained(model, str(adapter)).eval()
+    """The model with an adapter on it, which is taken off again at the end. Raises
+    AdapterNotApplied.
+    """
+    with_adapter = load_adapter(model, adapter)
     try:
         yield with_adapter
     finally:

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
+from loragate.trainer.adapter_loading import AdapterNotApplied, require_applied
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.settings.method import MethodSettings
 from loragate.trainer.settings.section import settled
@@ -69,10 +70,14 @@ def continue_adapter(model: PreTrainedModel, folder: Path, seed: int, dropout: f
         config.lora_dropout = dropout
         # The published name is no path; PEFT would look for it on the hub when it saves.
         config.base_model_name_or_path = model.config.name_or_path
-        adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config)
-    except (OSError, ValueError, RuntimeError) as error:
+        adapted = cast(
+            PeftModel,
+            PeftModel.from_pretrained(model, str(folder), is_trainable=True, config=config),
+        )
+        require_applied(adapted, folder)
+    except (AdapterNotApplied, OSError, ValueError, RuntimeError) as error:
         raise TrainingError(f"the adapter in {folder} cannot be trained on: {error}") from error
-    return _without_casts(cast(PeftModel, adapted))
+    return _without_casts(adapted)
 
 
 def lora_config(method: MethodSettings) -> LoraConfig:
