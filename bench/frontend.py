@@ -73,6 +73,8 @@ class EmittingEngine:
 
     async def unload(self, adapter: LoadedAdapter) -> None: ...
 
+    async def check_slots(self) -> None: ...
+
     def tools(self, request: ChatRequest, prompt_ids: object) -> ToolSession:
         raise NotImplementedError
 

@@ -99,6 +99,9 @@ class PacedEngine:
     async def unload(self, adapter: LoadedAdapter) -> None:
         pass
 
+    async def check_slots(self) -> None:
+        pass
+
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> ToolSession:
         raise NotImplementedError
 

@@ -71,10 +71,12 @@ def starting(world: World, log: Path) -> Iterator[Served]:
         "LORAGATE_SERVER_GRPC": grpc,
         "LORAGATE_ENGINE_DTYPE": "float32",
         "LORAGATE_ENGINE_MAX_LORAS": "3",  # fewer than there are adapters
-        "LORAGATE_ENGINE_MAX_CPU_LORAS": "4",
+        "LORAGATE_ENGINE_MAX_CPU_LORAS": "10",
+        "LORAGATE_LIMITS_SLOT_TURN_SECONDS": "0.05",
         "LORAGATE_ENGINE_MAX_LORA_RANK": "16",
         "LORAGATE_ENGINE_MAX_MODEL_LEN": "1024",
         "LORAGATE_ENGINE_KV_CACHE_GIB": "1",
+        "LORAGATE_ENGINE_CHECK_SLOTS": "step",
     }
     with log.open("ab") as output:
         process = subprocess.Popen(

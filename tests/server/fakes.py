@@ -98,6 +98,9 @@ class EchoEngine:
         self.unloads.append(str(adapter.version))
         del self.loaded[adapter.version.lora_id]
 
+    async def check_slots(self) -> None:
+        pass
+
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> "EchoTools":
         return EchoTools(request)
 

@@ -65,6 +65,7 @@ class EngineConfig(Section, frozen=True):
     gpu_memory_utilization: float = 0.9
     tool_call_parser: str = "hermes"
     chat_template: str = ""
+    check_slots: Literal["idle", "step"] = "idle"
     seed: int = 0
 
 

@@ -108,6 +108,13 @@ class Engine(Protocol):
         """
         ...
 
+    async def check_slots(self) -> None:
+        """Compares the next slot's weights with what was placed there; for when nobody waits.
+
+        Raises SlotFault where they differ; the slot is then written anew before it is used again.
+        """
+        ...
+
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> ToolSession:
         """Raises InvalidRequest where a tool's schema cannot be compiled, or none may be chosen."""
         ...

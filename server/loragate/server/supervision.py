@@ -29,6 +29,7 @@ StartEngine = Callable[[], AbstractAsyncContextManager[Engine]]
 
 _POLL_SECONDS = 0.1
 _SOONEST_RETRY_SECONDS = 1.0
+_IDLE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,8 @@ class SupervisedEngine:
 
     @property
     def memory_bytes(self) -> int:
-        return 0 if self._life is None else self._life.engine.memory_bytes
+        life = self._life  # read once: threads ask, and the loop may end it meanwhile
+        return 0 if life is None else life.engine.memory_bytes
 
     def is_generating(self) -> bool:
         """Whether any answer is under way, which other work would hold up."""
@@ -189,6 +191,17 @@ class SupervisedEngine:
         if life is not None and lora_id in life.loaded:
             life.loaded.discard(lora_id)
             await self._outlives(life, life.engine.unload(adapter))
+
+    async def check_slots(self) -> None:
+        life = self._life
+        if life is not None and life.is_alive:
+            await self._outlives(life, life.engine.check_slots())
+
+    async def idle(self) -> None:
+        """Returns when no answer is under way, which other work would hold up; not at once."""
+        await self._sleep(_IDLE_SECONDS)
+        while self.is_generating():
+            await self._sleep(_IDLE_SECONDS)
 
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> ToolSession:
         return self._living().engine.tools(request, prompt_ids)

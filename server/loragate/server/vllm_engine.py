@@ -36,12 +36,12 @@ from loragate.server import native_library
 from loragate.server.config import EngineConfig
 from loragate.server.core import ChatRequest, Delta
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
-from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest
+from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, SlotFault
 from loragate.server.lora_cast import LoraCast
 from loragate.server.memory import Need
 from loragate.server.vllm_executor import KERNELS, InCoreExecutor
 from loragate.server.vllm_staging import AdapterStaging
-from loragate.server.vllm_start import CoreContext, begin
+from loragate.server.vllm_start import CoreContext, CoreProcesses, begin
 from loragate.server.vllm_tools import VllmTools
 from loragate.server.vllm_translation import REFUSALS, delta, vllm_sampling
 
@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 5.0  # for whoever meets a dead engine that nobody starts again
 _FIRST_ANSWER_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 0.005
+_KILL_AGAIN_SECONDS = 0.1
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -65,9 +66,8 @@ async def run_engine(
     args = _engine_args(config, base)
     if current_platform.is_cpu():
         await asyncio.to_thread(_add_kernels, args, cache)
-        # Where vLLM asks how to start its core.
-        setattr(vllm_engine_utils, "get_mp_context", CoreContext)  # noqa: B010 - not exported
     async with _running(args) as llm:
+        await llm.collective_rpc("guard_slots", args=(config.check_slots,))
         yield VllmEngine(llm, config, base)
 
 
@@ -83,7 +83,6 @@ async def run_merged_engine(
     args.kv_cache_memory_bytes = need.kv_cache_bytes
     if current_platform.is_cpu():
         await asyncio.to_thread(_add_kernels, args, cache)
-        setattr(vllm_engine_utils, "get_mp_context", CoreContext)  # noqa: B010 - not exported
     else:  # what vLLM requires to be free before it starts
         args.gpu_memory_utilization = need.bytes / current_platform.get_device_total_memory()
     async with _running(args) as llm:
@@ -103,14 +102,28 @@ async def _running(args: AsyncEngineArgs) -> AsyncIterator[AsyncLLM]:
 
 
 async def _start(args: AsyncEngineArgs) -> AsyncLLM:
-    starting = asyncio.ensure_future(asyncio.to_thread(AsyncLLM.from_engine_args, args))
+    # Where vLLM asks how to make its core's process.
+    setattr(vllm_engine_utils, "get_mp_context", CoreContext)  # noqa: B010 - not exported
+    processes = CoreProcesses()
+    with processes.collecting():
+        starting = asyncio.ensure_future(asyncio.to_thread(AsyncLLM.from_engine_args, args))
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
-        # A thread cannot be stopped, and the process that it starts would outlive this one.
-        llm = await starting
-        await asyncio.to_thread(llm.shutdown)
+        # Whatever becomes of the start, the cancellation goes on: who cancelled waits for it.
+        await _abandon(starting, processes)
         raise
+
+
+async def _abandon(starting: asyncio.Future[AsyncLLM], processes: CoreProcesses) -> None:
+    """Ends a start that nobody waits for any more. A thread cannot be stopped, but it fails within
+    a moment once the process that it waits for is gone.
+    """
+    while not starting.done():
+        processes.kill()
+        await asyncio.wait({starting}, timeout=_KILL_AGAIN_SECONDS)
+    if starting.exception() is None:
+        await asyncio.to_thread(starting.result().shutdown)
 
 
 def _engine_args(config: EngineConfig, base: BaseModel) -> AsyncEngineArgs:
@@ -274,11 +287,7 @@ class VllmEngine:
         try:
             with TemporaryDirectory(prefix="loragate-staged-") as folder:
                 staged = await asyncio.to_thread(self._stage, adapter.path, Path(folder))
-                await self._call_worker("stage_adapter", adapter.version.lora_id, str(staged))
-                # The engine answers between two steps, so each call is a part in another one.
-                while (is_done := await self._call_worker("add_staged_adapter")) is not True:
-                    if is_done is None:  # still being read, which nothing tells us the end of
-                        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+                await self._place(adapter.version.lora_id, staged)
         except OSError as error:
             raise StoreError(
                 f"{adapter.version} cannot be put into the engine's dtype in {gettempdir()} "
@@ -291,6 +300,23 @@ class VllmEngine:
             raise AdapterUnavailable(
                 f"The engine refuses adapter {adapter.version}: {error}", code="adapter_refused"
             ) from error
+
+    async def _place(self, lora_id: int, staged: Path) -> None:
+        """Whoever is cancelled here leaves no slot behind that is half written and kept."""
+        await self._call_worker("stage_adapter", lora_id, str(staged))
+        try:
+            # The engine answers between two steps, so each call is a part in another one.
+            while (is_done := await self._call_worker("add_staged_adapter", lora_id)) is not True:
+                if is_done is None:  # still being read, which nothing tells us the end of
+                    await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._call_worker("give_up_staged_adapter", lora_id))
+            raise
+
+    async def check_slots(self) -> None:
+        faults = await self._call_worker("check_slot")
+        if faults:
+            raise SlotFault(f"weights in the engine are not what was placed: {faults}")
 
     def _stage(self, source: Path, folder: Path) -> Path:
         """Where the adapter lies as the engine wants it: in `folder`, or where it is anyway."""

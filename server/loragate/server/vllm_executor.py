@@ -7,13 +7,12 @@ is not overruled, and one process with every core is all that a single CPU worke
 
 import ctypes
 import logging
-import multiprocessing
 import os
-from multiprocessing.connection import wait
 from pathlib import Path
-from threading import Thread
+from weakref import WeakKeyDictionary
 
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.lora_model import LoRAModel
 from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -33,7 +32,6 @@ class InCoreExecutor(UniProcExecutor):
 
     def _init_executor(self) -> None:
         configure_logs("warning")  # this process has no handlers yet
-        Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
         # The platform names the class that computes LoRA; this process serves nobody but us.
         current_platform.get_punica_wrapper = lambda: _WRAPPER
         # Only a compiler needs attention as an operator of torch, which costs 20 us a layer.
@@ -45,7 +43,7 @@ class InCoreExecutor(UniProcExecutor):
             GroupedPunicaWrapper.kernel = LoraKernel(library)
             vllm_cpu_ops.register(library)
             vllm_linear.register(library)
-        self._ranks: dict[int, int] = {}
+        self._ranks = WeakKeyDictionary[LoRAModel, int]()  # what has left the engine is forgotten
         GroupedPunicaWrapper.rank_of = self._rank_of
         scheduling = self.vllm_config.scheduler_config  # vLLM makes its scheduler after this
         scheduling.scheduler_cls = considerate(scheduling.get_scheduler_cls())
@@ -55,14 +53,14 @@ class InCoreExecutor(UniProcExecutor):
             self._fuse_layers(library)
 
     def _rank_of(self, lora_id: int) -> int:
-        """The largest rank of any of its modules; 0 while it is on its way into a slot."""
+        """The largest rank of any of its modules; 0 for the owner of a slot being written."""
         adapters = self.driver_worker.model_runner.lora_manager._adapter_manager
-        if lora_id not in self._ranks:
-            adapter = adapters.get_adapter(lora_id)
-            if adapter is None:
-                return 0
-            self._ranks[lora_id] = max(map(_rank, adapter.loras.values()))
-        return self._ranks[lora_id]
+        adapter: LoRAModel | None = adapters.get_adapter(lora_id)
+        if adapter is None:
+            return 0
+        if adapter not in self._ranks:
+            self._ranks[adapter] = max(map(_rank, adapter.loras.values()))
+        return self._ranks[adapter]
 
     def _lay_out_adapters(self) -> None:
         """Before any adapter is there, so that nobody holds on to the old memory."""
@@ -91,11 +89,3 @@ def _rank(weights: LoRALayerWeights) -> int:
     # Fused layers have a matrix for each part, or none where the adapter leaves a part alone.
     parts = weights.lora_a if isinstance(weights.lora_a, list) else [weights.lora_a]
     return max((part.shape[0] for part in parts if part is not None), default=0)
-
-
-def _end_with_parent() -> None:
-    """Without its server the core would wait for requests for ever, and hold the model's memory."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

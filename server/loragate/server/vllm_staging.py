@@ -11,16 +11,19 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
+from vllm.lora.layers import LoRAMapping
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.request import LoRARequest
 
 from loragate.adapters.adapter_files import WEIGHTS
 from loragate.adapters.safetensors_header import read_data_start, read_header
 from loragate.server.lora_cast import DTYPES, TRANSPOSED
+from loragate.server.vllm_lora_slots import LoraSlots, Reservation, SlotTaken
 
 if TYPE_CHECKING:
     from vllm.lora.model_manager import LRUCacheLoRAModelManager
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 # Placed after one step: five milliseconds, with 14 matrices of rank 16 a layer.
 _LAYERS_AT_ONCE = 8
 
+SlotCheck = Literal["idle", "step"]
+
 
 class AdapterStaging:
     """What the worker can do besides; each method is called through `collective_rpc`."""
@@ -37,31 +42,87 @@ class AdapterStaging:
     if TYPE_CHECKING:
         model_runner: GPUModelRunner
 
-    def stage_adapter(self, lora_id: int, path: str) -> None:
-        """Begins to read the adapter in the folder; returns at once. One at a time."""
-        self._staged = _Placement(self.model_runner.lora_manager, lora_id, Path(path))
+    def guard_slots(self, check: SlotCheck) -> None:
+        """Makes steps and placements keep out of each other's slots. Once, before the first load.
 
-    def add_staged_adapter(self) -> bool | None:
-        """Puts some layers of it into its slot; False says to ask again, for the next ones, None
-        that it is still being read.
-
-        Raises what was met on the way: the adapter cannot be read, or does not fit.
+        With the check "step" all slots are compared with what was placed before each step, which
+        takes tens of milliseconds; what is wrong ends the engine. For tests.
         """
-        is_done = self._staged.go_on()
+        workers = self.model_runner.lora_manager
+        self._slots = LoraSlots(cast("LRUCacheLoRAModelManager", workers._adapter_manager))
+        self._staged: _Placement | None = None
+        self._next_checked = 0
+        set_active_adapters = workers.set_active_adapters
+
+        def set_active(requests: set[LoRARequest], mapping: LoRAMapping | None) -> None:
+            self._slots.make_way(len({request.lora_int_id for request in requests}))
+            set_active_adapters(requests, mapping)
+            if check == "step" and (faults := self._slots.faults(workers.lora_config.max_loras)):
+                raise RuntimeError("; ".join(faults[:4]))
+
+        workers.set_active_adapters = set_active
+
+    def stage_adapter(self, lora_id: int, path: str) -> None:
+        """Begins to read the adapter in the folder; returns at once. One at a time: another that
+        was begun and not finished is given up.
+        """
+        if self._staged is not None:
+            self._staged.give_up()
+        self._staged = _Placement(self.model_runner.lora_manager, self._slots, lora_id, Path(path))
+
+    def add_staged_adapter(self, lora_id: int) -> bool | None:
+        """Puts some layers of it into its slot; False says to ask again, for the next ones, None
+        that it is still being read. Only the last call makes the adapter known to requests.
+
+        Raises what was met on the way: the adapter cannot be read, or does not fit; RuntimeError
+        where another one has been staged since.
+        """
+        staged = self._staged
+        if staged is None or staged.lora_id != lora_id:
+            raise RuntimeError(f"adapter {lora_id} is not the one that is being placed")
+        try:
+            is_done = staged.go_on()
+        except BaseException:
+            self._staged = None
+            raise
         if is_done:
-            del self._staged  # with the file's content, which may outlive the adapter otherwise
+            self._staged = None  # with the file's content, which may outlive the adapter otherwise
         return is_done
+
+    def give_up_staged_adapter(self, lora_id: int) -> None:
+        """Ends a placement that nobody waits for any more. Does nothing where there is none."""
+        if self._staged is not None and self._staged.lora_id == lora_id:
+            self._staged.give_up()
+            self._staged = None
+
+    def check_slot(self) -> tuple[str, ...]:
+        """Compares the next slot with what was placed there, a slot a call; what is wrong.
+
+        A slot that is wrong is taken from its adapter, which is placed anew when it runs again.
+        """
+        slot = self._next_checked
+        self._next_checked = (slot + 1) % self.model_runner.lora_manager.lora_config.max_loras
+        faults = self._slots.faults(1, slot)
+        if faults:
+            self._slots.drop(slot)
+        return faults
 
 
 class _Placement:
     """One adapter's way into a slot."""
 
     def __init__(
-        self, worker_manager: "LRUCacheWorkerLoRAManager", lora_id: int, folder: Path
+        self,
+        worker_manager: "LRUCacheWorkerLoRAManager",
+        slots: LoraSlots,
+        lora_id: int,
+        folder: Path,
     ) -> None:
         self._worker_manager = worker_manager
         self._manager = cast("LRUCacheLoRAModelManager", worker_manager._adapter_manager)
-        self._lora_id = lora_id
+        self._slots = slots
+        self._reserved: Reservation | None = None
+        self.lora_id = lora_id
         self._content: Future[np.ndarray] = Future()
         weights = folder / WEIGHTS
         threading.Thread(target=self._read, args=(weights,), name="read", daemon=True).start()
@@ -76,9 +137,18 @@ class _Placement:
         """Does a part of the work; whether it was the last, None where there is none to do yet."""
         try:
             return next(self._parts, True)
+        except SlotTaken:
+            self._parts = self._place()  # from the first layer on, in another slot
+            return False
         except BaseException:
-            self._manager.remove_adapter(self._lora_id)
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """Gives the slot back; requests never knew of the adapter."""
+        if self._reserved is not None:
+            self._slots.release(self._reserved)
+            self._reserved = None
 
     def _read(self, path: Path) -> None:
         # Nothing else in this thread: it would take Python's lock from the engine's loop.
@@ -88,40 +158,31 @@ class _Placement:
             self._content.set_exception(error)
 
     def _place(self) -> Iterator[bool | None]:
-        """Yields False after each part, None while there is nothing to place."""
+        """Yields False after each part, None while there is nothing to place.
+
+        Steps run between two parts, so nothing that vLLM's tables said before a `yield` holds after
+        it; `LoraSlots.write` looks again.
+        """
         while not self._content.done():
             yield None
-        content, slot = self._content.result(), self._take_slot()
-        adapter = LoRAModel(self._lora_id, self._helper.r, {})
+        content = self._content.result()
+        reserved = self._reserved = self._slots.reserve()
+        adapter = LoRAModel(self.lora_id, self._helper.r, {})
         for index, names in enumerate(self._layout.names_by_layers(_LAYERS_AT_ONCE)):
             if index:
                 yield False
             part = self._parse(self._layout.tensors(names, content))
-            for name, weights in part.loras.items():
-                self._manager.modules[name].set_lora(slot, weights.lora_a, weights.lora_b)
+            self._slots.write(reserved, part)
             adapter.loras.update(part.loras)
-        for name in self._manager.modules.keys() - adapter.loras.keys():
-            self._manager.modules[name].reset_lora(slot)
-        if len(self._manager) + 1 > self._manager.capacity:
-            self._manager.remove_oldest_adapter()
-        self._manager.add_adapter(adapter)
-
-    def _take_slot(self) -> int:
-        """As vLLM does when it activates an adapter; no request asks for this one yet."""
-        active, slots = self._manager._active_adapters, self._manager.lora_index_to_id
-        if len(active) >= self._manager.lora_slots:
-            active.remove_oldest()
-        slot = slots.index(None)
-        active[self._lora_id] = None
-        slots[slot] = self._lora_id
-        return slot
+        self._slots.hand_over(reserved, adapter)
+        self._reserved = None
 
     def _parse(self, tensors: dict[str, torch.Tensor]) -> LoRAModel:
         """As vLLM's worker does with a whole adapter; whole layers can be parsed alone."""
         model = self._manager.model
         mapper = getattr(model, "hf_to_vllm_mapper", None)
         part = LoRAModel.from_lora_tensors(
-            self._lora_id,
+            self.lora_id,
             tensors,
             self._helper,
             device="cpu",

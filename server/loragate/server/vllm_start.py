@@ -1,18 +1,22 @@
-"""Gets vLLM's engine core going sooner: forked from a process that has imported everything.
+"""How vLLM's engine core is started, as a process of its own, and ended with everything else.
 
-A new process imports vLLM for some twenty seconds before it does anything, and the core is a new
-process each time the engine starts. So one process does nothing but import, beside this one's own
-imports, and each core is forked from it in milliseconds. On CPU only: what CUDA needs of a fork was
-not tried. Imports no vLLM itself.
+On CPU a new process would import vLLM for some twenty seconds before it does anything, and the core
+is a new process each time the engine starts. So one process does nothing but import, beside this
+one's own imports, and each core is forked from it in milliseconds. On CUDA each core is spawned: a
+fork of this process would inherit the threads of gRPC and the event loop half-way through their
+work, its locks and its ports. Imports no vLLM itself.
 """
 
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from threading import Thread
 
 # The longest to import of what the core uses, most of it by the first.
 _PRELOAD = [
@@ -42,6 +46,8 @@ def begin() -> None:
     # vLLM's log goes through our handlers; it reads this while it is imported.
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     if not is_cpu_build():
+        # For the workers that the core makes itself; "fork" is vLLM's default.
+        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
         return
     # Read by OpenMP while torch is imported. vLLM would halve the threads of its worker, for a
     # second process that is not there.
@@ -58,22 +64,74 @@ def begin() -> None:
     forkserver.ensure_running()
 
 
-class CoreContext(ForkServerContext):
-    """How vLLM is to start its core. The core gets this process's environment, not the importer's,
-    which is of an earlier time.
-    """
+class CoreProcesses:
+    """The processes that one start of an engine makes, to be ended while it has not returned."""
 
-    def Process(  # type: ignore[override]  # noqa: N802 - multiprocessing's name
+    def __init__(self) -> None:
+        self._processes: list[BaseProcess] = []  # only grows; threads add while others read
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Those that are made inside are these, in threads that are started inside too."""
+        token = _made_by.set(self)
+        try:
+            yield
+        finally:
+            _made_by.reset(token)
+
+    def add(self, process: BaseProcess) -> None:
+        self._processes.append(process)
+
+    def kill(self) -> None:
+        """Kills those that run. One that is about to be started is not: call it again."""
+        for process in tuple(self._processes):
+            if process.pid is not None:
+                process.kill()
+
+
+# Set where a start begins, and so in the thread in which vLLM makes its processes, since several
+# engines may start at once.
+_made_by: ContextVar[CoreProcesses | None] = ContextVar("made_by", default=None)
+
+
+class CoreContext:
+    """What vLLM is to use in place of its own `get_mp_context`, to make its core's process."""
+
+    def __init__(self) -> None:
+        self._context = (
+            multiprocessing.get_context("forkserver")
+            if is_cpu_build()
+            else multiprocessing.get_context("spawn")
+        )
+        self.Queue = self._context.Queue
+
+    def Process(  # noqa: N802 - multiprocessing's name
         self, *, target: Callable[..., None], name: str, kwargs: Mapping[str, object]
     ) -> BaseProcess:
-        return super().Process(
+        # The core gets this process's environment, not the importer's, which is of an earlier time.
+        process = self._context.Process(
             target=_run, name=name, args=(target, dict(os.environ), dict(kwargs))
         )
+        if (start := _made_by.get()) is not None:
+            start.add(process)
+        return process
 
 
 def _run(
     target: Callable[..., None], environment: Mapping[str, str], kwargs: Mapping[str, object]
 ) -> None:
+    # Before anything that takes time: a server that is killed while the core starts leaves none.
+    Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
     target(**kwargs)
+
+
+def _end_with_parent() -> None:
+    """Without its server the core would wait for requests for ever, and hold the model's memory and
+    the GPU. vLLM's workers, where they are processes of their own, watch the core likewise.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
