@@ -1,10 +1,13 @@
 """A server that is asked to stop: a process of its own, with real signals."""
 
 import json
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,15 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from echo_server import serve_echo
+from echo_server import serve_echo, serve_hindered
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import ServerProcess, launched, started, wait_for
-from small_server import Furnished, bearer
+from small_server import SUPPORT, Furnished, bearer
 
 from loragate.adapters.base_model import BaseModel
+from loragate.adapters.home import Home
+from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
 
@@ -153,3 +159,50 @@ def test_second_server_on_the_same_home_is_refused_at_once(
     with start(1), launched(forks, serve_echo, *arguments, log=log) as second:
         assert second.ended(10) == 1
     assert "another server runs on" in log.read_text()
+
+
+STATES = ("starting", "restarting", "failing", "loading")
+
+
+@pytest.fixture
+def hinder(
+    forks: ForkServerContext, furnished: Furnished, base: BaseModel, tmp_path: Path
+) -> Callable[[str], AbstractContextManager[ServerProcess]]:
+    """Starts a server that gets into a state and no further, and lends it when it is there."""
+
+    @contextmanager
+    def hinder_it(state: str) -> Iterator[ServerProcess]:
+        root, log = tmp_path / "home", tmp_path / "log"
+        shutil.copytree(furnished.root, root)
+        home = Home(root)
+        with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+            registry.set_alias(SUPPORT, "challenger", 1)  # something to load
+        log.touch()
+        with launched(forks, serve_hindered, root, base.path, state, log=log) as server:
+            assert wait_for(lambda: state in log.read_text().splitlines(), 30), log.read_text()
+            yield server
+
+    return hinder_it
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_sigterm_ends_the_server_from_every_state(
+    hinder: Callable[[str], AbstractContextManager[ServerProcess]], state: str
+) -> None:
+    with hinder(state) as server:
+        server.process.terminate()
+        assert server.ended(10) == 0, server.log.read_text()
+
+
+def test_server_that_does_not_end_by_itself_is_ended_after_its_time(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, os, signal, time\n"
+        "from loragate.server.stopping import Stopping\n"
+        "async def serve():\n"
+        "    with Stopping(0.2).on_signals():\n"
+        "        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)\n"
+        "        await asyncio.sleep(0.1)\n"
+        "        time.sleep(60)\n"  # the loop itself is stuck
+        "asyncio.run(serve())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=30).returncode == 1

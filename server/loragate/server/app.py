@@ -5,7 +5,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import uvloop
 from rich.console import Console
@@ -59,6 +59,7 @@ from loragate.server.validation import RequestLimits
 from loragate.server.vllm_workshop import base_engine, merged_budget, merged_workshop
 
 logger = logging.getLogger(__name__)
+_ENDING_SECONDS = 15.0  # after the drain: for what was cut off, and for engines to end
 
 
 def serve(config: Config) -> None:
@@ -85,16 +86,23 @@ async def run(
     start: StartEngine,
     workshop: Workshop | None = None,
 ) -> None:
-    """Starts the engine, serves until asked to stop, and drains."""
-    stopping = Stopping()
+    """Starts the engine, serves until asked to stop, and drains. Asked while it starts, it ends."""
+    stopping = Stopping(config.server.drain_seconds + _ENDING_SECONDS)
     with home.serving_alone(), stopping.on_signals():
         # Told now, not after a minute of starting the engine; taken for good by `listening`.
         listen(config.server.http).close()
         logger.info("starting the engine with %s", base.name)
-        async with (
-            build(config, home, base, start, workshop=workshop) as server,
-            server.listening(),
-        ):
+        async with AsyncExitStack() as stack:
+            try:
+                with stopping.cancelling():
+                    server = await stack.enter_async_context(
+                        build(config, home, base, start, workshop=workshop)
+                    )
+                    await stack.enter_async_context(server.listening())
+            except asyncio.CancelledError:
+                if not stopping.requested.is_set():
+                    raise
+                return
             _leave_to_itself_what_is_loaded()
             await stopping.requested.wait()
             await server.drain()
@@ -259,6 +267,7 @@ async def build(
                     merged.running(),
                     trials.running(),
                     shadows.running(),
+                    background.repeating("slot check", engine.check_slots, wait=engine.idle),
                 ):
                     yield server
             finally:

@@ -137,8 +137,11 @@ class Residency:
                 await self._loader.unload(adapter)
 
     async def close(self) -> None:
-        """Waits for loads under way, so that none is left without an owner."""
-        await asyncio.gather(*self._loads.values(), return_exceptions=True)
+        """Ends loads under way, so that none is left without an owner; the engine ends next."""
+        loads = tuple(self._loads.values())
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
 
     @property
     def _has_room(self) -> bool:
