@@ -46,6 +46,16 @@ except StoreError as error:
 """
 
 
+SCRATCHING = """
+import os, signal, sys
+from pathlib import Path
+from loragate.adapters.store import ArtifactStore
+with ArtifactStore(Path(sys.argv[1])).scratch() as folder:
+    (folder / "half").write_text("a merge")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_artifact_lies_under_its_digest_with_the_same_bytes(
     store: ArtifactStore, write_adapter: WriteAdapter
 ):
@@ -197,3 +207,29 @@ def test_full_disk_is_a_store_error_and_leaves_nothing(
 
     assert list((small_disk / "artifacts").iterdir()) == []
     store.verify(store.put(inspect(write_adapter("small"))))
+
+
+def test_scratch_folder_is_gone_at_its_end_and_what_a_killed_process_left_is_swept(
+    store: ArtifactStore, tmp_path: Path
+):
+    with store.scratch() as folder:
+        (folder / "file").write_text("kept while it is open")
+        assert store.sweep() == 0
+    assert not folder.exists()
+    killed = subprocess.run([sys.executable, "-c", SCRATCHING, str(folder.parent)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(folder.parent.iterdir())) == 1
+
+    with store.scratch():
+        assert len(list(folder.parent.iterdir())) == 1
+    assert list(folder.parent.iterdir()) == []
+
+
+def test_store_that_cannot_be_looked_at_is_a_store_error(tmp_path: Path):
+    store = ArtifactStore(tmp_path / ("x" * 300))  # no file system has names of that length
+
+    for ask in (store.path, store.has, store.verify):
+        with pytest.raises(StoreError, match="cannot be read"):
+            ask("a" * 64)
+    with pytest.raises(StoreError), store.scratch():
+        pass

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -39,7 +39,7 @@ class ArtifactStore:
     def path(self, digest: str) -> Path:
         """The folder of an artifact. Raises StoreError if the store does not have it."""
         folder = self._folder(digest)
-        if not folder.is_dir():
+        if not _is_folder(folder):
             raise StoreError(
                 f"the artifact {digest} is missing from {self._root}; publish its folder again or "
                 "restore the store from a backup"
@@ -47,7 +47,8 @@ class ArtifactStore:
         return folder
 
     def has(self, digest: str) -> bool:
-        return self._folder(digest).is_dir()
+        """Raises StoreError if that cannot be seen."""
+        return _is_folder(self._folder(digest))
 
     def put(self, files: AdapterFiles | MergedFiles) -> str:
         """Copy the files in and return their digest; what is there already is checked and kept.
@@ -64,6 +65,20 @@ class ArtifactStore:
         except OSError as error:
             raise _store_error(error, self._root) from error
         return digest
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder on the store's disk, gone at the end; what a killed process leaves in
+        one, `sweep` removes. Raises StoreError when it cannot be made.
+        """
+        with ExitStack() as stack:
+            try:
+                self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.sweep()
+                folder = stack.enter_context(self._incoming())
+            except OSError as error:
+                raise _store_error(error, self._root) from error
+            yield folder
 
     def verify(self, digest: str) -> None:
         """Hash the artifact again. Raises StoreError if it is not what its name says."""
@@ -136,6 +151,13 @@ class ArtifactStore:
             self.verify(digest)
         else:
             _sync_folder(self._root)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # may not be looked at, or the disk is gone
+        raise StoreError(f"{path} cannot be read: {error}") from error
 
 
 @contextmanager

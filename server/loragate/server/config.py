@@ -107,10 +107,13 @@ class ExperimentsConfig(Section, frozen=True):
 
 
 class MergedConfig(Section, frozen=True):
-    """Merged models, each in an engine of its own: its cache, and what stays free beside them."""
+    """Merged models, each in an engine of its own: its cache, what stays free beside them, and how
+    long the making of one may take.
+    """
 
     kv_cache_gib: float = 1.0
     reserve_gib: float = 1.0
+    merge_timeout_seconds: float = 7200.0
 
 
 class Config(Section, frozen=True):
@@ -261,6 +264,10 @@ def _check_ranges(config: Config) -> None:
         ),
         (config.merged.kv_cache_gib > 0, "merged.kv_cache_gib has to be above 0"),
         (config.merged.reserve_gib >= 0, "merged.reserve_gib has to be 0 or more"),
+        (
+            config.merged.merge_timeout_seconds > 0,
+            "merged.merge_timeout_seconds has to be above 0",
+        ),
         (config.registry.poll_seconds > 0, "registry.poll_seconds has to be above 0"),
         (
             server.log_level in {"debug", "info", "warning", "error"},

@@ -51,6 +51,7 @@ def merged_workshop(config: Config, home: Home, base: BaseModel) -> Workshop:
             base=config.engine.model,
             dtype=config.engine.dtype,
             environment={"LORAGATE_HOME": str(home.root), "LORAGATE_REGISTRY_URL": url},
+            timeout_seconds=config.merged.merge_timeout_seconds,
         ),
         free_host_bytes if is_cpu_build() else free_gpu_bytes,
     )

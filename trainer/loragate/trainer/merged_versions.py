@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +63,8 @@ def merge_version(
     template = manifest.contract.chat_template
     renderer = Renderer.load(base.path, template)
     adapter = AdapterName(version.tenant, version.name)
-    with tempfile.TemporaryDirectory(dir=home.root, prefix=".merge-") as scratch:
-        folder = Path(scratch) / "merged"
+    with store.scratch() as scratch:  # what is left of a merge that is killed, the store removes
+        folder = scratch / "merged"
         report = merge(
             base.path,
             weights,
