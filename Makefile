@@ -28,7 +28,7 @@ OUT := proto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
-	bench-frontend bench-swap bench-many-swaps bench-starvation bench-train loadtest check fmt generate \
+	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-train loadtest check fmt generate \
 	lock clean
 
 help: ## List the recipes
@@ -102,6 +102,9 @@ bench-swap: setup ## Measure what others notice of a swap, beside stock vLLM (15
 
 bench-many-swaps: setup ## Swap a thousand times under load: failures, tokens, memory (20 minutes)
 	$(BIN)/python -m bench.many_swaps $(ARGS)
+
+bench-soak: setup ## An hour of mixed load in which every background task fails, then SIGTERM
+	$(BIN)/python -m bench.soak $(ARGS)
 
 bench-starvation: setup ## Show what the fair queue does for a cold adapter beside a hot one
 	$(BIN)/python -m bench.starvation $(ARGS)

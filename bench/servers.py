@@ -117,8 +117,11 @@ async def loragate(
     versions: Mapping[str, Sequence[Path]] | None = None,
     settings: Mapping[str, str] | None = None,
     bounds: Bounds = USUAL,
+    module: str = "loragate.server.cli.main",
 ) -> AsyncIterator[Running]:
-    """`loragate serve`, a tenant per adapter. `versions` are published too, the first promoted."""
+    """`loragate serve`, a tenant per adapter. `versions` are published too, the first promoted.
+    `module` is what takes the command line.
+    """
     with tempfile.TemporaryDirectory(prefix="loragate-bench-") as folder:
         home = Home(Path(folder)).ensure()
         shutil.rmtree(home.models)
@@ -141,7 +144,7 @@ async def loragate(
             "LORAGATE_ENGINE_KV_CACHE_GIB": str(KV_CACHE_GIB),
             **(settings or {}),
         }
-        command = [sys.executable, "-m", "loragate.server.cli.main", "serve"]
+        command = [sys.executable, "-m", module, "serve"]
         url = f"http://127.0.0.1:{ports[0]}"
         doors = {name: Door(url, "adapter", key) for name, key in keys.items()}
         doors["base"] = Door(url, "base", next(iter(keys.values())))
