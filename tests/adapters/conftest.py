@@ -1,13 +1,12 @@
 """Small real adapters, and a registry on them."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from small_adapters import write_small_adapter
 
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
@@ -19,21 +18,8 @@ WriteAdapter = Callable[..., Path]
 def write_adapter(tmp_path: Path) -> WriteAdapter:
     """Writes a LoRA adapter for one 4x4 layer; another seed makes other weights."""
 
-    def write(name: str = "adapter", *, seed: int = 0, rank: int = 2, **config: object) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        random = np.random.default_rng(seed)
-        layer = "base_model.model.model.layers.0.self_attn.q_proj"
-        save_file(
-            {
-                f"{layer}.lora_A.weight": random.normal(size=(rank, 4)).astype(np.float32),
-                f"{layer}.lora_B.weight": random.normal(size=(4, rank)).astype(np.float32),
-            },
-            folder / "adapter_model.safetensors",
-        )
-        peft = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"]}
-        (folder / "adapter_config.json").write_text(json.dumps(peft | config))
-        return folder
+    def write(name: str = "adapter", **wanted: Any) -> Path:
+        return write_small_adapter(tmp_path / name, **wanted)
 
     return write
 

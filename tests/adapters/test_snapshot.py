@@ -1,10 +1,12 @@
 import asyncio
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from promotions import let_serve, make_ready
+from watching import following
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import (
@@ -175,7 +178,7 @@ async def test_watcher_sees_another_processs_promotion_within_a_second(
     two_versions: Registry, database_url: str, tmp_path: Path
 ):
     swaps: asyncio.Queue[Snapshot] = asyncio.Queue()
-    async with SnapshotWatcher(two_versions, on_change=[swaps.put_nowait]):
+    async with following(SnapshotWatcher(two_versions, [swaps.put_nowait]), 0.2):
         assert await next_champion(swaps) == 1
 
         command = [sys.executable, "-c", PROMOTE, database_url, str(tmp_path / "artifacts")]
@@ -187,7 +190,7 @@ async def test_watcher_sees_another_processs_promotion_within_a_second(
 @pytest.mark.asyncio
 async def test_watcher_tells_of_each_new_snapshot_once(two_versions: Registry):
     swaps: asyncio.Queue[Snapshot] = asyncio.Queue()
-    async with SnapshotWatcher(two_versions, 0.01, on_change=[swaps.put_nowait]) as watcher:
+    async with following(SnapshotWatcher(two_versions, [swaps.put_nowait])) as watcher:
         await watcher.refresh()
         let_v2_serve(two_versions)
 
@@ -197,58 +200,109 @@ async def test_watcher_tells_of_each_new_snapshot_once(two_versions: Registry):
 
 
 @dataclass
-class FlakySource:
-    """A registry whose database can be taken away."""
+class WatchedSource:
+    """A registry whose database can be taken away, or made to wait."""
 
     registry: Registry
     is_down: bool = False
-    has_failed: threading.Event = field(default_factory=threading.Event)
+    looks: int = 0
+    may_answer: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.may_answer.set()
 
     def revision(self) -> int:
+        self.looks += 1
         if self.is_down:
-            self.has_failed.set()
             raise StoreError("the database is away")
-        return self.registry.revision()
+        revision = self.registry.revision()
+        self.may_answer.wait(10)
+        return revision
 
     def snapshot(self) -> Snapshot:
         return self.registry.snapshot()
 
 
 @pytest.mark.asyncio
-async def test_watcher_outlives_a_database_that_goes_away(two_versions: Registry):
-    source = FlakySource(two_versions)
-    swaps: asyncio.Queue[Snapshot] = asyncio.Queue()
-    async with SnapshotWatcher(source, 0.01, on_change=[swaps.put_nowait]) as watcher:
-        assert await next_champion(swaps) == 1
-        source.is_down = True
-        assert await asyncio.to_thread(source.has_failed.wait, 5)
+async def test_while_the_database_is_away_the_snapshot_stays_and_grows_old(two_versions: Registry):
+    source = WatchedSource(two_versions)
+    watcher = SnapshotWatcher(source)
+    await watcher.refresh()
+    source.is_down = True
+    let_v2_serve(two_versions)
+    for _ in range(2):
+        before = watcher.age_seconds
+        with pytest.raises(StoreError):
+            await watcher.refresh()
+        assert watcher.age_seconds > before
+    assert watcher.current.resolve("acme", "support", "champion").number == 1
+
+    source.is_down, before = False, watcher.age_seconds
+    await watcher.refresh()
+    assert watcher.current.resolve("acme", "support", "champion").number == 2
+    assert watcher.age_seconds < before
+
+
+@pytest.mark.asyncio
+async def test_a_look_that_finds_nothing_new_makes_the_snapshot_young_again(two_versions: Registry):
+    watcher = SnapshotWatcher(two_versions)
+    await watcher.refresh()
+    await asyncio.sleep(0.01)
+    before = watcher.age_seconds
+    await watcher.refresh()
+    assert watcher.age_seconds < before
+
+
+@pytest.mark.asyncio
+async def test_those_who_ask_while_somebody_looks_share_the_next_look(two_versions: Registry):
+    source = WatchedSource(two_versions)
+    watcher = SnapshotWatcher(source)
+    source.may_answer.clear()
+    first = asyncio.create_task(watcher.refresh())
+    while not source.looks:  # noqa: ASYNC110 - a thread sets it
+        await asyncio.sleep(0.001)
+    let_v2_serve(two_versions)  # after the first has looked
+    others = [asyncio.create_task(watcher.refresh()) for _ in range(20)]
+    await asyncio.sleep(0)
+    source.may_answer.set()
+    await asyncio.gather(first, *others)
+
+    assert watcher.current.resolve("acme", "support", "champion").number == 2
+    assert source.looks == 2
+
+
+@pytest.mark.asyncio
+async def test_a_database_put_back_to_an_older_state_is_followed(
+    two_versions: Registry, database_url: str, tmp_path: Path
+):
+    path = Path(database_url.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(path)) as live, closing(sqlite3.connect(tmp_path / "old")) as old:
+        live.backup(old)
+        watcher = SnapshotWatcher(two_versions)
         let_v2_serve(two_versions)
-        assert watcher.current.resolve("acme", "support", "champion").number == 1
-
-        source.is_down = False
-        assert await next_champion(swaps) == 2
+        await watcher.refresh()
+        assert watcher.current.resolve("acme", "support", "champion").number == 2
+        old.backup(live)
+    await watcher.refresh()
+    assert watcher.current.resolve("acme", "support", "champion").number == 1
 
 
 @pytest.mark.asyncio
-async def test_watcher_does_not_start_without_a_first_snapshot(two_versions: Registry):
+async def test_whoever_waits_for_a_change_gets_the_next_snapshot(two_versions: Registry):
+    watcher = SnapshotWatcher(two_versions)
+    await watcher.refresh()
+    seen = watcher.current
+    waiting = [asyncio.create_task(watcher.change(seen)) for _ in range(3)]
+    await watcher.refresh()
+    assert not any(task.done() for task in waiting)
+    let_v2_serve(two_versions)
+    await watcher.refresh()
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*waiting) == [watcher.current] * 3
+    assert await watcher.change(seen) is watcher.current
+
+
+@pytest.mark.asyncio
+async def test_watcher_does_not_begin_without_a_first_snapshot(two_versions: Registry):
     with pytest.raises(StoreError):
-        async with SnapshotWatcher(FlakySource(two_versions, is_down=True)):
-            pass
-
-
-@pytest.mark.asyncio
-async def test_callback_that_raises_is_not_lost(two_versions: Registry):
-    called = asyncio.Event()
-
-    def refuse(snapshot: Snapshot) -> None:
-        if snapshot.resolve("acme", "support", "champion").number == 2:
-            called.set()
-            raise RuntimeError("no room for v2")
-
-    async def promote_v2() -> None:
-        async with SnapshotWatcher(two_versions, 0.01, on_change=[refuse]), asyncio.timeout(5):
-            let_v2_serve(two_versions)
-            await called.wait()
-
-    with pytest.raises(RuntimeError, match="no room"):
-        await promote_v2()
+        await SnapshotWatcher(WatchedSource(two_versions, is_down=True)).refresh()

@@ -3,11 +3,15 @@ same however much there is.
 """
 
 import random
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection as SqliteConnection
+from types import FrameType
+from typing import Any
 
 import pytest
 from many_versions import fill
@@ -24,6 +28,8 @@ from loragate.adapters.states import LEGAL_MOVES
 from loragate.adapters.store import ArtifactStore
 
 WriteAdapter = Callable[..., Path]
+
+Trace = Callable[[FrameType, str, Any], Any]
 
 SUPPORT = AdapterName("acme", "support")
 
@@ -97,6 +103,61 @@ def test_a_change_costs_the_same_however_many_versions_there_are(
         assert steps_of_many <= steps_of_few + 20
 
 
+@contextmanager
+def lines_run() -> Iterator[Counter[str]]:
+    """Counts the lines of loragate's code that run, by file."""
+    lines: Counter[str] = Counter()
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Trace | None:
+        name = frame.f_code.co_filename
+        if "loragate" not in name:
+            return None
+        if event == "line":
+            lines[Path(name).name] += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lines
+    finally:
+        sys.settrace(before)
+
+
+def lines_of_a_change(root: Path, tenants: int, folder: Path) -> list[Counter[str]]:
+    """Of renewing the snapshot after a change, and of all that a server asks it then."""
+    root.mkdir()
+    url, store = f"sqlite:///{root / 'registry.db'}", ArtifactStore(root / "artifacts")
+    fill(url, store, folder, tenants, each=5)
+    counts: list[Counter[str]] = []
+    with Registry(url, store) as registry:
+        registry.snapshot()
+        version = registry.set_alias(SUPPORT, "challenger", 1)
+        registry.pin(SUPPORT, "v1")
+        with lines_run() as lines:
+            snapshot = registry.snapshot()
+        counts.append(lines)
+        with lines_run() as lines:
+            assert [wish.alias for wish in snapshot.open_wishes()] == ["challenger"]
+            assert snapshot.pinned() == (version,)
+            assert snapshot.served_merged() == snapshot.unreadable() == ()
+            assert snapshot.is_meant(version)
+            assert snapshot.adapter("acme", "support") is not None
+        counts.append(lines)
+    return counts
+
+
+def test_a_change_runs_the_same_code_however_many_adapters_others_have(
+    tmp_path: Path, write_adapter: WriteAdapter
+):
+    folder = write_adapter()
+
+    few = lines_of_a_change(tmp_path / "few", 4, folder)
+    many = lines_of_a_change(tmp_path / "many", 400, folder)
+
+    assert many == few
+
+
 def test_what_did_not_change_is_shared_with_the_snapshot_before(
     tmp_path: Path, write_adapter: WriteAdapter, database_url: str, store: ArtifactStore
 ):
@@ -148,9 +209,31 @@ def test_renewed_snapshot_is_the_same_as_one_read_whole(
         except LoragateError:
             continue  # what cannot be done now is no change either
         with database.reading() as session:
-            assert registry.snapshot() == read_snapshot(session, Snapshot())
+            snapshot = registry.snapshot()
+            assert snapshot == read_snapshot(session, Snapshot())
+        check_what_is_looked_up(snapshot)
     database.close()
-    assert len(done) > 7
+    assert len(done) > 8
+
+
+def check_what_is_looked_up(snapshot: Snapshot) -> None:
+    """What followers are told is what they would find by looking at everything."""
+    wishes = list(snapshot.wishes())
+    assert list(snapshot.open_wishes()) == [w for w in wishes if w.desired != w.serving]
+    meant = {version for wish in wishes for version in (wish.desired, wish.serving)}
+    entries = [
+        entry
+        for listing in snapshot.listings()
+        for entry in snapshot.entries(listing.tenant, listing.name).values()
+    ]
+    for entry in entries:
+        assert snapshot.is_meant(entry.version) == (entry.version in meant)
+    pins = [
+        (entry.pinned_at, entry.version.lora_id, entry.version)
+        for entry in entries
+        if entry.pinned_at is not None and entry.is_usable
+    ]
+    assert list(snapshot.pinned()) == [version for *_, version in sorted(pins)]
 
 
 def _adapter(chance: random.Random) -> AdapterName:
@@ -205,11 +288,16 @@ def _retire(registry: Registry, chance: random.Random, _folders: list[Path]) -> 
     registry.retire(_adapter(chance), chance.randint(1, 3))
 
 
+def _pin(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
+    change = chance.choice((registry.pin, registry.pin, registry.unpin))
+    change(_adapter(chance), f"v{chance.randint(1, 3)}")
+
+
 def _restart(registry: Registry, _chance: random.Random, _folders: list[Path]) -> None:
     registry.reset_states("server")
 
 
 CHANGES = [
     *(_change_tenant, _delete, _publish, _publish, _promote, _promote),
-    *(_move, _move, _move, _serve, _serve, _go_back, _delete_alias, _retire, _restart),
+    *(_move, _move, _move, _serve, _serve, _go_back, _delete_alias, _retire, _restart, _pin),
 ]

@@ -163,6 +163,8 @@ def _set_up_sqlite(engine: Engine) -> None:
         connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MILLISECONDS}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # A damaged text is one unreadable row; by itself the driver would end the whole query.
+        connection.text_factory = _decoded
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -170,6 +172,10 @@ def _set_up_sqlite(engine: Engine) -> None:
         # one that is IMMEDIATE from the start waits its turn.
         immediate = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+def _decoded(stored: bytes) -> str:
+    return stored.decode(errors="replace")
 
 
 @contextmanager

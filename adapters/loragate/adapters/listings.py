@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
-from typing import Self
+from typing import NamedTuple, Self
 
 from loragate.adapters.errors import (
     AliasNotFound,
@@ -19,6 +19,7 @@ from loragate.adapters.errors import (
 from loragate.adapters.manifest import AdapterManifest
 from loragate.adapters.merged_states import MergedStanding, Mode
 from loragate.adapters.names import AdapterVersion, looks_like_version
+from loragate.adapters.snapshot_index import Placed
 from loragate.adapters.states import AdapterState
 
 
@@ -51,6 +52,22 @@ class AdapterListing:
         return f"{self.tenant}/{self.name}"
 
 
+class Wish(NamedTuple):
+    """What an alias is to mean, and what it means now."""
+
+    adapter: AdapterListing
+    alias: str
+    desired: AdapterVersion
+    serving: AdapterVersion | None
+
+
+class Unreadable(NamedTuple):
+    """A record that is left out since it cannot be read: whose, and why."""
+
+    subject: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class VersionEntry:
     """A version with all that may change about it, and its manifest."""
@@ -70,11 +87,20 @@ class VersionEntry:
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """An adapter's listing with what is looked up in it. Made with `Shelf.of`."""
+    """An adapter's listing with what is looked up in it. Made with `Shelf.of`.
+
+    ``open_wishes`` are those of aliases that do not serve yet what they are to; ``pins`` and
+    ``served_merged`` are versions, placed by when that was asked for; ``unreadable`` is what of the
+    adapter could not be read.
+    """
 
     listing: AdapterListing
     entries: Mapping[int, VersionEntry]
     _selections: Mapping[str, AdapterVersion]
+    open_wishes: tuple[Placed[Wish], ...]
+    pins: tuple[Placed[AdapterVersion], ...]
+    served_merged: tuple[Placed[AdapterVersion], ...]
+    unreadable: tuple[Placed[Unreadable], ...] = ()
 
     @classmethod
     def of(
@@ -83,15 +109,39 @@ class Shelf:
         name: str,
         entries: Mapping[int, VersionEntry],
         aliases: Mapping[str, AliasVersions],
+        unreadable: Iterable[Unreadable] = (),
     ) -> Self:
         """From versions by ``lora_id``, oldest first, and aliases in order."""
-        usable = [entry.version for entry in entries.values() if entry.is_usable]
+        usable = [entry for entry in entries.values() if entry.is_usable]
         retired = {entry.version.version for entry in entries.values() if not entry.is_usable}
         listing = AdapterListing(
-            tenant, name, MappingProxyType(dict(aliases)), tuple(usable), frozenset(retired)
+            tenant,
+            name,
+            MappingProxyType(dict(aliases)),
+            tuple(entry.version for entry in usable),
+            frozenset(retired),
         )
-        selections = dict(_selections(entries, aliases))
-        return cls(listing, MappingProxyType(dict(entries)), MappingProxyType(selections))
+        return cls(
+            listing,
+            MappingProxyType(dict(entries)),
+            MappingProxyType(dict(_selections(entries, aliases))),
+            tuple(
+                ((tenant, name, place), Wish(listing, alias, means.desired, means.serving))
+                for place, (alias, means) in enumerate(aliases.items())
+                if means.desired != means.serving
+            ),
+            tuple(
+                ((entry.pinned_at, entry.version.lora_id), entry.version)
+                for entry in usable
+                if entry.pinned_at is not None
+            ),
+            tuple(
+                ((entry.merged.since, entry.version.lora_id), entry.version)
+                for entry in usable
+                if entry.merged is not None and entry.merged.since is not None
+            ),
+            tuple((each, each) for each in unreadable),
+        )
 
     def resolve(self, selector: str) -> AdapterVersion:
         """The version that an alias or ``v3`` selects.
@@ -107,6 +157,12 @@ class Shelf:
         """By which engine requests are to be answered that select so; a version's own: unmerged."""
         alias = self.listing.aliases.get(selector)
         return "unmerged" if alias is None else alias.serving_mode
+
+    def is_meant(self, version: AdapterVersion) -> bool:
+        """Whether an alias means one of the adapter's versions, or is to."""
+        return any(
+            version in (means.desired, means.serving) for means in self.listing.aliases.values()
+        )
 
     def _why_not(self, selector: str) -> LoragateError:
         tenant, name = self.listing.tenant, self.listing.name

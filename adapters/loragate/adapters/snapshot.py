@@ -6,22 +6,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType, TracebackType
-from typing import Any, Final, NamedTuple, Protocol, Self
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 from loragate.adapters.errors import (
     AdapterNotFound,
     InvalidLimits,
-    StoreError,
     TenantNotFound,
     VersionRetired,
 )
-from loragate.adapters.listings import AdapterListing, Shelf, VersionEntry
+from loragate.adapters.listings import AdapterListing, Shelf, Unreadable, VersionEntry, Wish
 from loragate.adapters.manifest import AdapterManifest
 from loragate.adapters.merged_states import MergedStanding, Mode
 from loragate.adapters.names import AdapterVersion
+from loragate.adapters.snapshot_index import AdapterKey, SnapshotIndex
 from loragate.adapters.states import AdapterState
 
 _log: Final = logging.getLogger(__name__)
@@ -50,13 +52,20 @@ class TenantEntry:
     keys: tuple[str, ...] = field(repr=False)
 
 
-class Wish(NamedTuple):
-    """What an alias is to mean, and what it means now."""
+@dataclass(frozen=True, slots=True)
+class _Holdings:
+    """A tenant's limits and adapters, by name; ``listings`` are in order."""
 
-    adapter: AdapterListing
-    alias: str
-    desired: AdapterVersion
-    serving: AdapterVersion | None
+    limits: Limits
+    shelves: Mapping[str, Shelf]
+    listings: tuple[AdapterListing, ...] = ()
+
+    def renewed(self, limits: Limits, changed: Mapping[str, Shelf]) -> _Holdings:
+        if not changed:
+            return _Holdings(limits, self.shelves, self.listings)
+        shelves = {**self.shelves, **changed}
+        listings = tuple(shelves[name].listing for name in sorted(shelves))
+        return _Holdings(limits, MappingProxyType(shelves), listings)
 
 
 def _nothing() -> Mapping[Any, Any]:
@@ -66,52 +75,68 @@ def _nothing() -> Mapping[Any, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Immutable; every look-up is one or two dictionary accesses. Made from an older one by
-    `renewed`.
+    """Immutable; every look-up is two or three dictionary accesses. Made from an older one by
+    `renewed`, of which it shares all that has not changed.
 
     Deleted tenants, their adapters and revoked keys are not in it. The empty one, ``Snapshot()``,
     knows nobody and so refuses everybody.
     """
 
     revision: int = -1
-    _limits: Mapping[str, Limits] = _nothing()
+    _tenants: Mapping[str, _Holdings] = _nothing()
     _tenants_by_key: Mapping[str, str] = _nothing()
-    _shelves: Mapping[tuple[str, str], Shelf] = _nothing()
-    _listings: Mapping[str, tuple[AdapterListing, ...]] = _nothing()
+    _open_wishes: SnapshotIndex[Wish] = field(default_factory=SnapshotIndex, repr=False)
+    _pins: SnapshotIndex[AdapterVersion] = field(default_factory=SnapshotIndex, repr=False)
+    _served_merged: SnapshotIndex[AdapterVersion] = field(default_factory=SnapshotIndex, repr=False)
+    _unreadable: SnapshotIndex[Unreadable] = field(default_factory=SnapshotIndex, repr=False)
 
     def renewed(
-        self, revision: int, tenants: Mapping[str, TenantEntry | None], shelves: Iterable[Shelf]
+        self,
+        revision: int,
+        tenants: Mapping[str, TenantEntry | Unreadable | None],
+        shelves: Iterable[Shelf],
     ) -> Snapshot:
         """The snapshot with these tenants, None for a deleted one, and these adapters anew.
 
-        What is not among them is shared with this one, not looked at: the work is in what changed.
+        The work is in what changed and in the number of tenants. One that cannot be read is left
+        out like a deleted one, so that nobody is served by what it was before.
         """
-        limits = dict(self._limits)
-        for tenant, entry in tenants.items():
-            if entry is None:
-                limits.pop(tenant, None)
-            else:
-                limits[tenant] = entry.limits
-        by_name = dict(self._shelves)
-        touched = {tenant: set[str]() for tenant, entry in tenants.items() if entry is None}
+        changed: dict[str, dict[str, Shelf]] = {tenant: {} for tenant in tenants}
         for shelf in shelves:
-            listing = shelf.listing
-            by_name[listing.tenant, listing.name] = shelf
-            touched.setdefault(listing.tenant, set()).add(listing.name)
-        listings = dict(self._listings)
-        for tenant, names in touched.items():
-            names.update(listing.name for listing in listings.pop(tenant, ()))
-            if tenant in limits:
-                listings[tenant] = tuple(by_name[tenant, name].listing for name in sorted(names))
-            else:
-                for name in names:
-                    by_name.pop((tenant, name), None)
+            changed.setdefault(shelf.listing.tenant, {})[shelf.listing.name] = shelf
+        known = dict(self._tenants)
+        touched: dict[AdapterKey, Shelf | None] = {}
+        for tenant, its_shelves in changed.items():
+            before = known.pop(tenant, None)
+            entry = tenants.get(tenant, before)
+            if entry is None or isinstance(entry, Unreadable):
+                gone = its_shelves if before is None else before.shelves
+                touched |= {(tenant, name): None for name in gone}
+                continue
+            holdings = before or _Holdings(entry.limits, MappingProxyType({}))
+            known[tenant] = holdings.renewed(entry.limits, its_shelves)
+            touched |= {(tenant, name): shelf for name, shelf in its_shelves.items()}
         return Snapshot(
             revision,
-            MappingProxyType(limits),
+            MappingProxyType(known),
             self._renewed_keys(tenants),
-            MappingProxyType(by_name),
-            MappingProxyType(listings),
+            self._open_wishes.renewed(
+                {key: shelf.open_wishes if shelf else () for key, shelf in touched.items()}
+            ),
+            self._pins.renewed(
+                {key: shelf.pins if shelf else () for key, shelf in touched.items()}
+            ),
+            self._served_merged.renewed(
+                {key: shelf.served_merged if shelf else () for key, shelf in touched.items()}
+            ),
+            self._unreadable.renewed(
+                {key: shelf.unreadable if shelf else () for key, shelf in touched.items()}
+                # No adapter has an empty name: this is the tenant's own record.
+                | {
+                    (tenant, ""): ((entry, entry),) if isinstance(entry, Unreadable) else ()
+                    for tenant, entry in tenants.items()
+                }
+            ),
         )
 
     def tenant_of_key(self, sha256_hex: str) -> str | None:
@@ -119,12 +144,12 @@ class Snapshot:
         return self._tenants_by_key.get(sha256_hex)
 
     def has_tenant(self, tenant: str) -> bool:
-        return tenant in self._limits
+        return tenant in self._tenants
 
     def limits(self, tenant: str) -> Limits:
         """Raises TenantNotFound."""
         try:
-            return self._limits[tenant]
+            return self._tenants[tenant].limits
         except KeyError:
             raise TenantNotFound(tenant) from None
 
@@ -135,14 +160,14 @@ class Snapshot:
         VersionNotFound, VersionRetired, and VersionFailed (with the reason). Another tenant's
         adapter is not found, like one that does not exist.
         """
-        shelf = self._shelves.get((tenant, name))
+        shelf = self._shelf(tenant, name)
         if shelf is None:
             raise AdapterNotFound(tenant, name)
         return shelf.resolve(selector)
 
     def mode(self, tenant: str, name: str, selector: str) -> Mode:
         """By which engine requests are to be answered that select so, of an adapter that exists."""
-        return self._shelves[tenant, name].mode(selector)
+        return self._tenants[tenant].shelves[name].mode(selector)
 
     def manifest(self, version: AdapterVersion) -> AdapterManifest:
         """Raises VersionRetired for a version that is retired, or whose tenant is deleted."""
@@ -174,17 +199,18 @@ class Snapshot:
 
     def adapters(self, tenant: str) -> tuple[AdapterListing, ...]:
         """The tenant's adapters by name; none for an unknown tenant."""
-        return self._listings.get(tenant, ())
+        holdings = self._tenants.get(tenant)
+        return () if holdings is None else holdings.listings
 
     def adapter(self, tenant: str, name: str) -> AdapterListing | None:
         """None for one that is unknown."""
-        shelf = self._shelves.get((tenant, name))
+        shelf = self._shelf(tenant, name)
         return None if shelf is None else shelf.listing
 
     def listings(self) -> Iterator[AdapterListing]:
-        """All adapters, by tenant and name."""
-        for tenant in sorted(self._listings):
-            yield from self._listings[tenant]
+        """All adapters, by tenant and name. To be used in a thread: there may be very many."""
+        for tenant in sorted(self._tenants):
+            yield from self._tenants[tenant].listings
 
     def versions(self) -> Iterator[AdapterVersion]:
         """All versions of all tenants that are not retired nor about to be."""
@@ -192,30 +218,33 @@ class Snapshot:
             yield from listing.versions
 
     def wishes(self) -> Iterator[Wish]:
-        """Every alias of every tenant, with what it is to mean and what it means."""
+        """Every alias of every tenant, with what it is to mean and what it means. To be used in a
+        thread, like `listings`.
+        """
         for listing in self.listings():
             for alias, versions in listing.aliases.items():
                 yield Wish(listing, alias, versions.desired, versions.serving)
 
+    def open_wishes(self) -> tuple[Wish, ...]:
+        """Those of aliases that do not serve yet what they are to, by tenant, adapter and alias."""
+        return self._open_wishes.items
+
+    def is_meant(self, version: AdapterVersion) -> bool:
+        """Whether some alias means the version, or is to."""
+        shelf = self._shelf(version.tenant, version.name)
+        return shelf is not None and shelf.is_meant(version)
+
     def pinned(self) -> tuple[AdapterVersion, ...]:
         """The versions that are to stay in the engine, first pinned first."""
-        pins = [
-            (entry.pinned_at, entry.version.lora_id, entry.version)
-            for shelf in self._shelves.values()
-            for entry in shelf.entries.values()
-            if entry.pinned_at is not None and entry.is_usable
-        ]
-        return tuple(version for _, _, version in sorted(pins, key=lambda pin: pin[:2]))
+        return self._pins.items
 
     def served_merged(self) -> tuple[AdapterVersion, ...]:
         """The versions whose merged models are to be served, first asked for first."""
-        wanted = [
-            (entry.merged.since, entry.version.lora_id, entry.version)
-            for shelf in self._shelves.values()
-            for entry in shelf.entries.values()
-            if entry.is_usable and entry.merged is not None and entry.merged.since is not None
-        ]
-        return tuple(version for _, _, version in sorted(wanted, key=lambda wish: wish[:2]))
+        return self._served_merged.items
+
+    def unreadable(self) -> tuple[Unreadable, ...]:
+        """What of the registry is left out, since its records cannot be read."""
+        return self._unreadable.items
 
     def merged(self, version: AdapterVersion) -> MergedStanding | None:
         """How its merged model stands; None where that is neither wanted nor served."""
@@ -224,18 +253,24 @@ class Snapshot:
 
     def entries(self, tenant: str, name: str) -> Mapping[int, VersionEntry]:
         """An adapter's versions by ``lora_id``, retired ones too; none for an unknown adapter."""
-        shelf = self._shelves.get((tenant, name))
+        shelf = self._shelf(tenant, name)
         return MappingProxyType({}) if shelf is None else shelf.entries
+
+    def _shelf(self, tenant: str, name: str) -> Shelf | None:
+        holdings = self._tenants.get(tenant)
+        return None if holdings is None else holdings.shelves.get(name)
 
     def _entry(self, version: AdapterVersion) -> VersionEntry | None:
         return self.entries(version.tenant, version.name).get(version.lora_id)
 
-    def _renewed_keys(self, tenants: Mapping[str, TenantEntry | None]) -> Mapping[str, str]:
+    def _renewed_keys(
+        self, tenants: Mapping[str, TenantEntry | Unreadable | None]
+    ) -> Mapping[str, str]:
         if not tenants:
             return self._tenants_by_key
         kept = {key: owner for key, owner in self._tenants_by_key.items() if owner not in tenants}
         for tenant, entry in tenants.items():
-            if entry is not None:
+            if isinstance(entry, TenantEntry):
                 kept |= dict.fromkeys(entry.keys, tenant)
         return MappingProxyType(kept)
 
@@ -248,69 +283,69 @@ class SnapshotSource(Protocol):
 
 
 class SnapshotWatcher:
-    """Keeps ``current`` up to date while it is entered: ``async with watcher:``.
+    """Holds the newest snapshot as ``current``. Whoever serves calls `refresh`, again and again.
 
-    Entering waits for the first snapshot and raises StoreError if there is none to be had. Later
-    database errors are logged and tried again, and ``current`` stays as it was. Callbacks run in
-    the event loop after each swap and must not raise.
+    When that raises, ``current`` stays as it was. Callbacks run in the event loop after each swap
+    and must not raise.
     """
 
     def __init__(
         self,
         registry: SnapshotSource,
-        interval_seconds: float = 0.2,
         on_change: Sequence[Callable[[Snapshot], None]] = (),
+        executor: Executor | None = None,
     ) -> None:
+        """``executor`` runs the registry's calls, which block; None is the event loop's own."""
         self.current = Snapshot()
         self._registry = registry
-        self._interval_seconds = interval_seconds
         self._on_change = tuple(on_change)
-        self._task: asyncio.Task[None] | None = None
+        self._executor = executor
+        self._one_look = asyncio.Lock()
+        self._asked = 0  # for a look, so many times
+        self._answered = 0  # so many of these, by a look that began after they were asked
+        self._looked_at = time.monotonic()
+        self._swapped = asyncio.Event()
 
-    async def __aenter__(self) -> Self:
-        await self.refresh()
-        self._task = asyncio.create_task(self.watch(), name="snapshot-watcher")
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            if not self._task.cancelled():
-                self._task.result()  # a callback that raised has ended the watch: say so
+    @property
+    def age_seconds(self) -> float:
+        """Since ``current`` was known to be what the registry says."""
+        return time.monotonic() - self._looked_at
 
     async def refresh(self) -> None:
-        """Look once, now; swap ``current`` if the registry has moved on. Raises StoreError."""
-        if await asyncio.to_thread(self._registry.revision) == self.current.revision:
-            return
-        newer = await asyncio.to_thread(self._registry.snapshot)
-        if newer.revision <= self.current.revision:
-            return  # somebody else looked meanwhile, and later
+        """Look once, now; swap ``current`` if the registry has moved on. Raises StoreError.
+
+        Those who ask while somebody looks share the next look.
+        """
+        self._asked += 1
+        asked = self._asked
+        async with self._one_look:
+            if self._answered >= asked:
+                return
+            answers = self._asked
+            await self._look()
+            self._answered = answers
+
+    async def change(self, seen: Snapshot) -> Snapshot:
+        """Wait until ``current`` is another one than this, and return that."""
+        while self.current is seen:
+            await self._swapped.wait()
+        return self.current
+
+    async def _look(self) -> None:
+        loop, began = asyncio.get_running_loop(), time.monotonic()
+        revision = await loop.run_in_executor(self._executor, self._registry.revision)
+        # Not only a larger one: the database may have been put back to an older state.
+        if revision != self.current.revision:
+            self._swap(await loop.run_in_executor(self._executor, self._registry.snapshot))
+        self._looked_at = began
+
+    def _swap(self, newer: Snapshot) -> None:
+        known = set(self.current.unreadable())
+        for left_out in newer.unreadable():
+            if left_out not in known:
+                _log.error("%s is left out: %s", left_out.subject, left_out.reason)
         self.current = newer
+        self._swapped.set()
+        self._swapped = asyncio.Event()
         for callback in self._on_change:
             callback(newer)
-
-    async def watch(self) -> None:
-        """Look again and again until cancelled."""
-        is_reachable = True
-        while True:
-            await asyncio.sleep(self._interval_seconds)
-            try:
-                await self.refresh()
-            except StoreError as error:
-                if is_reachable:
-                    _log.warning(
-                        "the registry cannot be read; going on with revision %d: %s",
-                        self.current.revision,
-                        error,
-                    )
-                is_reachable = False
-            else:
-                if not is_reachable:
-                    _log.info("the registry can be read again")
-                is_reachable = True

@@ -72,11 +72,11 @@ class Transitions:
             row = existing_version_row(session, shelf, adapter, number)
             _require_no_alias(session, adapter, row)
             _require_not_held(session, adapter, row)
+            if not is_usable(row):
+                return version_of(adapter.tenant, adapter.name, row)
             row.pinned_at = None
             want_merged_no_longer(row)
-            if not is_usable(row):
-                pass
-            elif row.state in _AT_REST:
+            if row.state in _AT_REST:
                 move_version(session, shelf, row, AdapterState.RETIRED, actor)
             else:
                 row.retiring = True

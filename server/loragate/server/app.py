@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 import uvloop
 from rich.console import Console
@@ -53,13 +54,15 @@ from loragate.server.rpc.server import GrpcOptions, build_server
 from loragate.server.server import Server, listen
 from loragate.server.shadow import Shadows
 from loragate.server.stopping import Stopping
-from loragate.server.supervision import StartEngine, SupervisedEngine
+from loragate.server.supervision import Backoff, StartEngine, SupervisedEngine
 from loragate.server.usage import UsageLog
 from loragate.server.validation import RequestLimits
 from loragate.server.vllm_workshop import base_engine, merged_budget, merged_workshop
 
 logger = logging.getLogger(__name__)
 _ENDING_SECONDS = 15.0  # after the drain: for what was cut off, and for engines to end
+# A database that answers again is to be read at once: what was revoked meanwhile still works.
+_LOOK_AGAIN = Backoff(first=0.2, most=2.0)
 
 
 def serve(config: Config) -> None:
@@ -155,18 +158,16 @@ async def build(
         log = UsageLog(registry, metrics.count)
         observations = ObservationLog(registry)
         changed, trials_changed, merged_changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        watcher = SnapshotWatcher(
-            registry,
-            config.registry.poll_seconds,
-            [_wake(changed), _wake(trials_changed), _wake(merged_changed)],
+        snapshots = SnapshotWatcher(
+            registry, [_wake(changed), _wake(trials_changed), _wake(merged_changed)]
         )
         async with (
             SupervisedEngine.running(start) as engine,
             log.writing() as usage,
             observations.writing(),
-            watcher as snapshots,
+            _following(snapshots, config.registry.poll_seconds, background),
         ):
-            if hidden := say_hidden(snapshots.current, base.name):
+            if hidden := await asyncio.to_thread(say_hidden, snapshots.current, base.name):
                 logger.warning("%s", hidden)
             health = Health(lambda: engine.state, lambda: background.degraded)
             tenants = Tenants(snapshots, admin_key)
@@ -225,7 +226,7 @@ async def build(
                 deadlines=deadlines,
             )
             metrics.follow(lambda: snapshots.current)
-            add_gauges(metrics, queue, residency, shadows, engine)
+            add_gauges(metrics, snapshots, queue, residency, shadows, engine)
             metrics.registry.register(MergedModelMetrics(merged))
             metrics.registry.register(BackgroundTaskMetrics(background))
             grpc_server = build_server(
@@ -272,6 +273,24 @@ async def build(
                     yield server
             finally:
                 await residency.close()
+
+
+@asynccontextmanager
+async def _following(
+    snapshots: SnapshotWatcher, poll_seconds: float, background: BackgroundTasks
+) -> AsyncIterator[None]:
+    """Keeps the snapshot up to date. Raises StoreError where there is no first one to be had."""
+    await snapshots.refresh()
+    look = background.repeating(
+        "registry snapshot",
+        snapshots.refresh,
+        wait=partial(asyncio.sleep, poll_seconds),
+        is_vital=True,  # a key that is revoked meanwhile goes on working
+        is_prompt=True,
+        backoff=_LOOK_AGAIN,
+    )
+    async with look:
+        yield
 
 
 def _wake(sleeper: asyncio.Event) -> Callable[[Snapshot], None]:

@@ -1,5 +1,6 @@
 """Gauges of how busy the server is, read when Prometheus asks."""
 
+from loragate.adapters.snapshot import SnapshotWatcher
 from loragate.server.fair_queue import FairQueue
 from loragate.server.metrics import Metrics
 from loragate.server.residency import Residency
@@ -9,11 +10,22 @@ from loragate.server.supervision import SupervisedEngine
 
 def add_gauges(
     metrics: Metrics,
+    snapshots: SnapshotWatcher,
     queue: FairQueue,
     residency: Residency,
     shadows: Shadows,
     engine: SupervisedEngine,
 ) -> None:
+    metrics.gauge(
+        "loragate_registry_snapshot_age_seconds",
+        "Since what the server holds of the registry was known to be what it says.",
+        lambda: snapshots.age_seconds,
+    )
+    metrics.gauge(
+        "loragate_registry_unreadable_records",
+        "Tenants, versions and aliases left out since their records cannot be read.",
+        lambda: len(snapshots.current.unreadable()),
+    )
     metrics.gauge(
         "loragate_requests_running", "Requests that hold a place.", lambda: queue.in_flight
     )

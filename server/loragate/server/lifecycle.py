@@ -77,15 +77,12 @@ class Lifecycle:
         await self._pins.keep(self._snapshots.current)
         await self._loader.warm()
         snapshot = self._snapshots.current
-        for wish in snapshot.wishes():
-            has_failed = snapshot.state(wish.desired) is AdapterState.FAILED
-            if wish.desired != wish.serving and not has_failed:
+        for wish in snapshot.open_wishes():
+            if snapshot.state(wish.desired) is not AdapterState.FAILED:
                 await self._serve(wish)
         snapshot = self._snapshots.current
-        serving = {wish.serving for wish in snapshot.wishes()}
-        desired = {wish.desired for wish in snapshot.wishes()}
         for version in self._residency.resident:
-            if version not in serving | desired and snapshot.is_retiring(version):
+            if snapshot.is_retiring(version) and not snapshot.is_meant(version):
                 self._start_drain(version)
 
     async def _serve(self, wish: Wish) -> None:
@@ -114,9 +111,7 @@ class Lifecycle:
 
     def _is_meant(self, version: AdapterVersion) -> bool:
         snapshot = self._snapshots.current
-        return version in snapshot.pinned() or any(
-            version in (wish.desired, wish.serving) for wish in snapshot.wishes()
-        )
+        return version in snapshot.pinned() or snapshot.is_meant(version)
 
     def _start_drain(self, version: AdapterVersion) -> None:
         # Beside the rest: long answers of an old version hold no promotion up.

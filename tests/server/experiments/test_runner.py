@@ -12,6 +12,7 @@ import pytest
 from promotions import let_serve
 from small_server import until
 from tiny_adapters import write_adapter
+from watching import following
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
@@ -111,8 +112,8 @@ async def rolling(registry: Registry, clocks: Clocks) -> AsyncIterator[Rolling]:
 
     log, changed = ObservationLog(registry), asyncio.Event()
     places = Places(log, lambda version: True, lambda: clocks.wall)
-    watcher = SnapshotWatcher(registry, 0.01, [lambda snapshot: changed.set()])
-    async with log.writing(), watcher as snapshots:
+    watcher = SnapshotWatcher(registry, [lambda snapshot: changed.set()])
+    async with log.writing(), following(watcher) as snapshots:
         runner = TrialRunner(
             registry,
             snapshots,

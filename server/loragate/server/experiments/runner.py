@@ -197,10 +197,8 @@ class TrialRunner:
 
     def _champion_of(self, station: Station) -> AliasVersions | None:
         adapter = station.running.trial.adapter
-        for listing in self._snapshots.current.adapters(adapter.tenant):
-            if listing.name == adapter.name:
-                return listing.aliases.get(CHAMPION)
-        return None
+        listing = self._snapshots.current.adapter(adapter.tenant, adapter.name)
+        return None if listing is None else listing.aliases.get(CHAMPION)
 
     async def _look(self, station: Station) -> None:
         trial = station.running.trial

@@ -1,0 +1,261 @@
+"""A record of the registry that cannot be read is left out by itself; all others are followed."""
+
+import json
+import logging
+import shutil
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from promotions import let_serve
+from small_adapters import write_small_adapter
+
+from loragate.adapters.api_keys import hash_key
+from loragate.adapters.database import Database
+from loragate.adapters.errors import (
+    AliasNotFound,
+    StoreError,
+    TenantNotFound,
+    VersionFailed,
+)
+from loragate.adapters.names import AdapterName
+from loragate.adapters.records import NewKey
+from loragate.adapters.registry import Limits, Registry
+from loragate.adapters.snapshot import Snapshot, SnapshotWatcher
+from loragate.adapters.snapshot_reader import read_snapshot
+from loragate.adapters.store import ArtifactStore
+from loragate.adapters.unreadable_rows import UnreadableRow, read_apart
+
+SUPPORT, ROUTER = AdapterName("acme", "support"), AdapterName("globex", "router")
+
+
+@dataclass
+class Damaged:
+    """A registry with two tenants of one adapter each, whose file others write to."""
+
+    registry: Registry
+    database: Database
+    path: Path
+    keys: dict[str, NewKey]
+
+    def rows(self, query: str) -> list[tuple[object, ...]]:
+        with closing(sqlite3.connect(self.path)) as connection:
+            return connection.execute(query).fetchall()
+
+    def write(self, statement: str, *values: object) -> None:
+        """By hand, past all checks, and as a change that a server is to see."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("PRAGMA ignore_check_constraints = ON")
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute(statement, values)
+            connection.execute("UPDATE revision SET value = value + 1")
+            for table in ("tenants", "adapters", "versions"):
+                connection.execute(f"UPDATE {table} SET revision = (SELECT value FROM revision)")
+            connection.commit()
+
+
+@pytest.fixture(scope="module")
+def furnished(
+    tmp_path_factory: pytest.TempPathFactory, empty_registry: Path
+) -> tuple[Path, dict[str, NewKey]]:
+    """A database to copy, and the keys that it knows."""
+    root = tmp_path_factory.mktemp("furnished")
+    path, keys = root / "registry.db", {}
+    shutil.copy(empty_registry, path)
+    with Registry(f"sqlite:///{path}", ArtifactStore(root / "artifacts")) as registry:
+        for number, adapter in enumerate((SUPPORT, ROUTER)):
+            keys[adapter.tenant] = registry.create_tenant(adapter.tenant)
+            for version in (1, 2):
+                seed = 10 * number + version
+                registry.publish(adapter, write_small_adapter(root / f"adapter-{seed}", seed=seed))
+            let_serve(registry, adapter, "champion", 1)
+            registry.set_alias(adapter, "challenger", 2)
+    return path, keys
+
+
+@pytest.fixture
+def damaged(furnished: tuple[Path, dict[str, NewKey]], tmp_path: Path) -> Iterator[Damaged]:
+    original, keys = furnished
+    path = tmp_path / "registry.db"
+    shutil.copy(original, path)
+    database = Database(f"sqlite:///{path}")
+    with Registry(f"sqlite:///{path}", ArtifactStore(tmp_path / "artifacts")) as registry:
+        registry.snapshot()
+        yield Damaged(registry, database, path, keys)
+    database.close()
+
+
+NEWER = json.dumps({"rank": 2, "alpha": 4, "target_modules": ["q"], "of_the_future": True})
+DAMAGES: dict[str, tuple[str, ...]] = {
+    "a newer manifest": ("manifest = ?", NEWER),
+    "a torn manifest": ("manifest = ?", '{"rank": 2, "al'),
+    "a newer state": ("state = 'ASLEEP'",),
+    "a torn time": ("pinned_at = '2026-13-77'",),
+    "a time that is a number": ("merged_since = 77, merged_state = 'WAITING'",),
+    "a newer merged state": ("merged_state = 'DREAMING'",),
+    "text that is none": ("manifest = CAST(x'ff80ff' AS TEXT)",),
+    "a blob": ("manifest = x'00ff00'",),
+    "nothing": ("manifest = 0",),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_version_that_cannot_be_read_is_left_out_and_all_others_are_followed(
+    damaged: Damaged, damage: str
+) -> None:
+    change, *values = DAMAGES[damage]
+    damaged.write(f"UPDATE versions SET {change} WHERE id = 1", *values)
+    damaged.registry.revoke_key(damaged.keys["acme"].key_id)
+
+    snapshot = damaged.registry.snapshot()
+
+    assert snapshot.tenant_of_key(hash_key(damaged.keys["acme"].key)) is None
+    for selector in ("v1", "champion"):
+        with pytest.raises(VersionFailed, match="cannot be read"):
+            snapshot.resolve("acme", "support", selector)
+    assert snapshot.resolve("acme", "support", "v2").number == 2
+    assert snapshot.resolve("globex", "router", "champion").number == 1
+    assert [each.subject for each in snapshot.unreadable()] == ["acme/support@v1"]
+
+
+def test_a_version_is_read_again_once_its_record_is_mended(damaged: Damaged) -> None:
+    manifest = damaged.registry.snapshot().manifest
+    version = damaged.registry.snapshot().resolve("acme", "support", "v1")
+    before = manifest(version)
+    damaged.write("UPDATE versions SET manifest = 'torn' WHERE id = 1")
+    assert not damaged.registry.snapshot().can_answer(version)
+    damaged.write("UPDATE versions SET manifest = ? WHERE id = 1", before.to_json())
+    assert damaged.registry.snapshot().manifest(version) == before
+    assert damaged.registry.snapshot().unreadable() == ()
+
+
+def test_what_cannot_be_read_stays_known_while_its_adapter_changes(damaged: Damaged) -> None:
+    damaged.write("UPDATE versions SET manifest = 'torn' WHERE id = 1")
+    damaged.registry.snapshot()
+    damaged.registry.delete_alias(SUPPORT, "challenger")
+    assert [each.subject for each in damaged.registry.snapshot().unreadable()] == [
+        "acme/support@v1"
+    ]
+
+
+def test_a_tenant_that_cannot_be_read_is_refused_until_it_can(damaged: Damaged) -> None:
+    key = hash_key(damaged.keys["acme"].key)
+    damaged.write("UPDATE tenants SET max_concurrent = -5 WHERE id = 'acme'")
+    snapshot = damaged.registry.snapshot()
+    assert snapshot.tenant_of_key(key) is None
+    with pytest.raises(TenantNotFound):
+        snapshot.limits("acme")
+    assert snapshot.limits("globex") == Limits()
+    assert [each.subject for each in snapshot.unreadable()] == ["acme"]
+
+    damaged.registry.set_limits("acme", Limits(max_concurrent=5))
+    snapshot = damaged.registry.snapshot()
+    assert snapshot.tenant_of_key(key) == "acme"
+    assert snapshot.resolve("acme", "support", "champion").number == 1
+    assert snapshot.unreadable() == ()
+
+
+def test_an_alias_of_no_version_is_left_out(damaged: Damaged) -> None:
+    damaged.write("UPDATE aliases SET desired_id = 99 WHERE adapter_id = 1 AND name = 'challenger'")
+    snapshot = damaged.registry.snapshot()
+    with pytest.raises(AliasNotFound):
+        snapshot.resolve("acme", "support", "challenger")
+    assert snapshot.resolve("acme", "support", "champion").number == 1
+    assert [each.subject for each in snapshot.unreadable()] == ["acme/support@challenger"]
+
+
+async def test_each_is_named_once_in_the_log(
+    damaged: Damaged, caplog: pytest.LogCaptureFixture
+) -> None:
+    watcher = SnapshotWatcher(damaged.registry)
+    await watcher.refresh()
+    damaged.write("UPDATE versions SET manifest = 'torn' WHERE id = 1")
+    with caplog.at_level(logging.ERROR):
+        await watcher.refresh()
+        damaged.registry.create_key("globex")
+        damaged.registry.delete_alias(SUPPORT, "challenger")
+        await watcher.refresh()
+    [line] = caplog.messages
+    assert line.startswith("acme/support@v1 is left out: ")
+
+
+@pytest.mark.parametrize("bad", [[], [0], [7], [0, 1, 2], list(range(50)), [999, 1000, 2500]])
+def test_rows_are_read_together_but_for_those_that_cannot_be(bad: list[int]) -> None:
+    calls = 0
+
+    def read(keys: Sequence[int]) -> list[int]:
+        nonlocal calls
+        calls += 1
+        if any(key in bad for key in keys):
+            raise ValueError("a torn row")
+        return list(keys)
+
+    found = list(read_apart(read, range(3000)))
+    assert [one.key for one in found if isinstance(one, UnreadableRow)] == bad
+    assert [one for one in found if isinstance(one, int)] == [
+        k for k in range(3000) if k not in bad
+    ]
+    assert calls <= 3 + 2 * 10 * len(bad)
+
+
+def test_a_database_that_does_not_answer_is_no_rows_fault() -> None:
+    def read(_keys: Sequence[int]) -> list[int]:
+        raise StoreError("the database is away")
+
+    with pytest.raises(StoreError):
+        list(read_apart(read, range(3)))
+
+
+OF_ACME = {
+    "tenants": "id = 'acme'",
+    "api_keys": "tenant_id = 'acme'",
+    "adapters": "id = 1",
+    "versions": "id = 1",
+    "aliases": "adapter_id = 1 AND name = 'champion'",
+}
+COLUMNS = {
+    "tenants": ("created_at", "requests_per_minute", "max_concurrent", "deleted_at"),
+    "api_keys": ("sha256", "name", "created_at", "revoked_at"),
+    "adapters": ("tenant_id", "name", "next_number"),
+    "versions": (
+        *("adapter_id", "number", "digest", "state", "reason", "retiring", "manifest"),
+        *("size_bytes", "created_at", "pinned_at", "merged_since", "merged_state"),
+    ),
+    "aliases": ("desired_id", "serving_id", "desired_mode", "serving_mode", "updated_at"),
+}
+ODD = ("", "x", "\u00e9\u0000", -1, 0, 2**40, 2.5, b"\xff\x00", "2026-13-77 99:00", "[]", "null")
+
+
+@given(
+    where=st.sampled_from([(table, column) for table in COLUMNS for column in COLUMNS[table]]),
+    value=st.sampled_from(ODD),
+)
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_a_record_says_other_tenants_are_served_as_before(
+    damaged: Damaged, where: tuple[str, str], value: object
+) -> None:
+    table, column = where
+    [(before,)] = damaged.rows(f"SELECT {column} FROM {table} WHERE {OF_ACME[table]} LIMIT 1")
+    change = f"UPDATE {table} SET {column} = ? WHERE rowid = ?"
+    [(row,)] = damaged.rows(f"SELECT rowid FROM {table} WHERE {OF_ACME[table]} LIMIT 1")
+    try:
+        damaged.write(change, value, row)
+    except sqlite3.IntegrityError:
+        return  # the database itself would not have it
+    try:
+        with damaged.database.reading() as session:
+            whole = read_snapshot(session, Snapshot())
+        for snapshot in (damaged.registry.snapshot(), whole):
+            key = hash_key(damaged.keys["globex"].key)
+            assert snapshot.tenant_of_key(key) == "globex"
+            assert snapshot.resolve("globex", "router", "champion").number == 1
+    finally:
+        damaged.write(change, before, row)
+    assert damaged.registry.snapshot().resolve("acme", "support", "champion").number == 1
