@@ -1,6 +1,7 @@
 """Stock vLLM's own OpenAI server, and loragate, each started as a user would, set up alike."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -118,9 +119,10 @@ async def loragate(
     settings: Mapping[str, str] | None = None,
     bounds: Bounds = USUAL,
     module: str = "loragate.server.cli.main",
+    checkout: Path | None = None,
 ) -> AsyncIterator[Running]:
     """`loragate serve`, a tenant per adapter. `versions` are published too, the first promoted.
-    `module` is what takes the command line.
+    `module` is what takes the command line, `checkout` where another version of the project lies.
     """
     with tempfile.TemporaryDirectory(prefix="loragate-bench-") as folder:
         home = Home(Path(folder)).ensure()
@@ -129,7 +131,8 @@ async def loragate(
         cache = Home.from_environment().cache  # warm, as it is from the second start on
         cache.mkdir(parents=True, exist_ok=True)
         home.cache.symlink_to(cache)
-        keys = _publish(home, {**{k: [v] for k, v in adapters.items()}, **(versions or {})})
+        published = {**{k: [v] for k, v in adapters.items()}, **(versions or {})}
+        keys = _publish_by(checkout, home, published) if checkout else publish(home, published)
         ports = free_port(), free_port()
         environment = {
             "LORAGATE_HOME": folder,
@@ -143,6 +146,7 @@ async def loragate(
             "LORAGATE_ENGINE_MAX_MODEL_LEN": str(MAX_MODEL_LEN),
             "LORAGATE_ENGINE_KV_CACHE_GIB": str(KV_CACHE_GIB),
             **(settings or {}),
+            **(_import_from(checkout) if checkout else {}),
         }
         command = [sys.executable, "-m", module, "serve"]
         url = f"http://127.0.0.1:{ports[0]}"
@@ -150,7 +154,14 @@ async def loragate(
         doors["base"] = Door(url, "base", next(iter(keys.values())))
         admin = {"authorization": "Bearer bench"}
         async with _running(
-            "loragate", command, environment, url, "/readyz", doors, admin, f"127.0.0.1:{ports[1]}"
+            "before" if checkout else "loragate",
+            command,
+            environment,
+            url,
+            "/readyz",
+            doors,
+            admin,
+            f"127.0.0.1:{ports[1]}",
         ) as running:
             with closing(sqlite3.connect(home.root / "registry.db")) as database:
                 running = replace(running, database=database)
@@ -158,7 +169,36 @@ async def loragate(
                 yield running
 
 
-def _publish(home: Home, versions: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+def _import_from(checkout: Path) -> dict[str, str]:
+    roots = ("server", "adapters", "trainer", "proto", "")
+    return {"PYTHONPATH": os.pathsep.join(str(checkout / root) for root in roots)}
+
+
+def _publish_by(
+    checkout: Path, home: Home, versions: Mapping[str, Sequence[Path]]
+) -> dict[str, str]:
+    """By the code that will serve, which may not know a registry that newer code has made."""
+    asked = {tenant: [str(folder) for folder in folders] for tenant, folders in versions.items()}
+    script = (
+        "import json, sys; from pathlib import Path; from bench import servers; "
+        "publish = getattr(servers, 'publish', None) or servers._publish; "
+        "versions = {k: list(map(Path, v)) for k, v in json.loads(sys.argv[2]).items()}; "
+        "print(json.dumps(publish(servers.Home(Path(sys.argv[1])), versions)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(home.root), json.dumps(asked)],
+        env=os.environ | _import_from(checkout),
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    keys: dict[str, str] = json.loads(done.stdout)
+    return keys
+
+
+def publish(home: Home, versions: Mapping[str, Sequence[Path]]) -> dict[str, str]:
+    """Each tenant's adapter, with these versions, the first promoted; returns keys by tenant."""
     keys: dict[str, str] = {}
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
         keys["nobody"] = registry.create_tenant("nobody").key

@@ -2,7 +2,7 @@
 
 Each round starts stock vLLM's own OpenAI server and loragate in turn, with the same model, adapters
 and settings, and sends both the same closed-loop streams of 64 tokens. Printed are the medians of
-the rounds, their spread, and the ratios.
+the rounds, their spread, and the ratios. With `--before` the peer is another version of loragate.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,25 +55,33 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="of each server, in turn (default 3)")
     parser.add_argument("--large", action="store_true", help="also 64 streams and long prompts")
+    parser.add_argument(
+        "--before", type=Path, metavar="FOLDER", help="another checkout, in the place of stock vLLM"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="keep every figure here")
     options = parser.parse_args()
     cases = USUAL + LARGE if options.large else USUAL
-    results = asyncio.run(_measure(options.rounds, cases))
+    before = None if options.before is None else options.before.resolve()
+    results = asyncio.run(_measure(options.rounds, cases, before))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     print_results(results)
     _print_own_base(results["loragate"])
 
 
-async def _measure(rounds: int, cases: Sequence[Case]) -> Mapping[str, Results]:
-    results: dict[str, Results] = {name: defaultdict(list) for name in ("vllm", "loragate")}
+async def _measure(
+    rounds: int, cases: Sequence[Case], before: Path | None
+) -> Mapping[str, Results]:
+    peer = "vllm" if before is None else "before"
+    start_peer = stock_vllm if before is None else partial(loragate, checkout=before)
+    results: dict[str, Results] = {name: defaultdict(list) for name in (peer, "loragate")}
     with tempfile.TemporaryDirectory(prefix="bench-adapters-") as folder:
         adapters = {
             f"adapter{i}": make_adapter(Path(folder) / f"adapter{i}", model_path(), i)
             for i in range(MAX_LORAS)
         }
         for number in range(rounds):
-            for start in (stock_vllm, loragate):
+            for start in (start_peer, loragate):
                 async with start(adapters) as running:
                     await measure_server(running, cases, results[running.name])
                 print(f"round {number + 1} of {running.name} done", flush=True)
@@ -102,11 +111,13 @@ def print_results(results: Mapping[str, Results]) -> None:
     print(
         f"\nvllm {_version()}, {platform.machine()}, rounds alternating, median (least to most)\n"
     )
-    print("| measure | stock vLLM | loragate | loragate / stock |\n|---|---|---|---|")
-    for name, stock in results["vllm"].items():
+    peer = next(iter(results))
+    name = {"vllm": "stock vLLM", "before": "before"}[peer]
+    print(f"| measure | {name} | loragate | loragate / {name} |\n|---|---|---|---|")
+    for name, theirs in results[peer].items():
         ours = results["loragate"][name]
-        ratio = statistics.median(ours) / statistics.median(stock)
-        print(f"| {name} | {_spread(stock)} | {_spread(ours)} | {ratio:.2f} |")
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        print(f"| {name} | {_spread(theirs)} | {_spread(ours)} | {ratio:.2f} |")
 
 
 def _print_own_base(ours: Results) -> None:
