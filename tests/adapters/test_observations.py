@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import IntegrityError
 
 from loragate.adapters.errors import FeedbackGiven, RequestNotFound, TenantNotFound
 from loragate.adapters.names import AdapterName
@@ -16,6 +15,7 @@ from loragate.adapters.trial_records import (
     FeedbackRow,
     NewArm,
     OutcomeRow,
+    ShadowRow,
     Standing,
     Trial,
 )
@@ -62,12 +62,53 @@ def test_observations_of_a_step_come_back_in_the_order_of_time(registry: Registr
     assert registry.observations(trial.id, 1).exposures == (other_step,)
 
 
-def test_batch_is_written_whole_or_not_at_all(registry: Registry, trial: Trial):
-    good = exposure(trial, 1)
-    with pytest.raises(IntegrityError):
-        registry.add_observations([good, replace(good, id="e9", arm_id=999)], [])
+def shadow(exposed: ExposureRow, text: str) -> ShadowRow:
+    return ShadowRow(
+        exposed.id, exposed.arm_id, 0, AT, "champion", True, 1, 2, 2, 0.5, text, text
+    )  # fmt: skip
 
-    assert registry.observations(trial.id, 0).exposures == ()
+
+def test_batch_written_twice_counts_once(registry: Registry, trial: Trial):
+    first, second = exposure(trial, 1), exposure(trial, 2)
+    registry.add_observations([first], [outcome(first)], [shadow(first, "a")])
+
+    both = [outcome(first), outcome(second)]
+    registry.add_observations([first, second], both, [shadow(first, "a"), shadow(second, "b")])
+
+    seen = registry.observations(trial.id, 0)
+    assert (seen.exposures, seen.outcomes) == ((first, second), tuple(both))
+    assert len(registry.shadow_pairs(trial.id)) == 2
+
+
+def test_row_whose_arm_is_gone_is_named_and_costs_no_other_row(
+    registry: Registry, trial: Trial, caplog: pytest.LogCaptureFixture
+):
+    good = [exposure(trial, number) for number in range(9)]
+    bad = replace(good[0], id="e-bad", arm_id=999, request_id="a client's words")
+
+    registry.add_observations([*good[:4], bad, *good[4:]], [outcome(row) for row in good])
+
+    seen = registry.observations(trial.id, 0)
+    assert seen.exposures == tuple(good)
+    assert len(seen.outcomes) == 9
+    [record] = caplog.records
+    assert "exposure e-bad" in record.message
+    assert "a client's words" not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud83db"], ids=["NUL", "half a surrogate pair"])
+def test_what_no_database_takes_is_replaced_in_texts(registry: Registry, trial: Trial, text: str):
+    exposed = exposure(trial, 1)
+    registry.add_observations([exposed], [], [shadow(exposed, text)])
+    comment = replace(THUMBS, metric="comment", value=None, comment=text)
+
+    kept = registry.add_feedback(comment)
+    again = registry.add_feedback(comment)
+
+    assert kept is not None
+    assert (kept.comment, again) == ("a\N{REPLACEMENT CHARACTER}b", None)
+    [pair] = registry.shadow_pairs(trial.id)
+    assert (pair.text, pair.shadow_text) == (kept.comment, kept.comment)
 
 
 def test_observations_do_not_change_the_revision(registry: Registry, trial: Trial):

@@ -1,11 +1,16 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from promotions import let_serve
+from sqlalchemy.exc import ProgrammingError
 from together import run_together
 
 from loragate.adapters.api_keys import hash_key
@@ -17,6 +22,7 @@ from loragate.adapters.errors import (
     InvalidName,
     KeyNotFound,
     NothingToRollBack,
+    StoreError,
     TenantExists,
     TenantNotFound,
     VersionInUse,
@@ -24,7 +30,7 @@ from loragate.adapters.errors import (
     VersionRetired,
 )
 from loragate.adapters.names import AdapterName
-from loragate.adapters.records import UsageRow
+from loragate.adapters.records import UsageRow, new_row_id
 from loragate.adapters.registry import Limits, Registry
 from loragate.adapters.store import ArtifactStore
 
@@ -354,7 +360,7 @@ def usage_row(request_id: str, tenant: str = "acme", minutes: int = 0, **change:
     at = NOW + timedelta(minutes=minutes)
     return UsageRow(
         request_id, at, tenant, "acme/support@v1", "ab", "http", **counts,
-        ttft_seconds=0.1, duration_seconds=0.5, outcome="ok",
+        ttft_seconds=0.1, duration_seconds=0.5, outcome="ok", row_id=new_row_id(),
     )  # fmt: skip
 
 
@@ -376,6 +382,39 @@ def test_request_id_used_twice_is_counted_twice(registry: Registry):
 
     [total] = registry.usage_totals("acme")
     assert (total.requests, total.prompt_tokens, total.completion_tokens) == (2, 30, 10)
+
+
+def test_usage_written_twice_is_counted_once(registry: Registry):
+    rows = [usage_row("a"), usage_row("b")]
+    registry.add_usage(rows[:1])
+
+    registry.add_usage(rows)
+
+    assert sorted(row.request_id for row in registry.usage()) == ["a", "b"]
+
+
+@given(bad=st.sets(st.integers(0, 19)))
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_records_that_cannot_be_stored_cost_no_other_record(registry: Registry, bad: set[int]):
+    tenant = f"acme-{new_row_id()}"
+    rows = [usage_row(str(i), tenant, minutes=i) for i in range(20)]
+    impossible = {"prompt_tokens": 1 << 70}  # the driver's own refusal, of no class of SQL
+
+    registry.add_usage([replace(r, **impossible) if i in bad else r for i, r in enumerate(rows)])
+
+    assert {row.row_id for row in registry.usage(tenant)} == {
+        row.row_id for i, row in enumerate(rows) if i not in bad
+    }
+
+
+def test_record_of_another_type_is_left_out_once_another_is_taken(registry: Registry):
+    wrong = replace(usage_row("a"), tenant=cast(str, object()))
+    with pytest.raises((ProgrammingError, StoreError)):
+        registry.add_usage([wrong] * 40)
+
+    registry.add_usage([wrong, usage_row("b")])
+
+    assert [row.request_id for row in registry.usage()] == ["b"]
 
 
 def test_totals_are_by_tenant(registry: Registry):

@@ -1,15 +1,22 @@
 import asyncio
 import logging
+import sqlite3
+from contextlib import closing
 from functools import partial
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, generate_latest
+from small_server import Served, ServeWith, on_a_socket
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from loragate.adapters.errors import StoreError
 from loragate.server.background import BackgroundTasks
 from loragate.server.background_metrics import BackgroundTaskMetrics
+from loragate.server.config import ServerConfig
 from loragate.server.supervision import Backoff
 
 QUICK = Backoff(0.001, 0.004, 60.0)
@@ -251,3 +258,48 @@ async def test_metrics_tell_by_name_what_is_up_and_how_often_it_went_on() -> Non
     assert 'loragate_background_task_restarts_total{task="usage records"} 1.0' in lines
     assert 'loragate_background_task_restarts_total{task="idle"} 0.0' in lines
     assert 'loragate_background_task_up{task="usage records"} 1.0' in lines
+
+
+def rename(served: Served, table: str, name: str) -> None:
+    with closing(sqlite3.connect(served.home.root / "registry.db", timeout=10)) as database:
+        database.execute(f"ALTER TABLE {table} RENAME TO {name}")
+
+
+async def test_a_server_that_cannot_write_usage_is_not_ready_until_it_can(
+    serve_with: ServeWith,
+) -> None:
+    config = ServerConfig(http="127.0.0.1:0", grpc="127.0.0.1:0", degraded_after_seconds=0)
+    async with serve_with(server=config) as served, on_a_socket(served) as client:
+
+        async def say(status: int, state: str) -> None:
+            async with asyncio.timeout(10):
+                while True:
+                    reply = await client.get("/readyz")
+                    if reply.json()["status"] == state:
+                        break
+                    await asyncio.sleep(0.05)
+            assert reply.status_code == status
+            assert (await client.get("/livez")).status_code == 200
+
+        async def grpc_says(status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+            address = f"127.0.0.1:{served.server.grpc_port}"
+            async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(10):
+                health: Any = health_pb2_grpc.HealthStub(channel)
+                while True:
+                    answer = await health.Check(health_pb2.HealthCheckRequest())
+                    if answer.status == status:
+                        return
+                    await asyncio.sleep(0.05)
+
+        rename(served, "usage_records", "away")
+        assert (await served.chat()).status_code == 200
+        await say(503, "degraded: usage records")
+        await grpc_says(health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert (await served.chat()).status_code == 200
+        lines = (await client.get("/metrics")).text.splitlines()
+        assert 'loragate_background_task_up{task="usage records"} 0.0' in lines
+
+        rename(served, "away", "usage_records")
+        await say(200, "ready")
+        await grpc_says(health_pb2.HealthCheckResponse.SERVING)
+        assert len(served.registry.usage()) == 2

@@ -10,6 +10,7 @@ from loragate.adapters.names import AdapterVersion
 from loragate.adapters.records import UsageRow
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
+from loragate.server.background import BackgroundTasks
 from loragate.server.core import Delta, Route
 from loragate.server.errors import Overloaded
 from loragate.server.usage import Record, UsageLog
@@ -23,7 +24,7 @@ def open_registry(home: Home) -> Registry:
 
 async def test_records_outlive_the_process_that_wrote_them(home: Home) -> None:
     with open_registry(home) as registry:
-        async with UsageLog(registry).writing() as log:
+        async with UsageLog(registry).writing(BackgroundTasks()) as log:
             with log.record("req-1", ROUTE, "http") as record:
                 record.prompt_tokens = 7
                 async for _ in record.count(deltas((1,), (2, 3))):
@@ -64,7 +65,7 @@ async def test_a_request_is_recorded_however_it_ends(
 ) -> None:
     heard: list[Record] = []
     with open_registry(home) as registry:
-        async with UsageLog(registry, heard.append).writing() as log:
+        async with UsageLog(registry, heard.append).writing(BackgroundTasks()) as log:
             with pytest.raises(type(error)), log.record("req-1", ROUTE, "grpc"):
                 raise error
         (row,) = registry.usage()
@@ -112,7 +113,7 @@ class FullDisk:
 
 async def test_what_the_database_does_not_take_is_kept_and_written_later_in_order() -> None:
     ledger = FullDisk(failures=1)
-    async with UsageLog(ledger).writing() as log:
+    async with UsageLog(ledger).writing(BackgroundTasks()) as log:
         with log.record("req-1", ROUTE, "http"):
             pass
         await asyncio.wait_for(ledger.attempted.wait(), 2)
@@ -126,7 +127,7 @@ async def test_a_write_that_fails_while_the_server_stops_is_tried_once_more() ->
     log = UsageLog(ledger)
     with log.record("req-1", ROUTE, "http"):
         pass
-    async with log.writing():
+    async with log.writing(BackgroundTasks()):
         await asyncio.wait_for(ledger.attempted.wait(), 2)
         # The thread has failed; the task that wrote has not heard of it when it is cancelled.
     assert [row.request_id for row in ledger.rows] == ["req-1"]

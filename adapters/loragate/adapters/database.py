@@ -19,7 +19,7 @@ from loragate.adapters.errors import StoreError
 from loragate.adapters.tables import Revision
 
 # The newest migration. A database that has it is opened without loading Alembic.
-SCHEMA: Final = "0007"
+SCHEMA: Final = "0008"
 
 _BUSY_TIMEOUT_MILLISECONDS: Final = 10_000
 _WRITES: Final = "loragate_writes"
@@ -39,7 +39,11 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             self._url = make_url(url)
-            self._engine = create_engine(self._url, pool_pre_ping=not self._is_sqlite)
+            self._engine = create_engine(
+                self._url,
+                pool_pre_ping=not self._is_sqlite,
+                hide_parameters=True,  # answers and comments belong in no log
+            )
         except ArgumentError as error:
             # The URL itself stays out of the message: it may hold a password.
             raise StoreError(

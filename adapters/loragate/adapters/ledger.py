@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func, insert, select
+from sqlalchemy import ColumnElement, func, select
 
 from loragate.adapters.database import Database
+from loragate.adapters.insertion import insert_new
 from loragate.adapters.records import UsageRow, UsageTotal
 from loragate.adapters.tables import UsageRecords
 
@@ -21,11 +22,13 @@ class UsageLedger:
     _database: Database
 
     def add_usage(self, records: Sequence[UsageRow]) -> None:
-        """Write all of them or, when StoreError is raised, none."""
+        """Write those that are not written yet, by their ``row_id``, or, when anything is raised,
+        none. A record that can never be stored is logged and left out.
+        """
         if not records:
             return
         with self._database.writing() as session:
-            session.execute(insert(UsageRecords), [asdict(row) for row in records])
+            insert_new(session, UsageRecords, records)
 
     def usage(
         self, tenant: str | None = None, since: datetime | None = None, limit: int = 100

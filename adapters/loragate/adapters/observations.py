@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import TypeVar
 
-from sqlalchemy import Executable, insert, select
+from sqlalchemy import Executable, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from loragate.adapters.database import Database
 from loragate.adapters.errors import FeedbackGiven, RequestNotFound
+from loragate.adapters.insertion import insert_new
 from loragate.adapters.rows import live_tenant
 from loragate.adapters.tables import (
     Arms,
@@ -23,6 +24,7 @@ from loragate.adapters.tables import (
     Outcomes,
     ShadowPairs,
     UsageRecords,
+    storable,
 )
 from loragate.adapters.trial_records import (
     ExposureRow,
@@ -46,14 +48,13 @@ class ObservationLedger:
         outcomes: Sequence[OutcomeRow],
         shadows: Sequence[ShadowRow] = (),
     ) -> None:
-        """Write all of them or, when StoreError is raised, none."""
+        """Write those that are not written yet or, when anything is raised, none. A row that can
+        never be stored is logged and left out.
+        """
         with self._database.writing() as session:
-            if exposures:
-                session.execute(insert(Exposures), [asdict(row) for row in exposures])
-            if outcomes:
-                session.execute(insert(Outcomes), [asdict(row) for row in outcomes])
-            if shadows:
-                session.execute(insert(ShadowPairs), [asdict(row) for row in shadows])
+            insert_new(session, Exposures, exposures)
+            insert_new(session, Outcomes, outcomes)
+            insert_new(session, ShadowPairs, shadows)
 
     def add_feedback(self, row: FeedbackRow) -> FeedbackRow | None:
         """Keep what was said of one of the tenant's requests, and return it with its exposure; None
@@ -64,7 +65,9 @@ class ObservationLedger:
         """
         with self._database.writing() as session:
             live_tenant(session, row.tenant)
-            kept = replace(row, exposure_id=_exposure_of(session, row.tenant, row.request_id))
+            exposure_id = _exposure_of(session, row.tenant, row.request_id)
+            row = replace(row, comment=storable(row.comment))
+            kept = replace(row, exposure_id=exposure_id)
             # Somebody else may be saying the same right now: then theirs stands.
             into = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
             added = session.execute(

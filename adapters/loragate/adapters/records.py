@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -109,9 +110,17 @@ class AdapterRecord:
     audit: tuple[AuditRow, ...]
 
 
+def new_row_id() -> str:
+    return secrets.token_hex(12)
+
+
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """One request, by ``acme/support@v3`` or ``base``. ``at`` is an aware datetime."""
+    """One request, by ``acme/support@v3`` or ``base``. ``at`` is an aware datetime.
+
+    ``row_id`` is the server's own, since a client may choose one request id twice; None for records
+    of before there were any.
+    """
 
     request_id: str
     at: datetime
@@ -125,6 +134,7 @@ class UsageRow:
     ttft_seconds: float | None
     duration_seconds: float
     outcome: str
+    row_id: str | None = field(default_factory=new_row_id)
 
 
 @dataclass(frozen=True, slots=True)

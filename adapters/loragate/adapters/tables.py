@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 from sqlalchemy import (
@@ -21,6 +22,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+_NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """Aware datetimes in and out, UTC in the database; SQLite's own type forgets the zone."""
@@ -39,6 +42,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class AnyText(TypeDecorator[str]):
+    """Text that comes from clients, models or errors, and may hold what no database takes."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else storable(value)
+
+
+def storable(text: str) -> str:
+    """With U+FFFD for NUL, which PostgreSQL refuses, and for halves of surrogates, which are no
+    UTF-8.
+    """
+    return _NOT_STORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 # SQLite counts up by itself in columns of exactly this type.
@@ -84,7 +104,7 @@ class ApiKeys(Base):
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
     sha256: Mapped[str] = mapped_column(Text, unique=True)
-    name: Mapped[str] = mapped_column(Text)
+    name: Mapped[str] = mapped_column(AnyText)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
@@ -125,17 +145,17 @@ class Versions(Base):
     number: Mapped[int]
     digest: Mapped[str] = mapped_column(Text, index=True)
     state: Mapped[str] = mapped_column(Text)
-    reason: Mapped[str] = mapped_column(Text, default="")
+    reason: Mapped[str] = mapped_column(AnyText, default="")
     retiring: Mapped[bool] = mapped_column(default=False)
     manifest: Mapped[str] = mapped_column(Text)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     revision: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     pinned_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    pin_refusal: Mapped[str] = mapped_column(Text, default="")
+    pin_refusal: Mapped[str] = mapped_column(AnyText, default="")
     merged_since: Mapped[datetime | None] = mapped_column(UtcDateTime)
     merged_state: Mapped[str] = mapped_column(Text, default="")
-    merged_reason: Mapped[str] = mapped_column(Text, default="")
+    merged_reason: Mapped[str] = mapped_column(AnyText, default="")
 
 
 class Artifacts(Base):
@@ -182,19 +202,23 @@ class Audit(Base):
     from_state: Mapped[str | None] = mapped_column(Text)
     to_state: Mapped[str | None] = mapped_column(Text)
     digest: Mapped[str | None] = mapped_column(Text)
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(AnyText)
 
 
 class UsageRecords(Base):
     """One row a request. The request id is not the key: a client chooses it and may choose it
-    twice.
+    twice. ``row_id`` is the server's, so that what is written twice is there once.
     """
 
     __tablename__ = "usage_records"
-    __table_args__ = (Index(None, "tenant", "at"), Index(None, "request_id"))
+    __table_args__ = (
+        Index(None, "tenant", "at"),
+        Index(None, "request_id"),
+        Index(None, "row_id", unique=True),
+    )
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
-    request_id: Mapped[str] = mapped_column(Text)
+    request_id: Mapped[str] = mapped_column(AnyText)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     tenant: Mapped[str] = mapped_column(Text)
     adapter: Mapped[str] = mapped_column(Text)
@@ -206,6 +230,7 @@ class UsageRecords(Base):
     ttft_seconds: Mapped[float | None] = mapped_column(Double)
     duration_seconds: Mapped[float] = mapped_column(Double)
     outcome: Mapped[str] = mapped_column(Text)
+    row_id: Mapped[str | None] = mapped_column(Text)
 
 
 class Trials(Base):
@@ -236,7 +261,7 @@ class Trials(Base):
     state: Mapped[str] = mapped_column(Text)
     step: Mapped[int]
     watched_seconds: Mapped[float] = mapped_column(Double)
-    reason: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(AnyText)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -271,7 +296,7 @@ class Exposures(Base):
     arm_id: Mapped[int] = mapped_column(ForeignKey("arms.id"))
     step: Mapped[int]
     tenant: Mapped[str] = mapped_column(Text)
-    request_id: Mapped[str] = mapped_column(Text)
+    request_id: Mapped[str] = mapped_column(AnyText)
     unit: Mapped[str] = mapped_column(Text)
     unit_kind: Mapped[str] = mapped_column(Text)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -309,8 +334,8 @@ class ShadowPairs(Base):
     tokens: Mapped[int]
     shadow_tokens: Mapped[int]
     seconds: Mapped[float] = mapped_column(Double)
-    text: Mapped[str] = mapped_column(Text)
-    shadow_text: Mapped[str] = mapped_column(Text)
+    text: Mapped[str] = mapped_column(AnyText)
+    shadow_text: Mapped[str] = mapped_column(AnyText)
 
 
 class Feedback(Base):
@@ -321,10 +346,10 @@ class Feedback(Base):
     __tablename__ = "feedback"
 
     tenant: Mapped[str] = mapped_column(Text, primary_key=True)
-    request_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    request_id: Mapped[str] = mapped_column(AnyText, primary_key=True)
     metric: Mapped[str] = mapped_column(Text, primary_key=True)
     value: Mapped[float | None] = mapped_column(Double)
-    comment: Mapped[str] = mapped_column(Text)
+    comment: Mapped[str] = mapped_column(AnyText)
     exposure_id: Mapped[str | None] = mapped_column(Text, index=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
 

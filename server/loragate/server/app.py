@@ -163,8 +163,8 @@ async def build(
         )
         async with (
             SupervisedEngine.running(start) as engine,
-            log.writing() as usage,
-            observations.writing(),
+            log.writing(background) as usage,
+            observations.writing(background),
             _following(snapshots, config.registry.poll_seconds, background),
         ):
             if hidden := await asyncio.to_thread(say_hidden, snapshots.current, base.name):

@@ -4,13 +4,17 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Generic, TypeVar
 
-from loragate.adapters.errors import StoreError
+from loragate.server.background import BackgroundTasks
+from loragate.server.supervision import Backoff
 
 logger = logging.getLogger(__name__)
 _FLUSH_SECONDS = 0.5
 _MOST_PENDING = 100_000
+_MOST_AT_ONCE = 5_000  # in one transaction, which nobody else may write beside
+_LONGEST_PAUSE_SECONDS = 5.0
 
 Row = TypeVar("Row")
 
@@ -18,14 +22,22 @@ Row = TypeVar("Row")
 class BatchWriter(Generic[Row]):
     """Writes what was added twice a second, in the order in which it was added.
 
-    `write` blocks and may raise StoreError, having written nothing; then the batch is tried again
-    with the next. A crash loses at most the rows of the last half second.
+    `write` blocks. Whatever it raises, its batch is written again with the next, so what it writes
+    twice must count once: a connection that was lost does not say whether the batch was kept. A
+    crash loses at most the rows of the last half second.
     """
 
-    def __init__(self, name: str, write: Callable[[Sequence[Row]], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        write: Callable[[Sequence[Row]], None],
+        every_seconds: float = _FLUSH_SECONDS,
+    ) -> None:
         self._name = name
         self._write_rows = write
-        self._pending: list[Row] = []
+        self._every_seconds = every_seconds
+        self._pending: list[Row] = []  # what is being written, first, and what comes after it
+        self._dropped = 0
         self._writing = asyncio.Lock()
 
     def add(self, row: Row) -> None:
@@ -33,43 +45,54 @@ class BatchWriter(Generic[Row]):
         if len(self._pending) < _MOST_PENDING:
             self._pending.append(row)
         else:
-            logger.error("%s dropped, too many pending", self._name)
+            self._dropped += 1
 
     async def flush(self) -> None:
-        """Returns once all that was added before is written, or could not be written now."""
+        """Returns once all that was added before is written. Raises what `write` raises; then the
+        rest is still pending.
+        """
         async with self._writing:
-            await self._write()
+            for _ in range(0, len(self._pending), _MOST_AT_ONCE):
+                await self._write(self._pending[:_MOST_AT_ONCE])
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator["BatchWriter[Row]"]:
+    async def writing(self, background: BackgroundTasks) -> AsyncIterator["BatchWriter[Row]"]:
         """Owns the task that writes; leaving writes what is pending."""
-        task = asyncio.create_task(self._write_forever(), name=self._name)
+        writing = background.repeating(
+            self._name,
+            self._round,
+            wait=partial(asyncio.sleep, self._every_seconds),
+            is_vital=True,
+            is_prompt=True,
+            # Its longest pause is short: what has waited is written before there is too much.
+            backoff=Backoff(self._every_seconds, _LONGEST_PAUSE_SECONDS),
+        )
         try:
-            yield self
+            async with writing:
+                yield self
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await self.flush()
+            await self._write_last()
 
-    async def _write_forever(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
-            await self.flush()
+    async def _round(self) -> None:
+        if self._dropped:
+            logger.error("%d %s dropped: too many were pending", self._dropped, self._name)
+            self._dropped = 0
+        await self.flush()
 
-    async def _write(self) -> None:
-        rows = self._pending
-        if not rows:
-            return
-        self._pending = []
+    async def _write_last(self) -> None:
+        try:
+            await self.flush()
+        except Exception:
+            logger.exception("%d %s are lost", len(self._pending), self._name)
+
+    async def _write(self, rows: Sequence[Row]) -> None:
         writing = asyncio.create_task(asyncio.to_thread(self._write_rows, rows))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
-            # The thread goes on all the same; left alone, its batch could be lost unnoticed.
+            # The thread goes on all the same, and must not meet the next one that writes.
             await asyncio.wait([writing])
-            if writing.exception() is not None:
-                self._pending = [*rows, *self._pending]
+            if writing.exception() is None:
+                del self._pending[: len(rows)]
             raise
-        except StoreError:
-            logger.exception("%s could not be written, trying again", self._name)
-            self._pending = [*rows, *self._pending]
+        del self._pending[: len(rows)]

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Protocol
 
-from loragate.adapters.records import UsageRow
+from loragate.adapters.records import UsageRow, new_row_id
+from loragate.server.background import BackgroundTasks
 from loragate.server.batches import BatchWriter
 from loragate.server.core import Delta, Route, Usage
 from loragate.server.errors import describe
@@ -23,6 +24,7 @@ class Record:
         self.route = route
         self.transport = transport
         self.at = datetime.now(UTC)
+        self._row_id = new_row_id()
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
@@ -82,11 +84,14 @@ class Record:
             ttft_seconds=self.ttft_seconds,
             duration_seconds=self.duration_seconds,
             outcome=self.outcome,
+            row_id=self._row_id,
         )
 
 
 class Ledger(Protocol):
-    """Where records are kept: the registry. The call blocks; it may raise StoreError."""
+    """Where records are kept: the registry. The call blocks. One record counts once, however often
+    it is added; see `UsageRow.row_id`.
+    """
 
     def add_usage(self, records: Sequence[UsageRow]) -> None: ...
 
@@ -94,8 +99,8 @@ class Ledger(Protocol):
 class UsageLog:
     """Keeps records off the request's path: a task writes them in batches, twice a second.
 
-    `async with log.writing()` owns that task; leaving writes what is pending. A crash loses at most
-    the records of the last half second.
+    `async with log.writing(background)` owns that task; leaving writes what is pending. A crash
+    loses at most the records of the last half second.
     """
 
     def __init__(
@@ -132,11 +137,11 @@ class UsageLog:
             self._writer.add(record.row())
 
     async def flush(self) -> None:
-        """Writes what is pending now."""
+        """Writes what is pending now. Raises what the ledger raises; then it stays pending."""
         await self._writer.flush()
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator["UsageLog"]:
+    async def writing(self, background: BackgroundTasks) -> AsyncIterator["UsageLog"]:
         """Owns the task that writes."""
-        async with self._writer.writing():
+        async with self._writer.writing(background):
             yield self

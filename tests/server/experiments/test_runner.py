@@ -20,6 +20,7 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.trial_records import Standing, Trial
+from loragate.server.background import BackgroundTasks
 from loragate.server.core import Route
 from loragate.server.errors import EngineDead
 from loragate.server.experiments.assignment import Unit
@@ -113,7 +114,7 @@ async def rolling(registry: Registry, clocks: Clocks) -> AsyncIterator[Rolling]:
     log, changed = ObservationLog(registry), asyncio.Event()
     places = Places(log, lambda version: True, lambda: clocks.wall)
     watcher = SnapshotWatcher(registry, [lambda snapshot: changed.set()])
-    async with log.writing(), following(watcher) as snapshots:
+    async with log.writing(BackgroundTasks()), following(watcher) as snapshots:
         runner = TrialRunner(
             registry,
             snapshots,

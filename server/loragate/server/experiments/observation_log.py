@@ -5,13 +5,16 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from loragate.adapters.trial_records import ExposureRow, OutcomeRow, ShadowRow
+from loragate.server.background import BackgroundTasks
 from loragate.server.batches import BatchWriter
 
 Row = ExposureRow | OutcomeRow | ShadowRow
 
 
 class Ledger(Protocol):
-    """Where they are kept: the registry. The call blocks; it may raise StoreError."""
+    """Where they are kept: the registry. The call blocks. One row counts once, however often it is
+    added.
+    """
 
     def add_observations(
         self,
@@ -24,7 +27,7 @@ class Ledger(Protocol):
 class ObservationLog:
     """Exposures, outcomes and shadows, written twice a second.
 
-    `async with log.writing()` owns the task.
+    `async with log.writing(background)` owns the task.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -36,11 +39,13 @@ class ObservationLog:
         self._writer.add(row)
 
     async def flush(self) -> None:
-        """Feedback may come faster than a batch is written; what it refers to is written then."""
+        """Feedback may come faster than a batch is written; what it refers to is written then.
+        Raises what the ledger raises; then it stays pending.
+        """
         await self._writer.flush()
 
-    def writing(self) -> AbstractAsyncContextManager[BatchWriter[Row]]:
-        return self._writer.writing()
+    def writing(self, background: BackgroundTasks) -> AbstractAsyncContextManager[BatchWriter[Row]]:
+        return self._writer.writing(background)
 
     def _write(self, rows: Sequence[Row]) -> None:
         self._ledger.add_observations(
