@@ -4,7 +4,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loragate.server.config import Config, ConfigError, load_config
+from loragate.server.config import RANGES, Config, ConfigError, load_config
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "loragate.toml"
 
@@ -140,6 +140,12 @@ def test_a_wrong_variable_is_refused_by_its_name(
         ("metrics.max_adapters", -1),
         ("experiments.look_seconds", 0),
         ("experiments.shadow_tokens_per_minute", -1),
+        ("engine.dtype", "float64"),
+        ("engine.dtype", "bfloat_16"),
+        ("engine.quantization", "awq; rm"),
+        ("engine.model", " "),
+        ("engine.seed", -1),
+        ("engine.tensor_parallel_size", 0),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_by_the_setting_s_name(
@@ -147,3 +153,38 @@ def test_a_value_out_of_its_range_is_refused_by_the_setting_s_name(
 ) -> None:
     with pytest.raises(ConfigError, match=setting):
         load_config(None, {setting: value})
+
+
+def numbers() -> list[tuple[str, type]]:
+    return [
+        (f"{section.name}.{field.name}", type(field.default))
+        for section in msgspec.structs.fields(Config)
+        for field in msgspec.structs.fields(type(section.default))
+        if type(field.default) in (int, float)
+    ]
+
+
+def test_every_number_has_its_range() -> None:
+    assert {setting for setting, _ in numbers()} == set(RANGES)
+
+
+@pytest.mark.parametrize(("setting", "kind"), numbers())
+def test_a_number_beyond_its_range_is_refused_with_the_range(setting: str, kind: type) -> None:
+    allowed = RANGES[setting]
+    beyond: list[object] = [allowed.most * 2 + 1, "1e400"]
+    beyond += [float("inf"), float("-inf"), float("nan")] if kind is float else []
+    beyond += [allowed.least if allowed.is_above else allowed.least - 1]
+    for value in beyond:
+        with pytest.raises(ConfigError, match=setting):
+            load_config(None, {setting: value})
+
+
+@pytest.mark.parametrize("setting", ["engine.dtype", "server.log_level", "engine.max_lora_rank"])
+def test_a_word_that_is_not_in_the_list_is_answered_with_the_list(setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{setting} has to be one of \w+, \w+, \w+"):
+        load_config(None, {setting: "7"})
+
+
+def test_infinity_in_a_file_is_no_timeout(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="request_timeout_seconds"):
+        load_config(written("[server]\nrequest_timeout_seconds = inf", tmp_path))

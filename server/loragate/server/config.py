@@ -6,10 +6,11 @@ a setting with a typing error in it must not look as if it were in force. The co
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args, get_type_hints
 
 import msgspec
 
@@ -46,14 +47,16 @@ class ServerConfig(Section, frozen=True):
     request_timeout_seconds: float = 600.0
     drain_seconds: float = 30.0
     degraded_after_seconds: float = 30.0
-    log_level: str = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class EngineConfig(Section, frozen=True):
     """What vLLM is started with. 0 or "" means: what the model or vLLM has as its own default."""
 
     model: str = "smollm2-135m-instruct"
-    dtype: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    quantization: str = ""
+    tensor_parallel_size: int = 1
     max_loras: int = 8
     max_cpu_loras: int = 64
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 64
@@ -143,7 +146,7 @@ def load_config(path: Path | None, overrides: Mapping[str, object] | None = None
         config = msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"The configuration is wrong: {_plain(error)}") from None
-    _check_ranges(config)
+    _check(config)
     return config
 
 
@@ -209,7 +212,15 @@ def _plain(error: msgspec.ValidationError) -> str:
     if what.startswith("Object contains unknown field"):
         key = what.rsplit(" ", 1)[-1].strip("`")
         return f"unknown setting '{key}' in [{place}]." if place else f"unknown section [{key}]."
+    if what.startswith("Invalid enum value"):
+        return f"{place} has to be one of {', '.join(map(str, _choices(place)))}."
     return f"{what} at '{place}'."
+
+
+def _choices(dotted: str) -> tuple[object, ...]:
+    """What a setting with a fixed list of values may be."""
+    section, key = dotted.split(".")
+    return get_args(get_type_hints(get_type_hints(Config)[section])[key])
 
 
 def split_address(setting: str, address: str) -> tuple[str, int]:
@@ -220,58 +231,86 @@ def split_address(setting: str, address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check_ranges(config: Config) -> None:
-    engine, limits, server = config.engine, config.limits, config.server
+class Range(NamedTuple):
+    """Both ends included, but for a `least` that is to be exceeded."""
+
+    least: float
+    most: float
+    is_above: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        # Written so that NaN, which compares as false, is outside.
+        return isinstance(value, int | float) and (
+            self.least < value <= self.most if self.is_above else self.least <= value <= self.most
+        )
+
+    def __str__(self) -> str:
+        start = f"above {self.least:g}" if self.is_above else f"{self.least:g} or more"
+        return f"{start}, and {self.most:,} at most"
+
+
+_DAY_SECONDS = 86_400
+_MOST_GIB = 65_536
+# Of every number. The upper ends are far above what makes sense: they keep a slip of a digit, or a
+# number that the libraries below cannot hold, from looking like a setting.
+RANGES: Mapping[str, Range] = {
+    "server.max_body_bytes": Range(1024, 2**31 - 1),  # gRPC holds it in 32 bits
+    "server.max_adapter_bytes": Range(1024, 2**40),
+    "server.request_timeout_seconds": Range(0, _DAY_SECONDS, is_above=True),
+    "server.drain_seconds": Range(0, _DAY_SECONDS),
+    "server.degraded_after_seconds": Range(0, _DAY_SECONDS),
+    "engine.tensor_parallel_size": Range(1, 64),
+    "engine.max_loras": Range(1, 1024),
+    "engine.max_cpu_loras": Range(1, 100_000),
+    "engine.max_lora_rank": Range(1, 512),
+    "engine.max_model_len": Range(0, 2**24),
+    "engine.max_num_seqs": Range(1, 65_536),
+    "engine.max_num_batched_tokens": Range(0, 2**24),
+    "engine.max_logprobs": Range(0, 2**18),
+    "engine.kv_cache_gib": Range(0, _MOST_GIB, is_above=True),
+    "engine.gpu_memory_utilization": Range(0, 1, is_above=True),
+    "engine.seed": Range(0, 2**32 - 1),  # NumPy takes no larger one
+    "limits.requests_per_minute": Range(0, 10**9),
+    "limits.tokens_per_minute": Range(0, 10**12),
+    "limits.max_concurrent": Range(0, 10**6),
+    "limits.max_in_flight": Range(1, 10**6),
+    "limits.max_queued": Range(0, 10**6),
+    "limits.max_queued_per_adapter": Range(0, 10**6),
+    "limits.queue_timeout_seconds": Range(0, _DAY_SECONDS, is_above=True),
+    "limits.slot_turn_seconds": Range(0, 3600),
+    "limits.max_choices": Range(1, 4096),
+    "registry.poll_seconds": Range(0.01, 3600),
+    "metrics.max_adapters": Range(0, 10**6),
+    "experiments.look_seconds": Range(0.01, 3600),
+    "experiments.shadow_tokens_per_minute": Range(0, 10**9),
+    "merged.kv_cache_gib": Range(0, _MOST_GIB, is_above=True),
+    "merged.reserve_gib": Range(0, _MOST_GIB),
+    "merged.merge_timeout_seconds": Range(0, 7 * _DAY_SECONDS, is_above=True),
+}
+
+
+def _check(config: Config) -> None:
+    """Raises ConfigError, naming the first setting that is out of its range."""
+    for dotted, allowed in RANGES.items():
+        section, key = dotted.split(".")
+        value = getattr(getattr(config, section), key)
+        if value not in allowed:
+            raise ConfigError(
+                f"The configuration is wrong: {dotted} is {value}; it has to be {allowed}."
+            )
+    engine, server = config.engine, config.server
     for setting, address in (("server.http", server.http), ("server.grpc", server.grpc)):
         split_address(setting, address)
     checks = [
-        (engine.max_loras >= 1, "engine.max_loras has to be 1 or more"),
         (
             engine.max_cpu_loras >= engine.max_loras,
             "engine.max_cpu_loras has to be at least engine.max_loras",
         ),
-        (engine.kv_cache_gib > 0, "engine.kv_cache_gib has to be above 0"),
+        (engine.model.strip() != "", "engine.model is empty; it has to name the base model"),
         (
-            0 < engine.gpu_memory_utilization <= 1,
-            "engine.gpu_memory_utilization has to be above 0 and at most 1",
-        ),
-        (engine.max_num_seqs >= 1, "engine.max_num_seqs has to be 1 or more"),
-        (engine.max_model_len >= 0, "engine.max_model_len has to be 0 or more"),
-        (engine.max_num_batched_tokens >= 0, "engine.max_num_batched_tokens has to be 0 or more"),
-        (engine.max_logprobs >= 0, "engine.max_logprobs has to be 0 or more"),
-        (limits.requests_per_minute >= 0, "limits.requests_per_minute has to be 0 or more"),
-        (limits.tokens_per_minute >= 0, "limits.tokens_per_minute has to be 0 or more"),
-        (limits.max_concurrent >= 0, "limits.max_concurrent has to be 0 or more"),
-        (limits.queue_timeout_seconds > 0, "limits.queue_timeout_seconds has to be above 0"),
-        (limits.max_in_flight >= 1, "limits.max_in_flight has to be 1 or more"),
-        (limits.max_queued >= 0, "limits.max_queued has to be 0 or more"),
-        (limits.max_queued_per_adapter >= 0, "limits.max_queued_per_adapter has to be 0 or more"),
-        (limits.slot_turn_seconds >= 0, "limits.slot_turn_seconds has to be 0 or more"),
-        (limits.max_choices >= 1, "limits.max_choices has to be 1 or more"),
-        (server.max_body_bytes >= 1024, "server.max_body_bytes has to be 1024 or more"),
-        (server.max_adapter_bytes >= 1024, "server.max_adapter_bytes has to be 1024 or more"),
-        (server.request_timeout_seconds > 0, "server.request_timeout_seconds has to be above 0"),
-        (config.metrics.max_adapters >= 0, "metrics.max_adapters has to be 0 or more"),
-        (config.experiments.look_seconds > 0, "experiments.look_seconds has to be above 0"),
-        (
-            config.experiments.shadow_tokens_per_minute >= 0,
-            "experiments.shadow_tokens_per_minute has to be 0 or more",
-        ),
-        (server.drain_seconds >= 0, "server.drain_seconds has to be 0 or more"),
-        (
-            0 <= server.degraded_after_seconds <= 86_400,
-            "server.degraded_after_seconds has to be from 0 to 86400",
-        ),
-        (config.merged.kv_cache_gib > 0, "merged.kv_cache_gib has to be above 0"),
-        (config.merged.reserve_gib >= 0, "merged.reserve_gib has to be 0 or more"),
-        (
-            config.merged.merge_timeout_seconds > 0,
-            "merged.merge_timeout_seconds has to be above 0",
-        ),
-        (config.registry.poll_seconds > 0, "registry.poll_seconds has to be above 0"),
-        (
-            server.log_level in {"debug", "info", "warning", "error"},
-            "server.log_level has to be one of debug, info, warning, error",
+            re.fullmatch(r"[a-z0-9_-]*", engine.quantization) is not None,
+            f"engine.quantization is '{engine.quantization}'; it has to be a method's name, such "
+            "as awq or fp8, or empty",
         ),
     ]
     for holds, claim in checks:
