@@ -125,6 +125,7 @@ class GatedEngine(EchoEngine):
 class EchoEngines:
     """Starts one `EchoEngine` after another; the next `failing` starts fail."""
 
+    model: ServedModel = TINY_MODEL
     pace_seconds: float = 0.0
     failing: int = 0
     attempts: int = 0
@@ -141,7 +142,7 @@ class EchoEngines:
         if self.failing:
             self.failing -= 1
             raise RuntimeError("There is no memory for the model.")
-        engine = EchoEngine(pace_seconds=self.pace_seconds)
+        engine = EchoEngine(self.model, pace_seconds=self.pace_seconds)
         self.made.append(engine)
         try:
             yield engine

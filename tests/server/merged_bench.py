@@ -26,6 +26,7 @@ class Bench:
     engines: EchoEngines = field(default_factory=EchoEngines)
     may_start: asyncio.Event = field(default_factory=asyncio.Event)
     free_bytes: int = PLENTY
+    free_host_bytes: int = PLENTY
     made: list[AdapterVersion] = field(default_factory=list)
     needs: list[Need] = field(default_factory=list)
     served: Served | None = None
@@ -40,7 +41,9 @@ class Bench:
 
     @property
     def workshop(self) -> Workshop:
-        return Workshop(self._start, self._make, lambda: self.free_bytes)
+        return Workshop(
+            self._start, self._make, lambda: self.free_bytes, lambda: self.free_host_bytes
+        )
 
     @asynccontextmanager
     async def _start(self, folder: Path, need: Need) -> AsyncIterator[Engine]:

@@ -590,6 +590,54 @@ def test_doctor_warns_of_an_adapter_that_the_base_model_hides(
     assert "reach the base model, not acme/tiny; ask for the adapter as 'TENANT/tiny'" in message
 
 
+QWEN3 = (
+    '{"model_type": "qwen3", "num_hidden_layers": 28, "num_attention_heads": 16,'
+    ' "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960}'
+)
+
+
+@pytest.mark.usefixtures("free_ports")
+def test_doctor_says_which_context_fits_and_refuses_one_that_does_not(
+    local: Loragate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "qwen").mkdir()
+    (tmp_path / "qwen" / "config.json").write_text(QWEN3)
+    monkeypatch.setenv("LORAGATE_ENGINE_MODEL", str(tmp_path / "qwen"))
+    state, message = states(local("doctor --json"))["context"]
+    assert state == "ok"
+    assert "18560 tokens, as many as fit into engine.kv_cache_gib = 2;" in message
+    assert "the model was made for 40960, which take 4.39 GiB" in message
+
+    monkeypatch.setenv("LORAGATE_ENGINE_MAX_MODEL_LEN", "40960")
+    result = local("doctor --json")
+    state, message = states(result)["context"]
+    assert (result.code, state) == (1, "fail")
+    assert "raise engine.kv_cache_gib to 4.39" in message
+
+    monkeypatch.setenv("LORAGATE_ENGINE_KV_CACHE_GIB", "4.5")
+    assert states(local("doctor --json"))["context"][0] == "ok"
+
+
+@pytest.mark.usefixtures("free_ports")
+def test_doctor_measures_memory_as_a_container_has_it(
+    local: Loragate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loragate.server.cli.examination.free_host_bytes", lambda: 2**20)
+    state, message = states(local("doctor --json"))["memory"]
+    assert state == "warn"
+    assert message.startswith("0.00 GiB are free, of ")
+
+
+@pytest.mark.usefixtures("free_ports")
+def test_doctor_refuses_several_gpus_where_the_engine_computes_on_the_cpu(
+    local: Loragate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORAGATE_ENGINE_TENSOR_PARALLEL_SIZE", "2")
+    state, message = states(local("doctor --json"))["engine"]
+    assert state == "fail"
+    assert "engine.tensor_parallel_size is 2" in message
+
+
 @pytest.mark.usefixtures("free_ports")
 def test_doctor_finds_a_damaged_artifact_when_it_looks_deep(
     local: Loragate, home: Home, tmp_path: Path

@@ -4,17 +4,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 import pytest_asyncio
-from fakes import EchoEngine
+from fakes import TINY_MODEL, EchoEngine
 from merged_bench import PLENTY, Bench
 from small_server import SUPPORT, Furnished, Reply, Served, bearer, serve, small_config, until
 
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.merged_states import MergedStanding
+from loragate.server.memory import Need
+from loragate.server.merged_models import Budget
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
 
@@ -170,6 +173,52 @@ async def test_merged_model_that_does_not_fit_is_refused_with_figures_and_nothin
     bench.free_bytes = PLENTY
     served.registry.serve_merged(SUPPORT, 1)
     await until(lambda: state(served) == "SERVING", 5)
+
+
+async def test_making_a_merged_model_takes_the_host_s_memory_wherever_engines_compute(
+    served: Served, bench: Bench
+) -> None:
+    bench.free_host_bytes = 2**30  # all of it kept in reserve
+    served.registry.serve_merged(SUPPORT, 1)
+    await until(lambda: state(served) == "REFUSED", 5)
+
+    found = standing(served)
+    assert found is not None
+    assert "of the host's memory for a minute, and 0.00 GiB are free" in found.reason
+
+    # What is made already needs none of it: the engine's memory is another one.
+    served.registry.attach_merged(SUPPORT, 1, bench.base.path)
+    served.registry.serve_merged(SUPPORT, 1)
+    await until(lambda: state(served) == "SERVING", 5)
+    assert bench.made == []
+
+
+async def test_merged_model_with_a_shorter_context_leaves_what_is_longer_to_its_version_unmerged(
+    served: Served, bench: Bench
+) -> None:
+    bench.engines.model = replace(TINY_MODEL, max_model_len=100)
+    await serve_merged(served)
+
+    async def asked(text: str, **body: object) -> tuple[str, str]:
+        return mode(await served.chat(text, model="support@v1+merged", **body))
+
+    assert await asked("hello") == ("merged", "")
+    assert await asked("hello", max_tokens=20) == ("merged", "")
+    assert await asked("hello", max_tokens=90) == ("unmerged", "unmerged")
+    assert await asked("hello" * 20) == ("unmerged", "unmerged")
+    refused = await served.chat("hello" * 60, model="support@v1+merged")
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_on_a_gpu_an_engine_has_taken_all_or_nothing_of_what_it_was_promised() -> None:
+    need, engine = Need(3 * 2**30, 2**30), EchoEngine(memory_bytes=5)
+    on_cpu = Budget(0, 0, "auto", need, 0)
+    assert on_cpu.outstanding(need, engine) == need.bytes - 5
+    # What its process holds of the host says nothing of the GPU.
+    on_gpu = Budget(0, 0, "auto", need, 0, is_gpu=True)
+    assert on_gpu.outstanding(need, engine) == 0
+    engine.is_alive = False
+    assert on_gpu.outstanding(need, engine) == need.bytes
 
 
 async def test_engine_that_does_not_start_is_told_and_the_version_answers_unmerged(

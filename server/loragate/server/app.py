@@ -57,7 +57,12 @@ from loragate.server.stopping import Stopping
 from loragate.server.supervision import Backoff, StartEngine, SupervisedEngine
 from loragate.server.usage import UsageLog
 from loragate.server.validation import RequestLimits
-from loragate.server.vllm_workshop import base_engine, merged_budget, merged_workshop
+from loragate.server.vllm_workshop import (
+    base_engine,
+    merged_budget,
+    merged_workshop,
+    require_fitting,
+)
 
 logger = logging.getLogger(__name__)
 _ENDING_SECONDS = 15.0  # after the drain: for what was cut off, and for engines to end
@@ -68,6 +73,7 @@ _LOOK_AGAIN = Backoff(first=0.2, most=2.0)
 def serve(config: Config) -> None:
     """Serves until SIGTERM or SIGINT, then finishes what runs and returns."""
     configure_logs(config.server.log_level)
+    require_fitting(config.engine)
     home = Home.from_environment().ensure()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         base = prepare(config.engine.model, home.models, progress)

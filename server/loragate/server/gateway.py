@@ -253,6 +253,12 @@ class Gateway:
         )
         prepared = _fit_to_budget(prepared, request, arrival.limits)
         record.prompt_tokens = prepared.prompt_tokens
+        # An answer whose length nobody has stated ends where the context of what answers ends.
+        shortest = max(map(len, prepared.prompt_ids)) + (request.sampling.max_tokens or 1)
+        if not self._merged.has_room(route, shortest):
+            route = record.route = route.unmerged()
+            if place is not None:
+                place.answer_by(route)
         async with self._admission.admit(
             arrival, route, prepared.most_tokens, prepared.prompt_tokens
         ) as ticket:

@@ -59,20 +59,23 @@ def _start_none(folder: Path, need: Need) -> AbstractAsyncContextManager[Engine]
 @dataclass(frozen=True, slots=True)
 class Workshop:
     """What the machine can do for merged models: start an engine on a folder, make the merged model
-    of a version that has none and keep it in the registry, and say what memory is free.
+    of a version that has none and keep it in the registry, and say what memory is free: where
+    engines compute, and where merged models are made, which is the host's in any case.
     """
 
     start: Callable[[Path, Need], AbstractAsyncContextManager[Engine]] = _start_none
     make: Callable[[AdapterVersion], Awaitable[None]] = _make_none
     free_bytes: FreeBytes = free_host_bytes
+    free_host_bytes: FreeBytes = free_host_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """Memory for merged models: each one's cache, and what is to stay free beside all of them.
     `dtype` is `engine.dtype`, `process_bytes` what an engine takes besides weights and cache, and
-    `merging_bytes` what the making of a merged model takes for its minute. `base_need` is the base
-    model's engine's, of which it may not have taken all yet; zeros where engines take all at once.
+    `merging_bytes` what the making of a merged model takes of the host for its minute. `base_need`
+    is the base model's engine's. Where engines compute on a GPU (`is_gpu`), needs are of its memory
+    and a running engine has taken all of its own; on a CPU it may not have yet.
     """
 
     kv_cache_bytes: int
@@ -81,6 +84,13 @@ class Budget:
     base_need: Need
     merging_bytes: int
     process_bytes: int = PROCESS_BYTES
+    is_gpu: bool = False
+
+    def outstanding(self, need: Need, engine: Engine) -> int:
+        """What the engine has been promised and not taken yet."""
+        if self.is_gpu:
+            return 0 if engine.is_alive else need.bytes
+        return max(0, need.bytes - engine.memory_bytes)
 
 
 @dataclass(slots=True, eq=False)
@@ -155,6 +165,16 @@ class MergedModels:
             return route
         model = None if route.version is None else self._models.get(route.version.lora_id)
         return route if model is not None and model.engine.is_alive else route.unmerged()
+
+    def has_room(self, route: Route, tokens: int) -> bool:
+        """Whether a prompt and its answer of so many tokens fit into the context of what answers by
+        the route. A merged model's own cache may hold a shorter one than the base model's, for
+        which every request has been prepared.
+        """
+        if route.version is None or route.mode == "unmerged":
+            return True
+        model = self._models.get(route.version.lora_id)
+        return model is None or tokens <= model.engine.model.max_model_len
 
     @contextmanager
     def lend(self, route: Route) -> Iterator[Engine]:
@@ -241,12 +261,12 @@ class MergedModels:
             return await self._find(version)
         except NotMerged:
             async with self._one_start:
-                free = await self._free_bytes()
+                free = await self._free_host_bytes()
                 if self._budget.merging_bytes > free:
                     raise NoRoom(
-                        f"merging takes {gib(self._budget.merging_bytes)} for a minute, and "
-                        f"{gib(max(0, free))} are free; make the merged model elsewhere, or free "
-                        "memory and ask again"
+                        f"merging takes {gib(self._budget.merging_bytes)} of the host's memory for "
+                        f"a minute, and {gib(max(0, free))} are free; make the merged model "
+                        "elsewhere, or free memory and ask again"
                     ) from None
                 await self._say(version, MergedState.MAKING)
                 await self._workshop.make(version)
@@ -283,15 +303,27 @@ class MergedModels:
             )
 
     async def _free_bytes(self) -> int:
-        """Less what is kept in reserve, and what the engines have been promised and not taken."""
+        """Where engines compute, less what is kept in reserve and what engines have yet to take."""
 
         def measure() -> int:
-            promised = [(self._budget.base_need, self._base_engine)]
-            promised += [(model.need, model.engine) for model in self._models.values()]
-            outstanding = sum(max(0, need.bytes - e.memory_bytes) for need, e in promised)
-            return self._workshop.free_bytes() - self._budget.reserve_bytes - outstanding
+            left = self._workshop.free_bytes() - self._budget.reserve_bytes
+            return left - self._outstanding()
 
         return await asyncio.to_thread(measure)
+
+    async def _free_host_bytes(self) -> int:
+        """As `_free_bytes`, of the host, of which engines on a GPU have taken what they need."""
+
+        def measure() -> int:
+            left = self._workshop.free_host_bytes() - self._budget.reserve_bytes
+            return left - (0 if self._budget.is_gpu else self._outstanding())
+
+        return await asyncio.to_thread(measure)
+
+    def _outstanding(self) -> int:
+        promised = [(self._budget.base_need, self._base_engine)]
+        promised += [(model.need, model.engine) for model in tuple(self._models.values())]
+        return sum(self._budget.outstanding(need, engine) for need, engine in promised)
 
     async def _lend_until(self, model: MergedModel, unwanted: asyncio.Event) -> None:
         version = model.version
@@ -307,7 +339,11 @@ class MergedModels:
         self._models[version.lora_id] = model
         try:
             await self._say(version, MergedState.SERVING)
-            logger.info("%s is served merged", version)
+            logger.info(
+                "%s is served merged, in a context of %d tokens",
+                version,
+                model.engine.model.max_model_len,
+            )
             await unwanted.wait()
         finally:
             del self._models[version.lora_id]  # from now on requests go to the version unmerged

@@ -117,6 +117,8 @@ class Shadows:
         if self._is_busy() or not self._budget.take(len(ids) + most):
             return False
         route = Route(heard.shadow.exposure.tenant, version, heard.shadow.arm.mode)
+        if not self._merged.has_room(route, len(ids) + most):
+            return False
         async with self._lend(route) as (engine, adapter):
             if engine is None:
                 return False

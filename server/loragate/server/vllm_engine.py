@@ -12,18 +12,19 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Literal
 
 import msgspec
 import psutil
 import torch
+from pydantic import ValidationError
 from vllm.config import CompilationConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
-from vllm.parser import ParserManager
+from vllm.parser import Parser, ParserManager
 from vllm.platforms import current_platform
+from vllm.usage.usage_lib import UsageContext
 from vllm.v1.engine import utils as vllm_engine_utils
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -33,15 +34,22 @@ from loragate.adapters.base_model import BaseModel
 from loragate.adapters.errors import StoreError
 from loragate.adapters.peft_config import CONFIG
 from loragate.server import native_library
-from loragate.server.config import EngineConfig
+from loragate.server.config import ConfigError, EngineConfig
 from loragate.server.core import ChatRequest, Delta
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
 from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, SlotFault
+from loragate.server.gpus import Gpus, GpusUnknown
 from loragate.server.lora_cast import LoraCast
 from loragate.server.memory import Need
 from loragate.server.vllm_executor import KERNELS, InCoreExecutor
 from loragate.server.vllm_staging import AdapterStaging
-from loragate.server.vllm_start import CoreContext, CoreProcesses, begin
+from loragate.server.vllm_start import (
+    CoreContext,
+    CoreProcesses,
+    EngineNotStarted,
+    begin,
+    saying_why,
+)
 from loragate.server.vllm_tools import VllmTools
 from loragate.server.vllm_translation import REFUSALS, delta, vllm_sampling
 
@@ -50,6 +58,7 @@ _RETRY_SECONDS = 5.0  # for whoever meets a dead engine that nobody starts again
 _FIRST_ANSWER_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 0.005
 _KILL_AGAIN_SECONDS = 0.1
+_WHAT_FITS = -1  # vLLM's word for the longest context of which one request fits into its cache
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -63,11 +72,13 @@ async def run_engine(
     is compiled for this machine.
     """
     begin()  # if nobody has
+    _tool_parser(config)  # raises before anything slow
     args = _engine_args(config, base)
     if current_platform.is_cpu():
         await asyncio.to_thread(_add_kernels, args, cache)
     async with _running(args) as llm:
         await llm.collective_rpc("guard_slots", args=(config.check_slots,))
+        _say_context(llm, "engine.kv_cache_gib and engine.max_model_len")
         yield VllmEngine(llm, config, base)
 
 
@@ -78,14 +89,18 @@ async def run_merged_engine(
     """As `run_engine`, for a merged model: without adapters, with a cache of its own size."""
     begin()
     args = _model_args(config, merged)
+    # Its cache is another one, so another context may fit; whatever is longer is answered unmerged.
+    args.max_model_len = _WHAT_FITS
     # Without LoRA vLLM would compile the graph on CPU, for a minute; see `_add_kernels`.
     args.enforce_eager = current_platform.is_cpu()
     args.kv_cache_memory_bytes = need.kv_cache_bytes
     if current_platform.is_cpu():
         await asyncio.to_thread(_add_kernels, args, cache)
     else:  # what vLLM requires to be free before it starts
-        args.gpu_memory_utilization = need.bytes / current_platform.get_device_total_memory()
+        total = Gpus.from_driver().memory(config.tensor_parallel_size).total_bytes
+        args.gpu_memory_utilization = need.bytes / total
     async with _running(args) as llm:
+        _say_context(llm, "merged.kv_cache_gib")
         yield VllmEngine(llm, config, merged)
 
 
@@ -106,7 +121,7 @@ async def _start(args: AsyncEngineArgs) -> AsyncLLM:
     setattr(vllm_engine_utils, "get_mp_context", CoreContext)  # noqa: B010 - not exported
     processes = CoreProcesses()
     with processes.collecting():
-        starting = asyncio.ensure_future(asyncio.to_thread(AsyncLLM.from_engine_args, args))
+        starting = asyncio.ensure_future(asyncio.to_thread(_make, args))
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -124,6 +139,45 @@ async def _abandon(starting: asyncio.Future[AsyncLLM], processes: CoreProcesses)
         await asyncio.wait({starting}, timeout=_KILL_AGAIN_SECONDS)
     if starting.exception() is None:
         await asyncio.to_thread(starting.result().shutdown)
+
+
+def _make(args: AsyncEngineArgs) -> AsyncLLM:
+    """Blocks until the engine runs. Raises EngineNotStarted."""
+    try:
+        settings = args.create_engine_config(UsageContext.ENGINE_CONTEXT)
+    except ValueError as error:  # pydantic's too, which quotes everything that it was given
+        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        said = said.removeprefix("Value error, ")
+        raise EngineNotStarted(
+            f"vLLM refuses the model or a setting: {' '.join(said.split())}"
+        ) from error
+    with saying_why():
+        return AsyncLLM.from_vllm_config(settings, disable_log_stats=args.disable_log_stats)
+
+
+def _say_context(llm: AsyncLLM, settings: str) -> None:
+    """How long a context has been found to fit, where nobody has set it."""
+    model = llm.model_config
+    if model.original_max_model_len == _WHAT_FITS:
+        logger.info(
+            "prompt and answer can have %d tokens together, as many as the model allows and fit "
+            "into the KV cache; %s change that",
+            model.max_model_len,
+            settings,
+        )
+
+
+def _tool_parser(config: EngineConfig) -> type[Parser] | None:
+    """Raises ConfigError."""
+    try:
+        return ParserManager.get_parser(
+            tool_parser_name=config.tool_call_parser, enable_auto_tools=True
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"engine.tool_call_parser is '{config.tool_call_parser}', which vLLM does not know: "
+            f"{error}"
+        ) from error
 
 
 def _engine_args(config: EngineConfig, base: BaseModel) -> AsyncEngineArgs:
@@ -144,16 +198,18 @@ def _model_args(config: EngineConfig, model: BaseModel) -> AsyncEngineArgs:
     """What holds with adapters and without."""
     args = AsyncEngineArgs(
         model=str(model.path),
-        dtype=_dtype(config.dtype),
+        dtype=config.dtype,
         seed=config.seed,
         max_num_seqs=config.max_num_seqs,
         max_logprobs=config.max_logprobs,
         enable_prefix_caching=True,
         # loragate counts what it needs itself; vLLM's own statistics cost time at every step.
         disable_log_stats=True,
+        tensor_parallel_size=config.tensor_parallel_size,
     )
-    if config.max_model_len:
-        args.max_model_len = config.max_model_len
+    if config.quantization:
+        args.quantization = config.quantization
+    args.max_model_len = config.max_model_len or _WHAT_FITS
     if config.max_num_batched_tokens:
         args.max_num_batched_tokens = config.max_num_batched_tokens
     if current_platform.is_cpu():
@@ -182,17 +238,6 @@ def _lora_cast(llm: AsyncLLM) -> LoraCast:
     return LoraCast(dtype, transposes_b=current_platform.is_cpu(), library=library)
 
 
-def _dtype(name: str) -> Literal["auto", "bfloat16", "float16", "float32"]:
-    match name:
-        case "auto" | "bfloat16" | "float16" | "float32":
-            return name
-        case _:
-            raise InvalidRequest(
-                f"engine.dtype is '{name}'; it has to be auto, bfloat16, float16 or float32.",
-                param="engine.dtype",
-            )
-
-
 class VllmEngine:
     """An `Engine` over `AsyncLLM`. An adapter's name, id and path never come again."""
 
@@ -200,9 +245,7 @@ class VllmEngine:
         self._llm = llm
         self._cast = _lora_cast(llm)
         self._tokenizer = llm.renderer.get_tokenizer()
-        self._parser_class = ParserManager.get_parser(
-            tool_parser_name=config.tool_call_parser, enable_auto_tools=True
-        )
+        self._parser_class = _tool_parser(config)
         # Counts of alternatives are bounded by what the engine was started with.
         defaults = llm.model_config.get_diff_sampling_param()
         self._model = ServedModel(
@@ -231,6 +274,8 @@ class VllmEngine:
     @property
     def memory_bytes(self) -> int:
         cores = getattr(self._llm.engine_core, "resources").engine_manager.processes  # noqa: B009
+        if not current_platform.is_cpu():
+            return _gpu_bytes([core.pid for core in cores])
         total = 0
         for core in cores:
             with suppress(psutil.Error):  # it has just died
@@ -346,6 +391,18 @@ class VllmEngine:
         return VllmTools(
             self._parser_class, self._tokenizer, self._llm.model_config, request, prompt_ids
         )
+
+
+def _gpu_bytes(cores: Sequence[int]) -> int:
+    """What the cores and their workers hold; 0 where nobody can tell."""
+    processes = set(cores)
+    for core in cores:
+        with suppress(psutil.Error):  # it has just died
+            processes.update(child.pid for child in psutil.Process(core).children(recursive=True))
+    try:
+        return Gpus.from_driver().used_by(processes)
+    except GpusUnknown:
+        return 0
 
 
 def _dead() -> EngineDead:

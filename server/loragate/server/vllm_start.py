@@ -7,16 +7,20 @@ fork of this process would inherit the threads of gRPC and the event loop half-w
 work, its locks and its ports. Imports no vLLM itself.
 """
 
+import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import forkserver
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from threading import Thread
+
+from loragate.adapters.errors import LoragateError
 
 # The longest to import of what the core uses, most of it by the first.
 _PRELOAD = [
@@ -27,6 +31,19 @@ _PRELOAD = [
     "vllm.v1.attention.backends.cpu_attn",
     "vllm.model_executor.models.llama",
 ]
+
+
+_ADVICE = (
+    "engine.kv_cache_gib (on a GPU engine.gpu_memory_utilization) and engine.max_model_len say how "
+    "much memory it takes; `loragate doctor` says how much there is."
+)
+# Where the core that this thread starts says why it does not start. vLLM makes the process deep
+# inside a call of ours, which has no argument for it.
+_reasons: ContextVar[Connection | None] = ContextVar("reasons", default=None)
+
+
+class EngineNotStarted(LoragateError):
+    """vLLM did not start, and the message says why in a sentence."""
 
 
 def is_cpu_build() -> bool:
@@ -46,6 +63,8 @@ def begin() -> None:
     # vLLM's log goes through our handlers; it reads this while it is imported.
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
     if not is_cpu_build():
+        # CUDA's own order is by speed, NVML's by place: where GPUs differ, 0 would be two of them.
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         # For the workers that the core makes itself; "fork" is vLLM's default.
         os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
         return
@@ -110,21 +129,64 @@ class CoreContext:
     ) -> BaseProcess:
         # The core gets this process's environment, not the importer's, which is of an earlier time.
         process = self._context.Process(
-            target=_run, name=name, args=(target, dict(os.environ), dict(kwargs))
+            target=_run, name=name, args=(target, dict(os.environ), dict(kwargs), _reasons.get())
         )
         if (start := _made_by.get()) is not None:
             start.add(process)
         return process
 
 
+@contextmanager
+def saying_why() -> Iterator[None]:
+    """Start vLLM inside, in one thread: its own errors of a start that failed, which are a
+    traceback, become EngineNotStarted with what the core has said.
+    """
+    ours, cores = multiprocessing.Pipe(duplex=False)
+    assert isinstance(cores, Connection)  # on every system but Windows
+    token = _reasons.set(cores)
+    try:
+        yield
+    except RuntimeError as error:
+        if ours.poll():
+            raise EngineNotStarted(f"The engine did not start: {ours.recv()} {_ADVICE}") from error
+        if "core initialization failed" not in str(error):
+            raise
+        # vLLM names the exit codes of the processes: {'EngineCore': -9}
+        if ": -9" in str(error):
+            raise EngineNotStarted(
+                "The engine did not start: its process was killed, which the system does when "
+                f"memory runs out. {_ADVICE}"
+            ) from error
+        raise EngineNotStarted(
+            "The engine did not start; what its process wrote to the log above says why."
+        ) from error
+    finally:
+        _reasons.reset(token)
+        ours.close()
+        cores.close()
+
+
 def _run(
-    target: Callable[..., None], environment: Mapping[str, str], kwargs: Mapping[str, object]
+    target: Callable[..., None],
+    environment: Mapping[str, str],
+    kwargs: Mapping[str, object],
+    reasons: Connection | None,
 ) -> None:
     # Before anything that takes time: a server that is killed while the core starts leaves none.
     Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
-    target(**kwargs)
+    logging.getLogger("vllm.v1.engine.core").addFilter(_is_no_lack_of_memory)
+    try:
+        target(**kwargs)
+    except Exception as error:
+        reason = lack_of_memory(error)
+        if reasons is None or reason is None:
+            raise
+        with suppress(OSError):  # nobody listens once the engine runs
+            reasons.send(reason)
+            sys.exit(1)
+        raise
 
 
 def _end_with_parent() -> None:
@@ -135,3 +197,24 @@ def _end_with_parent() -> None:
     if parent is not None:
         wait([parent.sentinel])
         os._exit(1)
+
+
+def _is_no_lack_of_memory(record: logging.LogRecord) -> bool:
+    """Keeps the traceback of what is told in a sentence out of the log."""
+    error = record.exc_info[1] if record.exc_info else None
+    return "failed to start" not in record.msg or error is None or lack_of_memory(error) is None
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """What vLLM or torch say of too little memory, as one line; None for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"memory ran out. {text}".strip()
+    lowered = text.lower()
+    if isinstance(error, ValueError) and "memory" in lowered:
+        return text
+    if isinstance(error, RuntimeError) and (
+        "out of memory" in lowered or "can't allocate memory" in lowered
+    ):
+        return f"memory ran out. {text}"
+    return None

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.home import Home
-from loragate.server.config import Config
+from loragate.server.config import Config, ConfigError, EngineConfig
 from loragate.server.engine import Engine
+from loragate.server.gpus import Gpus, GpusUnknown
+from loragate.server.kv_cache import read_shape, require_fit
 from loragate.server.memory import (
     GPU_PROCESS_BYTES,
     PROCESS_BYTES,
     Need,
-    free_gpu_bytes,
     free_host_bytes,
     weights_bytes,
 )
@@ -25,10 +26,21 @@ from loragate.server.merging import run_merge
 from loragate.server.vllm_start import is_cpu_build
 
 
+def require_fitting(engine: EngineConfig) -> None:
+    """Raises ConfigError for settings that the vLLM which is installed can do nothing with."""
+    if engine.tensor_parallel_size > 1 and is_cpu_build():
+        raise ConfigError(
+            f"engine.tensor_parallel_size is {engine.tensor_parallel_size}, and the vLLM that is "
+            "installed computes on the CPU, where one process has every core; set it to 1."
+        )
+
+
 def base_engine(
     config: Config, base: BaseModel, cache: Path
 ) -> AbstractAsyncContextManager[Engine]:
-    """The base model's, with adapters."""
+    """The base model's, with adapters. Raises ConfigError for a context that cannot fit."""
+    if is_cpu_build() and (shape := read_shape(base.path, config.engine.dtype)) is not None:
+        require_fit(shape, config.engine.kv_cache_gib, config.engine.max_model_len)
     from loragate.server import vllm_engine
 
     return vllm_engine.run_engine(config.engine, base, cache)
@@ -53,22 +65,39 @@ def merged_workshop(config: Config, home: Home, base: BaseModel) -> Workshop:
             environment={"LORAGATE_HOME": str(home.root), "LORAGATE_REGISTRY_URL": url},
             timeout_seconds=config.merged.merge_timeout_seconds,
         ),
-        free_host_bytes if is_cpu_build() else free_gpu_bytes,
+        free_host_bytes if is_cpu_build() else partial(_free_gpu_bytes, config.engine),
     )
+
+
+def _free_gpu_bytes(engine: EngineConfig) -> int:
+    return Gpus.from_driver().memory(engine.tensor_parallel_size).free_bytes
 
 
 def merged_budget(config: Config, base: BaseModel) -> Budget:
     """What merged models may take here; reads the headers of the base model's weights."""
     is_cpu = is_cpu_build()
-    base_kv = int(config.engine.kv_cache_gib * 2**30)
     return Budget(
         kv_cache_bytes=int(config.merged.kv_cache_gib * 2**30),
         reserve_bytes=int(config.merged.reserve_gib * 2**30),
         dtype=config.engine.dtype,
-        base_need=Need(weights_bytes(base.path, config.engine.dtype), base_kv)
-        if is_cpu
-        else Need(0, 0, 0),
+        base_need=_need_on_cpu(config.engine, base) if is_cpu else _need_on_gpu(config.engine),
         # The base model in float32, its sum with the adapter, and what was written, loaded again.
-        merging_bytes=3 * weights_bytes(base.path, "float32") if is_cpu else 0,
+        merging_bytes=3 * weights_bytes(base.path, "float32"),
         process_bytes=PROCESS_BYTES if is_cpu else GPU_PROCESS_BYTES,
+        is_gpu=not is_cpu,
     )
+
+
+def _need_on_cpu(engine: EngineConfig, base: BaseModel) -> Need:
+    return Need(weights_bytes(base.path, engine.dtype), int(engine.kv_cache_gib * 2**30))
+
+
+def _need_on_gpu(engine: EngineConfig) -> Need:
+    """The share of the GPU that vLLM takes for all together; nothing where it cannot be measured,
+    which is told when a merged model is to start.
+    """
+    try:
+        total = Gpus.from_driver().memory(engine.tensor_parallel_size).total_bytes
+    except GpusUnknown:
+        total = 0
+    return Need(0, int(engine.gpu_memory_utilization * total), 0)

