@@ -39,6 +39,7 @@ from loragate.server.supervision import Backoff, EngineState, SupervisedEngine
 logger = logging.getLogger(__name__)
 ACTOR = "server"
 _RETRY_SECONDS = 1.0
+_LAST = (MergedState.REFUSED, MergedState.FAILED)  # nothing is tried after these by itself
 
 
 class NoRoom(LoragateError):
@@ -224,6 +225,8 @@ class MergedModels:
             service = self._services.get(version.lora_id)
             if service is None:
                 self._begin(version)
+            elif service.state in _LAST:
+                continue  # a new wish while the service of the old one ends: `_end` wakes us
             elif service.state is not None and not service.unwanted.is_set():
                 await self._say(version, service.state, service.reason)  # taken back, and asked
         ids = {version.lora_id for version in wanted}
@@ -238,8 +241,8 @@ class MergedModels:
         task.add_done_callback(lambda _: self._end(version))
 
     def _end(self, version: AdapterVersion) -> None:
-        if self._services.pop(version.lora_id).state is None:
-            self._changed.set()  # it may be wanted again by now
+        del self._services[version.lora_id]
+        self._changed.set()  # it may be wanted again by now
 
     async def _serve(self, version: AdapterVersion, unwanted: asyncio.Event) -> None:
         """From the wish to its end; what goes wrong is the registry's to tell."""
