@@ -15,6 +15,7 @@ from loragate.adapters.registry import Registry
 from loragate.server.admin.administration import Administration
 from loragate.server.admin.routes import build_router
 from loragate.server.errors import describe
+from loragate.server.fair_threads import FairThreads
 
 ADMIN_KEY = "lg-admin-test"
 MAX_ADAPTER_BYTES = 100_000
@@ -37,6 +38,7 @@ def build_app(registry: Registry) -> FastAPI:
         build_router(
             administration,
             ADMIN_KEY,
+            FairThreads(),
             is_tenant_key=is_tenant_key,
             max_adapter_bytes=MAX_ADAPTER_BYTES,
         )

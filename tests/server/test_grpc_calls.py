@@ -47,9 +47,7 @@ REGISTRY_ERRORS: list[Exception] = [
     registry.StoreError("the disk is full"),
 ]
 REQUEST_ERRORS: list[Exception] = [
-    kind("what is wrong")
-    for kind in TABLE
-    if issubclass(kind, errors.RequestError) and kind is not errors.RequestError
+    kind("what is wrong") for kind in TABLE if issubclass(kind, errors.RequestError)
 ]
 
 

@@ -138,14 +138,14 @@ RENAMED = {"structured": "response_format", "parameters": "parameters_json"}
 NOT_ON_THE_WIRE = {"stream"}
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(CHATS)
 def test_chat_requests_survive_the_wire_whole(request: ChatRequest) -> None:
     sent = pb.ChatRequest.FromString(wire.chat(request).SerializeToString())
     assert chat_request(sent, stream=request.options.stream) == request
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(COMPLETIONS)
 def test_completion_requests_survive_the_wire_whole(request: CompletionRequest) -> None:
     sent = pb.CompletionRequest.FromString(wire.completion(request).SerializeToString())

@@ -426,7 +426,8 @@ async def served_once(served: Served) -> AsyncIterator[Served]:
         (b'{"model": NaN}', "not valid JSON"),
         (b'{"model": "\\ud800", "messages": []}', "not valid JSON"),
         (b'{"\\ud800": 1}', "not valid JSON"),
-        (b"[" * 20_000, "not valid JSON"),
+        (b"[" * 90, "not valid JSON"),
+        (b"[" * 20_000, "20000 levels of lists and objects"),
     ],
 )
 async def test_what_is_no_json_is_refused_as_such(
@@ -461,7 +462,8 @@ async def test_a_prompt_longer_than_the_context_is_refused(served: Served) -> No
 
 
 async def test_what_a_client_gets_back_of_its_own_words_is_short(served: Served) -> None:
-    error = error_of(await served.chat(model="m" * 50_000), 404, "model_not_found")
+    body = {"model": "base", "messages": [{"role": "r" * 50_000, "content": "hi"}]}
+    error = error_of(await served.post(CHAT, body), 400, "invalid_value")
     assert len(error["message"]) < 1100
 
 

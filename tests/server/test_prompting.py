@@ -18,7 +18,8 @@ from loragate.server.core import (
     ToolChoice,
 )
 from loragate.server.errors import ContextLengthExceeded, InvalidRequest
-from loragate.server.prompting import NO_CONTRACT, PromptBuilder
+from loragate.server.fair_threads import FairThreads
+from loragate.server.prompting import NO_CONTRACT, Prepared, PromptBuilder
 
 MODEL = replace(TINY_MODEL, max_model_len=100)
 PLENTY = replace(TINY_MODEL, max_model_len=100_000)
@@ -31,7 +32,7 @@ def renderer() -> Renderer:
 
 @pytest.fixture(scope="module")
 def builder(renderer: Renderer) -> PromptBuilder:
-    return PromptBuilder(renderer, MODEL)
+    return PromptBuilder(renderer, MODEL, FairThreads())
 
 
 def chat(*turns: tuple[str, str], **sampling: object) -> ChatRequest:
@@ -43,8 +44,14 @@ def completion(*prompts: str | tuple[int, ...], **sampling: object) -> Completio
     return CompletionRequest("base", prompts, replace(SamplingParams(max_tokens=4), **sampling))
 
 
+async def prepare(
+    builder: PromptBuilder, request: ChatRequest | CompletionRequest, contract: Contract
+) -> Prepared:
+    return await builder.prepare(request, contract, "acme")
+
+
 async def text_of(builder: PromptBuilder, request: ChatRequest, contract: Contract) -> str:
-    (ids,) = (await builder.prepare(request, contract)).prompt_ids
+    (ids,) = (await prepare(builder, request, contract)).prompt_ids
     return builder.decode(ids)
 
 
@@ -77,13 +84,13 @@ async def test_the_contract_s_template_replaces_the_model_s(builder: PromptBuild
 async def test_a_template_that_refuses_is_the_request_s_fault(builder: PromptBuilder) -> None:
     contract = Contract(chat_template="{{ raise_exception('no such role') }}")
     with pytest.raises(InvalidRequest, match="no such role") as refusal:
-        await builder.prepare(chat(), contract)
+        await prepare(builder, chat(), contract)
     assert refusal.value.param == "messages"
 
 
 async def test_a_prompt_without_tokens_is_refused(builder: PromptBuilder) -> None:
     with pytest.raises(InvalidRequest, match="no tokens") as refusal:
-        await builder.prepare(chat(), Contract(chat_template="{# nothing #}"))
+        await prepare(builder, chat(), Contract(chat_template="{# nothing #}"))
     assert refusal.value.param == "messages"
 
 
@@ -91,9 +98,9 @@ async def test_a_request_s_word_goes_before_the_contract_s_and_that_before_the_m
     renderer: Renderer,
 ) -> None:
     defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
-    builder = PromptBuilder(renderer, replace(MODEL, default_sampling=defaults))
+    builder = PromptBuilder(renderer, replace(MODEL, default_sampling=defaults), FairThreads())
     contract = Contract(sampling_defaults={"temperature": 0.2, "top_p": 0.5, "seed": 3})
-    sampling = (await builder.prepare(chat(temperature=0.0), contract)).sampling
+    sampling = (await prepare(builder, chat(temperature=0.0), contract)).sampling
     assert sampling.temperature == 0.0
     assert sampling.top_p == 0.5
     assert sampling.top_k == 50
@@ -104,14 +111,14 @@ async def test_a_request_s_word_goes_before_the_contract_s_and_that_before_the_m
 async def test_the_contract_s_cap_binds_whatever_a_request_says(builder: PromptBuilder) -> None:
     contract = Contract(max_tokens_cap=5)
     for wanted in (None, 3, 5, 20):
-        prepared = await builder.prepare(chat(max_tokens=wanted, min_tokens=2), contract)
+        prepared = await prepare(builder, chat(max_tokens=wanted, min_tokens=2), contract)
         assert prepared.sampling.max_tokens == min(wanted or 5, 5)
-    prepared = await builder.prepare(chat(min_tokens=9, max_tokens=20), contract)
+    prepared = await prepare(builder, chat(min_tokens=9, max_tokens=20), contract)
     assert prepared.sampling.min_tokens == 5
 
 
 async def test_stops_of_the_request_and_of_the_contract_both_hold(builder: PromptBuilder) -> None:
-    prepared = await builder.prepare(chat(stop=("a",)), Contract(stop=("b",)))
+    prepared = await prepare(builder, chat(stop=("a",)), Contract(stop=("b",)))
     assert prepared.sampling.stop == ("a", "b")
 
 
@@ -130,18 +137,18 @@ async def test_truncation_keeps_the_side_that_was_asked_for(
 ) -> None:
     options = Options(truncate_prompt_tokens=keep, truncation_side=side)  # type: ignore[arg-type]
     request = replace(completion((5, 6, 7, 8, 9)), options=options)
-    assert (await builder.prepare(request, NO_CONTRACT)).prompt_ids == (expected,)
+    assert (await prepare(builder, request, NO_CONTRACT)).prompt_ids == (expected,)
 
 
 async def test_truncation_to_the_context_leaves_room_for_one_token(builder: PromptBuilder) -> None:
     request = completion((1,) * 150, max_tokens=1)
     request = replace(request, options=Options(truncate_prompt_tokens=-1))
-    prepared = await builder.prepare(request, NO_CONTRACT)
+    prepared = await prepare(builder, request, NO_CONTRACT)
     assert prepared.prompt_tokens == 99
 
 
 async def test_without_max_tokens_an_answer_may_fill_the_context(builder: PromptBuilder) -> None:
-    prepared = await builder.prepare(completion((1,) * 30, max_tokens=None), NO_CONTRACT)
+    prepared = await prepare(builder, completion((1,) * 30, max_tokens=None), NO_CONTRACT)
     assert prepared.sampling.max_tokens == 70
     assert prepared.most_tokens == 100
 
@@ -154,27 +161,27 @@ async def test_what_does_not_fit_is_refused_with_the_numbers(
     builder: PromptBuilder, length: int, max_tokens: int | None, param: str
 ) -> None:
     with pytest.raises(ContextLengthExceeded, match=rf"holds 100 .* has {length}") as refusal:
-        await builder.prepare(completion((1,) * length, max_tokens=max_tokens), NO_CONTRACT)
+        await prepare(builder, completion((1,) * length, max_tokens=max_tokens), NO_CONTRACT)
     assert refusal.value.param == param
 
 
 async def test_what_just_fits_is_taken(builder: PromptBuilder) -> None:
-    prepared = await builder.prepare(completion((1,) * 96, max_tokens=4), NO_CONTRACT)
+    prepared = await prepare(builder, completion((1,) * 96, max_tokens=4), NO_CONTRACT)
     assert prepared.most_tokens == 100
 
 
 async def test_the_reserve_counts_each_prompt_once_and_each_choice_to_its_end(
     builder: PromptBuilder,
 ) -> None:
-    prepared = await builder.prepare(completion((1, 2), (3,), n=3, max_tokens=10), NO_CONTRACT)
+    prepared = await prepare(builder, completion((1, 2), (3,), n=3, max_tokens=10), NO_CONTRACT)
     assert prepared.prompt_tokens == 3
     assert prepared.most_tokens == 3 + 2 * 3 * 10
 
 
 async def test_long_texts_are_tokenized_as_short_ones_are(renderer: Renderer) -> None:
-    builder = PromptBuilder(renderer, PLENTY)
+    builder = PromptBuilder(renderer, PLENTY, FairThreads())
     text = "déjà vu " * 2000
-    prepared = await builder.prepare(completion(text, text[:50]), NO_CONTRACT)
+    prepared = await prepare(builder, completion(text, text[:50]), NO_CONTRACT)
     assert [builder.decode(ids) for ids in prepared.prompt_ids] == [text, text[:50]]
 
 
@@ -190,7 +197,7 @@ async def test_echo_with_logprobs_scores_the_prompt(
     expected: int | None,
 ) -> None:
     request = completion("ab", logprobs=logprobs, prompt_logprobs=prompt_logprobs)
-    prepared = await builder.prepare(replace(request, echo=echo), NO_CONTRACT)
+    prepared = await prepare(builder, replace(request, echo=echo), NO_CONTRACT)
     assert prepared.sampling.prompt_logprobs == expected
 
 
@@ -198,7 +205,7 @@ TOOLS = (Tool("get_time", "Tells the time.", '{"type": "object"}'),)
 
 
 async def test_tools_are_told_to_the_model_unless_it_may_not_use_them(renderer: Renderer) -> None:
-    builder = PromptBuilder(renderer, PLENTY)
+    builder = PromptBuilder(renderer, PLENTY, FairThreads())
     request = replace(chat(("user", "hi")), tools=TOOLS)
     assert "get_time" in await text_of(builder, request, NO_CONTRACT)
     request = replace(request, tool_choice=ToolChoice("none"))
@@ -219,7 +226,10 @@ async def test_earlier_tool_calls_reach_the_template_as_objects(renderer: Render
         chat_template="{{ messages[1].tool_calls[0].function.arguments.zone }} "
         "{{ messages[2].tool_call_id }}"
     )
-    assert await text_of(PromptBuilder(renderer, PLENTY), request, contract) == "UTC call-1"
+    assert (
+        await text_of(PromptBuilder(renderer, PLENTY, FairThreads()), request, contract)
+        == "UTC call-1"
+    )
 
 
 RUNS_AWAY = Contract(
@@ -230,7 +240,7 @@ RUNS_AWAY = Contract(
 async def test_adapter_s_template_that_runs_away_ends_and_holds_nobody_up(
     builder: PromptBuilder,
 ) -> None:
-    runaways = [asyncio.create_task(builder.prepare(chat(), RUNS_AWAY)) for _ in range(3)]
+    runaways = [asyncio.create_task(prepare(builder, chat(), RUNS_AWAY)) for _ in range(3)]
     await asyncio.sleep(0)  # they have begun
 
     own = Contract(chat_template="{{ messages[0].content }}")

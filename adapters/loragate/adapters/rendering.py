@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.template_time import template_time
+from loragate.adapters.token_bound import TokenBound
 
 Turn = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
 
@@ -43,6 +45,18 @@ class RenderingError(LoragateError):
     """The chat template refuses these messages, or there is none; the message says which."""
 
 
+class TooManyTokens(LoragateError):
+    """The text has more tokens than it may have; that much shows without tokenizing it."""
+
+    def __init__(self, fewest: int, most: int) -> None:
+        super().__init__(fewest, most)
+        self.fewest = fewest
+        self.most = most
+
+    def __str__(self) -> str:
+        return f"the text has {self.fewest} tokens or more, and may have {self.most}"
+
+
 @dataclass(frozen=True, slots=True)
 class Supervised:
     """A conversation for training: `labels` has the token's id where the loss counts, else -100."""
@@ -59,6 +73,10 @@ class Renderer:
     ) -> None:
         self.tokenizer = tokenizer
         self._template = chat_template or _own_template(tokenizer)
+
+    @cached_property
+    def _bound(self) -> TokenBound:
+        return TokenBound.of(self.tokenizer)
 
     @classmethod
     def load(cls, model_path: Path, chat_template: str | None = None) -> "Renderer":
@@ -77,8 +95,10 @@ class Renderer:
         add_special_tokens: bool = False,
         template_kwargs: Mapping[str, object] | None = None,
         template_seconds: float | None = None,
+        most_tokens: int | None = None,
     ) -> tuple[int, ...]:
-        """Returns the prompt's token ids. Raises RenderingError where the template refuses.
+        """Returns the prompt's token ids. Raises RenderingError where the template refuses, and
+        TooManyTokens as `encode` does.
 
         Special tokens come from the template alone; `add_special_tokens` is for templates that
         leave the first one out. A template that computes for longer than `template_seconds` is
@@ -116,7 +136,9 @@ class Renderer:
                 "The messages hold half of a surrogate pair (such as \\ud800 alone), which is no "
                 "character; leave it out."
             )
-        return self.encode(str(text), add_special_tokens=add_special_tokens)
+        return self.encode(
+            str(text), add_special_tokens=add_special_tokens, most_tokens=most_tokens
+        )
 
     def supervise(
         self, messages: Sequence[Turn], *, chat_template: str | None = None
@@ -146,7 +168,16 @@ class Renderer:
             ids = full
         return Supervised(ids, tuple(labels))
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool, most_tokens: int | None = None
+    ) -> tuple[int, ...]:
+        """Raises TooManyTokens, before it takes any time, where the text's length alone says that
+        there will be more than `most_tokens`. There may still be more where it does not.
+        """
+        if most_tokens is not None and len(text) > most_tokens:
+            fewest = self._bound.fewest_tokens(text)
+            if fewest > most_tokens:
+                raise TooManyTokens(fewest, most_tokens)
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int]) -> str:

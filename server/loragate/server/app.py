@@ -5,7 +5,7 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 
 import uvloop
@@ -26,7 +26,7 @@ from loragate.server.admission import Admission
 from loragate.server.auth import Tenants
 from loragate.server.background import BackgroundTasks
 from loragate.server.background_metrics import BackgroundTaskMetrics
-from loragate.server.config import Config, LimitsConfig, read_chat_template
+from loragate.server.config import Config, LimitsConfig, are_metrics_closed, read_chat_template
 from loragate.server.deadlines import Deadlines
 from loragate.server.engines import Engines
 from loragate.server.experiments.feedback import FeedbackDesk
@@ -34,6 +34,7 @@ from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.places import Places
 from loragate.server.experiments.runner import TrialRunner
 from loragate.server.fair_queue import FairQueue, QueueBounds
+from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Gateway
 from loragate.server.gauges import add_gauges
 from loragate.server.health import Health
@@ -160,7 +161,11 @@ async def build(
     background = BackgroundTasks(config.server.degraded_after_seconds)
     admin_key = home.admin_key()
     url = config.registry.url or home.database_url
-    with Registry(url, store, gate) as registry, registry.serving_alone():
+    with (
+        Registry(url, store, gate) as registry,
+        registry.serving_alone(),
+        closing(FairThreads()) as threads,
+    ):
         log = UsageLog(registry, metrics.count)
         observations = ObservationLog(registry)
         changed, trials_changed, merged_changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -198,7 +203,9 @@ async def build(
             merged = MergedModels(
                 registry, snapshots, engine, workshop or Workshop(), budget, merged_changed
             )
-            builder = PromptBuilder(renderer, engine.model)
+            builder = PromptBuilder(
+                renderer, engine.model, threads, config.limits.max_prompt_logprobs
+            )
             shadows = Shadows(
                 merged,
                 residency,
@@ -230,6 +237,7 @@ async def build(
                     max_choices=config.limits.max_choices,
                 ),
                 deadlines=deadlines,
+                threads=threads,
             )
             metrics.follow(lambda: snapshots.current)
             add_gauges(metrics, snapshots, queue, residency, shadows, engine)
@@ -240,17 +248,25 @@ async def build(
                 Administration(registry, "grpc", snapshots.refresh, engines),
                 admin_key=admin_key,
                 is_tenant_key=tenants.is_tenant_key,
-                options=GrpcOptions(config.server.max_body_bytes, config.server.max_adapter_bytes),
+                options=GrpcOptions(
+                    config.server.max_body_bytes,
+                    config.server.max_adapter_bytes,
+                    config.server.body_timeout_seconds,
+                ),
+                threads=threads,
             )
             admin = admin_http.build_router(
                 Administration(registry, "http", snapshots.refresh, engines),
                 admin_key,
+                threads,
                 is_tenant_key=tenants.is_tenant_key,
                 max_adapter_bytes=config.server.max_adapter_bytes,
             )
-            metrics_key = tenants.is_admin_key if config.metrics.require_admin_key else None
-            options = HttpOptions(config.server.max_body_bytes, metrics_key)
-            http = build_http(gateway, health, metrics, options, [admin])
+            metrics_key = tenants.is_admin_key if are_metrics_closed(config) else None
+            options = HttpOptions(
+                config.server.max_body_bytes, config.server.body_timeout_seconds, metrics_key
+            )
+            http = build_http(gateway, health, metrics, options, threads, [admin])
             server = Server(
                 config.server, http, grpc_server, health, admission, deadlines, background
             )

@@ -5,6 +5,7 @@ a setting with a typing error in it must not look as if it were in force. The co
 `examples/loragate.toml`.
 """
 
+import ipaddress
 import os
 import re
 import tomllib
@@ -44,6 +45,10 @@ class ServerConfig(Section, frozen=True):
     grpc: str = "127.0.0.1:9000"
     max_body_bytes: int = 4 * 2**20
     max_adapter_bytes: int = 2 * 2**30
+    max_connections: int = 1000
+    head_timeout_seconds: float = 10.0
+    body_timeout_seconds: float = 30.0
+    write_timeout_seconds: float = 60.0
     request_timeout_seconds: float = 600.0
     drain_seconds: float = 30.0
     degraded_after_seconds: float = 30.0
@@ -84,6 +89,7 @@ class LimitsConfig(Section, frozen=True):
     queue_timeout_seconds: float = 60.0
     slot_turn_seconds: float = 1.0
     max_choices: int = 64
+    max_prompt_logprobs: int = 65_536
 
 
 class RegistryConfig(Section, frozen=True):
@@ -94,10 +100,10 @@ class RegistryConfig(Section, frozen=True):
 
 
 class MetricsConfig(Section, frozen=True):
-    """Bounds on Prometheus's labels; see `metrics.Metrics`."""
+    """Bounds on Prometheus's labels, see `metrics.Metrics`; and who may read them."""
 
     max_adapters: int = 1000
-    require_admin_key: bool = False
+    require_admin_key: bool | Literal["auto"] = "auto"
 
 
 class ExperimentsConfig(Section, frozen=True):
@@ -161,6 +167,19 @@ def read_chat_template(engine: EngineConfig) -> str | None:
         raise ConfigError(f"engine.chat_template: {path} cannot be read: {error}.") from None
 
 
+def are_metrics_closed(config: Config) -> bool:
+    """Whether /metrics, which names all tenants, wants the admin key. Unless it is said, it does
+    where others than this machine can reach it.
+    """
+    if config.metrics.require_admin_key != "auto":
+        return config.metrics.require_admin_key
+    host, _ = split_address("server.http", config.server.http)
+    try:
+        return not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
+
+
 def _find_file(path: Path | None) -> Path | None:
     if path is not None:
         return path
@@ -220,7 +239,10 @@ def _plain(error: msgspec.ValidationError) -> str:
 def _choices(dotted: str) -> tuple[object, ...]:
     """What a setting with a fixed list of values may be."""
     section, key = dotted.split(".")
-    return get_args(get_type_hints(get_type_hints(Config)[section])[key])
+    allowed = get_args(get_type_hints(get_type_hints(Config)[section])[key])
+    if bool in allowed:  # or a word
+        return ("true", "false", *(word for each in allowed for word in get_args(each)))
+    return allowed
 
 
 def split_address(setting: str, address: str) -> tuple[str, int]:
@@ -256,6 +278,10 @@ _MOST_GIB = 65_536
 RANGES: Mapping[str, Range] = {
     "server.max_body_bytes": Range(1024, 2**31 - 1),  # gRPC holds it in 32 bits
     "server.max_adapter_bytes": Range(1024, 2**40),
+    "server.max_connections": Range(16, 10**6),
+    "server.head_timeout_seconds": Range(0, 3600, is_above=True),
+    "server.body_timeout_seconds": Range(0, _DAY_SECONDS, is_above=True),
+    "server.write_timeout_seconds": Range(0, _DAY_SECONDS, is_above=True),
     "server.request_timeout_seconds": Range(0, _DAY_SECONDS, is_above=True),
     "server.drain_seconds": Range(0, _DAY_SECONDS),
     "server.degraded_after_seconds": Range(0, _DAY_SECONDS),
@@ -279,6 +305,7 @@ RANGES: Mapping[str, Range] = {
     "limits.queue_timeout_seconds": Range(0, _DAY_SECONDS, is_above=True),
     "limits.slot_turn_seconds": Range(0, 3600),
     "limits.max_choices": Range(1, 4096),
+    "limits.max_prompt_logprobs": Range(1, 10**9),
     "registry.poll_seconds": Range(0.01, 3600),
     "metrics.max_adapters": Range(0, 10**6),
     "experiments.look_seconds": Range(0.01, 3600),

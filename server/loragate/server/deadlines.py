@@ -18,16 +18,19 @@ class Deadlines:
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
         """Ends what is in it when its time is up. Raises DeadlineExceeded, or Draining where it was
-        cut off.
+        cut off; another's TimeoutError that comes out of what is in it is no word of this deadline.
         """
+        timeout = asyncio.timeout(self._seconds)
         try:
-            async with asyncio.timeout(self._seconds) as timeout:
+            async with timeout:
                 self._under_way.add(timeout)
                 try:
                     yield
                 finally:
                     self._under_way.discard(timeout)
         except TimeoutError:
+            if not timeout.expired():
+                raise
             if self._are_cut_off:
                 raise Draining(
                     "The server has stopped before the answer's end; send the request again in a "

@@ -5,7 +5,8 @@ Everything raises; each transport turns an exception into its answer in one plac
     LoragateError (adapters/errors.py)
     ├── registry errors: TenantNotFound, AdapterNotFound, …
     └── RequestError
-        ├── InvalidRequest ── ContextLengthExceeded, BodyTooLarge
+        ├── InvalidRequest ── ContextLengthExceeded, BodyTooLarge, UnsupportedBody, UrlTooLong,
+        │                     HeadersTooLarge, BodyTooSlow
         ├── Unauthenticated, PermissionDenied, ModelNotFound, RouteNotFound, MethodNotAllowed
         ├── RateLimited, RequestExceedsLimit
         ├── Overloaded, Draining, EngineDead
@@ -50,6 +51,22 @@ class ContextLengthExceeded(InvalidRequest):
 
 class BodyTooLarge(InvalidRequest):
     """The request's body is over the limit of the configuration."""
+
+
+class UnsupportedBody(InvalidRequest):
+    """The body is compressed, or is said to be no JSON in UTF-8."""
+
+
+class UrlTooLong(InvalidRequest):
+    """The path and its query are over the limit."""
+
+
+class HeadersTooLarge(InvalidRequest):
+    """There are more headers, or larger ones, than a request may have."""
+
+
+class BodyTooSlow(InvalidRequest):
+    """The request did not come whole in the time that it may take."""
 
 
 class Unauthenticated(RequestError):
@@ -161,12 +178,27 @@ def _exhausted(code: str) -> Status:
 
 
 TABLE: dict[type[Exception], Status] = {
+    # Of no kind of its own, such as an engine that ends an answer in the middle: a client can only
+    # be told what the message says.
+    RequestError: Status(grpc.StatusCode.INTERNAL, 500, "server_error", "request_failed"),
     InvalidRequest: _BAD_REQUEST,
     ContextLengthExceeded: Status(
         grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "context_length_exceeded"
     ),
     BodyTooLarge: Status(
         grpc.StatusCode.INVALID_ARGUMENT, 413, "invalid_request_error", "request_too_large"
+    ),
+    UnsupportedBody: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, 415, "invalid_request_error", "unsupported_media_type"
+    ),
+    UrlTooLong: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, 414, "invalid_request_error", "url_too_long"
+    ),
+    HeadersTooLarge: Status(
+        grpc.StatusCode.INVALID_ARGUMENT, 431, "invalid_request_error", "headers_too_large"
+    ),
+    BodyTooSlow: Status(
+        grpc.StatusCode.DEADLINE_EXCEEDED, 408, "invalid_request_error", "request_timeout"
     ),
     Unauthenticated: Status(
         grpc.StatusCode.UNAUTHENTICATED, 401, "authentication_error", "invalid_api_key"

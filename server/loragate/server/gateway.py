@@ -33,9 +33,11 @@ from loragate.server.errors import AdapterUnavailable, Draining, EngineDead, Rat
 from loragate.server.experiments.assignment import unit_of
 from loragate.server.experiments.feedback import Feedback, FeedbackDesk
 from loragate.server.experiments.places import Place, Places
+from loragate.server.fair_threads import FairThreads
 from loragate.server.merged_models import MergedModels
 from loragate.server.metrics import Metrics
 from loragate.server.prompting import Prepared, PromptBuilder, contract_of
+from loragate.server.request_size import is_large
 from loragate.server.residency import Residency
 from loragate.server.routing import ModelCard, Router
 from loragate.server.shadow import Heard, Shadows
@@ -111,6 +113,7 @@ class Gateway:
         default_limits: Limits,
         request_limits: RequestLimits,
         deadlines: Deadlines,
+        threads: FairThreads,
     ) -> None:
         self._tenants = tenants
         self._router = router
@@ -128,6 +131,7 @@ class Gateway:
         self._default_limits = default_limits
         self._request_limits = request_limits
         self._deadlines = deadlines
+        self._threads = threads
         self._await_first_version = 0
 
     @contextmanager
@@ -240,7 +244,9 @@ class Gateway:
     ) -> AsyncIterator[Generation]:
         """By the record's route. A `place` is that of a request that has not been counted yet."""
         route = record.route
-        validate(request, self._request_limits)
+        await self._threads.do(
+            arrival.tenant, is_large(request), validate, request, self._request_limits
+        )
         if route.mode == "unmerged" and not self._engine.is_alive:
             raise EngineDead(
                 "The engine is down; try again shortly.",
@@ -249,7 +255,7 @@ class Gateway:
         if place is not None:
             place.admit(record.request_id)
         prepared = await self._builder.prepare(
-            request, contract_of(self._registry.current, route.version)
+            request, contract_of(self._registry.current, route.version), arrival.tenant
         )
         prepared = _fit_to_budget(prepared, request, arrival.limits)
         record.prompt_tokens = prepared.prompt_tokens

@@ -13,9 +13,10 @@ from weakref import WeakValueDictionary
 
 from loragate.adapters.manifest import Contract
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.rendering import Renderer, RenderingError
+from loragate.adapters.rendering import Renderer, RenderingError, TooManyTokens
 from loragate.adapters.snapshot import Snapshot
 from loragate.adapters.template_time import OWN_TEMPLATE_SECONDS
+from loragate.server.bounds import MOST_ANSWER_SCORES
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
@@ -27,9 +28,12 @@ from loragate.server.core import (
 )
 from loragate.server.engine import ServedModel
 from loragate.server.errors import ContextLengthExceeded, InvalidRequest
+from loragate.server.fair_threads import FairThreads
+from loragate.server.request_size import is_large
 
-# Tokenizing this many characters takes about a millisecond; above it the event loop is spared.
-_LONG_TEXT = 4096
+# The model's own template is the operator's, but what it loops over is the client's. Of processor
+# time; thousands of messages take a tenth of this.
+_BASE_TEMPLATE_SECONDS = 5.0
 
 # An adapter's own template is its publisher's program: it renders in threads that nothing else
 # needs, one request at a time for each template, and for a bounded time.
@@ -64,20 +68,32 @@ class Prepared:
 class PromptBuilder:
     """Renders, truncates, and fills in what the request left open."""
 
-    def __init__(self, renderer: Renderer, model: ServedModel) -> None:
+    def __init__(
+        self,
+        renderer: Renderer,
+        model: ServedModel,
+        threads: FairThreads,
+        most_prompt_scores: int = 65_536,
+    ) -> None:
+        """`most_prompt_scores` bounds the prompt's log-probabilities, alternatives included."""
         self._renderer = renderer
         self._model = model
+        self._threads = threads
+        self._most_prompt_scores = most_prompt_scores
         self._template_threads = ThreadPoolExecutor(_TEMPLATE_THREADS, "template")
         self._template_turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def prepare(self, request: Request, contract: Contract) -> Prepared:
-        """Raises InvalidRequest if the template refuses, ContextLengthExceeded if too long."""
+    async def prepare(self, request: Request, contract: Contract, tenant: str) -> Prepared:
+        """Raises InvalidRequest if the template refuses or too many log-probabilities are asked
+        for, ContextLengthExceeded if too long. A large request takes its `tenant`'s turn.
+        """
         if contract.chat_template is not None and isinstance(request, ChatRequest):
             prompt_ids = (await self._render_apart(request, contract, contract.chat_template),)
-        elif _text_length(request) > _LONG_TEXT:
-            prompt_ids = await asyncio.to_thread(self._tokenize, request, contract)
         else:
-            prompt_ids = self._tokenize(request, contract)
+            large = is_large(request)
+            prompt_ids = await self._threads.do(
+                tenant, large, self._tokenize, request, contract, is_timed=large
+            )
         if not all(prompt_ids):
             raise InvalidRequest(
                 "The prompt has no tokens; send some text.",
@@ -85,12 +101,13 @@ class PromptBuilder:
             )
         prompt_ids = tuple(self._truncate(ids, request.options) for ids in prompt_ids)
         longest = max(map(len, prompt_ids))
-        sampling = self._fill_in(request.sampling, contract, longest)
+        sampling = self._fill_in(request, contract, longest, len(prompt_ids))
         if isinstance(request, CompletionRequest) and request.echo:
             # OpenAI's `logprobs` with `echo` covers the prompt's tokens as well.
             sampling = replace(
                 sampling, prompt_logprobs=_larger(sampling.prompt_logprobs, sampling.logprobs)
             )
+        self._check_prompt_scores(sampling, sum(map(len, prompt_ids)))
         return Prepared(prompt_ids, sampling)
 
     def decode(self, ids: tuple[int, ...]) -> str:
@@ -108,17 +125,35 @@ class PromptBuilder:
                 self._template_threads, self._render, request, contract
             )
 
-    def _tokenize(self, request: Request, contract: Contract) -> tuple[tuple[int, ...], ...]:
+    def _tokenize(
+        self, request: Request, contract: Contract, *, is_timed: bool
+    ) -> tuple[tuple[int, ...], ...]:
         if isinstance(request, ChatRequest):
-            return (self._render(request, contract),)
+            base_seconds = _BASE_TEMPLATE_SECONDS if is_timed else None
+            return (self._render(request, contract, base_seconds),)
         return tuple(
-            self._renderer.encode(prompt, add_special_tokens=request.add_special_tokens)
-            if isinstance(prompt, str)
-            else prompt
+            self._encode(prompt, request) if isinstance(prompt, str) else prompt
             for prompt in request.prompts
         )
 
-    def _render(self, request: ChatRequest, contract: Contract) -> tuple[int, ...]:
+    def _encode(self, prompt: str, request: CompletionRequest) -> tuple[int, ...]:
+        try:
+            return self._renderer.encode(
+                prompt,
+                add_special_tokens=request.add_special_tokens,
+                most_tokens=self._most_tokens(request.options),
+            )
+        except TooManyTokens as error:
+            raise self._too_long(f"at least {error.fewest}", "prompt") from None
+
+    def _most_tokens(self, options: Options) -> int | None:
+        """Of a prompt, so that it can fit; one that will be truncated may have any number."""
+        return self._model.max_model_len if options.truncate_prompt_tokens is None else None
+
+    def _render(
+        self, request: ChatRequest, contract: Contract, base_seconds: float | None = None
+    ) -> tuple[int, ...]:
+        """A template of the contract's own has its own time, the model's `base_seconds`."""
         turns = [_turn(message) for message in request.messages]
         if contract.system_prompt and turns[0]["role"] not in ("system", "developer"):
             turns.insert(0, {"role": "system", "content": contract.system_prompt})
@@ -132,8 +167,11 @@ class PromptBuilder:
                 continue_final_message=request.continue_final_message,
                 add_special_tokens=request.add_special_tokens,
                 template_kwargs=request.template_kwargs,
-                template_seconds=OWN_TEMPLATE_SECONDS if contract.chat_template else None,
+                template_seconds=OWN_TEMPLATE_SECONDS if contract.chat_template else base_seconds,
+                most_tokens=self._most_tokens(request.options),
             )
+        except TooManyTokens as error:
+            raise self._too_long(f"at least {error.fewest}", "messages") from None
         except RenderingError as error:
             raise InvalidRequest(str(error), param="messages") from error
 
@@ -146,20 +184,28 @@ class PromptBuilder:
         return ids[:keep] if options.truncation_side == "right" else ids[-keep:]
 
     def _fill_in(
-        self, sampling: SamplingParams, contract: Contract, prompt_length: int
+        self, request: Request, contract: Contract, prompt_length: int, prompts: int
     ) -> SamplingParams:
+        sampling = request.sampling
         room = self._model.max_model_len - prompt_length
         wanted = sampling.max_tokens
         if room < 1 or (wanted is not None and wanted > room):
             asked = f" plus max_tokens {wanted}" if wanted is not None else ""
-            raise ContextLengthExceeded(
-                f"This model's context holds {self._model.max_model_len} tokens, but the prompt "
-                f"has {prompt_length}{asked}; shorten the prompt or lower max_tokens.",
-                param="messages" if wanted is None else "max_tokens",
-            )
+            param = "messages" if wanted is None else "max_tokens"
+            raise self._too_long(f"{prompt_length}{asked}", param)
         max_tokens = room if wanted is None else wanted
         if contract.max_tokens_cap is not None:
             max_tokens = min(max_tokens, contract.max_tokens_cap)
+        most = _most_scored_tokens(request, prompts)
+        if most is not None and max_tokens > most:
+            if wanted is not None:
+                raise InvalidRequest(
+                    f"The log-probabilities of {max_tokens} tokens, with alternatives and for each "
+                    f"answer, are more than the {MOST_ANSWER_SCORES} that an answer in one piece "
+                    f"may have; stream it, or lower max_tokens to {most}.",
+                    param="max_tokens",
+                )
+            max_tokens = most
         return replace(
             sampling,
             **self._defaults(sampling, contract),
@@ -167,6 +213,26 @@ class PromptBuilder:
             min_tokens=min(sampling.min_tokens, max_tokens),
             stop=sampling.stop + contract.stop,
         )
+
+    def _too_long(self, tokens: str, param: str) -> ContextLengthExceeded:
+        return ContextLengthExceeded(
+            f"This model's context holds {self._model.max_model_len} tokens, but the prompt "
+            f"has {tokens}; shorten the prompt or lower max_tokens.",
+            param=param,
+        )
+
+    def _check_prompt_scores(self, sampling: SamplingParams, prompt_tokens: int) -> None:
+        if sampling.prompt_logprobs is None:
+            return
+        scores = prompt_tokens * (sampling.prompt_logprobs + 1)
+        if scores > self._most_prompt_scores:
+            raise InvalidRequest(
+                f"The log-probabilities of {prompt_tokens} prompt tokens with "
+                f"{sampling.prompt_logprobs} alternatives each are {scores}, and one request may "
+                f"have {self._most_prompt_scores}; send fewer or shorter prompts, or ask for fewer "
+                "alternatives.",
+                param="prompt_logprobs",
+            )
 
     def _defaults(self, sampling: SamplingParams, contract: Contract) -> Mapping[str, float | int]:
         defaults = {**self._model.default_sampling, **contract.sampling_defaults}
@@ -177,12 +243,13 @@ def _larger(one: int | None, other: int | None) -> int | None:
     return other if one is None else max(one, other or 0)
 
 
-def _text_length(request: Request) -> int:
-    if isinstance(request, CompletionRequest):
-        return sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str))
-    return sum(len(message.content or "") for message in request.messages) + sum(
-        len(tool.parameters) for tool in request.tools
-    )
+def _most_scored_tokens(request: Request, prompts: int) -> int | None:
+    """How long an answer in one piece may be, where log-probabilities are kept for each token."""
+    sampling = request.sampling
+    if request.options.stream or sampling.logprobs is None:
+        return None
+    of_each = max(sampling.logprobs, len(sampling.logprob_token_ids)) + 1
+    return max(1, MOST_ANSWER_SCORES // (prompts * sampling.n * of_each))
 
 
 def _turn(message: Message) -> dict[str, object]:

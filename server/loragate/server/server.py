@@ -16,6 +16,7 @@ from loragate.server.background import BackgroundTasks
 from loragate.server.config import ConfigError, ServerConfig, split_address
 from loragate.server.deadlines import Deadlines
 from loragate.server.health import Health
+from loragate.server.http.connections import ConnectionBounds, bounded_connections
 from loragate.server.rpc.server import GrpcServer
 from loragate.server.supervision import EngineState
 
@@ -45,6 +46,14 @@ class Server:
             web = _Uvicorn(
                 uvicorn.Config(
                     self.http,
+                    http=bounded_connections(
+                        ConnectionBounds(
+                            self.config.head_timeout_seconds,
+                            self.config.write_timeout_seconds,
+                            self.config.max_connections,
+                        )
+                    ),
+                    ws="none",
                     log_config=None,
                     access_log=False,
                     lifespan="off",

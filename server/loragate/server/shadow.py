@@ -111,12 +111,13 @@ class Shadows:
 
     async def _answer(self, heard: Heard) -> bool:
         version = heard.shadow.arm.version
-        prepared = await self._builder.prepare(heard.request, self._contract(version))
+        tenant = heard.shadow.exposure.tenant
+        prepared = await self._builder.prepare(heard.request, self._contract(version), tenant)
         ids = prepared.prompt_ids[0]
         most = min(prepared.sampling.max_tokens or len(heard.ids), len(heard.ids)) + _MORE_TOKENS
         if self._is_busy() or not self._budget.take(len(ids) + most):
             return False
-        route = Route(heard.shadow.exposure.tenant, version, heard.shadow.arm.mode)
+        route = Route(tenant, version, heard.shadow.arm.mode)
         if not self._merged.has_room(route, len(ids) + most):
             return False
         async with self._lend(route) as (engine, adapter):

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from loragate.server import bounds
+from loragate.server.bounds import check_characters, check_count
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
@@ -19,11 +21,10 @@ from loragate.server.core import (
     Tool,
 )
 from loragate.server.errors import InvalidRequest
+from loragate.server.json_shape import check_json
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MOST_STOPS = 64
-_MOST_LOGPROB_TOKENS = 128  # each is scored at every step; the engine has room for as many
 _INT64 = 2**63
 
 
@@ -70,24 +71,22 @@ def _check_sampling(sampling: SamplingParams, limits: RequestLimits) -> None:
     _within("prompt_logprobs", sampling.prompt_logprobs, 0, limits.max_logprobs)
     if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
         raise InvalidRequest("min_tokens is larger than max_tokens.", param="min_tokens")
-    if len(sampling.stop) > _MOST_STOPS or not all(sampling.stop):
-        raise InvalidRequest(
-            f"stop takes up to {_MOST_STOPS} strings, none of them empty.", param="stop"
-        )
-    if len(sampling.logprob_token_ids) > _MOST_LOGPROB_TOKENS:
-        raise InvalidRequest(
-            f"logprob_token_ids takes up to {_MOST_LOGPROB_TOKENS} tokens, not "
-            f"{len(sampling.logprob_token_ids)}.",
-            param="logprob_token_ids",
-        )
-    if not all(sampling.bad_words):
-        raise InvalidRequest("bad_words has an empty string.", param="bad_words")
-    for param, ids in (
-        ("stop_token_ids", sampling.stop_token_ids),
-        ("allowed_token_ids", sampling.allowed_token_ids),
-        ("logprob_token_ids", sampling.logprob_token_ids),
+    for param, texts, most_texts in (
+        ("stop", sampling.stop, bounds.MOST_STOPS),
+        ("bad_words", sampling.bad_words, bounds.MOST_BAD_WORDS),
     ):
+        check_count(param, len(texts), most_texts)
+        check_characters(param, texts, bounds.MOST_SHORT_TEXT)
+        if not all(texts):
+            raise InvalidRequest(f"{param} has an empty string.", param=param)
+    for param, ids, most_ids in (
+        ("stop_token_ids", sampling.stop_token_ids, bounds.MOST_STOP_TOKENS),
+        ("allowed_token_ids", sampling.allowed_token_ids, bounds.MOST_ALLOWED_TOKENS),
+        ("logprob_token_ids", sampling.logprob_token_ids, bounds.MOST_LOGPROB_TOKENS),
+    ):
+        check_count(param, len(ids), most_ids)
         _check_token_ids(param, ids, limits.vocab_size)
+    check_count("logit_bias", len(sampling.logit_bias), bounds.MOST_LOGIT_BIASES)
     _check_logit_bias(sampling.logit_bias, limits.vocab_size)
     if sampling.structured is not None:
         _check_structured(sampling.structured)
@@ -117,7 +116,7 @@ def _shown(value: float) -> str:
 
 
 def _check_token_ids(param: str, ids: Sequence[int], vocab_size: int) -> None:
-    for token_id in ids:
+    for token_id in (min(ids, default=0), max(ids, default=0)):  # the quickest way to look at all
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(
                 f"{param} has {_shown(token_id)}, which is no token: ids go from 0 to "
@@ -150,6 +149,8 @@ def _check_structured(structured: StructuredOutput) -> None:
 
 
 def _check_json_object(param: str, text: str, what: str) -> None:
+    encoded = text.encode("utf-8", "surrogatepass")
+    check_json(encoded, what, param, bounds.MOST_INNER_VALUES)
     try:
         value: object = json.loads(text)
     except (ValueError, RecursionError):
@@ -178,6 +179,8 @@ def _check_options(options: Options) -> None:
 def _check_chat(request: ChatRequest) -> None:
     if not request.messages:
         raise InvalidRequest("messages is empty; send at least one.", param="messages")
+    check_count("messages", len(request.messages), bounds.MOST_MESSAGES)
+    check_count("tools", len(request.tools), bounds.MOST_TOOLS)
     for position, message in enumerate(request.messages):
         _check_message(message, position)
     if request.sampling.max_tokens == 0:
@@ -200,6 +203,7 @@ def _check_message(message: Message, position: int) -> None:
         )
     if message.content is None and not (message.role == "assistant" and message.tool_calls):
         raise InvalidRequest(f"{param} has no content.", param=f"{param}.content")
+    check_count(f"{param}.tool_calls", len(message.tool_calls), bounds.MOST_TOOL_CALLS)
     for call in message.tool_calls:
         _check_json_object(
             f"{param}.tool_calls", call.arguments or "{}", f"The arguments of '{call.name}'"
@@ -239,6 +243,7 @@ def _check_tool(tool: Tool) -> None:
 
 
 def _check_completion(request: CompletionRequest, limits: RequestLimits) -> None:
+    check_count("prompt", len(request.prompts), bounds.MOST_PROMPTS)
     if not request.prompts:
         raise InvalidRequest("prompt is empty; send at least one.", param="prompt")
     for prompt in request.prompts:

@@ -34,6 +34,7 @@ from loragate.server.admin.views import (
     TenantView,
     UsageView,
 )
+from loragate.server.fair_threads import FairThreads
 from loragate.server.http.guarded_routes import bearer_key, guarded_by
 
 DEFAULT_UPLOAD_BYTES = 2 * 2**30
@@ -63,6 +64,7 @@ _FILES_BODY = {
 def build_router(
     administration: Administration,
     admin_key: str,
+    threads: FairThreads,
     *,
     is_tenant_key: Callable[[str], bool] | None = None,
     max_adapter_bytes: int = DEFAULT_UPLOAD_BYTES,
@@ -70,9 +72,9 @@ def build_router(
     """All routes of `/admin/v1`. `is_tenant_key` tells a tenant's key from an unknown one."""
 
     @contextmanager
-    def for_the_admin(request: Request) -> Iterator[None]:
+    def for_the_admin(request: Request) -> Iterator[str]:
         check_admin_key(bearer_key(request), admin_key, is_tenant_key)
-        yield
+        yield ""
 
     said_to_clients = HTTPBearer(  # it checks nothing
         auto_error=False, scheme_name="AdminKey", description="The admin key."
@@ -80,7 +82,7 @@ def build_router(
     router = APIRouter(
         prefix="/admin/v1",
         dependencies=[Depends(said_to_clients)],
-        route_class=guarded_by(for_the_admin),
+        route_class=guarded_by(for_the_admin, threads),
     )
     _add_tenants(router, administration)
     _add_keys(router, administration)

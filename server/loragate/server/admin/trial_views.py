@@ -13,20 +13,22 @@ from loragate.adapters.trial_records import TrialKind
 from loragate.server.admin.views import Request, View
 
 Action = Literal["pause", "resume", "abort", "promote", "rollback", "decide"]
-Share = Annotated[float, Field(ge=0, le=1)]
-Alpha = Annotated[float, Field(gt=0, lt=0.5)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # not "5", not true
+Share = Annotated[Number, Field(ge=0, le=1)]
+Alpha = Annotated[Number, Field(gt=0, lt=0.5)]
+Switch = Annotated[bool, Field(strict=True)]
 
 
 class RolloutRequest(Request):
     """A rollout to begin: `steps` in percent; `shadow` a share from 0 to 1."""
 
     to: str = Field(examples=["v4"])
-    steps: tuple[float, ...] = Field(default=(1, 10, 50, 100), max_length=100)
-    every_seconds: float = Field(default=600, gt=0)
+    steps: tuple[Number, ...] = Field(default=(1, 10, 50, 100), max_length=100)
+    every_seconds: Number = Field(default=600, gt=0)
     gates: tuple[str, ...] = Field(default=(), max_length=20, examples=[["error_rate<1%"]])
     alpha: Alpha = 0.05
     shadow: Share = 0
-    merged: bool = False
+    merged: Switch = False
 
 
 class ExperimentRequest(Request):
@@ -35,10 +37,10 @@ class ExperimentRequest(Request):
     arms: tuple[str, ...] = Field(max_length=20, examples=[["champion=v3:50%", "new=v4:50%"]])
     gates: tuple[str, ...] = Field(max_length=20, examples=[["rating>=champion-0.1"]])
     alpha: Alpha = 0.05
-    values: int = Field(default=5, ge=1, le=1000)
-    window_seconds: float = Field(default=900, gt=0)
+    values: int = Field(default=5, ge=1, le=1000, strict=True)
+    window_seconds: Number = Field(default=900, gt=0)
     shadow: Share = 0
-    automatic: bool = False
+    automatic: Switch = False
 
 
 class TrialChange(Request):

@@ -39,7 +39,7 @@ class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Limit = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Limit = Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)]
 
 
 class LimitsView(View):

@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import MutableMapping
+from http import HTTPStatus
 
 import msgspec
 from fastapi import Request, Response
@@ -44,6 +45,15 @@ async def answer_error(request: Request, error: Exception) -> Response:
 
 async def send_error(error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
     await (await answer_error(Request(scope), error))(scope, receive, send)
+
+
+def raw_response(error: Exception) -> bytes:
+    """The whole answer of a request that never became one, before its connection is closed."""
+    status, body = describe(error).status.http_status, error_body(error, "")
+    return (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    ).encode() + body
 
 
 def error_body(error: Exception, request_id: str) -> bytes:
@@ -93,17 +103,9 @@ def _invalid(problem: MutableMapping[str, object]) -> InvalidRequest:
         elif names_field or not _TYPE_TAG.fullmatch(part):
             path += f".{part}" if path else part
     match problem["type"]:
-        case "json_invalid":
-            reason = problem.get("ctx", {})
-            why = f": {reason['error']}" if isinstance(reason, dict) and "error" in reason else ""
-            return InvalidRequest(f"The body is not valid JSON{why}.", code="invalid_json")
         case "missing" if path:
             return InvalidRequest(
                 f"{path} is missing.", param=path, code="missing_required_parameter"
-            )
-        case "missing":
-            return InvalidRequest(
-                "The body is empty; send a JSON object.", code="missing_required_parameter"
             )
         case "extra_forbidden":
             return InvalidRequest(

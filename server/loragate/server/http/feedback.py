@@ -10,7 +10,7 @@ from loragate.server.experiments.feedback import LONGEST_COMMENT, Feedback
 class FeedbackBody(BaseModel):
     """What somebody thought of an answer. Sent twice, it counts once."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     request_id: Annotated[
         str, Field(min_length=1, max_length=128, description="The answer's x-request-id.")

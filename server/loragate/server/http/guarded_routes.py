@@ -12,25 +12,28 @@ from typing import Any
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loragate.server.http.json_bodies import StrictJsonRoute
+from loragate.server.fair_threads import FairThreads
+from loragate.server.http.json_bodies import BoundedJsonRoute
 
-Guard = Callable[[Request], AbstractContextManager[None]]
+Guard = Callable[[Request], AbstractContextManager[str]]
 
 
-def guarded_by(guard: Guard) -> type[StrictJsonRoute]:
+def guarded_by(guard: Guard, threads: FairThreads) -> type[BoundedJsonRoute]:
     """A route class whose routes run inside `guard`, from the headers to the answer's last byte.
 
     The guard gets the request without its body, raises where it lets nobody in, and may leave what
-    it found in `request.state` for the route. A bound on the time that a body may take belongs
-    inside it, around `receive`: then a slow sender is known, and holds no more than its own place.
+    it found in `request.state` for the route. It yields the tenant in whose turn a large body is
+    read in `threads`. A body's time is bounded around `receive` (`middleware.BodyLimit`): it is
+    awaited here, where a slow sender is known and holds no more than its own place.
     """
 
-    class GuardedRoute(StrictJsonRoute):
+    class GuardedRoute(BoundedJsonRoute):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             # Around `app`, not in `get_route_handler`: that has ended when the answer is sent.
             self.app = _Guarded(guard, self.app)
 
+    GuardedRoute.threads = threads
     return GuardedRoute
 
 
@@ -46,5 +49,7 @@ class _Guarded:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._guard(Request(scope)):
+        request = Request(scope)
+        with self._guard(request) as tenant:
+            request.state.tenant = tenant
             await self._app(scope, receive, send)

@@ -3,13 +3,20 @@
 Types are strict ("8" is no number) and unknown fields are refused by name: a misspelt parameter
 must not look as if it had worked. Fields that OpenAI's clients send but that mean nothing here are
 accepted and ignored; fields that would silently change the answer are refused with a reason.
+
+Every list and mapping has a bound, and a list ends at its first bad item: pydantic would describe
+each of a million, which takes minutes and gigabytes.
 """
 
 import json
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from loragate.server import bounds
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
@@ -23,9 +30,25 @@ from loragate.server.core import (
 )
 from loragate.server.errors import InvalidRequest
 
+_MOST_FIELDS = 128  # of an object whose unknown fields are each an error
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
+
+AnyObject = dict[str, object]  # of decoded JSON, so nothing in it needs to be looked at again
+
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: object) -> object:
+        if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+            raise PydanticCustomError(
+                "too_many_fields",
+                "Input should have at most {most} fields, not {count}",
+                {"most": _MOST_FIELDS, "count": len(value)},
+            )
+        return value
 
 
 class _Part(BaseModel):
@@ -41,6 +64,9 @@ class TextPart(_Part):
     text: str | None = None
 
 
+Parts = Annotated[list[TextPart], Field(max_length=bounds.MOST_CONTENT_PARTS, fail_fast=True)]
+
+
 class FunctionCallBody(_Part):
     name: str
     arguments: str = "{}"
@@ -52,24 +78,35 @@ class ToolCallBody(_Part):
     function: FunctionCallBody
 
 
+ToolCalls = Annotated[list[ToolCallBody], Field(max_length=bounds.MOST_TOOL_CALLS, fail_fast=True)]
+
+
 class MessageBody(_Part):
     role: str
-    content: str | list[TextPart] | None = None
+    content: str | Parts | None = None
     name: str | None = None
-    tool_calls: list[ToolCallBody] | None = None
+    tool_calls: ToolCalls | None = None
     tool_call_id: str | None = None
+
+
+Messages = Annotated[list[MessageBody], Field(max_length=bounds.MOST_MESSAGES, fail_fast=True)]
 
 
 class FunctionBody(_Part):
     name: str
     description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
+    parameters: AnyObject | None = None
     strict: bool | None = None
 
 
 class ToolBody(_Part):
     type: Literal["function"]
     function: FunctionBody
+
+
+Tools = Annotated[list[ToolBody], Field(max_length=bounds.MOST_TOOLS, fail_fast=True)]
+Documents = Annotated[list[AnyObject], Field(max_length=bounds.MOST_MESSAGES, fail_fast=True)]
+Modalities = Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)]
 
 
 class NamedFunctionBody(_Part):
@@ -84,7 +121,7 @@ class NamedToolChoiceBody(_Part):
 class JsonSchemaBody(_Part):
     name: str | None = None
     description: str | None = None
-    schema_: dict[str, JsonValue] | None = Field(default=None, alias="schema")
+    schema_: AnyObject | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -93,12 +130,15 @@ class ResponseFormatBody(_Body):
     json_schema: JsonSchemaBody | None = None
 
 
+Alternatives = Annotated[list[str], Field(max_length=bounds.MOST_CHOICES_OF_TEXT, fail_fast=True)]
+
+
 class StructuredOutputsBody(_Body):
     """vLLM's own constraints; exactly one."""
 
-    json_: dict[str, JsonValue] | str | None = Field(default=None, alias="json")
+    json_: AnyObject | str | None = Field(default=None, alias="json")
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Alternatives | None = None
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: str | None = None
@@ -110,17 +150,29 @@ class StreamOptionsBody(_Body):
     include_obfuscation: bool | None = None
 
 
+Stops = Annotated[list[str], Field(max_length=bounds.MOST_STOPS, fail_fast=True)]
+BadWords = Annotated[list[str], Field(max_length=bounds.MOST_BAD_WORDS, fail_fast=True)]
+StopTokens = Annotated[list[int], Field(max_length=bounds.MOST_STOP_TOKENS, fail_fast=True)]
+AllowedTokens = Annotated[list[int], Field(max_length=bounds.MOST_ALLOWED_TOKENS, fail_fast=True)]
+LogprobTokens = Annotated[list[int], Field(max_length=bounds.MOST_LOGPROB_TOKENS, fail_fast=True)]
+LogitBias = Annotated[dict[str, float], Field(max_length=bounds.MOST_LOGIT_BIASES)]
+
+
 class _GenerationBody(_Body):
     """The fields that chat and text completions share."""
 
-    model: str = Field(examples=["support"], description="NAME, NAME@alias, NAME@v3, or base.")
+    model: str = Field(
+        max_length=bounds.MOST_NAME_CHARACTERS,
+        examples=["support"],
+        description="NAME, NAME@alias, NAME@v3, or base.",
+    )
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
     max_tokens: int | None = None
     n: int | None = 1
     presence_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Stops | None = None
     stream: bool | None = False
     stream_options: StreamOptionsBody | None = None
     temperature: float | None = None
@@ -132,15 +184,15 @@ class _GenerationBody(_Body):
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int = 0
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: StopTokens | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    allowed_token_ids: AllowedTokens | None = None
+    bad_words: BadWords | None = None
     prompt_logprobs: int | None = None
-    logprob_token_ids: list[int] | None = None
+    logprob_token_ids: LogprobTokens | None = None
     truncate_prompt_tokens: int | None = None
     truncation_side: Literal["left", "right"] | None = None
     structured_outputs: StructuredOutputsBody | None = None
@@ -148,7 +200,7 @@ class _GenerationBody(_Body):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     # Accepted, without effect here.
-    metadata: dict[str, JsonValue] | None = Field(default=None, description="Ignored.")
+    metadata: AnyObject | None = Field(default=None, description="Ignored.")
     store: bool | None = Field(default=None, description="Ignored: nothing is stored.")
     service_tier: str | None = Field(default=None, description="Ignored.")
     safety_identifier: str | None = Field(default=None, description="Ignored.")
@@ -214,20 +266,20 @@ class _GenerationBody(_Body):
 class ChatBody(_GenerationBody):
     """`POST /v1/chat/completions` (https://platform.openai.com/docs/api-reference/chat)."""
 
-    messages: list[MessageBody]
+    messages: Messages
     logprobs: bool | None = False
     top_logprobs: int | None = None
     max_completion_tokens: int | None = None
-    tools: list[ToolBody] | None = None
+    tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoiceBody | None = None
     parallel_tool_calls: bool | None = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     add_special_tokens: bool = False
-    chat_template_kwargs: dict[str, JsonValue] | None = None
-    documents: list[dict[str, JsonValue]] | None = None
+    chat_template_kwargs: AnyObject | None = None
+    documents: Documents | None = None
     echo: bool = False
-    modalities: list[Literal["text"]] | None = None
+    modalities: Modalities | None = None
     reasoning_effort: str | None = Field(default=None, description="Ignored.")
     include_reasoning: bool = Field(default=True, description="Ignored.")
     verbosity: str | None = Field(default=None, description="Ignored.")
@@ -247,7 +299,7 @@ class ChatBody(_GenerationBody):
             raise InvalidRequest("top_logprobs needs logprobs set to true.", param="top_logprobs")
         kwargs = dict(self.chat_template_kwargs or {})
         if self.documents is not None:
-            kwargs["documents"] = list[JsonValue](self.documents)
+            kwargs["documents"] = list(self.documents)
         max_tokens = self.max_tokens
         if self.max_completion_tokens is not None:
             max_tokens = self.max_completion_tokens
@@ -267,13 +319,15 @@ class ChatBody(_GenerationBody):
         )
 
 
-TokenIds = list[Annotated[int, Field(ge=0)]]
+Texts = Annotated[list[str], Field(max_length=bounds.MOST_PROMPTS, fail_fast=True)]
+TokenIds = Annotated[list[int], Field(max_length=bounds.MOST_PROMPT_TOKENS, fail_fast=True)]
+Prompts = Annotated[list[TokenIds], Field(max_length=bounds.MOST_PROMPTS, fail_fast=True)]
 
 
 class CompletionBody(_GenerationBody):
     """`POST /v1/completions` (https://platform.openai.com/docs/api-reference/completions)."""
 
-    prompt: str | list[str] | TokenIds | list[TokenIds]
+    prompt: str | Texts | TokenIds | Prompts
     max_tokens: int | None = 16
     echo: bool | None = False
     logprobs: int | None = None
@@ -303,14 +357,10 @@ def _prompts(
 ) -> tuple[str | tuple[int, ...], ...]:
     if isinstance(prompt, str):
         return (prompt,)
-    prompts: list[str | tuple[int, ...]] = []
-    token_ids: list[int] = []
-    for item in prompt:
-        if isinstance(item, int):
-            token_ids.append(item)
-        else:
-            prompts.append(item if isinstance(item, str) else tuple(item))
-    return (tuple(token_ids),) if token_ids else tuple(prompts)
+    if prompt and isinstance(prompt[0], int):
+        return (tuple(cast(list[int], prompt)),)
+    several = cast(list[str] | list[list[int]], prompt)
+    return tuple(item if isinstance(item, str) else tuple(item) for item in several)
 
 
 def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
@@ -318,12 +368,14 @@ def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
 
 
 def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
-    try:
-        return {int(token_id): value for token_id, value in bias.items()}
-    except ValueError:
-        raise InvalidRequest(
-            "The keys of logit_bias have to be token ids.", param="logit_bias"
-        ) from None
+    for token_id in bias:
+        if not _TOKEN_ID.fullmatch(token_id):
+            raise InvalidRequest(
+                f"The keys of logit_bias have to be token ids, such as '42', not "
+                f"'{token_id[:40]}'.",
+                param="logit_bias",
+            )
+    return {int(token_id): value for token_id, value in bias.items()}
 
 
 def _structured(
@@ -345,7 +397,7 @@ def _structured(
                 "response_format of type json_schema needs json_schema.schema.",
                 param="response_format.json_schema",
             )
-        constraints.append(StructuredOutput("json_schema", json.dumps(body.schema_)))
+        constraints.append(StructuredOutput("json_schema", _json_text(body.schema_)))
     if len(constraints) > 1:
         raise InvalidRequest(
             "Only one constraint on the output is possible: response_format or one kind of "
@@ -358,7 +410,7 @@ def _structured(
 def _vllm_constraints(outputs: StructuredOutputsBody) -> list[StructuredOutput]:
     found: list[StructuredOutput] = []
     if outputs.json_ is not None:
-        schema = outputs.json_ if isinstance(outputs.json_, str) else json.dumps(outputs.json_)
+        schema = outputs.json_ if isinstance(outputs.json_, str) else _json_text(outputs.json_)
         found.append(StructuredOutput("json_schema", schema))
     if outputs.regex is not None:
         found.append(StructuredOutput("regex", outputs.regex))
@@ -371,6 +423,13 @@ def _vllm_constraints(outputs: StructuredOutputsBody) -> list[StructuredOutput]:
     if outputs.json_object:
         found.append(StructuredOutput("json_object"))
     return found
+
+
+def _json_text(value: AnyObject) -> str:
+    try:
+        return msgspec.json.encode(value).decode()
+    except OverflowError:  # a whole number of more than 64 bits; the rest is quicker without this
+        return json.dumps(value)
 
 
 def _message(body: MessageBody, position: int) -> Message:
@@ -403,7 +462,7 @@ def _tool(body: ToolBody) -> Tool:
     return Tool(
         name=function.name,
         description=function.description or "",
-        parameters=json.dumps(function.parameters or {"type": "object", "properties": {}}),
+        parameters=_json_text(function.parameters or {"type": "object", "properties": {}}),
         strict=bool(function.strict),
     )
 

@@ -26,16 +26,18 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
 
 from loragate.adapters.errors import LoragateError
+from loragate.server import core
 from loragate.server.admission import Arrival
 from loragate.server.core import Caller
 from loragate.server.errors import PermissionDenied, Unauthenticated
+from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Gateway
 from loragate.server.health import Health
 from loragate.server.http.failures import answer_error
 from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import Answer
 from loragate.server.http.guarded_routes import bearer_key, guarded_by
-from loragate.server.http.middleware import BodyLimit, Envelope
+from loragate.server.http.middleware import BodyLimit, Envelope, HeadLimit
 from loragate.server.http.requests import ChatBody, CompletionBody
 from loragate.server.metrics import Metrics
 from loragate.server.routing import ModelCard
@@ -46,6 +48,7 @@ class HttpOptions:
     """Bounds of the transport."""
 
     max_body_bytes: int
+    body_seconds: float
     metrics_key: Callable[[str], bool] | None = None
 
 
@@ -54,6 +57,7 @@ def build_http(
     health: Health,
     metrics: Metrics,
     options: HttpOptions,
+    threads: FairThreads,
     routers: Sequence[APIRouter] = (),
 ) -> ASGIApp:
     """Returns the ASGI application; `routers` are mounted beside the data plane."""
@@ -67,7 +71,7 @@ def build_http(
     )
     # FastAPI's own page loads its scripts from a public network, which a gateway may not reach.
     patch_fastapi(app, "/docs", swagger_ui_parameters={"persistAuthorization": False})
-    data_plane = _data_plane(gateway)
+    data_plane = _data_plane(gateway, threads)
     app.include_router(data_plane, prefix="/v1", tags=["models"])
     app.include_router(data_plane, prefix="/t/{tenant}/v1", tags=["models of one tenant"])
     app.include_router(_probes(health, metrics, options), tags=["operation"])
@@ -76,28 +80,32 @@ def build_http(
     for kind in (LoragateError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, answer_error)
     # Inside Starlette's own last resort, outside all else; what is added last is outermost.
-    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes, seconds=options.body_seconds)
+    app.add_middleware(HeadLimit)
     app.add_middleware(Envelope)
     return app
 
 
-def _data_plane(gateway: Gateway) -> APIRouter:
+def _data_plane(gateway: Gateway, threads: FairThreads) -> APIRouter:
     @contextmanager
-    def arriving(request: Request) -> Iterator[None]:
+    def arriving(request: Request) -> Iterator[str]:
         with gateway.arrive(_caller(request)) as arrival:
             request.state.arrival = arrival
-            yield
+            yield arrival.tenant
+
+    async def converted(body: ChatBody | CompletionBody, request: Request) -> core.Request:
+        return await threads.do(_arrival(request).tenant, request.state.is_large, body.to_core)
 
     said_to_clients = [Depends(HTTPBearer(auto_error=False))]  # it checks nothing
-    router = APIRouter(dependencies=said_to_clients, route_class=guarded_by(arriving))
+    router = APIRouter(dependencies=said_to_clients, route_class=guarded_by(arriving, threads))
 
     @router.post("/chat/completions", summary="Answer a conversation")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
-        return Answer(gateway, body.to_core(), _arrival(request))
+        return Answer(gateway, await converted(body, request), _arrival(request))
 
     @router.post("/completions", summary="Continue a text")
     async def completions(body: CompletionBody, request: Request) -> Response:
-        return Answer(gateway, body.to_core(), _arrival(request))
+        return Answer(gateway, await converted(body, request), _arrival(request))
 
     @router.post("/feedback", summary="Say how good an answer was")
     async def feedback(body: FeedbackBody, request: Request) -> Response:

@@ -1,23 +1,31 @@
-"""One gRPC call from outside: who calls, and what a failure looks like, for every method alike."""
+"""One gRPC call from outside, for every method alike: who calls, how its message is read, and what
+a failure looks like.
+"""
 
+import asyncio
 import logging
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import any_pb2, descriptor_pool, duration_pb2
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from loragate.server.admin.administration import check_admin_key
 from loragate.server.admission import Arrival
+from loragate.server.bounds import SMALL_MESSAGE
 from loragate.server.core import Caller, Route
-from loragate.server.errors import Failure, InvalidRequest, describe
+from loragate.server.errors import BodyTooSlow, Failure, InvalidRequest, describe
+from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Gateway
+from loragate.server.rpc.field_count import check_fields
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]  # generic for type checkers alone
@@ -29,7 +37,7 @@ Answered = TypeVar("Answered")
 Metadata = Sequence[tuple[str, str | bytes]]
 Context = grpc.aio.ServicerContext[object, object]
 Method = Callable[[object, Context], Awaitable[object]]
-Guard = Callable[[Context], AbstractAsyncContextManager[None]]
+Guard = Callable[[Context], AbstractAsyncContextManager[str]]
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _MAX_DETAILS_BYTES = 1024  # clients refuse answers whose headers pass 8 KiB; three bytes for one
@@ -68,11 +76,11 @@ class AdminCalls:
     @asynccontextmanager
     async def answering(
         self, context: grpc.aio.ServicerContext[Asked, Answered]
-    ) -> AsyncIterator[None]:
-        """As `answering`, and turns everybody else away."""
+    ) -> AsyncIterator[str]:
+        """As `answering`, and turns everybody else away. Yields in whose turn to read: nobody's."""
         async with answering(context) as caller:
             check_admin_key(caller.api_key, self._admin_key, self._is_tenant_key)
-            yield
+            yield ""
 
 
 class InferenceCalls:
@@ -87,13 +95,15 @@ class InferenceCalls:
     @asynccontextmanager
     async def answering(
         self, context: grpc.aio.ServicerContext[Asked, Answered]
-    ) -> AsyncIterator[None]:
-        """As `answering`, and lets in only whom the gateway does. For the interceptor alone."""
+    ) -> AsyncIterator[str]:
+        """As `answering`, and lets in only whom the gateway does. Yields the tenant, in whose turn
+        to read. For the interceptor alone.
+        """
         async with answering(context) as caller:
             with self._gateway.arrive(caller) as arrival:
                 self._arrivals[context] = arrival
                 try:
-                    yield
+                    yield arrival.tenant
                 finally:
                     del self._arrivals[context]
 
@@ -103,17 +113,23 @@ class InferenceCalls:
 
 
 class GuardingInterceptor(grpc.aio.ServerInterceptor):
-    """Stands before a service's methods: a message is decoded once its caller is let in.
+    """Stands before a service's methods: a message is read once its caller is let in, in so many
+    seconds, and decoded once its fields are counted.
 
-    Bytes that are no message are the client's mistake; gRPC would call it the server's. Of a method
-    that takes one message, the whole call runs inside its service's guard, which turns what is
-    raised into a status: whatever bounds a message before it is decoded belongs in `_guarded`. A
-    method that takes a stream asks by itself before its first message. None may be a generator.
+    To gRPC, methods that take one message take a stream, of which the first is read: only so can
+    something be asked before it has come. Bytes that are no message are the client's mistake; gRPC
+    would call it the server's. The whole call runs inside its service's guard, which turns what is
+    raised into a status. A method that takes a stream asks by itself before its first message. None
+    may be a generator.
     """
 
-    def __init__(self, guards: Mapping[str, Guard]) -> None:
+    def __init__(
+        self, guards: Mapping[str, Guard], threads: FairThreads, message_seconds: float
+    ) -> None:
         """`guards` are by the full name of the service; what has none is left alone."""
         self._guards = dict(guards)
+        self._threads = threads
+        self._message_seconds = message_seconds
 
     async def intercept_service(
         self,
@@ -121,18 +137,60 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         handler = await continuation(handler_call_details)
-        service = handler_call_details.method.rpartition("/")[0].removeprefix("/")
+        service, _, name = handler_call_details.method.removeprefix("/").rpartition("/")
         guard = self._guards.get(service)
         if handler is None or handler.request_streaming or guard is None:
             return handler
         streams = handler.response_streaming
         # The library's types know methods of the sync server only.
         method = cast(Method, handler.unary_stream if streams else handler.unary_unary)
-        decode = cast(Callable[[bytes], object], handler.request_deserializer)
+        kind = descriptor_pool.Default().FindMethodByName(f"{service}.{name}").input_type
+        decode = partial(_decode, cast(Callable[[bytes], object], handler.request_deserializer))
         wrap = (
-            grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+            grpc.stream_stream_rpc_method_handler
+            if streams
+            else grpc.stream_unary_rpc_method_handler
         )
-        return wrap(_guarded(guard, method, decode), None, handler.response_serializer)
+        return wrap(
+            self._guarded(guard, method, partial(decode, kind)), None, handler.response_serializer
+        )
+
+    def _guarded(
+        self, guard: Guard, method: Method, decode: Callable[[bytes], object]
+    ) -> Callable[[object, Context], Awaitable[object]]:
+        async def guarded(_: object, context: Context) -> object:
+            async with guard(context) as tenant:
+                message = await self._message(context)
+                is_large = len(message) > SMALL_MESSAGE
+                request = await self._threads.do(tenant, is_large, decode, message)
+                del message
+                return await method(request, context)
+
+        return guarded
+
+    async def _message(self, context: Context) -> bytes:
+        """Raises BodyTooSlow, and InvalidRequest where the client sends none."""
+        timeout = asyncio.timeout(self._message_seconds)
+        try:
+            async with timeout:
+                message = await context.read()
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise BodyTooSlow(
+                f"The request did not come within {self._message_seconds:g} s; send it faster, or "
+                "raise server.body_timeout_seconds."
+            ) from None
+        if not isinstance(message, bytes):
+            raise InvalidRequest("The call has no message; send one.")
+        return message
+
+
+def _decode(decode: Callable[[bytes], object], kind: Descriptor, message: bytes) -> object:
+    """Raises InvalidRequest where there are more fields than a message may have."""
+    if len(message) > SMALL_MESSAGE:
+        check_fields(message, kind)
+    return decode(message)
 
 
 async def announce(
@@ -142,16 +200,6 @@ async def announce(
     provenance = (("x-request-id", caller.request_id), *route.provenance)
     context.set_trailing_metadata(provenance)
     await context.send_initial_metadata(provenance)
-
-
-def _guarded(
-    guard: Guard, method: Method, decode: Callable[[bytes], object]
-) -> Callable[[bytes, Context], Awaitable[object]]:
-    async def guarded(message: bytes, context: Context) -> object:
-        async with guard(context):
-            return await method(decode(message), context)
-
-    return guarded
 
 
 def caller_of(context: grpc.aio.ServicerContext[Asked, Answered]) -> Caller:

@@ -1,4 +1,5 @@
-"""What clients send over gRPC, as the server's own nouns. Nothing is checked but the wire's form.
+"""What clients send over gRPC, as the server's own nouns. Nothing is checked but the wire's form,
+and how many there are of each before anything is made of them.
 
 Whether a value is in range is for the gateway to say, equally for every transport. What an unset
 field means is said once, by the defaults of the classes in `core`.
@@ -9,6 +10,8 @@ from typing import Literal, TypeVar
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message as Wire
 
+from loragate.server import bounds
+from loragate.server.bounds import check_characters, check_count
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
@@ -27,11 +30,16 @@ T = TypeVar("T")
 
 
 def chat_request(wire: pb.ChatRequest, *, stream: bool) -> ChatRequest:
-    """Raises InvalidRequest where a `oneof` says nothing, or an enum a word not known here."""
+    """Raises InvalidRequest where a `oneof` says nothing, an enum a word not known here, or where
+    there are too many of anything.
+    """
+    check_characters("model", [wire.model], bounds.MOST_NAME_CHARACTERS)
+    check_count("messages", len(wire.messages), bounds.MOST_MESSAGES)
+    check_count("tools", len(wire.tools), bounds.MOST_TOOLS)
     unset = ChatRequest("", ())
     return ChatRequest(
         model=wire.model,
-        messages=tuple(_turn(turn) for turn in wire.messages),
+        messages=tuple(_turn(turn, i) for i, turn in enumerate(wire.messages)),
         sampling=_sampling(wire.sampling, unset.sampling),
         options=_options(wire.options, stream),
         tools=tuple(_tool(tool) for tool in wire.tools),
@@ -47,6 +55,10 @@ def chat_request(wire: pb.ChatRequest, *, stream: bool) -> ChatRequest:
 
 def completion_request(wire: pb.CompletionRequest, *, stream: bool) -> CompletionRequest:
     """Raises InvalidRequest as `chat_request` does."""
+    check_characters("model", [wire.model], bounds.MOST_NAME_CHARACTERS)
+    check_count("prompts", len(wire.prompts), bounds.MOST_PROMPTS)
+    ids = sum(len(prompt.token_ids.ids) for prompt in wire.prompts)
+    check_count("prompts", ids, bounds.MOST_PROMPT_TOKENS)
     unset = CompletionRequest("", ())
     return CompletionRequest(
         model=wire.model,
@@ -63,7 +75,9 @@ def _or(wire: Wire, field: str, default: T) -> T:
     return getattr(wire, field) if wire.HasField(field) else default
 
 
-def _turn(wire: pb.Message) -> Message:
+def _turn(wire: pb.Message, position: int) -> Message:
+    calls = f"messages[{position}].tool_calls"
+    check_count(calls, len(wire.tool_calls), bounds.MOST_TOOL_CALLS)
     return Message(
         role=wire.role,
         content=_or(wire, "content", None),
@@ -113,6 +127,16 @@ def _tool_choice(wire: pb.ToolChoice) -> ToolChoice:
 
 
 def _sampling(wire: pb.SamplingParams, unset: SamplingParams) -> SamplingParams:
+    for param, count, most in (
+        ("stop", len(wire.stop), bounds.MOST_STOPS),
+        ("stop_token_ids", len(wire.stop_token_ids), bounds.MOST_STOP_TOKENS),
+        ("logit_bias", len(wire.logit_bias), bounds.MOST_LOGIT_BIASES),
+        ("allowed_token_ids", len(wire.allowed_token_ids), bounds.MOST_ALLOWED_TOKENS),
+        ("bad_words", len(wire.bad_words), bounds.MOST_BAD_WORDS),
+        ("logprob_token_ids", len(wire.logprob_token_ids), bounds.MOST_LOGPROB_TOKENS),
+        ("response_format", len(wire.response_format.choice.texts), bounds.MOST_CHOICES_OF_TEXT),
+    ):
+        check_count(param, count, most)
     return SamplingParams(
         n=_or(wire, "n", unset.n),
         max_tokens=_or(wire, "max_tokens", unset.max_tokens),

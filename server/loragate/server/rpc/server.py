@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from loragate.server.admin.administration import Administration
+from loragate.server.bounds import SMALL_MESSAGE
 from loragate.server.choices import collect
 from loragate.server.experiments.feedback import Feedback
+from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Gateway
 from loragate.server.rpc import answers
 from loragate.server.rpc.calls import AdminCalls, GuardingInterceptor, InferenceCalls, announce
@@ -39,9 +42,10 @@ SERVICES = INFERENCE, REGISTRY, EXPERIMENTS
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Chat, completions and models for tenants. `InferenceCalls` stands around each method."""
 
-    def __init__(self, gateway: Gateway, calls: InferenceCalls) -> None:
+    def __init__(self, gateway: Gateway, calls: InferenceCalls, threads: FairThreads) -> None:
         self._gateway = gateway
         self._calls = calls
+        self._threads = threads
 
     async def Chat(
         self,
@@ -49,7 +53,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         context: grpc.aio.ServicerContext[pb.ChatRequest, pb.ChatResponse],
     ) -> pb.ChatResponse:
         arrival = self._calls.arrival(context)
-        asked = chat_request(request, stream=False)
+        asked = await self._threads.do(
+            arrival.tenant, _is_large(request), chat_request, request, stream=False
+        )
         async with self._gateway.generate(asked, arrival) as generation:
             await announce(context, arrival.caller, generation.route)
             return answers.chat_response(generation, await collect(generation))
@@ -60,7 +66,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         context: grpc.aio.ServicerContext[pb.ChatRequest, pb.ChatChunk],
     ) -> None:
         arrival = self._calls.arrival(context)
-        asked = chat_request(request, stream=True)
+        asked = await self._threads.do(
+            arrival.tenant, _is_large(request), chat_request, request, stream=True
+        )
         async with self._gateway.generate(asked, arrival) as generation:
             await announce(context, arrival.caller, generation.route)
             chunks = answers.ChatChunks(generation)
@@ -76,7 +84,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         context: grpc.aio.ServicerContext[pb.CompletionRequest, pb.CompletionResponse],
     ) -> pb.CompletionResponse:
         arrival = self._calls.arrival(context)
-        asked = completion_request(request, stream=False)
+        asked = await self._threads.do(
+            arrival.tenant, _is_large(request), completion_request, request, stream=False
+        )
         async with self._gateway.generate(asked, arrival) as generation:
             await announce(context, arrival.caller, generation.route)
             return answers.completion_response(generation, await collect(generation))
@@ -87,7 +97,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         context: grpc.aio.ServicerContext[pb.CompletionRequest, pb.CompletionChunk],
     ) -> None:
         arrival = self._calls.arrival(context)
-        asked = completion_request(request, stream=True)
+        asked = await self._threads.do(
+            arrival.tenant, _is_large(request), completion_request, request, stream=True
+        )
         async with self._gateway.generate(asked, arrival) as generation:
             await announce(context, arrival.caller, generation.route)
             chunks = answers.CompletionChunks(generation)
@@ -128,10 +140,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 
 @dataclass(frozen=True, slots=True)
 class GrpcOptions:
-    """Bounds in bytes: of one message, and of all files of a published adapter together."""
+    """Bounds in bytes: of one message, and of all files of a published adapter together; and the
+    seconds in which a message has to come.
+    """
 
     max_message_bytes: int
     max_adapter_bytes: int
+    message_seconds: float
 
 
 class GrpcServer:
@@ -182,6 +197,7 @@ def build_server(
     admin_key: str,
     is_tenant_key: Callable[[str], bool],
     options: GrpcOptions,
+    threads: FairThreads,
 ) -> GrpcServer:
     """Call it in the event loop that will serve."""
     tenants_calls = InferenceCalls(gateway)
@@ -191,10 +207,9 @@ def build_server(
         REGISTRY: calls.answering,
         EXPERIMENTS: calls.answering,
     }
-    server = grpc.aio.server(
-        interceptors=[GuardingInterceptor(guards)], options=_channel_options(options)
-    )
-    inference = InferenceService(gateway, tenants_calls)
+    guarding = GuardingInterceptor(guards, threads, options.message_seconds)
+    server = grpc.aio.server(interceptors=[guarding], options=_channel_options(options))
+    inference = InferenceService(gateway, tenants_calls, threads)
     inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
     registry_service = RegistryService(administration, calls, options.max_adapter_bytes)
     registry_pb2_grpc.add_AdapterRegistryServicer_to_server(registry_service, server)
@@ -207,6 +222,10 @@ def build_server(
     return GrpcServer(server, health_service, registry_service)
 
 
+def _is_large(message: Message) -> bool:
+    return message.ByteSize() > SMALL_MESSAGE
+
+
 def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", options.max_message_bytes),
@@ -216,4 +235,13 @@ def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # What a client may hold without a key: a handshake, headers, calls on one connection.
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_metadata_size", 16_384),
+        ("grpc.absolute_max_metadata_size", 32_768),
+        ("grpc.max_concurrent_streams", 1024),
+        # A connection whose client is gone, or that carries no call, is closed.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.max_connection_idle_ms", 300_000),
     ]
