@@ -35,9 +35,9 @@ class Answer:
     frames: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Refused(Exception):
-    """The transport's status and the project's error code."""
+    """The transport's status and the project's error code. Not frozen: Python sets its traceback."""
 
     status: int | grpc.StatusCode
     code: str

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import pytest
-from clients import Answer, Client, GrpcClient, HttpClient
+from clients import Answer, Client, GrpcClient, HttpClient, Refused
 from questions import ANSWER_TOKENS, CHURN_QUESTIONS, CHURN_WEIGHTS, Job
 from serving import Served, wait_for
 
@@ -34,14 +34,20 @@ class Asked:
     adapter: AdapterName
     question: str
 
-    def ask(self) -> Answer:
-        return self.client.chat(
-            self.adapter.name,
-            Job("", self.question).messages,
-            temperature=0,
-            max_tokens=ANSWER_TOKENS,
-            return_token_ids=True,
-        )
+    def ask(self) -> Answer | None:
+        """None where no slot came free in time, which a busy machine may bring about."""
+        try:
+            return self.client.chat(
+                self.adapter.name,
+                Job("", self.question).messages,
+                temperature=0,
+                max_tokens=ANSWER_TOKENS,
+                return_token_ids=True,
+            )
+        except Refused as refusal:
+            if refusal.code != "no_adapter_slot":
+                raise
+            return None
 
 
 def is_served(registry: Registry, adapter: AdapterName) -> bool:
@@ -79,12 +85,13 @@ def promote_for_ever(served: Served, registry: Registry, ended: threading.Event)
 
 
 def wrong_answers(
-    asked: list[Asked], answers: list[Answer], reference: Mapping[Job, list[int]]
+    asked: list[Asked], answers: list[Answer | None], reference: Mapping[Job, list[int]]
 ) -> list[str]:
     return [
         f"{request.adapter} asked {request.question!r} said {answer.text!r}"
         for request, answer in zip(asked, answers, strict=True)
-        if answer.token_ids != reference[Job(RESIDENTS[request.adapter], request.question)]
+        if answer is not None
+        and answer.token_ids != reference[Job(RESIDENTS[request.adapter], request.question)]
     ]
 
 
@@ -116,5 +123,6 @@ def test_placing_one_adapter_changes_no_answer_of_another_while_slots_change_han
     wrong = wrong_answers(asked, answers, reference)
     assert not wrong, f"{len(wrong)} of {requests}: {wrong[:3]}"
     assert promotions >= requests // 20, "hardly anything was placed meanwhile"
+    assert answers.count(None) <= requests // 20, "slots are not shared"
     for request, answer in zip(asked, answers, strict=True):
-        assert answer.adapter == f"{request.adapter}@v1"
+        assert answer is None or answer.adapter == f"{request.adapter}@v1"
