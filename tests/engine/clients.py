@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(eq=False)
 class Refused(Exception):
-    """The transport's status and the project's error code. Not frozen: Python sets its traceback."""
+    """The transport's status and the project's error code. Not frozen: it gets a traceback."""
 
     status: int | grpc.StatusCode
     code: str
