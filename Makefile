@@ -28,7 +28,8 @@ OUT := proto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
-	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-train loadtest check fmt generate \
+	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-train \
+	loadtest check fmt generate \
 	lock clean
 
 help: ## List the recipes

@@ -131,6 +131,7 @@ class AdapterMetrics:
         by = f'adapter="{_escaped(adapter)}"', f'tenant="{_escaped(tenant)}"'
         self._by = by
         self._labels = "{" + ",".join(by) + "}"
+        self._request_names: dict[tuple[str, str], str] = {}
         self._templates = [_template(histogram, *by) for histogram in HISTOGRAMS]
 
     def render(self) -> None:
@@ -144,12 +145,19 @@ class AdapterMetrics:
         self.rendered = self.figures.copy()
 
     def _requests(self) -> str:
-        adapter, tenant = self._by
+        names = self._request_names
         return "".join(
-            f'{_REQUESTS}{{{adapter},outcome="{_escaped(outcome)}",{tenant},'
-            f'transport="{_escaped(transport)}"}} {ended}.0\n'
-            for (transport, outcome), ended in self.figures.requests.items()
+            [
+                f"{names.get(ended) or self._named(ended)} {requests}.0\n"
+                for ended, requests in self.figures.requests.items()
+            ]
         )
+
+    def _named(self, ended: tuple[str, str]) -> str:
+        (adapter, tenant), (transport, outcome) = self._by, map(_escaped, ended)
+        name = f'{_REQUESTS}{{{adapter},outcome="{outcome}",{tenant},transport="{transport}"}}'
+        self._request_names[ended] = name
+        return name
 
     def _counters(self) -> Iterator[str]:
         for (name, _), number in zip(COUNTERS, self.figures.numbers, strict=False):

@@ -141,21 +141,24 @@ class Metrics:
                 if piece.is_over():
                     yield
                     piece.begin()
+        shown = list(sets.values())
         for i, header in enumerate(FAMILIES):
-            text.add(header)
-            for each in sets.values():
-                if text.add(each.lines[i]) and piece.is_over():
+            for _ in text.add(header, [each.lines[i] for each in shown]):
+                if piece.is_over():
                     yield
                     piece.begin()
-        text.add(_INFO_HEADER)
+        info: list[str] = []
         snapshot, before, self._info = self._snapshot(), self._info, {}
         for key in sets:
-            text.add(self._info_of(key, snapshot, before))
+            info.append(self._info_of(key, snapshot, before))
             if piece.is_over():
                 yield
                 piece.begin()
-        text.add(generate_latest(self.registry).decode())
-        text.end_part()
+        for _ in text.add(_INFO_HEADER, info):
+            if piece.is_over():
+                yield
+                piece.begin()
+        text.parts.append(generate_latest(self.registry))
 
     def _info_of(
         self,
@@ -225,22 +228,15 @@ class _Text:
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
-        self._part: list[str] = []
-        self._size = 0
 
-    def add(self, lines: str) -> bool:
-        """Whether a part has ended."""
-        self._part.append(lines)
-        self._size += len(lines)
-        if self._size < _PART_CHARACTERS:
-            return False
-        self.end_part()
-        return True
-
-    def end_part(self) -> None:
-        self.parts.append("".join(self._part).encode())
-        self._part.clear()
-        self._size = 0
+    def add(self, header: str, lines: Sequence[str]) -> Iterator[None]:
+        """Adds a family; yields after each part."""
+        mean = sum(map(len, lines)) // len(lines) + 1 if lines else 1
+        step = max(1, _PART_CHARACTERS // mean)
+        for first in range(0, len(lines), step):
+            text = "".join(lines[first : first + step])
+            self.parts.append((text if first else header + text).encode())
+            yield
 
 
 class _Piece:
