@@ -140,8 +140,10 @@ def test_answers_are_of_the_version_that_they_name_while_versions_come_and_go(
     loads_before, ended = churn.loads(), threading.Event()
     with ThreadPoolExecutor(AT_ONCE + 1) as pool:
         moving = pool.submit(move_champions, churn, ended)
-        answers = list(pool.map(Asked.ask, wanted))
-        ended.set()
+        try:
+            answers = list(pool.map(Asked.ask, wanted))
+        finally:
+            ended.set()  # else the pool waits for the moves for ever
         moves = moving.result()
 
     for asked, answer in zip(wanted, answers, strict=True):
