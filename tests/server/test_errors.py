@@ -82,6 +82,7 @@ EXPECTED = {
     "AliasMovedOn": ("FAILED_PRECONDITION", 409, "invalid_request_error", "alias_moved_on"),
     "IllegalMove": ("FAILED_PRECONDITION", 409, "invalid_request_error", "illegal_move"),
     "StoreError": ("UNAVAILABLE", 503, "server_error", "store_unavailable"),
+    "ChildUnavailable": ("UNAVAILABLE", 503, "server_error", "child_unavailable"),
 }
 
 

@@ -16,7 +16,6 @@ Publishing
     `peft_config`, `peft_features`  the configuration, and what of PEFT is not served
     `lora_tensors`, `tensor_values`  the pairs of LoRA matrices, and their numbers
     `base_profile`        what an adapter must fit
-    `template_time`       whether a chat template ends in time
     `reference`           what it said where it was trained, for the gate in the engine
     `store`               artifacts on disk, by digest, and `needs`, which of them may go
 
@@ -40,4 +39,10 @@ The registry
 The base model and its prompts
     `base_model`          the base model on disk (`model_sources`, `model_files`, `gguf_conversion`)
     `rendering`           messages to token ids, the same for serving and for training
+                          (`template_time` bounds a trusted template's time)
+    `templates`           the chat templates that adapters bring, rendered apart (`template_child`)
+
+Work whose cost others decide
+    `child_process`       processes for it that are bounded, killed and replaced
+    `child_loop`          what runs in them
 """

@@ -7,28 +7,37 @@ that the adapter changes what is said and changes it as trained, is another gate
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 
 from loragate.adapters.adapter_files import WEIGHTS, AdapterFiles
 from loragate.adapters.base_profile import BaseProfile, Shape, template_hash
-from loragate.adapters.errors import BaseModelName, InvalidAdapter
+from loragate.adapters.child_process import ChildUnavailable
+from loragate.adapters.errors import BaseModelName, InvalidAdapter, StoreError
 from loragate.adapters.lora_tensors import LoraPair, check_prefix, is_embedding, lora_pairs
 from loragate.adapters.manifest import AdapterManifest, Contract
 from loragate.adapters.names import AdapterName
 from loragate.adapters.peft_config import CONFIG, AdapterConfig
 from loragate.adapters.peft_features import check_features
-from loragate.adapters.template_time import OWN_TEMPLATE_SECONDS
+from loragate.adapters.templates import RenderingError, Templates
 
 
 class StaticGate:
     """Checks adapters against a base model and an engine, as far as these are known.
 
     Without a base model, names, shapes and the manifest's hashes are not compared; without
-    ``max_rank``, any rank passes.
+    ``max_rank``, any rank passes. Chat templates are tried in the child processes of
+    ``templates``, which stays the caller's to close; without it, each in one of its own.
     """
 
-    def __init__(self, base: BaseProfile | None, max_rank: int | None) -> None:
+    def __init__(
+        self,
+        base: BaseProfile | None,
+        max_rank: int | None,
+        templates: Templates | None = None,
+    ) -> None:
         self._base = base
         self._max_rank = max_rank
+        self._templates = templates
 
     def check_name(self, adapter: AdapterName) -> None:
         """Raise BaseModelName for a name by which requests reach the base model."""
@@ -40,7 +49,8 @@ class StaticGate:
             )
 
     def check(self, files: AdapterFiles) -> None:
-        """Raise InvalidAdapter, with a code for each reason, unless the adapter can be served.
+        """Raise InvalidAdapter, with a code for each reason, unless the adapter can be served; and
+        StoreError where this machine cannot tell.
 
         Reads the configuration and the weights' header first, and the weights last, in blocks.
         """
@@ -60,7 +70,7 @@ class StaticGate:
         self._check_rank(files.config)
         if self._base is not None:
             _check_manifest(files.manifest, self._base)
-        _check_template(files.manifest.contract)
+        self._check_template(files.manifest.contract)
         pairs = lora_pairs(files.tensors, files.config)
         if self._base is not None and self._base.modules:
             _check_targets(files.config, pairs, self._base)
@@ -75,6 +85,21 @@ class StaticGate:
                 f"the adapter needs rank {rank}, the engine allows {max_rank}; raise "
                 "engine.max_lora_rank or retrain",
             )
+
+    def _check_template(self, contract: Contract) -> None:
+        if contract.chat_template is None:
+            return
+        with nullcontext(self._templates) if self._templates else Templates() as templates:
+            try:
+                templates.try_out(contract.chat_template, contract.system_prompt)
+            except ChildUnavailable as error:  # a fault of this machine
+                raise StoreError(f"the chat template cannot be tried now: {error}") from error
+            except RenderingError as error:
+                raise InvalidAdapter(
+                    "invalid_template",
+                    f"the manifest's contract.chat_template does not render a plain question: "
+                    f"{error}; correct it there",
+                ) from error
 
 
 def _check_alpha(config: AdapterConfig) -> None:
@@ -134,22 +159,6 @@ def _check_manifest(manifest: AdapterManifest, base: BaseProfile) -> None:
                 f"the adapter was trained with another {what} than it would be served with "
                 f"({trained} is not {served or 'known here'}); {remedy}",
             )
-
-
-def _check_template(contract: Contract) -> None:
-    if contract.chat_template is None:
-        return
-    # The library that renders takes seconds to import, and few adapters bring a template.
-    from loragate.adapters.rendering import RenderingError, try_template
-
-    try:
-        try_template(contract.chat_template, contract.system_prompt, OWN_TEMPLATE_SECONDS)
-    except RenderingError as error:
-        raise InvalidAdapter(
-            "invalid_template",
-            f"the manifest's contract.chat_template does not render a plain question: {error}; "
-            "correct it there",
-        ) from error
 
 
 def _check_targets(config: AdapterConfig, pairs: tuple[LoraPair, ...], base: BaseProfile) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from loragate.adapters.child_process import ChildUnavailable
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.template_time import template_time
+from loragate.adapters.templates import RenderingError, Templates
 from loragate.adapters.token_bound import TokenBound
 
 Turn = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
@@ -39,10 +40,6 @@ To call a function, answer with its name and arguments as JSON inside <tool_call
 <tool_call>
 {{"name": "<function name>", "arguments": {{<arguments>}}}}
 </tool_call>"""
-
-
-class RenderingError(LoragateError):
-    """The chat template refuses these messages, or there is none; the message says which."""
 
 
 class TooManyTokens(LoragateError):
@@ -96,13 +93,15 @@ class Renderer:
         template_kwargs: Mapping[str, object] | None = None,
         template_seconds: float | None = None,
         most_tokens: int | None = None,
+        templates: Templates | None = None,
     ) -> tuple[int, ...]:
         """Returns the prompt's token ids. Raises RenderingError where the template refuses, and
         TooManyTokens as `encode` does.
 
         Special tokens come from the template alone; `add_special_tokens` is for templates that
         leave the first one out. A template that computes for longer than `template_seconds` is
-        stopped, and taken to refuse.
+        stopped, and taken to refuse. One that is not to be trusted is rendered by `templates`, to
+        the same text: apart, and within their bounds.
         """
         template = chat_template or self._template
         if not template:
@@ -116,17 +115,33 @@ class Renderer:
         if taken := sorted(_RESERVED & variables.keys()):
             raise RenderingError(f"A chat template's variable cannot be named '{taken[0]}'.")
         conversation: list[Any] = [dict(message) for message in messages]
+        listing: list[Any] | None = [dict(tool) for tool in tools] or None
         try:
-            with nullcontext() if template_seconds is None else template_time(template_seconds):
-                text = self.tokenizer.apply_chat_template(
+            if templates is None:
+                limit = (
+                    nullcontext() if template_seconds is None else template_time(template_seconds)
+                )
+                with limit:
+                    text = self.tokenizer.apply_chat_template(
+                        conversation,
+                        tools=listing,
+                        chat_template=template,
+                        add_generation_prompt=add_generation_prompt,
+                        continue_final_message=continue_final_message,
+                        tokenize=False,
+                        **variables,
+                    )
+            else:
+                text = templates.render(
+                    template,
                     conversation,
-                    tools=[dict(tool) for tool in tools] or None,
-                    chat_template=template,
+                    tools=listing,
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=continue_final_message,
-                    tokenize=False,
-                    **variables,
+                    variables={**self.tokenizer.special_tokens_map, **variables},
                 )
+        except ChildUnavailable:
+            raise
         # Templates are programs of the model's makers: they raise what they like (TemplateError,
         # TypeError on a missing field, …), and every such case is the request's fault here.
         except Exception as error:
@@ -191,25 +206,6 @@ class Renderer:
         end = self.tokenizer.eos_token_id
         stop = answer.index(end) + 1 if end in answer else len(answer)
         return [*answer[:stop], *([-100] * (len(answer) - stop))]
-
-
-def try_template(template: str, system_prompt: str | None, seconds: float) -> None:
-    """Renders one plain question. Raises RenderingError where the template cannot, or takes longer
-    than `seconds` of processor time.
-    """
-    turns = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    turns.append({"role": "user", "content": "Hello"})
-    try:
-        with template_time(seconds):
-            render_jinja_template(
-                conversations=[turns],
-                chat_template=template,
-                add_generation_prompt=True,
-                bos_token="",
-                eos_token="",
-            )
-    except Exception as error:  # as in `render`
-        raise RenderingError(str(error)) from error
 
 
 def _is_unicode(text: str) -> bool:

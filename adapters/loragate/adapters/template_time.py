@@ -1,9 +1,9 @@
-"""A bound on the processor time of chat templates, which are programs of whoever published them.
+"""A bound on the processor time of a chat template that is trusted, over messages that are not.
 
 A thread cannot be stopped from outside, so the template's thread looks at its own clock: whenever
-a line of a template begins, and whenever anything is called. Loops and recursion, which are how a
-template runs away, end there. What one operation does within itself, such as multiplying a string
-into gigabytes, is not seen: whoever may publish is trusted that far.
+a line of a template begins, and whenever anything is called. Loops and recursion end there. What
+one operation does within itself, such as multiplying a string into gigabytes, is not seen: what is
+not trusted is for `templates`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
-# What a template that an adapter brings may take. One takes a millisecond, of a long chat some.
-OWN_TEMPLATE_SECONDS: Final = 1.0
 _JINJA_FILENAME: Final = "<template>"
 
 
@@ -36,7 +34,7 @@ def template_time(seconds: float) -> Iterator[None]:
     """Templates that are rendered inside, in this thread, raise TemplateTooSlow after ``seconds``.
 
     Counted is the thread's processor time, so that a busy machine makes no template slow. Doubles
-    a template's time, so it is for templates that are not trusted.
+    a template's time, so it is for large requests.
     """
     end = time.thread_time() + seconds
 

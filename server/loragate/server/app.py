@@ -20,6 +20,7 @@ from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
 from loragate.adapters.snapshot import Limits, Snapshot, SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
+from loragate.adapters.templates import Templates
 from loragate.server.admin import routes as admin_http
 from loragate.server.admin.administration import Administration
 from loragate.server.admission import Admission
@@ -48,7 +49,7 @@ from loragate.server.metrics import Metrics
 from loragate.server.pins import Pins
 from loragate.server.prefetch import HotList, Prefetch
 from loragate.server.probe import Probe
-from loragate.server.prompting import PromptBuilder, contract_of
+from loragate.server.prompting import TEMPLATE_CHILDREN, PromptBuilder, contract_of
 from loragate.server.residency import Residency
 from loragate.server.routing import Router, say_hidden
 from loragate.server.rpc.server import GrpcOptions, build_server
@@ -156,12 +157,14 @@ async def build(
     """
     store = ArtifactStore(home.artifacts)
     chat_template = read_chat_template(config.engine)
-    gate = StaticGate(BaseProfile.read(base, chat_template), config.engine.max_lora_rank)
+    templates = Templates(TEMPLATE_CHILDREN)
+    gate = StaticGate(BaseProfile.read(base, chat_template), config.engine.max_lora_rank, templates)
     metrics = Metrics(config.metrics.max_adapters)
     background = BackgroundTasks(config.server.degraded_after_seconds)
     admin_key = home.admin_key()
     url = config.registry.url or home.database_url
     with (
+        templates,
         Registry(url, store, gate) as registry,
         registry.serving_alone(),
         closing(FairThreads()) as threads,
@@ -204,7 +207,7 @@ async def build(
                 registry, snapshots, engine, workshop or Workshop(), budget, merged_changed
             )
             builder = PromptBuilder(
-                renderer, engine.model, threads, config.limits.max_prompt_logprobs
+                renderer, engine.model, threads, templates, config.limits.max_prompt_logprobs
             )
             shadows = Shadows(
                 merged,

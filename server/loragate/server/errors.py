@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import grpc
 
 from loragate.adapters import errors as registry
+from loragate.adapters.child_process import ChildUnavailable
 from loragate.adapters.errors import LoragateError
 
 
@@ -260,6 +261,7 @@ TABLE: dict[type[Exception], Status] = {
     registry.AliasMovedOn: _conflict("alias_moved_on", grpc.StatusCode.FAILED_PRECONDITION),
     registry.IllegalMove: _conflict("illegal_move", grpc.StatusCode.FAILED_PRECONDITION),
     registry.StoreError: _unavailable("store_unavailable"),
+    ChildUnavailable: _unavailable("child_unavailable", retry_after_seconds=1.0),
 }
 
 

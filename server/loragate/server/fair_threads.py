@@ -51,8 +51,8 @@ class FairThreads:
         waiting = self._waiting.setdefault(tenant, deque())
         if len(waiting) >= self._most_waiting:
             raise Overloaded(
-                f"{len(waiting)} large requests of this tenant wait to be read already; send the "
-                "request again in a moment.",
+                f"{len(waiting)} requests of this tenant wait to be read already; send the request "
+                "again in a moment.",
                 retry_after_seconds=1.0,
             )
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()

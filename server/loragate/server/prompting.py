@@ -4,18 +4,15 @@ A value that the request says wins; then the contract's default; then the model'
 contract bind in any case.
 """
 
-import asyncio
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from weakref import WeakValueDictionary
 
 from loragate.adapters.manifest import Contract
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.rendering import Renderer, RenderingError, TooManyTokens
 from loragate.adapters.snapshot import Snapshot
-from loragate.adapters.template_time import OWN_TEMPLATE_SECONDS
+from loragate.adapters.templates import Templates
 from loragate.server.bounds import MOST_ANSWER_SCORES
 from loragate.server.core import (
     ChatRequest,
@@ -35,9 +32,11 @@ from loragate.server.request_size import is_large
 # time; thousands of messages take a tenth of this.
 _BASE_TEMPLATE_SECONDS = 5.0
 
-# An adapter's own template is its publisher's program: it renders in threads that nothing else
-# needs, one request at a time for each template, and for a bounded time.
-_TEMPLATE_THREADS = 2
+# An adapter's own template is its publisher's program: it renders in a child process, for which one
+# of as many threads waits that nothing else needs. One request of a tenant at a time, so that slow
+# templates leave a child to the others. Of one tenant, so many wait: each takes a millisecond.
+TEMPLATE_CHILDREN = 2
+_MOST_WAIT_FOR_TEMPLATES = 1024
 
 NO_CONTRACT = Contract()
 
@@ -73,22 +72,26 @@ class PromptBuilder:
         renderer: Renderer,
         model: ServedModel,
         threads: FairThreads,
+        templates: Templates,
         most_prompt_scores: int = 65_536,
     ) -> None:
-        """`most_prompt_scores` bounds the prompt's log-probabilities, alternatives included."""
+        """`templates` renders those of adapters; it stays the caller's to close, as `threads` do.
+        `most_prompt_scores` bounds the prompt's log-probabilities, alternatives included.
+        """
         self._renderer = renderer
         self._model = model
         self._threads = threads
         self._most_prompt_scores = most_prompt_scores
-        self._template_threads = ThreadPoolExecutor(_TEMPLATE_THREADS, "template")
-        self._template_turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._templates = templates
+        self._template_threads = FairThreads(TEMPLATE_CHILDREN, _MOST_WAIT_FOR_TEMPLATES)
 
     async def prepare(self, request: Request, contract: Contract, tenant: str) -> Prepared:
         """Raises InvalidRequest if the template refuses or too many log-probabilities are asked
         for, ContextLengthExceeded if too long. A large request takes its `tenant`'s turn.
         """
         if contract.chat_template is not None and isinstance(request, ChatRequest):
-            prompt_ids = (await self._render_apart(request, contract, contract.chat_template),)
+            ids = await self._template_threads.do(tenant, True, self._render, request, contract)
+            prompt_ids = (ids,)
         else:
             large = is_large(request)
             prompt_ids = await self._threads.do(
@@ -115,15 +118,6 @@ class PromptBuilder:
 
     def token_text(self, token_id: int) -> str:
         return self._renderer.decode((token_id,))
-
-    async def _render_apart(
-        self, request: ChatRequest, contract: Contract, template: str
-    ) -> tuple[int, ...]:
-        turn = self._template_turns.setdefault(template, asyncio.Lock())
-        async with turn:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._template_threads, self._render, request, contract
-            )
 
     def _tokenize(
         self, request: Request, contract: Contract, *, is_timed: bool
@@ -167,7 +161,8 @@ class PromptBuilder:
                 continue_final_message=request.continue_final_message,
                 add_special_tokens=request.add_special_tokens,
                 template_kwargs=request.template_kwargs,
-                template_seconds=OWN_TEMPLATE_SECONDS if contract.chat_template else base_seconds,
+                templates=self._templates if contract.chat_template else None,
+                template_seconds=base_seconds,
                 most_tokens=self._most_tokens(request.options),
             )
         except TooManyTokens as error:
