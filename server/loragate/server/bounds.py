@@ -44,8 +44,9 @@ MOST_WIRE_FIELDS = 65_536
 # in a thread; below, which is about a millisecond's work, at once on the event loop.
 SMALL_MESSAGE = 8192
 SMALL_PROMPT = 4096
-SMALL_SCORES = 512  # log-probabilities with their alternatives, in one piece of an answer
-MOST_ANSWER_SCORES = 262_144  # the same, of an answer in one piece: 30 MB of JSON
+SMALL_SCORES = 256  # tokens with log-probabilities, in one piece of an answer
+# Log-probabilities, alternatives included, of an answer in one piece: 30 MB of JSON.
+MOST_ANSWER_SCORES = 262_144
 
 
 def check_count(param: str, count: int, most: int) -> None:

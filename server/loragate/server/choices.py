@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from loragate.server.bounds import SMALL_SCORES
 from loragate.server.core import Delta, FinishReason, Options, TokenLogprob, ToolCall
 from loragate.server.gateway import Generation
 
@@ -39,6 +40,11 @@ def says_something(delta: Delta, options: Options) -> bool:
         or delta.prompt_logprobs
         or (delta.token_ids and options.return_token_ids)
     )
+
+
+def has_many_scores(answered: Delta | Choice) -> bool:
+    """Whether it has log-probabilities of so many tokens that writing it is for a thread."""
+    return len(answered.logprobs) + len(answered.prompt_logprobs or ()) > SMALL_SCORES
 
 
 async def collect(generation: Generation) -> list[Choice]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from loragate.server.choices import Choice, collect
+from loragate.server.choices import Choice, collect, has_many_scores, says_something
 from loragate.server.core import (
     ChatRequest,
     Delta,
@@ -17,6 +17,7 @@ from loragate.server.core import (
     ToolCallDelta,
     Usage,
 )
+from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Generation
 
 _encoder = msgspec.json.Encoder()
@@ -136,8 +137,10 @@ class _Answer(msgspec.Struct, omit_defaults=True):
 class Writer:
     """Puts one generation into OpenAI's form, streamed or whole."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, threads: FairThreads) -> None:
+        """`threads` are for answers with log-probabilities of many tokens."""
         self._generation = generation
+        self._threads = threads
         self._options = generation.request.options
         self._is_chat = isinstance(generation.request, ChatRequest)
         self._id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{generation.id}"
@@ -147,38 +150,53 @@ class Writer:
     async def whole(self) -> bytes:
         """The complete answer, after the last token."""
         choices = await collect(self._generation)
-        is_chat, with_ids = self._is_chat, self._options.return_token_ids
-        answer = self._answer(
-            "chat.completion" if is_chat else "text_completion",
-            [self._chat_choice(c) if is_chat else self._text_choice(c) for c in choices],
-        )
-        answer.usage = _usage(self._generation.usage)
-        if is_chat and with_ids:
-            answer.prompt_token_ids = self._generation.prompt_ids[0]
-        if is_chat and choices and choices[0].prompt_logprobs is not None:
-            answer.prompt_logprobs = _vllm_prompt_logprobs(choices[0].prompt_logprobs)
-        return _encoder.encode(answer)
+        is_large = any(map(has_many_scores, choices))
+        return await self._threads.do(self._generation.route.tenant, is_large, self._whole, choices)
 
     async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events, one a delta, then usage where it was asked for, then [DONE]."""
+        tenant = self._generation.route.tenant
         async for delta in self._generation.deltas:
-            for choice in self._chunks(delta):
-                yield _event(self._chunk([choice], self._options.continuous_usage))
+            if has_many_scores(delta):
+                yield await self._threads.do(tenant, True, self._events, delta)
+            elif events := self._events(delta):
+                yield events
         if self._options.include_usage:
             yield _event(self._chunk([], True))
         yield DONE
 
-    def _chunks(self, delta: Delta) -> list[_ChatChunkChoice | _TextChoice]:
-        chunks: list[_ChatChunkChoice | _TextChoice] = []
+    def _whole(self, choices: Sequence[Choice]) -> bytes:
+        answer = self._answer(
+            "chat.completion" if self._is_chat else "text_completion",
+            [self._chat_choice(c) if self._is_chat else self._text_choice(c) for c in choices],
+        )
+        answer.usage = _usage(self._generation.usage)
+        if self._is_chat and self._options.return_token_ids:
+            answer.prompt_token_ids = self._generation.prompt_ids[0]
+        if self._is_chat and choices:
+            answer.prompt_logprobs = _vllm_prompt_logprobs(choices[0].prompt_logprobs)
+        return _encoder.encode(answer)
+
+    def _events(self, delta: Delta) -> bytes:
+        return b"".join(map(_event, self._chunks(delta)))
+
+    def _chunks(self, delta: Delta) -> list[_Answer]:
+        chunks: list[_Answer] = []
+        with_usage = self._options.continuous_usage
         if self._is_chat and delta.index not in self._begun:
+            is_first = not self._begun
             self._begun.add(delta.index)
             first = _ChatDelta(role="assistant", content=self._generation.echo(delta.index))
-            chunks.append(_ChatChunkChoice(delta.index, first, None, None))
-        has_content = delta.text or delta.tool_calls or delta.reasoning
-        if self._options.return_token_ids:
-            has_content = has_content or delta.token_ids  # a character may take several tokens
-        if has_content or delta.finish_reason or delta.logprobs or delta.prompt_logprobs:
-            chunks.append(self._chat_chunk(delta) if self._is_chat else self._text_chunk(delta))
+            chunk = self._chunk([_ChatChunkChoice(delta.index, first, None, None)], with_usage)
+            if is_first and self._options.return_token_ids:
+                chunk.prompt_token_ids = self._generation.prompt_ids[0]
+            chunks.append(chunk)
+        if says_something(delta, self._options):
+            choice = self._chat_chunk(delta) if self._is_chat else self._text_chunk(delta)
+            chunk = self._chunk([choice], with_usage)
+            if self._is_chat:
+                chunk.prompt_logprobs = _vllm_prompt_logprobs(delta.prompt_logprobs)
+            chunks.append(chunk)
         return chunks
 
     def _chunk(self, choices: list[_ChatChunkChoice | _TextChoice], with_usage: bool) -> _Answer:
@@ -242,6 +260,7 @@ class Writer:
             prompt_token_ids=self._generation.prompt_of(delta.index)
             if with_ids and is_first
             else None,
+            prompt_logprobs=self._text_prompt_logprobs(delta.prompt_logprobs),
         )
 
     def _text_choice(self, choice: Choice) -> _TextChoice:
@@ -255,10 +274,15 @@ class Writer:
             stop_reason=choice.stop_reason,
             token_ids=choice.token_ids if with_ids else None,
             prompt_token_ids=self._generation.prompt_of(choice.index) if with_ids else None,
-            prompt_logprobs=None
-            if scored is None or self._generation.request.sampling.prompt_logprobs is None
-            else _vllm_prompt_logprobs(scored),
+            prompt_logprobs=self._text_prompt_logprobs(scored),
         )
+
+    def _text_prompt_logprobs(
+        self, scored: Sequence[TokenLogprob | None] | None
+    ) -> _PromptLogprobs | None:
+        """None where they are there for `echo` alone, among whose log-probabilities they are."""
+        is_asked = self._generation.request.sampling.prompt_logprobs is not None
+        return _vllm_prompt_logprobs(scored) if is_asked else None
 
     def _token(self, entry: TokenLogprob) -> str:
         if self._options.return_tokens_as_token_ids:
@@ -341,9 +365,11 @@ def _whole_tool_call(call: ToolCall) -> _WholeToolCall:
 
 
 def _vllm_prompt_logprobs(
-    entries: Sequence[TokenLogprob | None],
-) -> _PromptLogprobs:
+    entries: Sequence[TokenLogprob | None] | None,
+) -> _PromptLogprobs | None:
     """vLLM's form: one mapping a prompt token, from token id to its log-probability and text."""
+    if entries is None:
+        return None
     return [
         None
         if entry is None

@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from loragate.server import core
 from loragate.server.admission import Arrival
+from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Gateway, Generation
 from loragate.server.http.answers import DONE, Writer
 from loragate.server.http.failures import error_body
@@ -19,11 +20,14 @@ class Answer(Response):
     A client that leaves cancels it, streaming or not, running or still queued.
     """
 
-    def __init__(self, gateway: Gateway, request: core.Request, arrival: Arrival) -> None:
+    def __init__(
+        self, gateway: Gateway, request: core.Request, arrival: Arrival, threads: FairThreads
+    ) -> None:
         super().__init__()
         self._gateway = gateway
         self._request = request
         self._arrival = arrival
+        self._threads = threads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await _unless_disconnected(receive, self._answer(send))
@@ -32,7 +36,7 @@ class Answer(Response):
         has_started = False
         try:
             async with self._gateway.generate(self._request, self._arrival) as generation:
-                writer = Writer(generation)
+                writer = Writer(generation, self._threads)
                 if self._request.options.stream:
                     await _start(send, generation, b"text/event-stream; charset=utf-8")
                     has_started = True

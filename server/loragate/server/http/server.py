@@ -26,7 +26,6 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
 
 from loragate.adapters.errors import LoragateError
-from loragate.server import core
 from loragate.server.admission import Arrival
 from loragate.server.core import Caller
 from loragate.server.errors import PermissionDenied, Unauthenticated
@@ -93,19 +92,21 @@ def _data_plane(gateway: Gateway, threads: FairThreads) -> APIRouter:
             request.state.arrival = arrival
             yield arrival.tenant
 
-    async def converted(body: ChatBody | CompletionBody, request: Request) -> core.Request:
-        return await threads.do(_arrival(request).tenant, request.state.is_large, body.to_core)
+    async def answer(body: ChatBody | CompletionBody, request: Request) -> Response:
+        arrival, is_large = _arrival(request), request.state.is_large
+        asked = await threads.do(arrival.tenant, is_large, body.to_core)
+        return Answer(gateway, asked, arrival, threads)
 
     said_to_clients = [Depends(HTTPBearer(auto_error=False))]  # it checks nothing
     router = APIRouter(dependencies=said_to_clients, route_class=guarded_by(arriving, threads))
 
     @router.post("/chat/completions", summary="Answer a conversation")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
-        return Answer(gateway, await converted(body, request), _arrival(request))
+        return await answer(body, request)
 
     @router.post("/completions", summary="Continue a text")
     async def completions(body: CompletionBody, request: Request) -> Response:
-        return Answer(gateway, await converted(body, request), _arrival(request))
+        return await answer(body, request)
 
     @router.post("/feedback", summary="Say how good an answer was")
     async def feedback(body: FeedbackBody, request: Request) -> Response:

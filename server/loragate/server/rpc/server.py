@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from loragate.server.admin.administration import Administration
 from loragate.server.bounds import SMALL_MESSAGE
-from loragate.server.choices import collect
+from loragate.server.choices import collect, has_many_scores
 from loragate.server.experiments.feedback import Feedback
 from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Gateway
@@ -58,7 +58,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         )
         async with self._gateway.generate(asked, arrival) as generation:
             await announce(context, arrival.caller, generation.route)
-            return answers.chat_response(generation, await collect(generation))
+            choices = await collect(generation)
+            return await self._threads.do(
+                arrival.tenant,
+                any(map(has_many_scores, choices)),
+                answers.chat_response,
+                generation,
+                choices,
+            )
 
     async def ChatStream(
         self,
@@ -73,7 +80,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             await announce(context, arrival.caller, generation.route)
             chunks = answers.ChatChunks(generation)
             async for delta in generation.deltas:
-                if (chunk := chunks.chunk(delta)) is not None:
+                is_large = has_many_scores(delta)
+                chunk = await self._threads.do(arrival.tenant, is_large, chunks.chunk, delta)
+                if chunk is not None:
                     await context.write(chunk)
             if (last := chunks.last()) is not None:
                 await context.write(last)
@@ -89,7 +98,14 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         )
         async with self._gateway.generate(asked, arrival) as generation:
             await announce(context, arrival.caller, generation.route)
-            return answers.completion_response(generation, await collect(generation))
+            choices = await collect(generation)
+            return await self._threads.do(
+                arrival.tenant,
+                any(map(has_many_scores, choices)),
+                answers.completion_response,
+                generation,
+                choices,
+            )
 
     async def CompleteStream(
         self,
@@ -104,7 +120,9 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             await announce(context, arrival.caller, generation.route)
             chunks = answers.CompletionChunks(generation)
             async for delta in generation.deltas:
-                if (chunk := chunks.chunk(delta)) is not None:
+                is_large = has_many_scores(delta)
+                chunk = await self._threads.do(arrival.tenant, is_large, chunks.chunk, delta)
+                if chunk is not None:
                     await context.write(chunk)
             if (last := chunks.last()) is not None:
                 await context.write(last)
