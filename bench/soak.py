@@ -34,6 +34,7 @@ TENANTS, VERSIONS, PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 6, 2, 6, 24, 24
 BOUNDS = Bounds(max_loras=3, max_cpu_loras=10)
 LOOK_SECONDS = 1.0
 ENDS_WITHIN_SECONDS = 45.0  # server.drain_seconds and what is added to it
+_LEFT_SECONDS = 5.0  # for what notices that the server is gone
 CHAMPION = "/admin/v1/tenants/{tenant}/adapters/adapter/aliases/champion"
 
 
@@ -60,8 +61,11 @@ class Tally:
     unready_seconds: float = 0.0
     worst_livez_seconds: float = 0.0
     memory_mib: list[float] = field(default_factory=list)
+    is_stopping: bool = False  # from here on everything may be refused
 
     def answered(self, kind: str, status: object, expected: Sequence[object], text: str) -> None:
+        if self.is_stopping:
+            return
         self.by_kind[f"{kind}: {status}"] += 1
         if status not in expected:
             self.unexpected.append(f"{kind}: {status} {text[:200]}")
@@ -120,14 +124,15 @@ async def _load(
         await _show_progress(seconds, tasks)
         metrics = (await http.get(f"{running.url}/metrics", headers=running.admin)).text
         # In the middle of the load, which ends with refusals or whole answers.
-        client.is_stopping = True
+        tally.is_stopping = True
         asked = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
         status = await asyncio.to_thread(running.process.wait, ENDS_WITHIN_SECONDS * 2)
         took = time.monotonic() - asked
         is_over.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        left = [each.pid for each in before if each.is_running()]
+        _, alive = await asyncio.to_thread(psutil.wait_procs, before, _LEFT_SECONDS)
+        left = [each.pid for each in alive]
     _print(tally, metrics, status, took, left, seconds, running.log)
 
 
@@ -151,7 +156,6 @@ class Client:
     prompts: Sequence[list[int]]
     reference: Answers
     tally: Tally
-    is_stopping: bool = False
 
     async def ask_until(self, is_over: asyncio.Event, seed: int) -> None:
         draw = random.Random(seed)
@@ -166,7 +170,7 @@ class Client:
                 try:
                     await kind(tenant, number, stub)
                 except (httpx.TransportError, grpc.aio.AioRpcError) as error:
-                    if not self.is_stopping:
+                    if not self.tally.is_stopping:
                         self.tally.unexpected.append(f"{kind.__name__}: {error!r}"[:300])
                         await asyncio.sleep(1)
                     else:
@@ -229,7 +233,7 @@ class Client:
             answer = await call
         except grpc.aio.AioRpcError as error:
             self.tally.answered("grpc", error.code(), (grpc.StatusCode.UNAVAILABLE,), str(error))
-            if self.is_stopping:
+            if self.tally.is_stopping:
                 raise
             return
         self.tally.answered("grpc", "OK", ("OK",), "")
@@ -305,7 +309,8 @@ async def _watch(
         try:
             await http.get(f"{running.url}/livez")
             tally.worst_livez_seconds = max(tally.worst_livez_seconds, time.perf_counter() - asked)
-            if (await http.get(f"{running.url}/readyz")).is_error:
+            is_unready = (await http.get(f"{running.url}/readyz")).is_error
+            if is_unready and not tally.is_stopping:
                 tally.unready_seconds += LOOK_SECONDS
             tally.memory_mib.append(await asyncio.to_thread(running.memory_mib))
         except (httpx.TransportError, psutil.Error):
