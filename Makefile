@@ -29,8 +29,7 @@ OUT := proto
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
 	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-train \
-	loadtest check fmt generate \
-	lock clean
+	loadtest check fmt generate lock clean
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,6 +108,9 @@ bench-soak: setup ## An hour of mixed load in which every background task fails,
 
 bench-starvation: setup ## Show what the fair queue does for a cold adapter beside a hot one
 	$(BIN)/python -m bench.starvation $(ARGS)
+
+bench-registry: setup ## Measure what a large registry costs the event loop: changes, /metrics
+	$(BIN)/python -m bench.registry_scale $(ARGS)
 
 bench-train: setup ## Measure training beside a plain SFTTrainer
 	$(BIN)/python bench/train.py $(ARGS)
