@@ -1,6 +1,8 @@
 """What the tests of several packages stand on."""
 
 import gc
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,30 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("empty") / "registry.db"
     Database(f"sqlite:///{path}").close()
     return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_databases() -> Iterator[Callable[[], str]]:
+    """Makes URLs of migrated databases, each its own, on a PostgreSQL that this session starts."""
+    # Its driver is an extra that not everybody installs.
+    postgresql = pytest.importorskip("postgresql", exc_type=ImportError)
+    programs = postgresql.binaries()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    with postgresql.running(programs) as url:
+        postgresql.execute(url.format("postgres"), "CREATE DATABASE empty")
+        Database(url.format("empty")).close()
+        numbers = itertools.count()
+
+        def make() -> str:
+            name = f"registry_{next(numbers)}"
+            postgresql.execute(url.format("postgres"), f"CREATE DATABASE {name} TEMPLATE empty")
+            return url.format(name)
+
+        yield make
+
+
+@pytest.fixture
+def postgresql_url(postgresql_databases: Callable[[], str]) -> str:
+    """Of a migrated database of the test's own."""
+    return postgresql_databases()

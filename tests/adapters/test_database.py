@@ -6,14 +6,18 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, exc
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import make_url
 from sqlalchemy.schema import CreateTable
 from together import run_together
 
 import loragate.adapters.migrations
+from loragate.adapters.connections import make_engine
 from loragate.adapters.database import SCHEMA, Database
-from loragate.adapters.errors import StoreError
+from loragate.adapters.database_errors import explained
+from loragate.adapters.errors import InvalidRecord, StoreError, UnreadableRecord
+from loragate.adapters.registry import Limits, Registry
 from loragate.adapters.tables import Base
 
 OPEN = """
@@ -118,6 +122,65 @@ def test_foreign_keys_are_enforced(database_url: str):
         assert pragma("PRAGMA journal_mode").scalar() == "wal"
         assert pragma("PRAGMA busy_timeout").scalar() == 10_000
     database.close()
+
+
+def test_connections_that_are_all_busy_are_told_as_such(database_url: str):
+    url = make_url(database_url)
+    engine = make_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+
+    def ask_beside() -> None:
+        with explained(url), engine.connect():
+            pass
+
+    with engine.connect(), pytest.raises(StoreError, match="are busy; it answers too slowly"):
+        ask_beside()
+    ask_beside()
+    engine.dispose()
+
+
+def test_a_number_that_cannot_be_kept_is_refused_with_a_sentence(registry: Registry):
+    registry.create_tenant("acme")
+
+    with pytest.raises(InvalidRecord, match="cannot keep"):
+        registry.set_limits("acme", Limits(max_concurrent=2**70))
+
+
+DRIVERS_OWN = sqlite3.OperationalError("the driver's words\nand the statement's")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (exc.OperationalError("SELECT", {}, DRIVERS_OWN), StoreError),
+        (exc.InterfaceError("SELECT", {}, DRIVERS_OWN), StoreError),
+        (exc.InternalError("SELECT", {}, DRIVERS_OWN), StoreError),
+        (exc.DatabaseError("SELECT", {}, DRIVERS_OWN), StoreError),
+        (exc.ProgrammingError("SELECT", {}, DRIVERS_OWN, connection_invalidated=True), StoreError),
+        (exc.TimeoutError(), StoreError),
+        (exc.NoResultFound(), UnreadableRecord),
+        (exc.DataError("INSERT", {}, DRIVERS_OWN), InvalidRecord),
+    ],
+    ids=lambda case: type(case).__name__ if isinstance(case, Exception) else "",
+)
+def test_errors_of_the_database_become_sentences(error: Exception, expected: type[Exception]):
+    def fail() -> None:
+        with explained(make_url("postgresql://me:secret@host/name")):
+            raise error
+
+    with pytest.raises(expected) as raised:
+        fail()
+    assert "secret" not in str(raised.value)
+    assert "statement" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [exc.IntegrityError, exc.ProgrammingError])
+def test_mistakes_of_ours_stay_what_they_are(kind: type[exc.DBAPIError]):
+    def fail() -> None:
+        with explained(make_url("postgresql://host/name")):
+            raise kind("INSERT", {}, DRIVERS_OWN)
+
+    with pytest.raises(kind):
+        fail()
 
 
 def test_tables_can_be_written_for_postgresql():

@@ -4,8 +4,8 @@ import json
 import logging
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from loragate.adapters.api_keys import hash_key
 from loragate.adapters.database import Database
 from loragate.adapters.errors import (
     AliasNotFound,
+    LoragateError,
     StoreError,
     TenantNotFound,
     VersionFailed,
@@ -46,6 +47,19 @@ class Damaged:
     def rows(self, query: str) -> list[tuple[object, ...]]:
         with closing(sqlite3.connect(self.path)) as connection:
             return connection.execute(query).fetchall()
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Restores the whole database afterwards."""
+        with closing(sqlite3.connect(":memory:")) as kept:
+            with closing(sqlite3.connect(self.path)) as live:
+                live.backup(kept)
+            try:
+                yield
+            finally:
+                with closing(sqlite3.connect(self.path)) as live:
+                    live.execute("PRAGMA synchronous = OFF")
+                    kept.backup(live)
 
     def write(self, statement: str, *values: object) -> None:
         """By hand, past all checks, and as a change that a server is to see."""
@@ -259,3 +273,72 @@ def test_whatever_a_record_says_other_tenants_are_served_as_before(
     finally:
         damaged.write(change, before, row)
     assert damaged.registry.snapshot().resolve("acme", "support", "champion").number == 1
+
+
+QUESTIONS: dict[str, Callable[[Registry], object]] = {
+    "show": lambda registry: registry.show(SUPPORT),
+    "list_tenants": lambda registry: registry.list_tenants(),
+    "list_keys": lambda registry: registry.list_keys("acme"),
+    "adapters": lambda registry: registry.adapters(),
+    "audit": lambda registry: registry.audit(),
+    "usage": lambda registry: registry.usage(),
+    "usage_totals": lambda registry: registry.usage_totals(),
+    "trials": lambda registry: registry.trials(),
+    "trials_under_way": lambda registry: registry.trials_under_way(),
+    "collectable": lambda registry: registry.collectable(),
+    "merged_model": lambda registry: registry.merged_model(SUPPORT, 1),
+    "pin": lambda registry: registry.pin(SUPPORT, "v1"),
+    "set_alias": lambda registry: registry.set_alias(SUPPORT, "champion", 2),
+    "rollback": lambda registry: registry.rollback(SUPPORT),
+    "reset_states": lambda registry: registry.reset_states("server"),
+    "reset_merged": lambda registry: registry.reset_merged("server"),
+    "set_limits": lambda registry: registry.set_limits("acme", Limits()),
+    "retire": lambda registry: registry.retire(SUPPORT, 2),
+    "delete_tenant": lambda registry: registry.delete_tenant("acme"),
+}
+
+
+@given(
+    where=st.sampled_from([(table, column) for table in COLUMNS for column in COLUMNS[table]]),
+    value=st.sampled_from(ODD),
+    question=st.sampled_from(sorted(QUESTIONS)),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_a_record_says_the_registry_answers_or_says_what_is_wrong(
+    damaged: Damaged, where: tuple[str, str], value: object, question: str
+) -> None:
+    table, column = where
+    with damaged.put_back():
+        try:
+            damaged.write(f"UPDATE {table} SET {column} = ? WHERE {OF_ACME[table]}", value)
+        except sqlite3.IntegrityError:
+            return
+        with suppress(LoragateError):
+            QUESTIONS[question](damaged.registry)
+
+
+@given(
+    place=st.floats(0, 1, exclude_max=True),
+    bit=st.integers(0, 7),
+    question=st.sampled_from(sorted(QUESTIONS)),
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_flipped_bit_of_the_file_is_told_in_a_sentence_if_at_all(
+    furnished: tuple[Path, dict[str, NewKey]], tmp_path: Path, place: float, bit: int, question: str
+) -> None:
+    path = tmp_path / "flipped.db"
+    for leftover in ("-wal", "-shm", ".lock"):
+        path.with_name(path.name + leftover).unlink(missing_ok=True)
+    content = bytearray(furnished[0].read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        with Registry(f"sqlite:///{path}", ArtifactStore(tmp_path / "artifacts")) as registry:
+            registry.snapshot()
+            QUESTIONS[question](registry)
+    except LoragateError as error:
+        assert str(error)

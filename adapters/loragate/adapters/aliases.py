@@ -77,7 +77,7 @@ class Aliasing:
         elsewhere by now, so that a rollback cannot be overtaken by what it rolled back; further
         AdapterNotFound, TenantNotFound, AliasNotFound and VersionNotFound.
         """
-        with self._database.changing() as session:
+        with self._database.changing_states() as session:
             row = existing_adapter_row(session, adapter)
             found = existing_alias_row(session, row, adapter, alias)
             version = existing_version_row(session, row, adapter, number)

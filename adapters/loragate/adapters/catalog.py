@@ -31,6 +31,7 @@ from loragate.adapters.rows import (
 from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.tables import Aliases, Artifacts, Versions
+from loragate.adapters.unreadable_rows import readable
 
 _RECENT_AUDIT_ROWS: Final = 20
 
@@ -88,19 +89,16 @@ class Catalog:
                 select(Aliases).where(Aliases.adapter_id == row.id).order_by(Aliases.name)
             ).all()
             artifacts = read_artifacts(session, row.id)
-            versions = {
-                version.id: _version_record(
-                    adapter, version, aliases, artifacts.get(version.id, ())
-                )
-                for version in rows
-            }
+            versions: dict[int, VersionRecord] = {}
+            for version in rows:
+                made = artifacts.get(version.id, ())
+                with readable(f"{adapter}@v{version.number}"):
+                    versions[version.id] = _version_record(adapter, version, aliases, made)
             known = {id_: version.version for id_, version in versions.items()}
-            return AdapterRecord(
-                adapter,
-                {alias.name: alias_versions(alias, known) for alias in aliases},
-                tuple(versions.values()),
-                read_audit(session, str(adapter), _RECENT_AUDIT_ROWS),
-            )
+            with readable(f"the aliases of {adapter}"):
+                named = {alias.name: alias_versions(alias, known) for alias in aliases}
+            recent = read_audit(session, str(adapter), _RECENT_AUDIT_ROWS)
+            return AdapterRecord(adapter, named, tuple(versions.values()), recent)
 
     def collectable(self) -> tuple[str, ...]:
         """The digests of artifacts that nothing needs any more: all of their versions are retired,

@@ -7,25 +7,24 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from sqlite3 import Connection as SqliteConnection
 from typing import Final
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select, text
+from sqlalchemy import URL, Connection, func, inspect, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
+from loragate.adapters.connections import WRITES, is_sqlite, make_engine
+from loragate.adapters.database_errors import explained, unusable
 from loragate.adapters.errors import StoreError
+from loragate.adapters.serving_lock import ServingLock
 from loragate.adapters.tables import Revision
 
 # The newest migration. A database that has it is opened without loading Alembic.
 SCHEMA: Final = "0008"
 
-_BUSY_TIMEOUT_MILLISECONDS: Final = 10_000
-_WRITES: Final = "loragate_writes"
 # Any constant does: it names the lock that keeps two servers from migrating one PostgreSQL at once.
 _MIGRATION_LOCK: Final = 0x10A6A7E
-_SERVING_LOCK: Final = 0x10A65E2  # another constant: the one server of a PostgreSQL
 
 
 class Database:
@@ -33,17 +32,15 @@ class Database:
     other.
 
     Raises StoreError, here and in each transaction, when the database cannot be reached, written or
-    locked within ten seconds.
+    locked within some seconds, and InvalidRecord for a value that it cannot keep.
     """
 
     def __init__(self, url: str) -> None:
         try:
             self._url = make_url(url)
-            self._engine = create_engine(
-                self._url,
-                pool_pre_ping=not self._is_sqlite,
-                hide_parameters=True,  # answers and comments belong in no log
-            )
+            _require_file(self._url)
+            self._engine = make_engine(self._url, pool_pre_ping=not is_sqlite(self._url))
+            self.serving_lock = ServingLock(self._url)
         except ArgumentError as error:
             # The URL itself stays out of the message: it may hold a password.
             raise StoreError(
@@ -54,13 +51,10 @@ class Database:
             raise StoreError(
                 f"the registry's database needs the Python package {error.name!r}; install it"
             ) from error
-        if self._is_sqlite:
-            _set_up_sqlite(self._engine)
-            self._reads = self._engine
-        else:
-            # A snapshot is several queries that must see one moment. SQLite's reads always do.
-            self._reads = self._engine.execution_options(isolation_level="REPEATABLE READ")
-        self._writes = self._engine.execution_options(**{_WRITES: True})
+        # A snapshot is several queries that must see one moment. SQLite's reads always do.
+        moment = {} if is_sqlite(self._url) else {"isolation_level": "REPEATABLE READ"}
+        self._reads = self._engine.execution_options(**moment)
+        self._writes = self._engine.execution_options(**{WRITES: True})
         try:
             self._migrate()
         except BaseException:
@@ -68,18 +62,19 @@ class Database:
             raise
 
     def close(self) -> None:
+        self.serving_lock.release()
         self._engine.dispose()
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A transaction that sees one moment."""
-        with self._explained(), Session(self._reads) as session:
+        with explained(self._url), Session(self._reads) as session:
             yield session
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
         """A transaction that is committed at the end, or rolled back when the body raises."""
-        with self._explained(), Session(self._writes) as session, session.begin():
+        with explained(self._url), Session(self._writes) as session, session.begin():
             yield session
 
     @contextmanager
@@ -91,95 +86,39 @@ class Database:
             yield session
 
     @contextmanager
-    def serving_alone(self) -> Iterator[None]:
-        """Held by the one server of a PostgreSQL; a file has its home's lock, `Home.serving_alone`.
-
-        The server's end gives it back, and so does the loss of its connection. Raises StoreError if
-        there is a server.
+    def changing_states(self) -> Iterator[Session]:
+        """Like `changing`, for the word of the one server on what it holds. Raises ServingLockLost
+        where that may be another one by now.
         """
-        if self._is_sqlite:
-            yield
-            return
-        with self._explained():
-            connection = self._engine.connect()
-        with connection:
-            connection.detach()  # closed at the end, not kept in the pool with the lock
-            if not connection.scalar(select(func.pg_try_advisory_lock(_SERVING_LOCK))):
-                raise StoreError(
-                    f"another server runs on {self._url.render_as_string()}; stop it first, or "
-                    "give this one a database of its own"
-                )
-            connection.commit()
-            yield
-
-    @property
-    def _is_sqlite(self) -> bool:
-        return self._url.get_backend_name() == "sqlite"
+        with self.changing() as session:
+            self.serving_lock.require(session)
+            yield session
 
     def _migrate(self) -> None:
         try:
-            with self._migration_lock(), self._explained():
+            with self._migration_lock(), explained(self._url):
                 with self._reads.connect() as connection:
                     if _schema(connection) == SCHEMA:
                         return
                 with self._writes.begin() as connection:
-                    if not self._is_sqlite:
+                    if not is_sqlite(self._url):
+                        # Rows in millions take their time, and so may another's migration.
+                        connection.execute(text("SET LOCAL statement_timeout = 0"))
+                        connection.execute(text("SET LOCAL lock_timeout = 0"))
                         connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                     _upgrade(connection)
         except DatabaseError as error:
-            raise self._unusable(error) from error
+            raise unusable(self._url, str(error.orig)) from error
 
     def _migration_lock(self) -> AbstractContextManager[None]:
-        if not self._is_sqlite:
+        if not is_sqlite(self._url):
             return nullcontext()
-        if not self._url.database or self._url.database == ":memory:":
-            raise StoreError("the registry needs a file that other processes can open; name one")
         return _file_lock(Path(f"{self._url.database}.lock"))
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OperationalError as error:
-            raise StoreError(
-                f"the registry's database {self._url.render_as_string()} did not answer: "
-                f"{error.orig}; check that it can be reached and written, that its disk has room, "
-                "and that no other process holds it locked"
-            ) from error
-        except DatabaseError as error:
-            # Its subclasses, such as a broken constraint, are mistakes of ours.
-            if type(error) is not DatabaseError:
-                raise
-            raise self._unusable(error) from error
 
-    def _unusable(self, error: DatabaseError) -> StoreError:
-        return StoreError(
-            f"the registry's database {self._url.render_as_string()} cannot be used: "
-            f"{error.orig}; restore it from a backup"
-        )
-
-
-def _set_up_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def set_pragmas(connection: SqliteConnection, _record: object) -> None:
-        # Python's driver would begin transactions by itself, later than asked and never IMMEDIATE.
-        connection.isolation_level = None
-        connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MILLISECONDS}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        # A damaged text is one unreadable row; by itself the driver would end the whole query.
-        connection.text_factory = _decoded
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # A write transaction that began as a read can fail at once where another process writes;
-        # one that is IMMEDIATE from the start waits its turn.
-        immediate = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
-
-
-def _decoded(stored: bytes) -> str:
-    return stored.decode(errors="replace")
+def _require_file(url: URL) -> None:
+    if is_sqlite(url) and url.database in (None, "", ":memory:"):
+        raise StoreError("the registry needs a file that other processes can open; name one")
 
 
 @contextmanager

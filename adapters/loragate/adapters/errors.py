@@ -423,6 +423,17 @@ class InvalidAdapter(LoragateError, ValueError):
         return self.reason
 
 
+class InvalidRecord(LoragateError, ValueError):
+    """A value that the registry's database cannot keep, such as a text with a NUL."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the registry cannot keep such a value: {self.reason}"
+
+
 class StoreError(LoragateError):
     """The disk or the database would not do its part: full, read-only, damaged, locked."""
 
@@ -432,3 +443,33 @@ class StoreError(LoragateError):
 
     def __str__(self) -> str:
         return self.reason
+
+
+class UnreadableRecord(StoreError):
+    """A record of the registry's database says what it cannot: damaged, or of a newer loragate."""
+
+
+class ServedElsewhere(StoreError):
+    """Another server has the registry."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+
+    def __str__(self) -> str:
+        return (
+            f"another server runs on {self.reason}; stop it first, or give this one a database of "
+            "its own"
+        )
+
+
+class ServingLockLost(StoreError):
+    """A server's right to say what is loaded is in doubt: its connection to PostgreSQL is gone."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+
+    def __str__(self) -> str:
+        return (
+            f"the connection that keeps other servers from {self.reason} was lost; nothing is "
+            "loaded or promoted until it is back"
+        )

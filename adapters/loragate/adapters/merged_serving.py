@@ -63,7 +63,7 @@ class MergedServing:
         self, version: AdapterVersion, state: MergedState | None, actor: str, reason: str = ""
     ) -> None:
         """A server's word on the version's merged model; None where it has let go of it."""
-        with self._database.changing() as session:
+        with self._database.changing_states() as session:
             row = session.get(Versions, version.lora_id)
             if row is None:
                 raise VersionNotFound(version.tenant, version.name, version.version)
@@ -81,7 +81,7 @@ class MergedServing:
 
         Returns the number of versions that this concerns.
         """
-        with self._database.changing() as session:
+        with self._database.changing_states() as session:
             query = select(Versions, Adapters).join(Adapters).where(Versions.merged_state != "")
             left = session.execute(query.order_by(Versions.id)).all()
             for row, adapter in left:

@@ -7,7 +7,8 @@ wished for, and writes down what became of it.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -33,6 +34,7 @@ from loragate.adapters.records import (
     UsageTotal,
     VersionRecord,
 )
+from loragate.adapters.serving_lock import ServingLock
 from loragate.adapters.snapshot import Limits, Snapshot
 from loragate.adapters.snapshot_reader import read_revision, read_snapshot
 from loragate.adapters.states import AdapterState
@@ -87,12 +89,19 @@ class Registry(
     def close(self) -> None:
         self._database.close()
 
-    def serving_alone(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def serving_alone(self) -> Iterator[ServingLock]:
         """For a server, while it serves: its word on what is loaded is kept here, so there is one.
 
-        Raises StoreError if another one has begun.
+        Raises ServedElsewhere if another one has begun. Whoever serves calls the lock's `keep`;
+        while the lock is lost, whatever says how versions stand raises ServingLockLost.
         """
-        return self._database.serving_alone()
+        lock = self._database.serving_lock
+        lock.take()
+        try:
+            yield lock
+        finally:
+            lock.release()
 
     def __enter__(self) -> Self:
         return self

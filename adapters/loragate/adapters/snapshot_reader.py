@@ -102,7 +102,7 @@ def _tenants(session: Session, seen: int) -> dict[str, TenantEntry | Unreadable 
             found[record.key] = Unreadable(record.key, record.reason)
         else:
             tenant, found[tenant] = record
-    return found
+    return {tenant: entry for tenant, entry in found.items() if _is_name(tenant)}
 
 
 def _shelves(
@@ -116,7 +116,8 @@ def _shelves(
         id_: (tenant, name)
         for id_, tenant, name in session.execute(named)
         # Long deleted ones may change still, when an engine lets go of them; nobody looks there.
-        if isinstance(tenants.get(tenant), TenantEntry) or before.has_tenant(tenant)
+        if (isinstance(tenants.get(tenant), TenantEntry) or before.has_tenant(tenant))
+        and _is_name(name)
     }
     # A new version comes after those that are known, and one that is known keeps its place.
     entries = {id_: dict(before.entries(*name)) for id_, name in names.items()}
@@ -132,7 +133,7 @@ def _shelves(
     aliases: dict[int, dict[str, AliasVersions]] = {id_: {} for id_ in names}
     pointers = select(Aliases).options(load_only(*_OF_AN_ALIAS)).order_by(Aliases.name)
     for alias in session.scalars(pointers.where(Aliases.adapter_id.in_(changed))):
-        if (id_ := alias.adapter_id) in names:
+        if (id_ := alias.adapter_id) in names and _is_name(alias.name):
             try:
                 aliases[id_][alias.name] = alias_versions(alias, versions[id_])
             except LookupError as error:
@@ -141,6 +142,13 @@ def _shelves(
     for id_, (tenant, name) in names.items():
         left_out = [Unreadable(*each) for each in unreadable[id_].items()]
         yield Shelf.of(tenant, name, entries[id_], aliases[id_], left_out)
+
+
+def _is_name(found: object) -> bool:
+    """In SQLite a damaged text may be of another type. Nobody could ask by such a name, and beside
+    real ones it could not even be sorted.
+    """
+    return isinstance(found, str)
 
 
 def _left_out(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -22,6 +24,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from loragate.adapters.errors import UnreadableRecord
+
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 
 
@@ -30,6 +34,24 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     impl = DateTime(timezone=True)
     cache_ok = True
+
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[Any], datetime | None] | None:
+        convert = super().result_processor(dialect, coltype)
+        if convert is None:
+            return None
+
+        def read(stored: Any) -> datetime | None:
+            try:
+                return convert(stored)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise UnreadableRecord(
+                    f"a record of the registry's database says {stored!r} where a time belongs: it "
+                    "is damaged; restore the database from a backup"
+                ) from error
+
+        return read
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
@@ -49,6 +71,24 @@ class AnyText(TypeDecorator[str]):
 
     impl = Text
     cache_ok = True
+
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[Any], datetime | None] | None:
+        convert = super().result_processor(dialect, coltype)
+        if convert is None:
+            return None
+
+        def read(stored: Any) -> datetime | None:
+            try:
+                return convert(stored)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise UnreadableRecord(
+                    f"a record of the registry's database says {stored!r} where a time belongs: it "
+                    "is damaged; restore the database from a backup"
+                ) from error
+
+        return read
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         return None if value is None else storable(value)

@@ -17,6 +17,7 @@ from loragate.adapters.rows import live_tenant
 from loragate.adapters.snapshot import Limits
 from loragate.adapters.tables import ApiKeys, Tenants
 from loragate.adapters.trials import end_trials_of_tenant
+from loragate.adapters.unreadable_rows import readable
 
 NO_LIMITS = Limits()
 
@@ -98,7 +99,9 @@ class Tenancy:
 
 
 def limits_of(row: Tenants) -> Limits:
-    return Limits(row.requests_per_minute, row.tokens_per_minute, row.max_concurrent)
+    """Raises UnreadableRecord."""
+    with readable(row.id):
+        return Limits(row.requests_per_minute, row.tokens_per_minute, row.max_concurrent)
 
 
 def _set(row: Tenants, limits: Limits) -> None:

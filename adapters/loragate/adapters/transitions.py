@@ -20,6 +20,7 @@ from loragate.adapters.rows import (
 )
 from loragate.adapters.states import IN_ENGINE, AdapterState, move
 from loragate.adapters.tables import Adapters, Aliases, Arms, Trials, Versions
+from loragate.adapters.unreadable_rows import readable
 
 _AT_REST: Final = frozenset({AdapterState.PUBLISHED, AdapterState.FAILED})
 
@@ -37,19 +38,19 @@ class Transitions:
         Returns the state that it came to: RETIRED where it was to come to rest and had been asked
         to retire. Raises IllegalMove, and VersionNotFound for a version of another database.
         """
-        with self._database.changing() as session:
+        with self._database.changing_states() as session:
             row = session.get(Versions, version.lora_id)
             if row is None:
                 raise VersionNotFound(version.tenant, version.name, version.version)
             adapter = session.get_one(Adapters, row.adapter_id)
             move_version(session, adapter, row, state, actor, reason)
-            return AdapterState(row.state)
+            return state_of(adapter, row)
 
     def reset_states(self, actor: str) -> int:
         """For a server that starts: what a dead one left LOADING, READY or DRAINING is PUBLISHED,
         since nothing is loaded yet. Aliases stay as they are. The number of versions that moved.
         """
-        with self._database.changing() as session:
+        with self._database.changing_states() as session:
             query = select(Versions, Adapters).join(Adapters).where(Versions.state.in_(IN_ENGINE))
             left = session.execute(query.order_by(Versions.id)).all()
             for row, adapter in left:
@@ -98,13 +99,19 @@ def move_version(
 
     Raises IllegalMove.
     """
-    before = AdapterState(row.state)
+    before = state_of(adapter, row)
     row.state = move(before, wanted)
     row.reason = reason
     action = "version.retire" if wanted is AdapterState.RETIRED else "version.state"
     record_version(session, adapter, row, actor, action, reason, from_state=before, to_state=wanted)
     if row.retiring and wanted in _AT_REST:
         move_version(session, adapter, row, AdapterState.RETIRED, actor, reason)
+
+
+def state_of(adapter: Adapters, row: Versions) -> AdapterState:
+    """Raises UnreadableRecord."""
+    with readable(f"{adapter.tenant_id}/{adapter.name}@v{row.number}"):
+        return AdapterState(row.state)
 
 
 def _require_no_alias(session: Session, adapter: AdapterName, row: Versions) -> None:

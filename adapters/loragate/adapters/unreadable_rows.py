@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from loragate.adapters.errors import LoragateError, StoreError
+from loragate.adapters.errors import LoragateError, StoreError, UnreadableRecord
 
 Key = TypeVar("Key")
 Record = TypeVar("Record")
@@ -33,10 +34,21 @@ def read_apart(
         yield from _halved(read, keys[first : first + _MOST_AT_ONCE])
 
 
+@contextmanager
+def readable(subject: str) -> Iterator[None]:
+    """For making something of a row that was read: raises UnreadableRecord where that cannot be."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UnreadableRecord) or not is_of_a_row(error):
+            raise
+        raise UnreadableRecord(f"{subject}: {why_unreadable(error)}") from error
+
+
 def is_of_a_row(error: Exception) -> bool:
     """Whether a row was read and says what it should not, not whether it could be reached."""
     if isinstance(error, StoreError):
-        return False
+        return isinstance(error, UnreadableRecord)
     # From a driver's or SQLAlchemy's conversion of a value, or from ours.
     return isinstance(error, ValueError | TypeError | ArithmeticError | LookupError | LoragateError)
 

@@ -260,6 +260,7 @@ TABLE: dict[type[Exception], Status] = {
     registry.VersionNotReady: _conflict("version_not_ready", grpc.StatusCode.FAILED_PRECONDITION),
     registry.AliasMovedOn: _conflict("alias_moved_on", grpc.StatusCode.FAILED_PRECONDITION),
     registry.IllegalMove: _conflict("illegal_move", grpc.StatusCode.FAILED_PRECONDITION),
+    registry.InvalidRecord: _BAD_REQUEST,
     registry.StoreError: _unavailable("store_unavailable"),
     ChildUnavailable: _unavailable("child_unavailable", retry_after_seconds=1.0),
 }
