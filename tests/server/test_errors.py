@@ -38,6 +38,7 @@ EXPECTED = {
         "request_exceeds_limit",
     ),
     "Overloaded": ("UNAVAILABLE", 503, "server_error", "overloaded"),
+    "Starting": ("UNAVAILABLE", 503, "server_error", "starting"),
     "Draining": ("UNAVAILABLE", 503, "server_error", "draining"),
     "AdapterUnavailable": ("UNAVAILABLE", 503, "server_error", "adapter_unavailable"),
     "MachineFault": ("UNAVAILABLE", 503, "server_error", "adapter_not_loaded"),

@@ -1,14 +1,12 @@
-"""Builds the server and runs it: the one place where objects are made and tied together."""
+"""Builds the server: the one place where objects are made and tied together."""
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing
 from functools import partial
 
-import uvloop
 from rich.console import Console
 from rich.progress import Progress
 
@@ -21,6 +19,7 @@ from loragate.adapters.rendering import Renderer
 from loragate.adapters.snapshot import Limits, Snapshot, SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.templates import Templates
+from loragate.server import serving
 from loragate.server.admin import routes as admin_http
 from loragate.server.admin.administration import Administration
 from loragate.server.admission import Admission
@@ -28,6 +27,7 @@ from loragate.server.auth import Tenants
 from loragate.server.background import BackgroundTasks
 from loragate.server.background_metrics import BackgroundTaskMetrics
 from loragate.server.config import Config, LimitsConfig, are_metrics_closed, read_chat_template
+from loragate.server.daemon_threads import in_daemon_thread
 from loragate.server.deadlines import Deadlines
 from loragate.server.engines import Engines
 from loragate.server.experiments.feedback import FeedbackDesk
@@ -42,7 +42,6 @@ from loragate.server.health import Health
 from loragate.server.http.server import HttpOptions, build_http
 from loragate.server.lifecycle import Lifecycle
 from loragate.server.loading import Loader
-from loragate.server.logs import configure_logs
 from loragate.server.merged_metrics import MergedModelMetrics
 from loragate.server.merged_models import MergedModels, Workshop
 from loragate.server.metrics import Metrics
@@ -53,9 +52,8 @@ from loragate.server.prompting import TEMPLATE_CHILDREN, PromptBuilder, contract
 from loragate.server.residency import Residency
 from loragate.server.routing import Router, say_hidden
 from loragate.server.rpc.server import GrpcOptions, build_server
-from loragate.server.server import Server, listen
+from loragate.server.server import Server
 from loragate.server.shadow import Shadows
-from loragate.server.stopping import Stopping
 from loragate.server.supervision import Backoff, StartEngine, SupervisedEngine
 from loragate.server.usage import UsageLog
 from loragate.server.validation import RequestLimits
@@ -67,27 +65,8 @@ from loragate.server.vllm_workshop import (
 )
 
 logger = logging.getLogger(__name__)
-_ENDING_SECONDS = 15.0  # after the drain: for what was cut off, and for engines to end
 # A database that answers again is to be read at once: what was revoked meanwhile still works.
 _LOOK_AGAIN = Backoff(first=0.2, most=2.0)
-
-
-def serve(config: Config) -> None:
-    """Serves until SIGTERM or SIGINT, then finishes what runs and returns."""
-    configure_logs(config.server.log_level)
-    require_fitting(config.engine)
-    home = Home.from_environment().ensure()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        base = prepare(config.engine.model, home.models, progress)
-    uvloop.run(
-        run(
-            config,
-            home,
-            base,
-            lambda: base_engine(config, base, home.cache),
-            merged_workshop(config, home, base),
-        )
-    )
 
 
 async def run(
@@ -97,36 +76,28 @@ async def run(
     start: StartEngine,
     workshop: Workshop | None = None,
 ) -> None:
-    """Starts the engine, serves until asked to stop, and drains. Asked while it starts, it ends."""
-    stopping = Stopping(config.server.drain_seconds + _ENDING_SECONDS)
-    with home.serving_alone(), stopping.on_signals():
-        # Told now, not after a minute of starting the engine; taken for good by `listening`.
-        listen(config.server.http).close()
-        logger.info("starting the engine with %s", base.name)
-        async with AsyncExitStack() as stack:
-            try:
-                with stopping.cancelling():
-                    server = await stack.enter_async_context(
-                        build(config, home, base, start, workshop=workshop)
-                    )
-                    await stack.enter_async_context(server.listening())
-            except asyncio.CancelledError:
-                if not stopping.requested.is_set():
-                    raise
-                return
-            _leave_to_itself_what_is_loaded()
-            await stopping.requested.wait()
-            await server.drain()
+    """Serves this model until asked to stop; see `serving.run`."""
+    await serving.run(config, home, lambda: build(config, home, base, start, workshop=workshop))
 
 
-def _leave_to_itself_what_is_loaded() -> None:
-    """Keeps the garbage collector from the 800,000 objects that importing vLLM makes.
+@asynccontextmanager
+async def build_from_settings(config: Config, home: Home) -> AsyncIterator[Server]:
+    """Finds or makes the base model, then builds its server, as `build` does.
 
-    They stay as long as the process, and looking through them would hold every stream up for a
-    third of a second, each time that requests have left enough behind.
+    The base model may have to be downloaded, which takes minutes and cannot be interrupted.
     """
-    gc.collect()
-    gc.freeze()
+    require_fitting(config.engine)
+
+    def find_or_make() -> BaseModel:
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            return prepare(config.engine.model, home.models, progress)
+
+    base = await in_daemon_thread(find_or_make)
+    logger.info("starting the engine with %s", base.name)
+    workshop = merged_workshop(config, home, base)
+    start = partial(base_engine, config, base, home.cache)
+    async with build(config, home, base, start, workshop=workshop) as server:
+        yield server
 
 
 def fair_queue(config: Config) -> FairQueue:

@@ -9,7 +9,7 @@ Everything raises; each transport turns an exception into its answer in one plac
         │                     HeadersTooLarge, BodyTooSlow
         ├── Unauthenticated, PermissionDenied, ModelNotFound, RouteNotFound, MethodNotAllowed
         ├── RateLimited, RequestExceedsLimit
-        ├── Overloaded, Draining, EngineDead
+        ├── Overloaded, Starting, Draining, EngineDead
         ├── AdapterUnavailable ── MachineFault
         └── DeadlineExceeded, RolloutMoveRefused
 
@@ -100,6 +100,10 @@ class RequestExceedsLimit(RequestError):
 
 class Overloaded(RequestError):
     """The queue is full."""
+
+
+class Starting(RequestError):
+    """The server has no engine yet."""
 
 
 class Draining(RequestError):
@@ -215,6 +219,7 @@ TABLE: dict[type[Exception], Status] = {
     RateLimited: _exhausted("rate_limit_exceeded"),
     RequestExceedsLimit: _exhausted("request_exceeds_limit"),
     Overloaded: _unavailable("overloaded"),
+    Starting: _unavailable("starting"),
     Draining: _unavailable("draining"),
     AdapterUnavailable: _unavailable("adapter_unavailable"),
     MachineFault: _unavailable("adapter_not_loaded", retry_after_seconds=1.0),

@@ -2,21 +2,19 @@
 
 import asyncio
 import logging
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import uvicorn
 from starlette.types import ASGIApp
 
 from loragate.server.admission import Admission
 from loragate.server.background import BackgroundTasks
-from loragate.server.config import ConfigError, ServerConfig, split_address
+from loragate.server.config import ConfigError, ServerConfig
 from loragate.server.deadlines import Deadlines
 from loragate.server.health import Health
-from loragate.server.http.connections import ConnectionBounds, bounded_connections
+from loragate.server.http.port import HttpPort
 from loragate.server.rpc.server import GrpcServer
 from loragate.server.supervision import EngineState
 
@@ -40,31 +38,17 @@ class Server:
     grpc_port: int = 0
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        """Takes requests on both ports. Raises ConfigError where an address is not to be had."""
-        with listen(self.config.http) as listener:
-            web = _Uvicorn(
-                uvicorn.Config(
-                    self.http,
-                    http=bounded_connections(
-                        ConnectionBounds(
-                            self.config.head_timeout_seconds,
-                            self.config.write_timeout_seconds,
-                            self.config.max_connections,
-                        )
-                    ),
-                    ws="none",
-                    log_config=None,
-                    access_log=False,
-                    lifespan="off",
-                    timeout_graceful_shutdown=_CUT_OFF_SECONDS,
-                )
-            )
+    async def listening(self, port: HttpPort | None = None) -> AsyncIterator[None]:
+        """Takes requests on both ports; `port` is HTTP's where it is open already. Raises
+        ConfigError where an address is not to be had.
+        """
+        async with AsyncExitStack() as stack:
+            if port is None:
+                port = await stack.enter_async_context(HttpPort.opened(self.config))
+            self.http_port = port.number
             self.grpc_port = await self._start_grpc()
-            running = asyncio.create_task(web.serve([listener]), name="http")
             try:
-                await web.has_started(running)
-                self.http_port = listener.getsockname()[1]
+                port.lead_to(self.http)
                 await self._tell_health()
                 logger.info(
                     "serving HTTP on %s and gRPC on %s",
@@ -77,8 +61,7 @@ class Server:
                 async with tell:
                     yield
             finally:
-                web.should_exit = True
-                await asyncio.gather(running, self.grpc.stop(_CUT_OFF_SECONDS))
+                await asyncio.gather(port.close(), self.grpc.stop(_CUT_OFF_SECONDS))
                 await self.admission.drained()  # what was cut off writes its usage record yet
 
     async def drain(self) -> None:
@@ -113,31 +96,6 @@ class Server:
                 f"gRPC cannot listen on {address}: is another server running there? "
                 "Choose another address with --grpc."
             ) from None
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers, which would close streams before they have ended."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def has_started(self, running: asyncio.Task[None]) -> None:
-        while not self.started and not running.done():  # noqa: ASYNC110 - uvicorn has no event
-            await asyncio.sleep(0.01)
-
-
-def listen(address: str) -> socket.socket:
-    """Bound here, since uvicorn ends the process where it cannot. Raises ConfigError."""
-    host, port = split_address("server.http", address)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ConfigError(
-            f"HTTP cannot listen on {address} ({error.strerror}): is another server running "
-            "there? Choose another address with --http."
-        ) from None
 
 
 def _with_port(address: str, port: int) -> str:

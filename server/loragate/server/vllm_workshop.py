@@ -3,14 +3,17 @@
 Knows CPU from CUDA. vllm itself is imported with the first engine, since that takes seconds.
 """
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.home import Home
 from loragate.server.config import Config, ConfigError, EngineConfig
+from loragate.server.daemon_threads import in_daemon_thread
 from loragate.server.engine import Engine
 from loragate.server.gpus import Gpus, GpusUnknown
 from loragate.server.kv_cache import read_shape, require_fit
@@ -35,25 +38,33 @@ def require_fitting(engine: EngineConfig) -> None:
         )
 
 
-def base_engine(
-    config: Config, base: BaseModel, cache: Path
-) -> AbstractAsyncContextManager[Engine]:
+@asynccontextmanager
+async def base_engine(config: Config, base: BaseModel, cache: Path) -> AsyncIterator[Engine]:
     """The base model's, with adapters. Raises ConfigError for a context that cannot fit."""
     if is_cpu_build() and (shape := read_shape(base.path, config.engine.dtype)) is not None:
         require_fit(shape, config.engine.kv_cache_gib, config.engine.max_model_len)
+    vllm_engine = await in_daemon_thread(_import_vllm)
+    async with vllm_engine.run_engine(config.engine, base, cache) as engine:
+        yield engine
+
+
+def _import_vllm() -> ModuleType:
+    """Takes some twenty seconds, in which the event loop has probes to answer."""
     from loragate.server import vllm_engine
 
-    return vllm_engine.run_engine(config.engine, base, cache)
+    return vllm_engine
 
 
 def merged_workshop(config: Config, home: Home, base: BaseModel) -> Workshop:
     """Merged models in vLLM; the trainer, if it is installed, makes those that are missing."""
 
-    def start(folder: Path, need: Need) -> AbstractAsyncContextManager[Engine]:
-        from loragate.server import vllm_engine
-
+    @asynccontextmanager
+    async def start(folder: Path, need: Need) -> AsyncIterator[Engine]:
+        vllm_engine = await in_daemon_thread(_import_vllm)
         merged = replace(base, path=folder)
-        return vllm_engine.run_merged_engine(config.engine, merged, home.cache, need)
+        started = vllm_engine.run_merged_engine(config.engine, merged, home.cache, need)
+        async with started as engine:
+            yield engine
 
     url = config.registry.url or home.database_url
     return Workshop(

@@ -1,10 +1,19 @@
 """`loragate serve`."""
 
-from typing import Annotated
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loragate.server.cli.options import ConfigFile, examples
+
+if TYPE_CHECKING:
+    from loragate.adapters.home import Home
+    from loragate.server.config import Config
+    from loragate.server.server import Server
 
 
 def add_to(app: typer.Typer) -> None:
@@ -53,9 +62,29 @@ def serve(
     given = {key: value for key, value in flags.items() if value is not None}
     settings = load_config(config, given)
 
-    from loragate.server import vllm_start
+    import uvloop
 
-    vllm_start.begin()  # before the next line, which imports for seconds itself
-    from loragate.server.app import serve as run
+    from loragate.adapters.home import Home
+    from loragate.server import serving, vllm_start
+    from loragate.server.logs import configure_logs
 
-    run(settings)
+    configure_logs(settings.server.log_level)
+    vllm_start.begin()  # imports for seconds, beside this process
+    home = Home.from_environment().ensure()
+    uvloop.run(serving.run(settings, home, partial(_make, settings, home)))
+
+
+@asynccontextmanager
+async def _make(settings: "Config", home: "Home") -> AsyncIterator["Server"]:
+    from loragate.server.daemon_threads import in_daemon_thread
+
+    app = await in_daemon_thread(_import_app)  # probes are answered meanwhile
+    async with app.build_from_settings(settings, home) as server:
+        yield server
+
+
+def _import_app() -> ModuleType:
+    """Takes seconds, since the registry, both transports and transformers are imported with it."""
+    from loragate.server import app
+
+    return app
