@@ -30,11 +30,13 @@ def doctor(
     Says what to do where something is wrong, and exits with 1 if anything fails.
     """
     from loragate.adapters.home import Home
-    from loragate.server.cli.examination import examine
     from loragate.server.config import load_config
 
+    settings = load_config(config)  # before the next line, which imports for a second
+    from loragate.server.cli.examination import examine
+
     found = []
-    for check in examine(load_config(config), Home.from_environment(), deep):
+    for check in examine(settings, Home.from_environment(), deep):
         found.append(check)
         if not as_json:
             say(
