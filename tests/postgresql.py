@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -33,20 +34,20 @@ def running(programs: Path) -> Iterator[str]:
     owner = _somebody_else() if os.geteuid() == 0 else None
     if owner is not None:
         shutil.chown(folder, owner.pw_uid, owner.pw_gid)
-    run_as = {} if owner is None else {"user": owner.pw_uid, "group": owner.pw_gid}
+    run_as: dict[str, Any] = {}
+    if owner is not None:
+        run_as = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
     data = folder / "data"
     subprocess.run(
         [programs / "initdb", "-D", data, *_NEW],
         check=True,
         stdout=subprocess.DEVNULL,
-        extra_groups=[] if run_as else None,
         **run_as,
     )
     settings = [word for setting in _QUICK for word in ("-c", setting)]
     server = subprocess.Popen(
         [programs / "postgres", "-D", data, "-k", folder, *settings],
         stderr=subprocess.DEVNULL,
-        extra_groups=[] if run_as else None,
         **run_as,
     )
     try:

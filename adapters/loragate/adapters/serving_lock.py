@@ -81,6 +81,10 @@ class ServingLock:
     def release(self) -> None:
         self._is_wanted = False
         with self._one_call:
+            if self._connection is not None:
+                # Before the connection ends: its backend may outlive it for a moment.
+                with suppress(DBAPIError):
+                    self._connection.execute(select(func.pg_advisory_unlock(_LOCK)))
             self._drop()
 
     def _is_ours(self) -> bool:

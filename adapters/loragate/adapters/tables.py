@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import (
     BigInteger,
@@ -29,25 +28,27 @@ from loragate.adapters.errors import UnreadableRecord
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 
 
+class _ReadTime(Protocol):
+    def __call__(self, value: Any) -> datetime | None: ...
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """Aware datetimes in and out, UTC in the database; SQLite's own type forgets the zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def result_processor(
-        self, dialect: Dialect, coltype: object
-    ) -> Callable[[Any], datetime | None] | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> _ReadTime | None:
         convert = super().result_processor(dialect, coltype)
         if convert is None:
             return None
 
-        def read(stored: Any) -> datetime | None:
+        def read(value: Any) -> datetime | None:
             try:
-                return convert(stored)
+                return convert(value)
             except (ValueError, TypeError, OverflowError) as error:
                 raise UnreadableRecord(
-                    f"a record of the registry's database says {stored!r} where a time belongs: it "
+                    f"a record of the registry's database says {value!r} where a time belongs: it "
                     "is damaged; restore the database from a backup"
                 ) from error
 
@@ -71,24 +72,6 @@ class AnyText(TypeDecorator[str]):
 
     impl = Text
     cache_ok = True
-
-    def result_processor(
-        self, dialect: Dialect, coltype: object
-    ) -> Callable[[Any], datetime | None] | None:
-        convert = super().result_processor(dialect, coltype)
-        if convert is None:
-            return None
-
-        def read(stored: Any) -> datetime | None:
-            try:
-                return convert(stored)
-            except (ValueError, TypeError, OverflowError) as error:
-                raise UnreadableRecord(
-                    f"a record of the registry's database says {stored!r} where a time belongs: it "
-                    "is damaged; restore the database from a backup"
-                ) from error
-
-        return read
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         return None if value is None else storable(value)
