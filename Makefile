@@ -28,8 +28,8 @@ OUT := proto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
-	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-train \
-	loadtest check fmt generate lock clean
+	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-bombs \
+	bench-train loadtest check fmt generate lock clean
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +111,9 @@ bench-starvation: setup ## Show what the fair queue does for a cold adapter besi
 
 bench-registry: setup ## Measure what a large registry costs the event loop: changes, /metrics
 	$(BIN)/python -m bench.registry_scale $(ARGS)
+
+bench-bombs: setup ## Measure what one request made to cost much costs the others (10 minutes)
+	$(BIN)/python -m bench.bombs $(ARGS)
 
 bench-train: setup ## Measure training beside a plain SFTTrainer
 	$(BIN)/python bench/train.py $(ARGS)

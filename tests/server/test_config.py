@@ -4,7 +4,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loragate.server.config import RANGES, Config, ConfigError, load_config
+from loragate.server.config import (
+    RANGES,
+    Config,
+    ConfigError,
+    are_metrics_closed,
+    load_config,
+)
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "loragate.toml"
 
@@ -188,3 +194,26 @@ def test_a_word_that_is_not_in_the_list_is_answered_with_the_list(setting: str) 
 def test_infinity_in_a_file_is_no_timeout(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="request_timeout_seconds"):
         load_config(written("[server]\nrequest_timeout_seconds = inf", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("http", "setting", "are_closed"),
+    [
+        ("127.0.0.1:8000", "auto", False),
+        ("127.9.9.9:8000", "auto", False),
+        ("localhost:8000", "auto", False),
+        ("[::1]:8000", "auto", False),
+        ("0.0.0.0:8000", "auto", True),
+        ("[::]:8000", "auto", True),
+        ("10.0.0.7:8000", "auto", True),
+        ("gateway.example:8000", "auto", True),
+        ("127.0.0.1:8000", "true", True),
+        ("0.0.0.0:8000", "false", False),
+    ],
+)
+def test_metrics_are_closed_where_others_can_reach_them(
+    monkeypatch: pytest.MonkeyPatch, http: str, setting: str, are_closed: bool
+) -> None:
+    monkeypatch.setenv("LORAGATE_SERVER_HTTP", http)
+    monkeypatch.setenv("LORAGATE_METRICS_REQUIRE_ADMIN_KEY", setting)
+    assert are_metrics_closed(load_config(None)) == are_closed

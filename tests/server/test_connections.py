@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
+import grpc
 import msgspec
 import pytest
 from fakes import TINY_MODEL, EchoEngine
 from small_server import Served, ServeWith, until
+from wire import refusal
 
 from loragate.server.config import ServerConfig
 
@@ -149,6 +151,27 @@ async def test_a_body_that_does_not_come_whole_is_408_and_frees_its_place(
         await until(lambda: served.server.admission.in_flight == 0)
 
 
+async def test_many_bodies_that_do_not_come_whole_hold_nobody_up_and_all_end(
+    serve_with: ServeWith,
+) -> None:
+    async def end_of(served: Served) -> bytes:
+        async with line(served) as slow:
+            slow.send(post(served, b'{"model":', length=500))
+            return (await slow.answer()).partition(b"\r\n")[0]
+
+    async with (
+        serve_with(server=quick(body_timeout_seconds=2 * SECONDS)) as served,
+        served.server.listening(),
+    ):
+        slow = [asyncio.create_task(end_of(served)) for _ in range(60)]
+        await until(lambda: served.server.admission.present == 60)
+        async with line(served) as other:
+            other.send(LIVEZ)
+            assert (await other.answer()).startswith(b"HTTP/1.1 200 ")
+        assert set(await asyncio.gather(*slow)) == {b"HTTP/1.1 408 Request Timeout"}
+        assert served.server.admission.present == 0
+
+
 async def test_a_body_that_nobody_waits_for_is_dropped_for_as_long_as_a_head(
     serve_with: ServeWith,
 ) -> None:
@@ -242,3 +265,38 @@ async def test_a_connection_cannot_become_a_websocket(served: Served) -> None:
             b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
         assert not (await bold.answer()).startswith(b"HTTP/1.1 101 ")
+
+
+# ---- gRPC
+
+
+async def never() -> AsyncIterator[bytes]:
+    await asyncio.Event().wait()
+    yield b""
+
+
+async def nothing() -> AsyncIterator[bytes]:
+    for _ in range(0):
+        yield b""
+
+
+async def test_a_call_whose_message_does_not_come_is_refused_by_its_key_or_in_its_time(
+    serve_with: ServeWith,
+) -> None:
+    async with (
+        serve_with(server=quick(body_timeout_seconds=SECONDS)) as served,
+        served.server.listening(),
+        grpc.aio.insecure_channel(f"127.0.0.1:{served.server.grpc_port}") as channel,
+    ):
+        auth = (("authorization", f"Bearer {served.keys['acme']}"),)
+        chat = channel.stream_unary("/loragate.v1.Inference/Chat")
+        stream = channel.stream_stream("/loragate.v1.Inference/ChatStream")
+        stranger = await refusal(chat(never()))
+        assert stranger.code() is grpc.StatusCode.UNAUTHENTICATED
+        for slow in (chat(never(), metadata=auth), stream(never(), metadata=auth)):
+            failure = await refusal(slow)
+            assert failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert dict(failure.trailing_metadata() or ())["x-error-code"] == "request_timeout"
+        silent = await refusal(chat(nothing(), metadata=auth))
+        assert silent.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert served.server.admission.present == 0

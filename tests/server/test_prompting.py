@@ -10,12 +10,14 @@ from loragate.adapters.child_process import ChildLimits
 from loragate.adapters.manifest import Contract
 from loragate.adapters.rendering import Renderer
 from loragate.adapters.templates import Templates
+from loragate.server import bounds, prompting
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
     Message,
     Options,
     SamplingParams,
+    StructuredOutput,
     Tool,
     ToolCall,
     ToolChoice,
@@ -23,6 +25,7 @@ from loragate.server.core import (
 from loragate.server.errors import ContextLengthExceeded, InvalidRequest
 from loragate.server.fair_threads import FairThreads
 from loragate.server.prompting import NO_CONTRACT, Prepared, PromptBuilder
+from loragate.server.request_size import is_large
 
 MODEL = replace(TINY_MODEL, max_model_len=100)
 PLENTY = replace(TINY_MODEL, max_model_len=100_000)
@@ -271,3 +274,139 @@ async def test_requests_of_one_adapter_s_template_are_all_rendered(builder: Prom
     texts = await asyncio.gather(*(text_of(builder, chat(("user", str(n))), own) for n in range(9)))
 
     assert texts == [str(n) for n in range(9)]
+
+
+# ---- large requests
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        completion("x" * 100_000),
+        completion("ab", "x" * 100_000),
+        chat(("user", "x" * 100_000)),
+        replace(chat(), template_kwargs={"shown": "x" * 100_000}),
+    ],
+)
+async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    monkeypatch: pytest.MonkeyPatch,
+    templates: Templates,
+    request_: ChatRequest | CompletionRequest,
+) -> None:
+    renderer = Renderer(tiny_tokenizer("{{ messages[0].content }}{{ shown }}"))
+    tokenized: list[int] = []
+    encode = renderer.tokenizer.encode
+
+    def counting(text: str, *, add_special_tokens: bool) -> list[int]:
+        tokenized.append(len(text))
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(renderer.tokenizer, "encode", counting)
+    builder = PromptBuilder(renderer, MODEL, FairThreads(), templates)
+    with pytest.raises(ContextLengthExceeded, match="at least 1250"):  # of 8 bytes
+        await prepare(builder, request_, NO_CONTRACT)
+    assert max(tokenized, default=0) < 100
+
+
+async def test_a_text_that_will_be_truncated_may_be_of_any_length(builder: PromptBuilder) -> None:
+    request = completion("x" * 10_000)
+    request = replace(request, options=Options(truncate_prompt_tokens=5))
+    assert (await prepare(builder, request, NO_CONTRACT)).prompt_tokens == 5
+
+
+LONG = "x" * 5000
+CALL = ToolCall("1", "f", LONG)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        chat(("user", LONG)),
+        ChatRequest("base", (Message("user", ""),) * 200),
+        ChatRequest("base", (Message("user", "", name=LONG),)),
+        ChatRequest("base", (Message("user", "", tool_call_id=LONG),)),
+        ChatRequest("base", (Message("assistant", None, tool_calls=(CALL,)),)),
+        replace(chat(), tools=(Tool("f", LONG),)),
+        replace(chat(), tools=(Tool("f", parameters=LONG),)),
+        replace(chat(), tools=(Tool("f"),) * 128),
+        replace(chat(), template_kwargs={"a": [{"b": LONG}]}),
+        replace(chat(), template_kwargs={LONG: 1}),
+        replace(chat(), template_kwargs={"documents": [{}] * 1000}),
+        chat(structured=StructuredOutput("json_schema", LONG)),
+        chat(structured=StructuredOutput("choice", choices=(LONG,))),
+        chat(logit_bias=dict.fromkeys(range(5000), 1.0)),
+        completion(LONG),
+        completion(*["abc"] * 2000),
+        completion((1,) * 5000),
+    ],
+)
+def test_whatever_is_read_rendered_or_tokenized_makes_a_request_large(
+    request_: ChatRequest | CompletionRequest,
+) -> None:
+    assert is_large(request_)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        chat(("system", "Be brief."), ("user", "hi " * 500)),
+        replace(chat(), tools=(Tool("f", "Does it.", '{"type": "object"}'),) * 9),
+        completion("abc", "de"),
+    ],
+)
+def test_an_ordinary_request_is_not_large(request_: ChatRequest | CompletionRequest) -> None:
+    assert not is_large(request_)
+
+
+async def test_the_model_s_own_template_has_a_time_for_a_large_request(
+    monkeypatch: pytest.MonkeyPatch, templates: Templates
+) -> None:
+    monkeypatch.setattr(prompting, "_BASE_TEMPLATE_SECONDS", 0.05)
+    assert RUNS_AWAY.chat_template is not None
+    renderer = Renderer(tiny_tokenizer(RUNS_AWAY.chat_template))
+    builder = PromptBuilder(renderer, PLENTY, FairThreads(), templates)
+    with pytest.raises(InvalidRequest, match="computes for more than"):
+        await prepare(builder, chat(("user", "x" * 5000)), NO_CONTRACT)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "alternatives", "echo", "is_taken"),
+    [
+        (((1,) * 50,), 1, False, True),
+        (((1,) * 51,), 1, False, False),
+        (((1,) * 10,) * 5, 1, False, True),
+        (((1,) * 10,) * 5, 2, False, False),
+        (((1,) * 90,), 0, False, True),
+        (((1,) * 60,), None, True, False),
+    ],
+)
+async def test_the_prompt_s_log_probabilities_have_a_bound_for_all_prompts_together(
+    renderer: Renderer,
+    templates: Templates,
+    prompts: tuple[tuple[int, ...], ...],
+    alternatives: int | None,
+    echo: bool,
+    is_taken: bool,
+) -> None:
+    builder = PromptBuilder(renderer, MODEL, FairThreads(), templates, most_prompt_scores=100)
+    request = completion(*prompts, prompt_logprobs=alternatives, logprobs=1 if echo else None)
+    request = replace(request, echo=echo)
+    if is_taken:
+        await prepare(builder, request, NO_CONTRACT)
+        return
+    with pytest.raises(InvalidRequest, match="one request may have 100") as refusal:
+        await prepare(builder, request, NO_CONTRACT)
+    assert refusal.value.param == "prompt_logprobs"
+
+
+async def test_log_probabilities_of_an_answer_in_one_piece_bound_its_length(
+    roomy: PromptBuilder,
+) -> None:
+    most = bounds.MOST_ANSWER_SCORES // (2 * 6)
+    open_ended = chat(n=2, logprobs=5)
+    assert (await prepare(roomy, open_ended, NO_CONTRACT)).sampling.max_tokens == most
+    stated = chat(n=2, logprobs=5, max_tokens=most + 1)
+    with pytest.raises(InvalidRequest, match=f"stream it, or lower max_tokens to {most}"):
+        await prepare(roomy, stated, NO_CONTRACT)
+    streamed = replace(stated, options=Options(stream=True))
+    assert (await prepare(roomy, streamed, NO_CONTRACT)).sampling.max_tokens == most + 1

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, status
 from fastapi.security import HTTPBearer
+from pydantic import AfterValidator
 
 from loragate.adapters.errors import TenantNotFound
 from loragate.adapters.names import AdapterName, parse_version
@@ -59,6 +60,16 @@ _FILES_BODY = {
         },
     }
 }
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the moment has no date in UTC") from None
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 def build_router(
@@ -282,12 +293,11 @@ def _add_records(router: APIRouter, administration: Administration) -> None:
     async def usage(
         tenant: str | None = None,
         since: Annotated[
-            datetime | None, Query(description="Count from here on; UTC where it has no zone.")
+            Moment | None, Query(description="Count from here on; UTC where it has no zone.")
         ] = None,
     ) -> list[UsageView]:
         """Sum up requests and tokens for each tenant and adapter version."""
-        start = since.replace(tzinfo=UTC) if since is not None and since.tzinfo is None else since
-        return [UsageView.of(total) for total in await administration.usage_totals(tenant, start)]
+        return [UsageView.of(total) for total in await administration.usage_totals(tenant, since)]
 
 
 def _find(tenants: Sequence[TenantRecord], tenant: str) -> TenantRecord:

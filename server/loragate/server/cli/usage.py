@@ -69,8 +69,9 @@ def _parse_since(text: str, now: datetime) -> datetime:
         if match := re.fullmatch(r"(\d+)([mhd])", text):
             return now - timedelta(**{_UNITS[match[2]]: int(match[1])})
         moment = datetime.fromisoformat(text)
+        # Near the calendar's ends a moment may have no date in UTC.
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError):
         raise typer.BadParameter(
             f"--since {text} is no time; write 30m, 24h, 7d or a date as in 2026-01-31."
         ) from None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
