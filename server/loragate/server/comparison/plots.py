@@ -1,28 +1,20 @@
 """A comparison's plots as SVG, so that the page needs nothing else."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.typing import RcKeyType
 
 from loragate.server.comparison.agreement import Agreement
 from loragate.server.comparison.comparing import Measured
+from loragate.server.svg import drawn
 
 _COLOURS = ("#8a94a0", "#2463a6", "#2e7d4f")  # base, unmerged, merged
-# Text stays text, and ids do not change from run to run.
-_STYLE: dict[RcKeyType, str] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "loragate",
-    "font.family": "sans-serif",
-}
 
 
-def plot_speeds(measured: Sequence[Measured]) -> str:
+@drawn
+def plot_speeds(measured: Sequence[Measured]) -> Figure:
     """Tokens a second, time to the first token and between tokens, by streams at once."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -45,10 +37,11 @@ def plot_speeds(measured: Sequence[Measured]) -> str:
         _tidy(axes)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=3, loc="outside lower center", fontsize=9)
-    return _svg(figure)
+    return figure
 
 
-def plot_memory(measured: Sequence[Measured]) -> str:
+@drawn
+def plot_memory(measured: Sequence[Measured]) -> Figure:
     figure = Figure(figsize=(9, 1.8), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(measured))[::-1]
@@ -58,10 +51,11 @@ def plot_memory(measured: Sequence[Measured]) -> str:
     axes.set_xlabel("memory, MiB")
     axes.margins(x=0.1)
     _tidy(axes)
-    return _svg(figure)
+    return figure
 
 
-def plot_divergence(merged: Agreement, base: Agreement) -> str:
+@drawn
+def plot_divergence(merged: Agreement, base: Agreement) -> Figure:
     """The distribution of KL divergences: how far merging moves, and how far the adapter did."""
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     axes = figure.subplots()
@@ -77,10 +71,11 @@ def plot_divergence(merged: Agreement, base: Agreement) -> str:
     axes.set_ylabel("positions, % up to this")
     axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
-    return _svg(figure)
+    return figure
 
 
-def plot_lengths(merged: Agreement) -> str:
+@drawn
+def plot_lengths(merged: Agreement) -> Figure:
     """Of each prompt's greedy answer, how much is the same from its beginning."""
     figure = Figure(figsize=(9, 2.4), layout="constrained")
     axes = figure.subplots()
@@ -93,18 +88,10 @@ def plot_lengths(merged: Agreement) -> str:
     axes.set_ylabel("tokens")
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     _tidy(axes)
-    return _svg(figure)
+    return figure
 
 
 def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_COLOURS[0])
     axes.tick_params(colors="#444c55", labelsize=9)
-
-
-def _svg(figure: Figure) -> str:
-    out = io.StringIO()
-    with rc_context(_STYLE):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]

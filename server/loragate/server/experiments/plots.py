@@ -1,30 +1,22 @@
 """The report's plots, as SVG to put into a page."""
 
-import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
-from matplotlib.typing import RcKeyType
 
 from loragate.server.experiments.gates import Gate
 from loragate.server.experiments.tally import ArmTally
+from loragate.server.svg import drawn
 
 _BLUE, _GREY, _RED = "#2463a6", "#8a94a0", "#b3392f"
-# Text stays text, and ids do not change from run to run.
-_STYLE: dict[RcKeyType, str] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "loragate",
-    "font.family": "sans-serif",
-}
 
 
-def plot_arms(arms: Sequence[ArmTally]) -> str:
+@drawn
+def plot_arms(arms: Sequence[ArmTally]) -> Figure:
     """Units that each arm got, beside those that it was to get."""
     figure = Figure(figsize=(7, 0.7 + 0.45 * len(arms)), layout="constrained")
     axes = figure.subplots()
@@ -38,16 +30,18 @@ def plot_arms(arms: Sequence[ArmTally]) -> str:
     axes.set_xlabel("units")
     axes.margins(x=0.08)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=0.5)
-    return _svg(figure, axes)
+    _tidy(axes)
+    return figure
 
 
+@drawn
 def plot_curve(
     gate: Gate,
     units: Sequence[int],
     estimates: Sequence[float],
     lowers: Sequence[float],
     uppers: Sequence[float],
-) -> str:
+) -> Figure:
     """The estimate and its limits as units came in, with the gate's bound."""
     figure = Figure(figsize=(7, 2.6), layout="constrained")
     axes = figure.subplots()
@@ -64,7 +58,8 @@ def plot_curve(
     axes.set_xlabel("units of the challenger")
     axes.set_ylabel(_label(gate))
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.0))
-    return _svg(figure, axes)
+    _tidy(axes)
+    return figure
 
 
 def _window(
@@ -93,12 +88,7 @@ def _label(gate: Gate) -> str:
     return f"{gate.metric.name} {unit}".strip()
 
 
-def _svg(figure: Figure, axes: Axes) -> str:
+def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GREY)
     axes.tick_params(colors="#444c55", labelsize=9)
-    out = io.StringIO()
-    with rc_context(_STYLE):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
