@@ -3,15 +3,23 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 from small_server import Served, ServeWith, until
 from trial_traffic import ask, start_rollout, under_way, with_two_versions
 
-from loragate.adapters.snapshot import Limits
+from loragate.adapters.manifest import Contract
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.snapshot import Limits, Snapshot
 from loragate.adapters.trial_records import ShadowRow
+from loragate.server import app
+from loragate.server.background import BackgroundTasks
 from loragate.server.config import EngineConfig, ExperimentsConfig
 from loragate.server.experiments.office import TrialOffice
 from loragate.server.experiments.report import to_html
+from loragate.server.prompting import contract_of
+from loragate.server.supervision import Backoff
 
+QUICK = Backoff(0.001, 0.01)
 EAGER = ExperimentsConfig(look_seconds=0.02, shadow_tokens_per_minute=100_000)
 
 
@@ -106,3 +114,26 @@ async def test_without_a_budget_there_are_none(serve_with: ServeWith, tmp_path: 
         for number in range(5):
             await ask(two, f"user-{number}")
         assert shadows_in_engine(two) == []
+
+
+async def test_shadows_go_on_after_one_that_fails_in_any_way(
+    serve_with: ServeWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Exception] = [RuntimeError("a mistake of ours"), ValueError(), TimeoutError()]
+
+    def stumbling(snapshot: Snapshot, version: AdapterVersion | None) -> Contract:
+        if errors:
+            raise errors.pop()
+        return contract_of(snapshot, version)
+
+    monkeypatch.setattr(app, "contract_of", stumbling)
+    monkeypatch.setattr(app, "BackgroundTasks", lambda after: BackgroundTasks(after, QUICK))
+    async with with_two_versions(serve_with, tmp_path, experiments=EAGER) as two:
+        trial = start_rollout(two, 50, every_seconds=60, shadow=1.0)
+        await under_way(two)
+        for number in range(8):
+            await ask(two, f"user-{number}")
+        await until(lambda: len(pairs(two, trial.id)) >= 1, 5)
+        assert errors == []
+        metrics = (await two.client.get("/metrics")).text
+    assert 'loragate_background_task_restarts_total{task="shadows"} 3.0' in metrics

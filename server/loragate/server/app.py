@@ -262,8 +262,8 @@ async def build(
                     lifecycle.running(),
                     prefetch.running(),
                     merged.running(),
-                    trials.running(),
-                    shadows.running(),
+                    trials.running(background),
+                    shadows.running(background),
                     background.repeating("slot check", engine.check_slots, wait=engine.idle),
                 ):
                     yield server

@@ -11,7 +11,7 @@ Everything raises; each transport turns an exception into its answer in one plac
         ├── RateLimited, RequestExceedsLimit
         ├── Overloaded, Starting, Draining, EngineDead
         ├── AdapterUnavailable ── MachineFault
-        └── DeadlineExceeded, RolloutMoveRefused
+        └── DeadlineExceeded, RolloutMoveRefused, UnreadablePlan
 
 An exception that is not in the table becomes 500 / INTERNAL without a word of its text.
 """
@@ -143,6 +143,10 @@ class RolloutMoveRefused(RequestError):
     """A rollout cannot be paused, resumed or aborted from where it stands."""
 
 
+class UnreadablePlan(RequestError):
+    """The registry holds a rollout or an experiment that this version cannot follow."""
+
+
 _LONGEST_TEXT = 1000  # characters; gRPC's clients take 8 KiB of trailers by default
 
 
@@ -228,6 +232,7 @@ TABLE: dict[type[Exception], Status] = {
         grpc.StatusCode.DEADLINE_EXCEEDED, 504, "server_error", "deadline_exceeded"
     ),
     RolloutMoveRefused: _conflict("rollout_move_refused", grpc.StatusCode.FAILED_PRECONDITION),
+    UnreadablePlan: _conflict("unreadable_plan", grpc.StatusCode.FAILED_PRECONDITION),
     registry.InvalidName: Status(
         grpc.StatusCode.INVALID_ARGUMENT, 400, "invalid_request_error", "invalid_name"
     ),

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from loragate.adapters.errors import LoragateError
 from loragate.adapters.manifest import Contract
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.trial_records import ShadowRow
+from loragate.server.background import BackgroundTasks
 from loragate.server.core import ChatRequest, Delta, Request, Route
 from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
 from loragate.server.experiments.observation_log import ObservationLog
@@ -71,7 +73,8 @@ class Shadows:
         self._budget = _Budget(tokens_per_minute, clock)
         self._clock = clock
         self._now = now
-        self._waiting: asyncio.Queue[Heard] = asyncio.Queue(_MOST_WAITING)
+        self._waiting: deque[Heard] = deque()
+        self._has_work = asyncio.Event()
         self.made = 0
         self.dropped = 0
 
@@ -84,30 +87,28 @@ class Shadows:
         """The answer has been given. Never waits."""
         if not heard.is_whole:
             return
-        if self._waiting.full() or self._is_busy():
+        if len(self._waiting) >= _MOST_WAITING or self._is_busy():
             self.dropped += 1
         else:
-            self._waiting.put_nowait(heard)
+            self._waiting.append(heard)
+            self._has_work.set()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Shadows"]:
-        task = asyncio.create_task(self._follow(), name="shadows")
-        try:
+    async def running(self, background: BackgroundTasks) -> AsyncIterator["Shadows"]:
+        async with background.repeating("shadows", self._answer_all, wait=self._has_work.wait):
             yield self
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
-    async def _follow(self) -> None:
-        while True:
-            heard = await self._waiting.get()
+    async def _answer_all(self) -> None:
+        while self._waiting:
+            heard, is_made = self._waiting.popleft(), False  # not again, should it fail
             try:
                 is_made = await self._answer(heard)
             except LoragateError as error:
                 logger.info("a shadow was not made: %s", error)
-                is_made = False
-            self.made += is_made
-            self.dropped += not is_made
+            finally:
+                self.made += is_made
+                self.dropped += not is_made
+        self._has_work.clear()
 
     async def _answer(self, heard: Heard) -> bool:
         version = heard.shadow.arm.version

@@ -1,10 +1,17 @@
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loragate.server.errors import InvalidRequest, RolloutMoveRefused
+from loragate.adapters.names import AdapterName
+from loragate.adapters.trial_records import Arm, Standing, Trial
+from loragate.server.errors import InvalidRequest, RolloutMoveRefused, UnreadablePlan
 from loragate.server.experiments.gates import parse_gate
-from loragate.server.experiments.plans import ExperimentPlan, from_json, to_json
+from loragate.server.experiments.plans import CHAMPION, ExperimentPlan, from_json, plan_of, to_json
 from loragate.server.experiments.rollout_plan import (
     RolloutPlan,
     RolloutProgress,
@@ -145,8 +152,18 @@ def test_time_cannot_run_backwards():
         ((0.0, 0.5), 600, 0.05, "over 0"),
         ((0.5, 1.5), 600, 0.05, "to 100"),
         ((0.5, 0.5), 600, 0.05, "larger than the one before"),
-        ((0.5, 1.0), 0, 0.05, "needs some time"),
+        ((0.5, 1.0), 0, 0.05, "A step of 0 s"),
+        ((0.5, 1.0), math.inf, 0.05, "A step of inf s"),
+        ((0.5, 1.0), math.nan, 0.05, "A step of nan s"),
+        ((0.5, 1.0), 1e12, 0.05, "366 days"),
+        ((0.5, 1.0), 5e-324, 0.05, "366 days"),
         ((0.5, 1.0), 600, 0.7, "alpha"),
+        ((0.5, 1.0), 600, math.nan, "alpha"),
+        ((0.5, 1.0), 600, 5e-324, "alpha"),
+        ((5e-324, 1.0), 600, 0.05, "0.0001%"),
+        ((0.5, math.nan), 600, 0.05, "to 100"),
+        ((0.5, 1 - 1e-16), 600, 0.05, "as far from 100"),
+        (tuple(i / 200 for i in range(1, 102)), 600, 0.05, "101 steps"),
     ],
 )
 def test_plan_that_cannot_be_followed_is_refused(
@@ -177,11 +194,77 @@ def test_plans_are_read_back_as_they_were_kept():
         ((("champion", 1.0),), GATES, "'champion'"),
         ((("a", 0.6), ("champion", 0.5)), GATES, "add up to 1.1"),
         ((("a", 0.5), ("champion", 0.5)), (), "needs a question"),
+        ((("a", 5e-324), ("champion", 1.0)), GATES, "at least 1e-06"),
+        ((("a", math.nan), ("champion", 0.5)), GATES, "at least 1e-06"),
+        (tuple((f"a{i}", 1 / 21) for i in range(21)), GATES, "21 arms"),
+        ((("a", 0.5), ("champion", 0.5)), GATES * 21, "gates are too many"),
     ],
 )
 def test_experiment_that_could_show_nothing_is_refused(shares: tuple, gates: tuple, words: str):
     with pytest.raises(InvalidRequest, match=words):
         ExperimentPlan(shares, gates)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (UnitRule(0, 60.0), "0 values"),
+        (UnitRule(1001, 60.0), "1001 values"),
+        (UnitRule(5, math.inf), "window of inf s"),
+        (UnitRule(5, -1.0), "window of -1 s"),
+    ],
+)
+def test_rule_by_which_no_unit_counts_is_refused(rule: UnitRule, words: str):
+    with pytest.raises(InvalidRequest, match=words):
+        ExperimentPlan((("a", 0.5), ("champion", 0.5)), GATES, rule=rule)
+
+
+FINE = to_json(PLAN)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        "no JSON",
+        '{"type":"rollout","future_field":1}',
+        FINE.replace("600.0", "null"),
+        FINE.replace("600.0", "1e999"),
+        FINE.replace("error_rate", "gone_metric"),
+        FINE.replace("0.01,", "5e-324,"),
+        FINE.replace('"rollout"', '"wager"'),
+    ],
+)
+def test_what_was_kept_and_cannot_be_followed_is_unreadable_whatever_it_is(kept: str):
+    assert kept != FINE
+    with pytest.raises(UnreadablePlan):
+        from_json(kept)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "experiment"},
+        {"standing": Standing("RUNNING", step=4)},
+        {"standing": Standing("RUNNING", step=-1)},
+        {"standing": Standing("DREAMING")},
+        {"standing": Standing("RUNNING", watched_seconds=math.inf)},
+        {"arms": (Arm(1, CHAMPION, None, "unmerged", 0.0),)},
+    ],
+)
+def test_plan_that_does_not_fit_its_trial_is_unreadable(change: dict[str, Any]):
+    at = datetime(2026, 11, 23, tzinfo=UTC)
+    arms = tuple(
+        Arm(i, name, None, "unmerged", 0.0) for i, name in enumerate(("challenger", CHAMPION))
+    )
+    adapter = AdapterName("acme", "support")
+    trial = Trial(1, "rollout", adapter, "s", FINE, arms, Standing("RUNNING"), at, at, None)
+    assert plan_of(trial) == PLAN
+    with pytest.raises(UnreadablePlan):
+        plan_of(replace(trial, **change))
 
 
 def test_several_challengers_share_the_error():

@@ -2,7 +2,8 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,15 +12,18 @@ from pathlib import Path
 import pytest
 from promotions import let_serve
 from small_server import until
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from tiny_adapters import write_adapter
 from watching import following
 
+from loragate.adapters.errors import StoreError
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
-from loragate.adapters.trial_records import Standing, Trial
+from loragate.adapters.trial_records import NewArm, Observations, Standing, Trial
 from loragate.server.background import BackgroundTasks
 from loragate.server.core import Route
 from loragate.server.errors import EngineDead
@@ -64,6 +68,37 @@ class Ended:
 
 
 @dataclass
+class Stumbles:
+    """Errors that the registry's calls raise first, by the call, and how often each was made."""
+
+    errors: dict[str, list[Exception]] = field(default_factory=lambda: defaultdict(list))
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def reach(self, call: str) -> None:
+        self.calls[call] += 1
+        if self.errors[call]:
+            raise self.errors[call].pop(0)
+
+
+class StumblingRegistry(Registry):
+    def __init__(self, url: str, store: ArtifactStore) -> None:
+        super().__init__(url, store)
+        self.stumbles = Stumbles()
+
+    def trials_under_way(self) -> tuple[Trial, ...]:
+        self.stumbles.reach("trials_under_way")
+        return super().trials_under_way()
+
+    def observations(self, trial_id: int, step: int) -> Observations:
+        self.stumbles.reach("observations")
+        return super().observations(trial_id, step)
+
+    def note_watched(self, trial: Trial, seconds: float) -> None:
+        self.stumbles.reach("note_watched")
+        super().note_watched(trial, seconds)
+
+
+@dataclass
 class Rolling:
     """A rollout of v2 beside v1, and whoever asks."""
 
@@ -90,10 +125,10 @@ class Rolling:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, empty_registry: Path) -> Registry:
+def registry(tmp_path: Path, empty_registry: Path) -> StumblingRegistry:
     home = Home(tmp_path / "home").ensure()
     shutil.copy(empty_registry, home.root)
-    registry = Registry(home.database_url, ArtifactStore(home.artifacts))
+    registry = StumblingRegistry(home.database_url, ArtifactStore(home.artifacts))
     registry.create_tenant("acme")
     for number in (1, 2):
         registry.publish(SUPPORT, write_adapter(tmp_path / f"v{number}", number))
@@ -101,16 +136,35 @@ def registry(tmp_path: Path, empty_registry: Path) -> Registry:
     return registry
 
 
+WISH = RolloutWish("v2", (50, 100), MINUTE, ("error_rate<30%",))
+
+
 @asynccontextmanager
 async def rolling(registry: Registry, clocks: Clocks) -> AsyncIterator[Rolling]:
     """Goes on with the rollout under way, or begins one."""
-    wish = RolloutWish("v2", (50, 100), MINUTE, ("error_rate<30%",))
-    under_way = registry.trials_under_way()
-    trial = under_way[0] if under_way else TrialOffice(registry).start_rollout(SUPPORT, wish, "me")
+    known = registry.trials("acme", limit=1)
+    if known and known[0].adapter == SUPPORT:
+        trial = known[0]
+    else:
+        trial = TrialOffice(registry).start_rollout(SUPPORT, WISH, "me")
+    async with looked_at(registry, clocks) as places:
+        await until(lambda: places.station("acme", "support") is not None, 10)
+        champion = trial.arm("champion").version
+        assert champion is not None
+        yield Rolling(registry, places, trial, champion)
 
-    async def warm(version: AdapterVersion) -> None:
-        raise EngineDead("The engine starts later.")
 
+async def no_engine(version: AdapterVersion) -> None:
+    raise EngineDead("The engine starts later.")
+
+
+@asynccontextmanager
+async def looked_at(
+    registry: Registry,
+    clocks: Clocks,
+    warm: Callable[[AdapterVersion], Awaitable[None]] = no_engine,
+) -> AsyncIterator[Places]:
+    """Whatever trials there are, by a runner."""
     log, changed = ObservationLog(registry), asyncio.Event()
     places = Places(log, lambda version: True, lambda: clocks.wall)
     watcher = SnapshotWatcher(registry, [lambda snapshot: changed.set()])
@@ -125,11 +179,8 @@ async def rolling(registry: Registry, clocks: Clocks) -> AsyncIterator[Rolling]:
             clocks.monotonic,
             lambda: clocks.wall,
         )
-        async with runner.running():
-            await until(lambda: places.station("acme", "support") is not None, 10)
-            champion = trial.arm("champion").version
-            assert champion is not None
-            yield Rolling(registry, places, trial, champion)
+        async with runner.running(BackgroundTasks()):
+            yield places
 
 
 async def test_wall_clock_that_jumps_moves_no_rollout(registry: Registry) -> None:
@@ -177,3 +228,134 @@ async def test_time_watched_is_kept_over_a_restart(registry: Registry) -> None:
         assert rollout.standing.step == 0
         clocks.seconds += MINUTE * 0.2
         await until(lambda: rollout.standing.step == 1, 10)
+
+
+ERRORS = pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a mistake of ours"),
+        ValueError("no number"),
+        IntegrityError("INSERT", {}, Exception("duplicate key")),
+        PoolTimeout("QueuePool limit reached"),
+        StoreError("the database did not answer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+
+
+@ERRORS
+@pytest.mark.parametrize("call", ["trials_under_way", "observations"])
+async def test_trial_begins_after_any_error(
+    registry: StumblingRegistry, call: str, error: Exception
+) -> None:
+    registry.stumbles.errors[call] = [error]
+    clocks = Clocks()
+    TrialOffice(registry).start_rollout(SUPPORT, WISH, "me")
+    async with looked_at(registry, clocks) as places:
+        async with asyncio.timeout(10):
+            while places.station("acme", "support") is None:
+                clocks.seconds += 1
+                await asyncio.sleep(0.005)
+
+
+@ERRORS
+async def test_look_goes_on_after_any_error(registry: StumblingRegistry, error: Exception) -> None:
+    clocks = Clocks()
+    async with rolling(registry, clocks) as rollout:
+        await clocks.some_looks()
+        registry.stumbles.errors["note_watched"] = [error]
+        clocks.seconds += 6
+        await until(lambda: registry.stumbles.calls["note_watched"] >= 1, 10)
+        rollout.ask(100, Ended(outcome="internal_error", is_fault=True))
+        async with asyncio.timeout(10):
+            while rollout.standing.state != "ROLLED_BACK":
+                clocks.seconds += 1
+                await asyncio.sleep(0.005)
+
+
+def ended_trials(registry: Registry) -> list[tuple[str, str]]:
+    return [
+        (trial.standing.state, trial.standing.reason)
+        for trial in registry.trials("acme")
+        if trial.ended_at is not None
+    ]
+
+
+async def test_trial_that_cannot_begin_is_tried_ever_more_seldom_and_ended_with_its_reason(
+    registry: StumblingRegistry,
+) -> None:
+    registry.stumbles.errors["observations"] = [RuntimeError("no such figure")] * 1000
+    clocks, calls = Clocks(), registry.stumbles.calls
+    TrialOffice(registry).start_rollout(SUPPORT, WISH, "me")
+    async with looked_at(registry, clocks) as places:
+        await until(lambda: calls["observations"] == 1, 10)
+        await clocks.some_looks()
+        assert calls == {"observations": 1, "trials_under_way": 1}
+        for tries, pause in enumerate((1, 2, 4, 8, 16, 32, 60), start=1):
+            clocks.seconds += pause - 0.5
+            await clocks.some_looks()
+            assert calls["observations"] == tries
+            clocks.seconds += 0.5
+            await until(lambda tries=tries: calls["observations"] > tries, 10)
+        await until(lambda: len(ended_trials(registry)) == 1, 10)
+        [(state, reason)] = ended_trials(registry)
+        assert (state, "no such figure" in reason) == ("ABORTED", True)
+        assert places.station("acme", "support") is None
+
+
+async def test_trial_is_not_ended_for_a_full_disk(registry: StumblingRegistry) -> None:
+    clocks, loads = Clocks(), 0
+
+    async def warm(version: AdapterVersion) -> None:
+        nonlocal loads
+        loads += 1
+        if loads <= 12:
+            raise StoreError("cannot be put into the engine's dtype: no space left on device")
+
+    TrialOffice(registry).start_rollout(SUPPORT, WISH, "me")
+    async with looked_at(registry, clocks, warm) as places:
+        async with asyncio.timeout(10):
+            while places.station("acme", "support") is None:
+                clocks.seconds += MINUTE
+                await asyncio.sleep(0.005)
+    assert (loads, ended_trials(registry)) == (14, [])
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        '{"type":"rollout","steps":[0.5,1.0],"every_seconds":null,"gates":[],"alpha":0.05}',
+        '{"type":"rollout","steps":[5e-324,1.0],"every_seconds":60,"gates":[],"alpha":0.05}',
+        '{"type":"rollout","steps":[1.0],"every_seconds":60,"gates":["gone<1%"],"alpha":0.05}',
+        '{"type":"rollout","future_field":1}',
+        "",
+    ],
+)
+async def test_trial_whose_plan_cannot_be_read_is_ended_and_holds_up_no_other(
+    registry: StumblingRegistry, tmp_path: Path, plan: str
+) -> None:
+    other = AdapterName("acme", "other")
+    registry.publish(other, write_adapter(tmp_path / "other", 3))
+    arms = NewArm("challenger", 1), NewArm("champion", None)
+    registry.start_trial("rollout", other, arms, plan, "RUNNING")
+    async with rolling(registry, Clocks()) as rollout:
+        rollout.ask(100, Ended(outcome="internal_error", is_fault=True))
+        await until(lambda: len(ended_trials(registry)) == 2, 10)
+    [(_, ended), (state, why)] = ended_trials(registry)
+    assert "error_rate" in ended
+    assert (state, "cannot be followed" in why) == ("ABORTED", True)
+
+
+async def test_trial_ended_while_it_is_prepared_gives_out_no_arm(
+    registry: StumblingRegistry,
+) -> None:
+    async with rolling(registry, Clocks()) as rollout:
+        rollout.ask(10, Ended())  # after a restart, these units keep their arms from the beginning
+
+    async def hang(version: AdapterVersion) -> None:
+        await asyncio.Event().wait()
+
+    async with looked_at(registry, Clocks(), hang) as places:
+        await until(lambda: places.station("acme", "support") is not None, 10)
+        TrialOffice(registry).change(SUPPORT, "abort", "", "enough", "me")
+        await until(lambda: places.station("acme", "support") is None, 10)

@@ -18,10 +18,11 @@ from loragate.server.admin.trial_views import (
     VerdictView,
 )
 from loragate.server.core import BASE
+from loragate.server.errors import UnreadablePlan
 from loragate.server.experiments.confidence_sequences import Interval
 from loragate.server.experiments.gates import GateAnswer
 from loragate.server.experiments.office import ExperimentWish, RolloutWish
-from loragate.server.experiments.plans import CHALLENGER, from_json
+from loragate.server.experiments.plans import CHALLENGER, plan_of
 from loragate.server.experiments.report import (
     ArmLine,
     Comparison,
@@ -59,14 +60,19 @@ def experiment_wish(body: ExperimentRequest) -> ExperimentWish:
 
 
 def trial_view(trial: Trial) -> TrialView:
-    plan = from_json(trial.plan)
+    """Of one whose plan cannot be read, only what the registry itself says."""
+    plan, unreadable = None, ""
+    try:
+        plan = plan_of(trial)
+    except UnreadablePlan as error:
+        unreadable = str(error)
     rollout = plan if isinstance(plan, RolloutPlan) else None
     return TrialView(
         id=trial.id,
         kind=trial.kind,
         adapter=str(trial.adapter),
         state=trial.standing.state,
-        reason=trial.standing.reason,
+        reason=trial.standing.reason if trial.ended_at else unreadable or trial.standing.reason,
         arms=tuple(
             ArmView(
                 name=arm.name,
@@ -76,7 +82,7 @@ def trial_view(trial: Trial) -> TrialView:
             )
             for arm in trial.arms
         ),
-        gates=tuple(map(str, plan.gates)),
+        gates=tuple(map(str, plan.gates)) if plan else (),
         steps=rollout.steps if rollout else (),
         step=trial.standing.step,
         created_at=trial.created_at,

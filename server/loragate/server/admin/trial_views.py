@@ -11,35 +11,43 @@ from pydantic import Field
 
 from loragate.adapters.trial_records import TrialKind
 from loragate.server.admin.views import Request, View
+from loragate.server.experiments.plan_bounds import (
+    LONGEST_REASON,
+    MOST_ARMS,
+    MOST_GATES,
+    MOST_STEPS,
+)
 
 Action = Literal["pause", "resume", "abort", "promote", "rollback", "decide"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # not "5", not true
-Share = Annotated[Number, Field(ge=0, le=1)]
-Alpha = Annotated[Number, Field(gt=0, lt=0.5)]
 Switch = Annotated[bool, Field(strict=True)]
 
 
 class RolloutRequest(Request):
-    """A rollout to begin: `steps` in percent; `shadow` a share from 0 to 1."""
+    """A rollout to begin: `steps` in percent; `shadow` a share from 0 to 1. Numbers are bounded by
+    the plan that is made of them, whoever asks.
+    """
 
     to: str = Field(examples=["v4"])
-    steps: tuple[Number, ...] = Field(default=(1, 10, 50, 100), max_length=100)
-    every_seconds: Number = Field(default=600, gt=0)
-    gates: tuple[str, ...] = Field(default=(), max_length=20, examples=[["error_rate<1%"]])
-    alpha: Alpha = 0.05
-    shadow: Share = 0
+    steps: tuple[Number, ...] = Field(default=(1, 10, 50, 100), max_length=MOST_STEPS)
+    every_seconds: Number = 600
+    gates: tuple[str, ...] = Field(default=(), max_length=MOST_GATES, examples=[["error_rate<1%"]])
+    alpha: Number = 0.05
+    shadow: Number = 0
     merged: Switch = False
 
 
 class ExperimentRequest(Request):
     """An experiment to begin. Without shares, all arms get the same."""
 
-    arms: tuple[str, ...] = Field(max_length=20, examples=[["champion=v3:50%", "new=v4:50%"]])
-    gates: tuple[str, ...] = Field(max_length=20, examples=[["rating>=champion-0.1"]])
-    alpha: Alpha = 0.05
-    values: int = Field(default=5, ge=1, le=1000, strict=True)
-    window_seconds: Number = Field(default=900, gt=0)
-    shadow: Share = 0
+    arms: tuple[str, ...] = Field(
+        max_length=MOST_ARMS, examples=[["champion=v3:50%", "new=v4:50%"]]
+    )
+    gates: tuple[str, ...] = Field(max_length=MOST_GATES, examples=[["rating>=champion-0.1"]])
+    alpha: Number = 0.05
+    values: int = Field(default=5, strict=True)
+    window_seconds: Number = 900
+    shadow: Number = 0
     automatic: Switch = False
 
 
@@ -51,7 +59,7 @@ class TrialChange(Request):
     action: Action
     arm: str = ""
     kind: TrialKind | None = None
-    reason: str = Field(default="", max_length=1000)
+    reason: str = Field(default="", max_length=LONGEST_REASON)
 
 
 class ArmView(View):

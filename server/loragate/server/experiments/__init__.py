@@ -9,6 +9,7 @@ Pure, with no clock, database or task, and times passed in:
 - `non_inferiority`, `superiority`: two arms compared: a difference, a ratio.
 - `sample_ratio`, `sample_sizes`: whether the arms filled as they should, and how much is missing.
 - `gates`: `error_rate<1%`, `ttft_p95<1.2x`, `rating>=champion-0.1`: read and answered.
+- `plan_bounds`: what may be asked for, whoever asks.
 - `plans`: what was declared beforehand, and its form in the registry.
 - `verdict`: all gates and checks in one answer, with its reason.
 - `rollout_plan`: the steps of a rollout as a state machine.

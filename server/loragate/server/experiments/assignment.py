@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from loragate.server.errors import InvalidRequest
+from loragate.server.experiments.plan_bounds import SMALLEST_SHARE
 
 UnitKind = Literal["user", "conversation", "key"]
 _MOST = 1 << 53  # as many buckets as floats in [0, 1) can tell apart
@@ -67,14 +68,21 @@ class Split:
     def of(cls, shares: Sequence[tuple[str, float]]) -> "Split":
         names = tuple(name for name, _ in shares)
         if len(set(names)) < len(names):
-            raise InvalidRequest(f"The arms {', '.join(names)} are not all different; rename one.")
+            raise InvalidRequest(
+                f"The arms {', '.join(names)} are not all different; rename one.", param="arms"
+            )
         for name, share in shares:
-            if not 0 < share <= 1:
-                raise InvalidRequest(f"Arm '{name}' has the share {share:g}; give it over 0, to 1.")
+            if not SMALLEST_SHARE <= share <= 1:
+                raise InvalidRequest(
+                    f"Arm '{name}' has the share {share:g}; give it at least {SMALLEST_SHARE:g} "
+                    "and at most 1.",
+                    param="arms",
+                )
         total = math.fsum(share for _, share in shares)
         if abs(total - 1) > _TOLERANCE:
             raise InvalidRequest(
-                f"The arms' shares add up to {total:g}; change them so that they add up to 1."
+                f"The arms' shares add up to {total:g}; change them so that they add up to 1.",
+                param="arms",
             )
         ends = [math.fsum(share for _, share in shares[: i + 1]) for i in range(len(shares))]
         return cls(names, (*ends[:-1], 1.0))

@@ -26,6 +26,11 @@ from loragate.server.experiments.confidence_sequences import (
 )
 from loragate.server.experiments.metrics import METRICS, Metric
 from loragate.server.experiments.non_inferiority import block_size, pair
+from loragate.server.experiments.plan_bounds import (
+    LARGEST_BOUND,
+    LONGEST_GATE,
+    SMALLEST_BOUND,
+)
 from loragate.server.experiments.sample_sizes import for_any_limit, for_share, shrinking
 from loragate.server.experiments.superiority import ratio_of_means, ratio_of_quantiles
 from loragate.server.experiments.tally import ArmTally, Sample
@@ -75,6 +80,8 @@ class Gate:
 
 def parse_gate(text: str) -> Gate:
     """Raises InvalidRequest, which says what is wrong and how it is written."""
+    if len(text) > LONGEST_GATE:
+        raise InvalidRequest(f"A gate has at most {LONGEST_GATE} characters.", param="gate")
     match = _GATE.fullmatch(text.strip())
     if match is None:
         raise InvalidRequest(f"'{text}' is not a gate; write one as in {_EXAMPLES}.", param="gate")
@@ -140,8 +147,11 @@ def _factor(metric: Metric, unit: str) -> float:
 
 
 def _checked(bound: float, low: float, high: float) -> float:
+    low, high = max(low, -LARGEST_BOUND), min(high, LARGEST_BOUND)
     if not low < bound < high:
         raise ValueError(f"the bound must lie between {low:g} and {high:g}")
+    if 0 < abs(bound) < SMALLEST_BOUND:
+        raise ValueError(f"the bound must be at least {SMALLEST_BOUND:g}")
     return bound
 
 

@@ -14,13 +14,20 @@ from loragate.adapters.trial_records import ArmMode, NewArm, Trial, TrialKind
 from loragate.server.core import BASE
 from loragate.server.errors import InvalidRequest, RolloutMoveRefused
 from loragate.server.experiments import rollout_plan
-from loragate.server.experiments.gates import parse_gate
+from loragate.server.experiments.gates import Gate, parse_gate
+from loragate.server.experiments.plan_bounds import (
+    MOST_ARMS,
+    MOST_STEPS,
+    check_count,
+    check_gates,
+    check_reason,
+)
 from loragate.server.experiments.plans import (
     CHALLENGER,
     CHAMPION,
     FEW_REQUESTS_COUNT,
     ExperimentPlan,
-    from_json,
+    plan_of,
     to_json,
 )
 from loragate.server.experiments.report import TrialReport, report_of
@@ -69,10 +76,11 @@ class TrialOffice:
 
     def start_rollout(self, adapter: AdapterName, wish: RolloutWish, actor: str) -> Trial:
         """Raises InvalidRequest, and what `Registry.start_trial` raises."""
+        check_count(wish.percentages, MOST_STEPS, "steps", "steps")
         plan = RolloutPlan(
             rollout_plan.parse_steps([str(step) for step in wish.percentages]),
             wish.every_seconds,
-            tuple(map(parse_gate, wish.gates)),
+            _gates(wish.gates),
             wish.alpha,
             wish.shadow,
         )
@@ -87,11 +95,12 @@ class TrialOffice:
 
     def start_experiment(self, adapter: AdapterName, wish: ExperimentWish, actor: str) -> Trial:
         """Raises InvalidRequest, and what `Registry.start_trial` raises."""
+        check_count(wish.arms, MOST_ARMS, "arms", "arms")
         page = self._registry.show(adapter)
         arms = _arms(page, wish.arms)
         plan = ExperimentPlan(
             tuple((arm.name, arm.share) for arm in arms),
-            tuple(map(parse_gate, wish.gates)),
+            _gates(wish.gates),
             wish.alpha,
             UnitRule(wish.values, wish.window_seconds),
             wish.shadow,
@@ -130,6 +139,7 @@ class TrialOffice:
         the one to promote; empty for the only challenger. Raises RolloutMoveRefused,
         InvalidRequest, and what `Registry.move_trial` raises.
         """
+        check_reason(why)
         trial = self.trial(adapter, kind)
         progress = rollout_plan.progress_of(trial.standing)
         promoted = None
@@ -158,13 +168,14 @@ class TrialOffice:
         )
 
     def report(self, trial_id: int) -> TrialReport:
-        """Raises TrialNotFound."""
+        """Raises TrialNotFound, and UnreadablePlan."""
         trial, pairs = self._registry.trial(trial_id), self._registry.shadow_pairs(trial_id)
         return report_of(self._counted(trial), datetime.now(UTC), pairs)
 
     def _counted(self, trial: Trial) -> RunningTrial:
+        plan = plan_of(trial)
         seen = self._registry.observations(trial.id, trial.standing.step)
-        return RunningTrial(trial, from_json(trial.plan), seen)
+        return RunningTrial(trial, plan, seen)
 
     def _decided(self, trial: Trial) -> tuple[str | None, str]:
         verdicts = self._counted(trial).verdicts(datetime.now(UTC))
@@ -204,6 +215,11 @@ def require_modes(registry: Registry, adapter: AdapterName, arms: Sequence[NewAr
                 "the version unmerged.",
                 param="arms",
             )
+
+
+def _gates(texts: Sequence[str]) -> tuple[Gate, ...]:
+    check_gates(texts)
+    return tuple(map(parse_gate, texts))
 
 
 def _champion_of(page: AdapterRecord) -> int:

@@ -2,16 +2,27 @@
 registry.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from loragate.server.errors import InvalidRequest
+from loragate.adapters.trial_records import Trial
+from loragate.server.errors import InvalidRequest, UnreadablePlan
 from loragate.server.experiments.assignment import Split
 from loragate.server.experiments.gates import Gate, parse_gate
-from loragate.server.experiments.rollout_plan import RolloutPlan, check_shadow
+from loragate.server.experiments.plan_bounds import (
+    MOST_ARMS,
+    check_alpha,
+    check_count,
+    check_gates,
+    check_seconds,
+    check_shadow,
+    check_values,
+)
+from loragate.server.experiments.rollout_plan import RolloutPlan, RolloutState
 from loragate.server.experiments.tally import UnitRule
 from loragate.server.experiments.verdict import Question
 
@@ -37,6 +48,8 @@ class ExperimentPlan:
 
     def __post_init__(self) -> None:
         check_shadow(self.shadow)
+        check_count(self.shares, MOST_ARMS, "arms", "arms")
+        check_gates(self.gates)
         names = Split.of(self.shares).arms
         if CHAMPION not in names or len(names) < 2:
             raise InvalidRequest(
@@ -46,8 +59,9 @@ class ExperimentPlan:
             raise InvalidRequest(
                 "An experiment needs a question, as in --gate 'rating>=champion-0.1'.", param="gate"
             )
-        if not 0 < self.alpha < 0.5:
-            raise InvalidRequest("alpha is a probability of error over 0 and under 0.5.")
+        check_alpha(self.alpha)
+        check_values(self.rule.values)
+        check_seconds(self.rule.window_seconds, "A unit's window", "window_seconds")
 
     @property
     def challengers(self) -> tuple[str, ...]:
@@ -97,8 +111,39 @@ def to_json(plan: RolloutPlan | ExperimentPlan) -> str:
 
 
 def from_json(text: str) -> RolloutPlan | ExperimentPlan:
-    """Raises msgspec.ValidationError for what no version of this wrote."""
-    kept = msgspec.json.decode(text, type=_Rollout | _Experiment)
+    """Raises UnreadablePlan for what this version would not write."""
+    try:
+        return _made(msgspec.json.decode(text, type=_Rollout | _Experiment))
+    except (msgspec.MsgspecError, InvalidRequest) as error:
+        raise UnreadablePlan(f"what was kept of its plan cannot be followed: {error}") from error
+
+
+def plan_of(trial: Trial) -> RolloutPlan | ExperimentPlan:
+    """The plan that the trial follows, which fits its arms and where it stands.
+
+    Raises UnreadablePlan where the registry holds what this version would not have written: what
+    else reads the trial may then index and divide by what is here.
+    """
+    plan, standing = from_json(trial.plan), trial.standing
+    arms, steps = {arm.name for arm in trial.arms}, 1
+    match plan:
+        case RolloutPlan():
+            kind, named, steps = "rollout", {CHALLENGER, CHAMPION}, len(plan.steps)
+        case ExperimentPlan():
+            kind, named = "experiment", {name for name, _ in plan.shares}
+    for holds, what in (
+        (kind == trial.kind, f"its plan is that of {kind}s"),
+        (named == arms, f"its plan is for the arms {', '.join(sorted(named))}"),
+        (0 <= standing.step < steps, f"there is no step {standing.step}"),
+        (standing.state in tuple(RolloutState), f"there is no state {standing.state}"),
+        (math.isfinite(standing.watched_seconds), "the time that it was watched for is none"),
+    ):
+        if not holds:
+            raise UnreadablePlan(f"what was kept of it cannot be followed: {what}")
+    return plan
+
+
+def _made(kept: _Rollout | _Experiment) -> RolloutPlan | ExperimentPlan:
     if isinstance(kept, _Rollout):
         gates = _gates(kept.gates)
         return RolloutPlan(kept.steps, kept.every_seconds, gates, kept.alpha, kept.shadow)
@@ -113,4 +158,5 @@ def from_json(text: str) -> RolloutPlan | ExperimentPlan:
 
 
 def _gates(texts: Sequence[str]) -> tuple[Gate, ...]:
+    check_gates(texts)
     return tuple(parse_gate(text) for text in texts)

@@ -17,8 +17,17 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from loragate.adapters.trial_records import Standing
-from loragate.server.errors import InvalidRequest, RolloutMoveRefused
+from loragate.server.errors import InvalidRequest, RolloutMoveRefused, UnreadablePlan
 from loragate.server.experiments.gates import Gate
+from loragate.server.experiments.plan_bounds import (
+    MOST_STEPS,
+    SMALLEST_SHARE,
+    check_alpha,
+    check_count,
+    check_gates,
+    check_seconds,
+    check_shadow,
+)
 from loragate.server.experiments.verdict import Decision, Question, Verdict
 
 
@@ -52,14 +61,20 @@ class RolloutPlan:
 
     def __post_init__(self) -> None:
         check_shadow(self.shadow)
-        if not self.steps or not all(0 < step <= 1 for step in self.steps):
-            raise InvalidRequest("Steps are percentages over 0, to 100, as in 1,10,50,100.")
+        check_count(self.steps, MOST_STEPS, "steps", "steps")
+        check_gates(self.gates)
+        if not self.steps or not all(map(_is_step, self.steps)):
+            raise InvalidRequest(
+                f"Steps are percentages over 0, to 100, as in 1,10,50,100; at least "
+                f"{SMALLEST_SHARE:.4%}, and as far from 100 unless it is that.",
+                param="steps",
+            )
         if any(later <= step for step, later in zip(self.steps, self.steps[1:], strict=False)):
-            raise InvalidRequest("Each step must be larger than the one before, as in 1,10,50,100.")
-        if not self.every_seconds > 0:
-            raise InvalidRequest("A step needs some time, as in --every 10m.")
-        if not 0 < self.alpha < 0.5:
-            raise InvalidRequest("alpha is a probability of error over 0 and under 0.5.")
+            raise InvalidRequest(
+                "Each step must be larger than the one before, as in 1,10,50,100.", param="steps"
+            )
+        check_seconds(self.every_seconds, "A step", "every_seconds")
+        check_alpha(self.alpha)
 
     @property
     def question(self) -> Question:
@@ -88,14 +103,17 @@ class RolloutProgress:
                 return plan.steps[self.step]
 
 
-def check_shadow(share: float) -> None:
-    if not 0 <= share <= 1:
-        raise InvalidRequest("The share of requests to shadow is from 0 to 100 %.", param="shadow")
+def _is_step(share: float) -> bool:
+    """What is left for the champion is a share too, or nothing."""
+    return SMALLEST_SHARE <= share <= 1 - SMALLEST_SHARE or share == 1
 
 
 def progress_of(standing: Standing) -> RolloutProgress:
-    """From its form in the registry."""
-    state = RolloutState(standing.state)
+    """From its form in the registry. Raises UnreadablePlan for a state that is none."""
+    try:
+        state = RolloutState(standing.state)
+    except ValueError:
+        raise UnreadablePlan(f"there is no state {standing.state}") from None
     return RolloutProgress(state, standing.step, standing.watched_seconds, standing.reason)
 
 
@@ -109,7 +127,9 @@ def parse_steps(texts: Sequence[str]) -> tuple[float, ...]:
     try:
         return tuple(float(text) / 100 for text in texts)
     except ValueError as error:
-        raise InvalidRequest(f"Steps are percentages, as in 1,10,50,100 ({error}).") from None
+        raise InvalidRequest(
+            f"Steps are percentages, as in 1,10,50,100 ({error}).", param="steps"
+        ) from None
 
 
 def look(

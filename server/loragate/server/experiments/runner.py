@@ -6,17 +6,19 @@ the next snapshot; a change of this server's own is written there first.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from loragate.adapters.errors import (
     AliasMovedOn,
     AliasNotFound,
-    LoragateError,
+    StoreError,
     TrialMovedOn,
+    TrialNotFound,
     VersionNotFound,
     VersionRetired,
 )
@@ -25,9 +27,11 @@ from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import SnapshotWatcher
 from loragate.adapters.trial_records import Observations, Trial
-from loragate.server.errors import AdapterUnavailable, EngineDead
+from loragate.server.background import BackgroundTasks
+from loragate.server.errors import AdapterUnavailable, EngineDead, UnreadablePlan
 from loragate.server.experiments.places import Clock, Places, Station, wall_clock
-from loragate.server.experiments.plans import CHALLENGER, CHAMPION, ExperimentPlan, from_json
+from loragate.server.experiments.plan_bounds import LONGEST_REASON
+from loragate.server.experiments.plans import CHALLENGER, CHAMPION, ExperimentPlan, plan_of
 from loragate.server.experiments.rollout_plan import (
     RolloutPlan,
     RolloutProgress,
@@ -42,15 +46,37 @@ from loragate.server.experiments.rollout_plan import (
 )
 from loragate.server.experiments.running import RunningTrial
 from loragate.server.experiments.verdict import Verdict, decide
+from loragate.server.supervision import Backoff
 
 logger = logging.getLogger(__name__)
 ACTOR = "server"
 _NOTE_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_ROUND_PAUSE_SECONDS = 5.0
+_BACKOFF = Backoff(first=1.0, most=60.0)  # of one trial
+_MOST_FAILURES = 8  # in about two minutes, by that
+# The server's own trouble, which no trial is ended for.
+_NOT_THE_TRIALS = (StoreError, EngineDead, asyncio.CancelledError)
 _NOTHING_SEEN = Observations((), (), ())
 
 
+@dataclass(slots=True)
+class _Trouble:
+    """A trial that has failed since it last went well: so often by its own fault, and not to be
+    tried again before `not_before`, by the monotonic clock.
+    """
+
+    delay: float | None = None
+    not_before: float = 0.0
+    own_failures: int = 0
+
+
 class TrialRunner:
-    """Follows the registry; `running` owns its tasks."""
+    """Follows the registry; `running` owns its tasks.
+
+    Each trial fails for itself: it is tried again after a pause that grows, no other one waits for
+    it, and one that fails by its own fault again and again is ended with the reason.
+    """
 
     def __init__(
         self,
@@ -75,78 +101,169 @@ class TrialRunner:
         self._clock = clock
         self._now = now
         self._revision = -1
-        self._stations: dict[int, Station] = {}  # by the trial's id
+        self._under_way: dict[int, Trial] = {}  # as the registry said last
+        self._news: dict[int, Trial] = {}  # of these, what its station has not heard yet
+        self._stations: dict[int, Station] = {}  # by the trial's id, of those that have begun
         self._ended: list[Station] = []  # the winner does not serve yet
         self._looked_at: dict[int, float] = {}
         self._noted_at: dict[int, float] = {}
         self._preparing: dict[int, asyncio.Task[None]] = {}
+        self._not_prepared: dict[int, BaseException] = {}
+        self._troubles: dict[int, _Trouble] = {}
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["TrialRunner"]:
-        task = asyncio.create_task(self._follow(), name="trials")
+    async def running(self, background: BackgroundTasks) -> AsyncIterator["TrialRunner"]:
+        # The database may be away, and what is in memory goes on: so it is asked again soon.
+        backoff = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_ROUND_PAUSE_SECONDS)
+        looking = background.repeating(
+            "trials",
+            self._round,
+            wait=self._pause,
+            is_vital=True,  # a version that fails its gates meanwhile is not taken back
+            is_prompt=True,
+            backoff=backoff,
+        )
         try:
-            yield self
+            async with looking:
+                yield self
         finally:
-            tasks = [task, *self._preparing.values()]
-            for each in tasks:
-                each.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            with suppress(LoragateError):
-                await self._note_all()
+            for task in tuple(self._preparing.values()):
+                task.cancel()
+            await asyncio.gather(*self._preparing.values(), return_exceptions=True)
+            await self._note_all()
 
-    async def _follow(self) -> None:
-        while True:
-            try:
-                await self._keep_up()
-                for station in tuple(self._stations.values()):
-                    await self._look(station)
-                self._let_go()
-            except LoragateError as error:  # the database is away: what is in memory goes on
-                logger.warning("rollouts and experiments wait: %s", error)
-                self._revision = -1
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._look_seconds):
-                    await self._wake.wait()
-            self._wake.clear()
+    async def _pause(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._look_seconds):
+                await self._wake.wait()
 
-    async def _keep_up(self) -> None:
+    async def _round(self) -> None:
+        self._wake.clear()
+        await self._read_news()
+        for trial in tuple(self._under_way.values()):
+            await self._carry_on(trial)
+        for trial_id in self._stations.keys() - self._under_way.keys():
+            await self._conclude(trial_id)
+        self._drop_what_is_over()  # of those that ended while they were prepared, too
+        self._let_go()
+
+    async def _read_news(self) -> None:
         revision = self._snapshots.current.revision
         if revision == self._revision:
             return
-        under_way = {
-            trial.id: trial for trial in await asyncio.to_thread(self._registry.trials_under_way)
-        }
-        for trial in under_way.values():
-            if (station := self._stations.get(trial.id)) is not None:
-                self._adopt(station, trial)
-                await self._check_champion(station)
-            elif trial.id not in self._preparing:
-                self._prepare(trial.id, self._begin(trial))
-        for trial_id in self._stations.keys() - under_way.keys():
-            self._end(self._stations[trial_id], await self._read(trial_id))
+        under_way = await asyncio.to_thread(self._registry.trials_under_way)
+        self._under_way = {trial.id: trial for trial in under_way}
+        self._news = dict(self._under_way)
+        for kept in (self._troubles, self._not_prepared):
+            for trial_id in kept.keys() - self._under_way.keys():
+                del kept[trial_id]
         self._revision = revision
 
-    async def _read(self, trial_id: int) -> Trial:
-        return await asyncio.to_thread(self._registry.trial, trial_id)
+    async def _carry_on(self, trial: Trial) -> None:
+        """One trial's part of a round, outside of which its failure is not felt.
 
-    def _prepare(self, trial_id: int, work: Awaitable[None]) -> None:
+        Raises StoreError: the database is away, for all of them.
+        """
+        if (error := self._not_prepared.pop(trial.id, None)) is not None:
+            await self._stumble(trial, error)
+            return
+        trouble = self._troubles.get(trial.id)
+        if trouble is not None and self._clock() < trouble.not_before:
+            return
+        station = self._stations.get(trial.id)
+        if station is None:
+            if trial.id not in self._preparing:
+                self._prepare(trial, self._begin(trial))
+            return
+        try:
+            if (news := self._news.get(trial.id)) is not None:
+                plan_of(news)
+                self._adopt(station, news)
+                await self._check_champion(station)
+                self._news.pop(trial.id, None)
+            if trial.id in self._stations:
+                await self._look(station)
+        except StoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one trial's mistake must not end all others
+            await self._stumble(trial, error)
+        else:
+            self._troubles.pop(trial.id, None)
+
+    async def _stumble(self, trial: Trial, error: BaseException) -> None:
+        """Tries again later, or ends the trial where the fault is its own and it will not mend."""
+        if isinstance(error, UnreadablePlan):
+            await self._give_up(trial, str(error))
+            return
+        trouble = self._troubles.setdefault(trial.id, _Trouble())
+        trouble.delay = _BACKOFF.following(trouble.delay, lived=0.0)
+        trouble.not_before = self._clock() + trouble.delay
+        trouble.own_failures += not isinstance(error, _NOT_THE_TRIALS)
+        self._looked_at.pop(trial.id, None)  # nobody watches meanwhile
+        said = f"{type(error).__name__}: {error}"
+        logger.error(
+            "%s of %s waits %.0f s: %s", trial, trial.adapter, trouble.delay, said, exc_info=error
+        )
+        if trouble.own_failures >= _MOST_FAILURES:
+            await self._give_up(trial, f"it failed {trouble.own_failures} times, with {said}")
+
+    async def _give_up(self, trial: Trial, why: str) -> None:
+        station = self._stations.get(trial.id)
+        before = trial.standing if station is None else station.running.trial.standing
+        standing = replace(
+            before,
+            state=str(RolloutState.ABORTED),
+            watched_seconds=before.watched_seconds if math.isfinite(before.watched_seconds) else 0,
+            reason=why[:LONGEST_REASON],
+        )
+        seen = trial if station is None else station.running.trial
+        end = partial(self._registry.move_trial, seen, standing, ACTOR, is_over=True)
+        try:
+            await asyncio.to_thread(end)
+        except (TrialMovedOn, TrialNotFound):
+            self._revision = -1  # somebody was faster
+            return
+        logger.error("%s of %s was ended: %s", trial, trial.adapter, why)
+        self._forget(trial.id)
+        await self._snapshots.refresh()
+
+    def _forget(self, trial_id: int) -> None:
+        for kept in (
+            self._under_way,
+            self._news,
+            self._stations,
+            self._looked_at,
+            self._noted_at,
+            self._troubles,
+            self._not_prepared,
+        ):
+            kept.pop(trial_id, None)
+        self._drop_what_is_over()
+
+    def _drop_what_is_over(self) -> None:
+        for station in self._places.stations():
+            if station.running.trial.id not in self._under_way and station not in self._ended:
+                self._places.drop(station)
+
+    def _prepare(self, trial: Trial, work: Awaitable[None]) -> None:
         async def prepare() -> None:
             try:
                 await work
-            except LoragateError as error:
-                logger.warning("trial %d waits: %s", trial_id, error)
+            except (Exception, asyncio.CancelledError) as error:
+                self._not_prepared[trial.id] = error  # for the next round to say
+                if isinstance(error, asyncio.CancelledError):
+                    raise
             finally:
-                del self._preparing[trial_id]
-                self._revision = -1  # it may have changed meanwhile
+                del self._preparing[trial.id]
                 self._wake.set()
 
-        self._preparing[trial_id] = asyncio.create_task(prepare(), name=f"trial {trial_id}")
+        self._preparing[trial.id] = asyncio.create_task(prepare(), name=f"prepare {trial}")
 
     async def _begin(self, trial: Trial) -> None:
         """Loads the arms before the first request, so that none waits for that or finds them bad;
         but who has an arm already, from before a restart, keeps it meanwhile.
         """
-        plan = from_json(trial.plan)
+        plan = plan_of(trial)
         step = trial.standing.step
         seen = await asyncio.to_thread(self._registry.observations, trial.id, step)
         # In a thread: a long trial's figures take a while to count anew.
@@ -184,7 +301,7 @@ class TrialRunner:
         running.trial = replace(trial, standing=replace(trial.standing, watched_seconds=watched))
         is_resumed = before.state == RolloutState.PAUSED != trial.standing.state
         if is_resumed and station.down and trial.id not in self._preparing:
-            self._prepare(trial.id, self._warm_arms(station))
+            self._prepare(trial, self._warm_arms(station))
 
     async def _check_champion(self, station: Station) -> None:
         """Ends a trial whose champion somebody has replaced: there is nothing to compare with."""
@@ -204,7 +321,7 @@ class TrialRunner:
         trial = station.running.trial
         seconds = self._seconds_since_last_look(trial.id)
         if station.down and trial.id not in self._preparing:
-            await self._pause(station)
+            await self._hold(station)
             return
         plan, running = station.running.plan, station.running
         if isinstance(plan, ExperimentPlan) and not plan.is_automatic:
@@ -246,7 +363,7 @@ class TrialRunner:
         progress = _progress(station)
         await self._move(station, win(progress, why) if arm else roll_back(progress, why), arm)
 
-    async def _pause(self, station: Station) -> None:
+    async def _hold(self, station: Station) -> None:
         progress = _progress(station)
         if progress.state is RolloutState.PAUSED:
             return
@@ -280,13 +397,19 @@ class TrialRunner:
             self._adopt(station, moved)
         await self._snapshots.refresh()
 
+    async def _conclude(self, trial_id: int) -> None:
+        """Somebody else has ended it."""
+        try:
+            trial = await asyncio.to_thread(self._registry.trial, trial_id)
+        except TrialNotFound:
+            self._forget(trial_id)
+        else:
+            self._end(self._stations[trial_id], trial)
+
     def _end(self, station: Station, trial: Trial) -> None:
-        for kept in (self._stations, self._looked_at, self._noted_at):
-            kept.pop(trial.id, None)
         if trial.standing.state == RolloutState.PASSED:
             self._ended.append(station)  # its units keep their arm until all have it
-        else:
-            self._places.drop(station)
+        self._forget(trial.id)
 
     def _let_go(self) -> None:
         for station in tuple(self._ended):
@@ -302,8 +425,11 @@ class TrialRunner:
             await self._write_watched(trial)
 
     async def _note_all(self) -> None:
-        for station in self._stations.values():
-            await self._write_watched(station.running.trial)
+        try:
+            for station in self._stations.values():
+                await self._write_watched(station.running.trial)
+        except Exception:
+            logger.exception("how long trials were watched since they were noted is lost")
 
     async def _write_watched(self, trial: Trial) -> None:
         seconds = trial.standing.watched_seconds
