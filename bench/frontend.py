@@ -165,6 +165,7 @@ def _serve(parent: Connection) -> None:
 async def _run(parent: Connection) -> None:
     config = Config(
         server=ServerConfig(http="127.0.0.1:0", grpc="127.0.0.1:0", log_level="error"),
+        engine=EngineConfig(max_num_seqs=1024),
         limits=LimitsConfig(max_in_flight=1024),
     )
     base = find(EngineConfig().model, Home.from_environment().models)

@@ -26,12 +26,11 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.app import Server, build, fair_queue
+from loragate.server.app import MakeQueue, Server, build, fair_queue
 from loragate.server.config import Config, EngineConfig, LimitsConfig, ServerConfig
 from loragate.server.core import ChatRequest, Delta, Route, TokenLogprob
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel, ToolSession
 from loragate.server.fair_queue import FairQueue, QueueBounds, Turn
-from loragate.server.flows import Flow
 
 STREAMS = 15
 SEQUENCES = 16  # that the engine computes at once
@@ -40,7 +39,6 @@ LOAD_SECONDS = 0.05
 HOT_TOKENS = (32, 96)  # an answer's length is drawn from between
 COLD_TOKENS = 16
 PATIENCE_SECONDS = 15.0
-MakeQueue = Callable[[Config], FairQueue]
 
 
 @dataclass(eq=False)
@@ -138,12 +136,18 @@ def _scored(request: EngineRequest) -> Delta:
 
 
 class FifoTurn(Turn):
-    """Holds a place and, for an adapter, a claim; what is made is counted by nobody."""
+    """A place, and a claim on the adapter's slot, both until the request ends."""
 
     def __init__(self, queue: "FifoQueue", route: Route) -> None:
-        super().__init__(queue, Flow(0, has_slot=False))
         self._fifo = queue
         self._route = route
+
+    def charge(self, tokens: int) -> None:
+        """First come, first served keeps no accounts."""
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[int]:
+        yield 0  # the benchmark's requests have one sequence each
 
     def end(self) -> None:
         self._fifo.leave(self._route)
@@ -187,7 +191,7 @@ class FifoQueue(FairQueue):
         self.in_flight -= 1
 
 
-def fifo_queue(config: Config) -> FairQueue:
+def fifo_queue(config: Config, is_shared: Callable[[], bool]) -> FairQueue:
     limits = config.limits
     bounds = QueueBounds(
         limits.max_queued, limits.max_queued_per_adapter, limits.queue_timeout_seconds

@@ -1,13 +1,14 @@
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from fakes import EchoEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_server import until
+from small_server import Served, ServeWith, on_a_socket, until
 
 from loragate.adapters.snapshot import Limits
 from loragate.server.admission import (
@@ -17,8 +18,16 @@ from loragate.server.admission import (
     retry_after_header,
     retry_after_ms_header,
 )
-from loragate.server.core import Caller, Route
-from loragate.server.errors import Draining, Overloaded, RateLimited, RequestExceedsLimit
+from loragate.server.config import LimitsConfig
+from loragate.server.core import Caller, Delta, Route
+from loragate.server.engine import EngineRequest
+from loragate.server.errors import (
+    Draining,
+    InvalidRequest,
+    Overloaded,
+    RateLimited,
+    RequestExceedsLimit,
+)
 from loragate.server.fair_queue import FairQueue, QueueBounds
 
 FREE = Limits()
@@ -531,3 +540,74 @@ def test_hints_are_never_zero_too_short_or_longer_than_clients_wait(
 ) -> None:
     assert retry_after_header(seconds) == header
     assert retry_after_ms_header(seconds) == milliseconds
+
+
+# ---- in a whole server: what was used, however the request ends
+
+
+async def used_by(served: Served, tokens_per_minute: int) -> int:
+    """Tokens of acme's budget that are used, told by what one more request is refused for."""
+    reply = await served.complete("a" * 100, max_tokens=tokens_per_minute - 100)
+    words = reply.json()["error"]["message"]
+    return int(words.split(" are used or reserved")[0].rsplit(" ", 1)[1])
+
+
+@dataclass
+class ScoringEngine(EchoEngine):
+    """Where nothing is to be generated, scores the prompt; refuses all while it is told to."""
+
+    refuses: bool = False
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        if self.refuses:
+            raise InvalidRequest("This cannot be done.")
+        if request.sampling.max_tokens == 0:
+            yield self._scored(request)
+            return
+        async for delta in super().generate(request):
+            yield delta
+
+
+@pytest.fixture
+def engine() -> ScoringEngine:
+    return ScoringEngine()
+
+
+async def test_a_prompt_that_the_engine_has_read_is_used_though_nothing_was_generated(
+    serve_with: ServeWith,
+) -> None:
+    only_scores = {"max_tokens": 0, "echo": True, "logprobs": 1}
+    async with serve_with(limits=LimitsConfig(tokens_per_minute=200)) as served:
+        assert (await served.complete("a" * 90, **only_scores)).status_code == 200
+        assert (await served.complete(["a" * 40, "b" * 50], **only_scores)).status_code == 200
+        reply = await served.complete("a" * 90, **only_scores)
+        assert reply.status_code == 429
+        assert reply.json()["error"]["code"] == "token_budget_exceeded"
+
+
+async def test_who_leaves_before_the_first_token_has_used_the_prompt_that_was_begun(
+    serve_with: ServeWith,
+) -> None:
+    limits = LimitsConfig(tokens_per_minute=200, max_in_flight=2)
+    async with serve_with(limits=limits) as served, on_a_socket(served) as client:
+        served.engine.pace_seconds = 60
+        gate = served.server.admission
+        body = {"model": "base", "prompt": "a" * 40, "max_tokens": 5}
+        running = asyncio.create_task(client.post("/v1/completions", json=body))
+        await until(lambda: bool(served.engine.running), 5)
+        queued = asyncio.create_task(client.post("/v1/completions", json=body))
+        await until(lambda: gate.queued == 1, 5)
+        queued.cancel()
+        running.cancel()
+        await until(lambda: gate.present == 0, 5)
+        assert await used_by(served, 200) == 40  # nothing for who only waited
+
+
+async def test_what_the_engine_refuses_uses_nothing(
+    serve_with: ServeWith, engine: ScoringEngine
+) -> None:
+    async with serve_with(limits=LimitsConfig(tokens_per_minute=200)) as served:
+        engine.refuses = True
+        assert (await served.complete("a" * 90, max_tokens=1)).status_code == 400
+        engine.refuses = False
+        assert (await served.complete("a" * 190, max_tokens=1)).status_code == 200

@@ -1,12 +1,9 @@
 """Places and slots go round by tokens served: nobody starves, nothing is lost, all is bounded."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import pytest
+from crowds import Clock, crowd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_server import ServeWith, until
@@ -31,14 +28,6 @@ def route(number: int) -> Route:
 HOT, COLD, THIRD, BASE = route(1), route(2), route(3), route(0)
 
 
-@dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def fair_queue(
     *,
     places: int = 100,
@@ -54,44 +43,6 @@ def fair_queue(
         turn_seconds=turn_seconds,
         clock=clock or Clock(),
     )
-
-
-@dataclass
-class Crowd:
-    """Requests that run until they are told to end."""
-
-    queue: FairQueue
-    running: dict[str, Turn] = field(default_factory=dict)
-    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-
-    async def start(self, name: str, where: Route, prompt_tokens: int = 1) -> None:
-        self.tasks[name] = asyncio.create_task(self._take(name, where, prompt_tokens))
-        await asyncio.sleep(0)
-
-    async def end(self, name: str, tokens: int = 1) -> None:
-        turn = self.running.pop(name)
-        turn.charge(tokens)
-        turn.end()
-        await asyncio.sleep(0)  # whoever is next wakes up
-
-    async def leave(self, name: str) -> None:
-        self.tasks[name].cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.tasks[name]
-
-    async def _take(self, name: str, where: Route, prompt_tokens: int) -> None:
-        self.running[name] = await self.queue.take(where, prompt_tokens)
-
-
-@asynccontextmanager
-async def crowd(queue: FairQueue) -> AsyncIterator[Crowd]:
-    some = Crowd(queue)
-    try:
-        yield some
-    finally:
-        for task in some.tasks.values():
-            task.cancel()
-        await asyncio.gather(*some.tasks.values(), return_exceptions=True)
 
 
 # ---- who is next

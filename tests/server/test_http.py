@@ -212,12 +212,15 @@ async def test_a_prompt_may_be_text_or_tokens_one_or_many(
     served: Served, prompt: object, lengths: list[int]
 ) -> None:
     reply = await served.complete(prompt, max_tokens=1, n=2, temperature=0.5)
-    assert [len(request.prompt_ids) for request in served.engine.seen] == lengths
+    # Each choice is computed by itself.
+    assert [len(request.prompt_ids) for request in served.engine.seen] == [
+        length for length in lengths for _ in range(2)
+    ]
     choices = reply.json()["choices"]
     assert [choice["index"] for choice in choices] == list(range(2 * len(lengths)))
     assert reply.json()["usage"]["prompt_tokens"] == sum(lengths)
     for choice in choices:
-        ids = served.engine.seen[choice["index"] // 2].prompt_ids
+        ids = served.engine.seen[choice["index"]].prompt_ids
         assert choice["text"] == f" t{ids[-1]}"
 
 

@@ -146,6 +146,10 @@ class Snapshot:
     def has_tenant(self, tenant: str) -> bool:
         return tenant in self._tenants
 
+    @property
+    def tenant_count(self) -> int:
+        return len(self._tenants)
+
     def limits(self, tenant: str) -> Limits:
         """Raises TenantNotFound."""
         try:

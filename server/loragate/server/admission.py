@@ -13,7 +13,7 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from loragate.adapters.snapshot import Limits
@@ -69,17 +69,44 @@ class Arrival:
 
 
 class Ticket:
-    """A request's booking and its turn. `charge` counts what it gets of the engine, as it comes;
-    `settle` says what it really used of its tenant's budget: the rest of the reserve comes back.
-    """
+    """A request's booking and its turn: for as long as `Admission.admit` lasts."""
 
-    def __init__(self, account: _Account, booking: _Booking, turn: Turn) -> None:
+    def __init__(
+        self, queue: FairQueue, account: _Account, booking: _Booking, prompt_tokens: int
+    ) -> None:
+        self._queue = queue
         self._account = account
         self._booking = booking
-        self.charge = turn.charge
+        self._prompt_tokens = prompt_tokens
+        self._turn: Turn | None = None
+
+    async def take_turn(self, route: Route) -> None:
+        """Waits for a turn by this route; gives back what it has, where that was by another one.
+
+        Raises Overloaded, or AdapterUnavailable where no slot came free for its adapter.
+        """
+        self.end_turn()
+        self._turn = await self._queue.take(route, self._prompt_tokens)
+
+    def end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.end()
+            self._turn = None
+
+    def place(self) -> AbstractAsyncContextManager[int]:
+        """See `Turn.place`."""
+        assert self._turn is not None, "the request has no turn"
+        return self._turn.place()
+
+    def charge(self, tokens: int) -> None:
+        """Counts generated tokens for the queue, as they come."""
+        if self._turn is not None:
+            self._turn.charge(tokens)
 
     def settle(self, tokens: int) -> None:
-        """`tokens` is the request's true number of prompt and completion tokens."""
+        """`tokens` is the request's true number of prompt and completion tokens; the rest of what
+        was booked comes back to its tenant's budget.
+        """
         _settle(self._account, self._booking, tokens)
 
 
@@ -97,6 +124,7 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
+        """Requests that have had their turn and are not over."""
         return self._queue.in_flight
 
     @property
@@ -144,7 +172,9 @@ class Admission:
     async def admit(
         self, arrival: Arrival, route: Route, tokens: int, prompt_tokens: int = 0
     ) -> AsyncIterator[Ticket]:
-        """Books `tokens`, the most that the request may use, waits for its turn, holds its place.
+        """Books `tokens`, the most that the request may use, and waits for its turn.
+
+        On leaving, all its places have to be given back.
 
         Raises RateLimited, RequestExceedsLimit, Overloaded, or AdapterUnavailable where no slot
         came free for its adapter.
@@ -157,15 +187,16 @@ class Admission:
         booking = _Booking(now, tokens)
         account.bookings.append(booking)
         account.tokens += tokens
+        ticket = Ticket(self._queue, account, booking, prompt_tokens)
         try:
-            turn = await self._queue.take(route, prompt_tokens)
+            await ticket.take_turn(route)
         except BaseException:
-            _settle(account, booking, 0)
+            ticket.settle(0)
             raise
         try:
-            yield Ticket(account, booking, turn)
+            yield ticket
         finally:
-            turn.end()
+            ticket.end_turn()
 
     async def drained(self) -> None:
         """Returns once nothing runs and nothing waits."""

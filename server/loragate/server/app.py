@@ -54,6 +54,7 @@ from loragate.server.routing import Router, say_hidden
 from loragate.server.rpc.server import GrpcOptions, build_server
 from loragate.server.server import Server
 from loragate.server.shadow import Shadows
+from loragate.server.shares import TenantCaps
 from loragate.server.supervision import Backoff, StartEngine, SupervisedEngine
 from loragate.server.usage import UsageLog
 from loragate.server.validation import RequestLimits
@@ -67,6 +68,7 @@ from loragate.server.vllm_workshop import (
 logger = logging.getLogger(__name__)
 # A database that answers again is to be read at once: what was revoked meanwhile still works.
 _LOOK_AGAIN = Backoff(first=0.2, most=2.0)
+MakeQueue = Callable[[Config, Callable[[], bool]], FairQueue]  # with whether there are many tenants
 
 
 async def run(
@@ -100,15 +102,22 @@ async def build_from_settings(config: Config, home: Home) -> AsyncIterator[Serve
         yield server
 
 
-def fair_queue(config: Config) -> FairQueue:
+def fair_queue(config: Config, is_shared: Callable[[], bool]) -> FairQueue:
     limits = config.limits
     return FairQueue(
         places=limits.max_in_flight,
+        base_places=config.engine.max_num_seqs,
         slots=config.engine.max_loras,
         bounds=QueueBounds(
             limits.max_queued, limits.max_queued_per_adapter, limits.queue_timeout_seconds
         ),
         turn_seconds=limits.slot_turn_seconds,
+        caps=TenantCaps(
+            max_sequences=limits.max_sequences_per_tenant,
+            max_loras=limits.max_loras_per_tenant,
+            max_queued=limits.max_queued_per_tenant,
+        ),
+        is_shared=is_shared,
     )
 
 
@@ -118,7 +127,7 @@ async def build(
     home: Home,
     base: BaseModel,
     start: StartEngine,
-    make_queue: Callable[[Config], FairQueue] = fair_queue,
+    make_queue: MakeQueue = fair_queue,
     workshop: Workshop | None = None,
 ) -> AsyncIterator[Server]:
     """Starts the engine and makes all objects of a server around it; nothing listens yet.
@@ -156,7 +165,7 @@ async def build(
                 logger.warning("%s", hidden)
             health = Health(lambda: engine.state, lambda: background.degraded)
             tenants = Tenants(snapshots, admin_key)
-            queue = make_queue(config)
+            queue = make_queue(config, lambda: snapshots.current.tenant_count > 1)
             admission = Admission(queue)
             deadlines = Deadlines(config.server.request_timeout_seconds)
             renderer = Renderer.load(base.path, chat_template)
@@ -185,7 +194,7 @@ async def build(
                 residency,
                 builder,
                 lambda version: contract_of(snapshots.current, version),
-                lambda: queue.queued > 0 or queue.in_flight > config.engine.max_num_seqs // 4,
+                lambda: queue.queued > 0 or queue.running > config.engine.max_num_seqs // 4,
                 observations,
                 config.experiments.shadow_tokens_per_minute,
             )

@@ -66,7 +66,7 @@ class EngineConfig(Section, frozen=True):
     max_cpu_loras: int = 64
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 64
     max_model_len: int = 0
-    max_num_seqs: int = 64
+    max_num_seqs: int = 80
     max_num_batched_tokens: int = 0
     max_logprobs: int = 20
     kv_cache_gib: float = 2.0
@@ -78,13 +78,19 @@ class EngineConfig(Section, frozen=True):
 
 
 class LimitsConfig(Section, frozen=True):
-    """What one tenant may use (0: no limit; `tenant limit` overrides it), and all together."""
+    """What one tenant may use (0: no limit; `tenant limit` overrides it), and all together.
+
+    `…_per_tenant` is what one tenant may hold of what all share; 0 leaves room for the others.
+    """
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     max_concurrent: int = 0
     max_in_flight: int = 256
+    max_sequences_per_tenant: int = 0
+    max_loras_per_tenant: int = 0
     max_queued: int = 512
+    max_queued_per_tenant: int = 0
     max_queued_per_adapter: int = 128
     queue_timeout_seconds: float = 60.0
     slot_turn_seconds: float = 1.0
@@ -300,7 +306,10 @@ RANGES: Mapping[str, Range] = {
     "limits.tokens_per_minute": Range(0, 10**12),
     "limits.max_concurrent": Range(0, 10**6),
     "limits.max_in_flight": Range(1, 10**6),
+    "limits.max_sequences_per_tenant": Range(0, 10**6),
+    "limits.max_loras_per_tenant": Range(0, 1024),
     "limits.max_queued": Range(0, 10**6),
+    "limits.max_queued_per_tenant": Range(0, 10**6),
     "limits.max_queued_per_adapter": Range(0, 10**6),
     "limits.queue_timeout_seconds": Range(0, _DAY_SECONDS, is_above=True),
     "limits.slot_turn_seconds": Range(0, 3600),

@@ -14,6 +14,7 @@ from loragate.server.core import (
 )
 
 GATE_ID_PREFIX = "probe-"  # of the ids of the gate's own requests
+LAST_RANK = 100  # of requests that give way to all others
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,17 @@ class LoadedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One prompt on its way into the engine. `id` is unique in the process."""
+    """One prompt on its way into the engine. `id` is unique in the process.
+
+    Where memory is short, requests of a higher `rank` wait for those of a lower, or give it up.
+    """
 
     id: str
     prompt_ids: Sequence[int]
     sampling: SamplingParams
     adapter: LoadedAdapter | None = None
     cache_salt: str = ""
+    rank: int = 0
 
 
 class ToolCallParser(Protocol):

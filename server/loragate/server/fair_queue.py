@@ -1,33 +1,52 @@
-"""Who goes next: places in flight and adapter slots, given out together, fairly by tokens.
+"""Who goes next: places for sequences and slots for adapters, given out together, fairly by tokens.
 
-A request needs a place, and one for an adapter needs one of the engine's slots too, which all
-requests of that version share. It waits for both at once and holds neither meanwhile. Next is
-whoever waits with the lowest counter (`flows`). Where that one needs a slot and all are held, the
-version that was served most gets no new request, so that its own end and the slot comes free; it
-has had its slot for `turn_seconds` then, so that slots do not change hands with every request.
+A request needs a place for each of its sequences (prompts times choices), and one for an adapter
+needs one of the engine's slots too, which all requests of that version share. It waits for its
+first place and the slot at once and holds neither meanwhile; its other sequences begin as places
+come. Next is the tenant that was served least, and of that tenant the flow that was (`flows`), as
+long as it leaves room for other tenants (`shares`).
 
-While two flows have requests waiting, what they are served differs by at most what the engine can
-make in `turn_seconds` and one longest answer. A decision costs O(log n) for n waiting flows, and a
-look at each slot where one is wanted back.
+Where a slot is wanted and none can be had, a version that holds one gets no new request, so that
+its own end and the slot comes free: one of a tenant with more slots than the one that waits would
+have, or else one that was served more. It has had its slot for `turn_seconds` then, so that slots
+do not change hands with every request.
+
+While two tenants have requests waiting, what they are served differs by at most what the engine can
+make in `turn_seconds` and one longest request; so it is with two flows of one tenant. A decision
+costs O(log n) for n flows and a look at each tenant that is at its limit; where slots are wanted, a
+look at each tenant that waits for one, and at each slot.
 """
 
 import asyncio
 import time
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from heapq import nsmallest
 
 from loragate.adapters.names import AdapterVersion
 from loragate.server.core import Route
 from loragate.server.errors import AdapterUnavailable, Overloaded, RequestError
-from loragate.server.flows import INPUT_WEIGHT, OUTPUT_WEIGHT, Flow, Flows, LowestFirst, key_of
+from loragate.server.flows import (
+    INPUT_WEIGHT,
+    OUTPUT_WEIGHT,
+    Flow,
+    LowestFirst,
+    Parties,
+    Tenant,
+    key_of,
+    new_flow,
+    new_tenant,
+)
+from loragate.server.shares import AUTOMATIC, Shares, TenantCaps
 
 
 @dataclass(frozen=True, slots=True)
 class QueueBounds:
-    """How many may wait, of one adapter version or tenant's base requests too, and how long."""
+    """How many requests may wait, of one adapter version or tenant's base requests too, and how
+    long.
+    """
 
     max_queued: int
     max_queued_per_adapter: int
@@ -35,52 +54,88 @@ class QueueBounds:
 
 
 class Turn:
-    """A request's place, and its claim on its adapter's slot."""
+    """A request's claim on its adapter's slot, and its first place."""
 
-    __slots__ = ("_flow", "_queue")
+    __slots__ = ("_flow", "_has_first_place", "_queue")
 
     def __init__(self, queue: "FairQueue", flow: Flow) -> None:
         self._queue = queue
         self._flow = flow
+        self._has_first_place = True
 
     def charge(self, tokens: int) -> None:
         """Counts generated tokens, as they come: what is not made is never charged."""
-        self._flow.served += tokens * OUTPUT_WEIGHT
+        self._flow.charge(tokens * OUTPUT_WEIGHT)
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[int]:
+        """Holds a place for one of the request's sequences, which runs inside; waits for it, but
+        for the first one's. There is no limit to that wait: the request runs already, and has a
+        deadline of its own.
+
+        Yields the rank of the sequence among those of its tenant, coarsely: 0 for the first, and
+        the more of them run the higher. An engine that has too little memory for all that it runs
+        takes it from high ranks.
+        """
+        if self._has_first_place:
+            self._has_first_place = False
+        else:
+            await self._queue.follow(self._flow)
+        try:
+            yield self._flow.rank
+        finally:
+            self._queue.give_back_place(self._flow)
 
     def end(self) -> None:
-        self._queue.end(self._flow)
+        """Once all its sequences are over."""
+        self._queue.end(self._flow, has_place=self._has_first_place)
+        self._has_first_place = False
 
 
 class FairQueue:
-    """Gives `places` and `slots` to requests, and slots alone to those who load adapters.
+    """Gives places and slots to requests, and slots alone to those who load adapters.
 
-    Of one event loop; nothing awaits between a look and what follows from it.
+    There are `places` for all engines together, and of these `base_places` for the base model's,
+    which must not be more than it runs at once: it takes what is beyond that in the order of
+    arrival. Of one event loop; nothing awaits between a look and what follows from it.
     """
 
     def __init__(
         self,
         *,
         places: int,
+        base_places: int | None = None,
         slots: int,
         bounds: QueueBounds,
         turn_seconds: float,
+        caps: TenantCaps = AUTOMATIC,
+        is_shared: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`is_shared` says whether there is more than one tenant, active or not."""
         self._places = places
+        self._base_places = places if base_places is None else base_places
         self._slots = slots
         self._bounds = bounds
         self._turn_seconds = turn_seconds
+        self._shares = {shared: Shares(caps, shared) for shared in (False, True)}
+        self._is_shared = is_shared
         self._clock = clock
-        self._flows = Flows()
-        self._ready = LowestFirst()  # they wait for a place alone
-        self._slotless: list[tuple[int, int, Flow]] = []  # lowest first; nothing charges them
-        self._arrivals = 0
-        self._holders: set[Flow] = set()
-        self._recalled: list[Flow] = []  # never more than there are slotless ones
+        self._tenants: Parties[str, Tenant] = Parties()
+        # Tenants with flows that wait for a place alone; entries may be out of date.
+        self._ready: LowestFirst[Tenant] = LowestFirst()
+        self._ready_elsewhere: LowestFirst[Tenant] = LowestFirst()
+        self._awaiting: dict[Tenant, None] = {}  # tenants with flows that wait for a slot
+        self._holders: dict[int, Flow] = {}  # of slots, by lora_id
         self._watchers: list[asyncio.Future[None]] = []
         self._ended_at: deque[float] = deque(maxlen=64)
         self.in_flight = 0
+        """Requests that have had their turn and are not over."""
+        self.running = 0
+        """Sequences that hold a place, in all engines."""
+        self.running_in_base_engine = 0
         self.queued = 0
+        """Requests that wait for their turn."""
 
     @property
     def leased(self) -> int:
@@ -90,25 +145,38 @@ class FairQueue:
     @property
     def awaiting_slot(self) -> int:
         """Distinct versions that wait for a slot now."""
-        return len(self._slotless)
+        return sum(tenant.awaiting for tenant in self._awaiting)
+
+    @property
+    def known_tenants(self) -> int:
+        """Of how many tenants something is remembered."""
+        return len(self._tenants)
 
     def check_room(self, route: Route) -> None:
         """Raises Overloaded where a request would have to wait and too many wait already."""
-        flow = self._flows.find(key_of(route))
-        queued = 0 if flow is None else len(flow.waiting)
-        is_full = self.queued >= self._bounds.max_queued
-        if not is_full and queued < self._bounds.max_queued_per_adapter:
+        tenant = self._tenants.find(route.tenant)
+        flow = None if tenant is None else tenant.flows.find(key_of(route))
+        of_tenant = 0 if tenant is None else tenant.queued
+        of_flow = 0 if flow is None else len(flow.waiting)
+        room = self._bounds.max_queued - self.queued
+        has_share = self._share.may_wait(of_tenant, room)
+        if has_share and of_flow < self._bounds.max_queued_per_adapter:
             return
-        if self._is_free(flow, needs_slot=route.needs_slot):
+        if self._is_free(tenant, flow, route):
             return
-        if is_full:
+        if room < 1:
             raise Overloaded(
                 f"{self.in_flight} requests run and {self.queued} wait: the server is full.",
                 retry_after_seconds=self._seconds_for(self.queued),
             )
+        if not has_share:
+            raise Overloaded(
+                f"{of_tenant} requests of this tenant wait already, as many as may.",
+                retry_after_seconds=self._seconds_for(of_tenant),
+            )
         raise Overloaded(
-            f"{queued} requests of {route.adapter} wait already, as many as may.",
-            retry_after_seconds=self._seconds_for(queued),
+            f"{of_flow} requests of {route.adapter} wait already, as many as may.",
+            retry_after_seconds=self._seconds_for(of_flow),
         )
 
     async def take(self, route: Route, prompt_tokens: int) -> Turn:
@@ -116,43 +184,82 @@ class FairQueue:
 
         Raises Overloaded, or AdapterUnavailable (`no_adapter_slot`), where none came in time.
         """
-        flow = self._flows.join(key_of(route))
-        cost = prompt_tokens * INPUT_WEIGHT
-        if self._is_free(flow, needs_slot=route.needs_slot):
+        flow = self._join(route)
+        flow.enter()
+        try:
+            await self._take(flow, route, prompt_tokens * INPUT_WEIGHT)
+        except BaseException:
+            flow.leave()
+            raise
+        return Turn(self, flow)
+
+    async def _take(self, flow: Flow, route: Route, cost: int) -> None:
+        if self._is_free(flow.tenant, flow, route):
             self._start(flow, cost)
-            return Turn(self, flow)
+            return
         turn = asyncio.get_running_loop().create_future()
         flow.waiting[turn] = cost
+        flow.tenant.queued += 1
         self.queued += 1
         try:
             async with self._in_time(flow):
                 await self._wait(flow, turn)
         except BaseException:
             if flow.waiting.pop(turn, None) is not None:
-                self.queued -= 1
+                self._leave_queue(flow)
                 self._give_up(flow)
             elif turn.done() and not turn.cancelled():
-                self.end(flow)  # the place came in the same moment: hand it on
+                self._end(flow, has_place=True)  # it came in the same moment: hand it on
             raise
-        return Turn(self, flow)
 
-    def end(self, flow: Flow) -> None:
+    async def follow(self, flow: Flow) -> None:
+        """Waits for a place for a further sequence of a request that has its turn. For `Turn`."""
+        if self._may_run(flow.tenant, flow.in_base_engine) and not flow.following:
+            self._occupy(flow)
+            return
+        place = asyncio.get_running_loop().create_future()
+        flow.following[place] = None
+        try:
+            await self._wait(flow, place)
+        except BaseException:
+            if place in flow.following:
+                del flow.following[place]
+            elif place.done() and not place.cancelled():
+                self.give_back_place(flow)
+            raise
+
+    def give_back_place(self, flow: Flow) -> None:
+        """For `Turn` alone."""
+        self._vacate(flow)
+        self._advance()
+
+    def end(self, flow: Flow, *, has_place: bool) -> None:
         """Gives a turn back. For `Turn` alone."""
-        self.in_flight -= 1
-        self._ended_at.append(self._clock())
-        self._unclaim(flow)
+        self._end(flow, has_place)
+        flow.leave()
 
     async def claim(self, version: AdapterVersion) -> None:
         """Waits for a slot, in turn but without a place; at once where the version has one.
 
-        Raises AdapterUnavailable (`no_adapter_slot`) where none came in time.
+        A tenant's limit of slots does not hold for it: a promotion must not have to wait until the
+        tenant's own streams end. Raises AdapterUnavailable (`no_adapter_slot`) where none came in
+        time.
         """
-        flow = self._flows.join(version.lora_id)
+        flow = self._join_version(version)
+        flow.enter()
+        try:
+            await self._claim(flow)
+        except BaseException:
+            flow.leave()
+            raise
+
+    async def _claim(self, flow: Flow) -> None:
         if flow.has_slot:
             flow.claims += 1
             return
         call = asyncio.get_running_loop().create_future()
         flow.calls[call] = None
+        flow.tenant.calling[flow] = None
         try:
             async with self._in_time(flow):
                 await self._wait(flow, call)
@@ -166,28 +273,29 @@ class FairQueue:
 
     def try_claim(self, version: AdapterVersion) -> bool:
         """Claims a slot if that keeps nobody waiting."""
-        flow = self._flows.join(version.lora_id)
+        flow = self._join_version(version)
         if not flow.has_slot:
-            if self._slotless or not self._has_free_slot:
+            if self._awaiting or not self._free_slots:
                 return False
             self._hold_slot(flow)
+        flow.enter()
         flow.claims += 1
         return True
 
     def retain(self, version: AdapterVersion) -> None:
         """One more claim on the slot of a version that is claimed."""
-        flow = self._flows.join(version.lora_id)
-        assert flow.claims, f"nobody holds {version}"
+        flow = self._holder(version)
+        flow.enter()
         flow.claims += 1
 
     def release(self, version: AdapterVersion) -> None:
         """Gives a claim back."""
-        flow = self._flows.find(version.lora_id)
-        assert flow is not None, f"nobody holds {version}"
+        flow = self._holder(version)
         self._unclaim(flow)
+        flow.leave()
 
     def is_claimed(self, lora_id: int) -> bool:
-        flow = self._flows.find(lora_id)
+        flow = self._holders.get(lora_id)
         return flow is not None and flow.claims > 0
 
     async def slot_freed(self) -> None:
@@ -196,22 +304,59 @@ class FairQueue:
         self._watchers.append(freed)
         await freed
 
-    @property
-    def _has_free_slot(self) -> bool:
-        return len(self._holders) < self._slots
+    # ---- what may be had
 
-    def _is_free(self, flow: Flow | None, needs_slot: bool) -> bool:
-        """Whether a newcomer may go at once. With a place free, only those wait who have no slot;
-        with a slot free too, nobody does.
-        """
-        if self.in_flight >= self._places:
+    @property
+    def _share(self) -> Shares:
+        return self._shares[self._is_shared()]
+
+    @property
+    def _free_slots(self) -> int:
+        return self._slots - len(self._holders)
+
+    def _may_run(self, tenant: Tenant | None, in_base_engine: bool) -> bool:
+        """Whether the tenant may have a further sequence now."""
+        running, in_base = (0, 0) if tenant is None else (tenant.running, tenant.in_base_engine)
+        share = self._share
+        if not share.may_run(running, self._places - self.running):
             return False
-        if not needs_slot:
+        free = self._base_places - self.running_in_base_engine
+        return not in_base_engine or share.may_run(in_base, free)
+
+    def _may_hold_slot(self, tenant: Tenant | None) -> bool:
+        held = 0 if tenant is None else tenant.slots
+        return self._share.may_hold_slot(held, self._free_slots, self._slots)
+
+    def _is_free(self, tenant: Tenant | None, flow: Flow | None, route: Route) -> bool:
+        """Whether a newcomer may go at once. Whoever could go has gone already, so those who wait
+        wait for something that this one does not need.
+        """
+        if flow is not None and flow.waiting:
+            return False
+        if not self._may_run(tenant, _runs_in_base_engine(route)):
+            return False
+        if not route.needs_slot:
             return True
         if flow is None or not flow.has_slot:
-            return self._has_free_slot
+            return self._may_hold_slot(tenant)
         self._recall_slots()
         return not flow.is_recalled
+
+    # ---- coming and going
+
+    def _join(self, route: Route) -> Flow:
+        tenant = self._tenants.join(route.tenant, new_tenant(route.tenant))
+        key = key_of(route)
+        return tenant.flows.join(key, new_flow(tenant, key, _runs_in_base_engine(route)))
+
+    def _join_version(self, version: AdapterVersion) -> Flow:
+        return self._join(Route(version.tenant, version))
+
+    def _holder(self, version: AdapterVersion) -> Flow:
+        flow = self._holders.get(version.lora_id)
+        assert flow is not None, f"nobody holds {version}"
+        assert flow.claims, f"nobody holds {version}"
+        return flow
 
     async def _wait(self, flow: Flow, turn: asyncio.Future[None]) -> None:
         self._enlist(flow)
@@ -228,14 +373,19 @@ class FairQueue:
             raise self._too_late(flow, seconds) from None
 
     def _too_late(self, flow: Flow, seconds: float) -> RequestError:
-        if flow.has_slot or self._has_free_slot:
+        tenant = flow.tenant
+        if flow.has_slot or self._may_hold_slot(tenant):
             return Overloaded(
                 f"The request waited {seconds:g} s without getting its turn.",
                 retry_after_seconds=self._seconds_for(self.queued),
             )
+        if self._free_slots or tenant.slots >= self._share.most_loras(self._slots) < self._slots:
+            what = f"The {tenant.slots} adapter slots that this tenant may hold now"
+            settings = "engine.max_loras or limits.max_loras_per_tenant"
+        else:
+            what, settings = f"All {self._slots} adapter slots", "engine.max_loras"
         return AdapterUnavailable(
-            f"All {self._slots} adapter slots stayed busy for {seconds:g} s; try again, or raise "
-            "engine.max_loras.",
+            f"{what} stayed busy for {seconds:g} s; try again, or raise {settings}.",
             code="no_adapter_slot",
             retry_after_seconds=self._seconds_for(len(flow.waiting)),
         )
@@ -249,52 +399,96 @@ class FairQueue:
 
     def _enlist(self, flow: Flow) -> None:
         """Notes that it waits, and for what."""
-        if flow.has_slot:
-            if flow.waiting and not flow.is_recalled:
-                self._ready.add(flow)
-        elif flow.in_line is None:
-            self._arrivals += 1
-            flow.in_line = (flow.served, self._arrivals)
-            insort(self._slotless, (*flow.in_line, flow))
+        tenant = flow.tenant
+        if flow.is_ready:
+            if flow.in_base_engine:
+                tenant.ready.add(flow)
+                self._ready.add(tenant)
+            else:
+                tenant.ready_elsewhere.add(flow)
+                self._ready_elsewhere.add(tenant)
+        if not flow.has_slot and not flow.is_in_line and (flow.waiting or flow.calls):
+            flow.is_in_line = True
+            tenant.slotless.add(flow)
+            tenant.awaiting += 1
+            self._awaiting[tenant] = None
 
     def _leave_line(self, flow: Flow) -> None:
-        if flow.in_line is not None:
-            del self._slotless[bisect_left(self._slotless, flow.in_line)]
-            flow.in_line = None
+        if not flow.is_in_line:
+            return
+        flow.is_in_line = False
+        tenant = flow.tenant
+        tenant.calling.pop(flow, None)
+        tenant.awaiting -= 1
+        if not tenant.awaiting:
+            del self._awaiting[tenant]
+        while len(tenant.promised) > tenant.awaiting:  # nobody is left to want it
+            self._end_recall(spared := tenant.promised[-1])
+            self._enlist(spared)
+
+    def _leave_queue(self, flow: Flow) -> None:
+        """One of its requests waits no longer."""
+        self.queued -= 1
+        flow.tenant.queued -= 1
 
     def _give_up(self, flow: Flow) -> None:
-        """Somebody of the flow waits no longer."""
-        if not flow.waiting and not flow.calls:
-            self._leave_line(flow)
+        """Somebody of the flow waits for a slot no longer."""
+        if not flow.calls:
+            flow.tenant.calling.pop(flow, None)
+            if not flow.waiting:
+                self._leave_line(flow)
         self._advance()
+
+    # ---- who goes next
 
     def _advance(self) -> None:
         """Lets go whoever can, lowest counter first, and says whose slot has to come free."""
-        self._spare()
+        self._recall_slots()  # first: what has just been charged may have put a flow ahead
         while (flow := self._next()) is not None:
             self._serve(flow)
-            self._spare()
         self._recall_slots()
 
     def _next(self) -> Flow | None:
         """The lowest of those who can go now; None where nobody can."""
-        slotless = self._slotless if self._has_free_slot else ()
-        if self.in_flight >= self._places:
-            return next((flow for _, _, flow in slotless if flow.calls), None)
-        ready = self._first_ready()
-        if slotless and (ready is None or slotless[0][0] <= ready.served):
-            return slotless[0][2]
-        return ready
+        lowest = self._first_slotless()
+        for in_base_engine in (True, False):
+            ready = self._first_ready(in_base_engine)
+            if ready is not None and (lowest is None or _is_lower(ready, lowest)):
+                lowest = ready
+        return lowest
 
-    def _first_ready(self) -> Flow | None:
-        while (flow := self._ready.first()) is not None:
-            if flow.waiting and flow.has_slot and not flow.is_recalled:
-                return flow
-            self._ready.pop()
+    def _first_ready(self, in_base_engine: bool) -> Flow | None:
+        """The lowest that waits for a place alone and may have one."""
+        line = self._ready if in_base_engine else self._ready_elsewhere
+        found: Flow | None = None
+        at_their_limit: list[Tenant] = []
+        while (tenant := line.first()) is not None:
+            flow = tenant.first_ready(in_base_engine)
+            if flow is not None and self._may_run(tenant, in_base_engine):
+                found = flow
+                break
+            line.pop()
+            if flow is not None:
+                at_their_limit.append(tenant)
+        for tenant in at_their_limit:
+            line.add(tenant)
+        return found
+
+    def _first_slotless(self) -> Flow | None:
+        """Of those who wait for a slot and can go on with one, one of the tenant with the fewest
+        slots.
+        """
+        if not self._awaiting or not self._free_slots:
+            return None
+        for tenant in sorted(self._awaiting, key=_fewest_slots):
+            if self._may_hold_slot(tenant) and self._may_run(tenant, in_base_engine=True):
+                return tenant.first_slotless()
+            if tenant.calling:
+                return next(iter(tenant.calling))
         return None
 
     def _serve(self, flow: Flow) -> None:
-        """Starts the flow's first request if there is a place, and all who want but its slot."""
+        """Starts the flow's first in line if there is a place, and all who want but its slot."""
         if not flow.has_slot:
             self._leave_line(flow)
             self._hold_slot(flow)
@@ -303,17 +497,22 @@ class FairQueue:
             if not call.done():  # else it was cancelled, and has not woken yet
                 call.set_result(None)
                 flow.claims += 1
-        if self.in_flight < self._places:
+        if self._may_run(flow.tenant, flow.in_base_engine):
             self._start_first(flow)
-        if not flow.claims:
+        if not flow.claims and flow.needs_slot:
             self._drop_slot(flow)  # all have gone
-        elif flow.waiting:
-            self._enlist(flow)
+        self._enlist(flow)
 
     def _start_first(self, flow: Flow) -> None:
-        while flow.waiting:
+        while flow.following:
+            place, _ = flow.following.popitem(last=False)
+            if not place.done():
+                place.set_result(None)
+                self._occupy(flow)
+                return
+        while flow.waiting and not flow.is_recalled:
             turn, cost = flow.waiting.popitem(last=False)
-            self.queued -= 1
+            self._leave_queue(flow)
             if not turn.done():
                 turn.set_result(None)
                 self._start(flow, cost)
@@ -324,64 +523,143 @@ class FairQueue:
             self._hold_slot(flow)
         self.in_flight += 1
         flow.claims += 1
-        flow.served += cost
+        self._occupy(flow)
+        flow.charge(cost)
+
+    def _occupy(self, flow: Flow) -> None:
+        self.running += 1
+        flow.tenant.running += 1
+        if flow.in_base_engine:
+            self.running_in_base_engine += 1
+            flow.tenant.in_base_engine += 1
+
+    def _vacate(self, flow: Flow) -> None:
+        self.running -= 1
+        flow.tenant.running -= 1
+        if flow.in_base_engine:
+            self.running_in_base_engine -= 1
+            flow.tenant.in_base_engine -= 1
+
+    def _end(self, flow: Flow, has_place: bool) -> None:
+        self.in_flight -= 1
+        if has_place:
+            self._vacate(flow)
+        self._ended_at.append(self._clock())
+        self._unclaim(flow)
 
     def _unclaim(self, flow: Flow) -> None:
         flow.claims -= 1
-        if not flow.claims:
+        if not flow.claims and flow.needs_slot:
             self._drop_slot(flow)
         self._advance()
 
+    # ---- slots
+
     def _hold_slot(self, flow: Flow) -> None:
+        assert isinstance(flow.key, int)
         flow.has_slot = True
         flow.since = self._clock()
-        self._holders.add(flow)
+        flow.tenant.slots += 1
+        self._holders[flow.key] = flow
 
     def _drop_slot(self, flow: Flow) -> None:
-        if not flow.needs_slot:
-            return
-        self._holders.discard(flow)
+        assert isinstance(flow.key, int)
+        del self._holders[flow.key]
         flow.has_slot = False
-        if flow.is_recalled:
-            flow.is_recalled = False
-            self._recalled.remove(flow)
-        if flow.waiting:
-            self._enlist(flow)
+        flow.tenant.slots -= 1
+        self._end_recall(flow)
+        self._enlist(flow)
         for watcher in self._watchers:
             if not watcher.done():
                 watcher.set_result(None)
         self._watchers.clear()
 
     def _recall_slots(self) -> None:
-        """For each flow that waits for a slot, one that was served more is to let go of its own.
+        """For each flow that waits for a slot, one is to let go of its own.
 
         What was recalled stays so until it has drained, or nobody is left to want it: two that are
         close must not take turns at being the one, and neither ever drain.
         """
-        if self._has_free_slot:
-            return
-        while len(self._recalled) < len(self._slotless):
-            served = self._slotless[len(self._recalled)][0]
+        while self._awaiting:
             had_enough = self._clock() - self._turn_seconds
-            flow = max(
-                (
-                    holder
-                    for holder in self._holders
-                    if holder.served > served
-                    and holder.since <= had_enough
-                    and not holder.is_recalled
-                ),
-                key=lambda holder: holder.served,
-                default=None,
-            )
-            if flow is None:
+            holders = [
+                holder
+                for holder in self._holders.values()
+                if holder.since <= had_enough and not holder.is_recalled
+            ]
+            if not holders or not self._recall_one(holders):
                 return
-            flow.is_recalled = True
-            self._recalled.append(flow)
 
-    def _spare(self) -> None:
-        """Ends recalls that nobody is left to want."""
-        while len(self._recalled) > len(self._slotless):
-            flow = self._recalled.pop()
-            flow.is_recalled = False
-            self._enlist(flow)
+    def _recall_one(self, holders: list[Flow]) -> bool:
+        for tenant in nsmallest(self._slots, self._awaiting, key=_fewest_projected_slots):
+            if len(tenant.promised) >= tenant.awaiting or not self._lacks_slot_alone(tenant):
+                continue
+            flow = self._dispensable(holders, tenant)
+            if flow is not None:
+                flow.is_recalled = True
+                flow.recalled_for = tenant
+                flow.tenant.recalled += 1
+                tenant.promised.append(flow)
+                return True
+        return False
+
+    def _lacks_slot_alone(self, tenant: Tenant) -> bool:
+        """Whether it could go on with a slot: not where it runs as many sequences as it may, and
+        would leave the slot unused.
+        """
+        if self._may_hold_slot(tenant):
+            return False
+        if tenant.calling or self._may_run(tenant, in_base_engine=True):
+            return True
+        free = self._base_places - self.running_in_base_engine
+        return min(free, self._places - self.running) < 1  # then a place comes by itself
+
+    def _dispensable(self, holders: list[Flow], tenant: Tenant) -> Flow | None:
+        """Whose slot has to come free for that tenant, if any has to."""
+        first = tenant.first_slotless()
+        assert first is not None, f"{tenant.name} waits for no slot"
+        has_room = tenant.slots < self._share.most_loras(self._slots)
+
+        def gives_way(holder: Flow) -> bool:
+            if holder.tenant is tenant:
+                return holder.served > first.served
+            more = holder.tenant.projected_slots - tenant.projected_slots
+            is_ahead = holder.tenant.served > tenant.served
+            return has_room and (more > 1 or (more == 1 and is_ahead))
+
+        return max(
+            filter(gives_way, holders),
+            key=lambda holder: (
+                holder.tenant.projected_slots,
+                holder.tenant.served,
+                holder.served,
+            ),
+            default=None,
+        )
+
+    def _end_recall(self, flow: Flow) -> None:
+        if flow.recalled_for is None:
+            return
+        flow.recalled_for.promised.remove(flow)
+        flow.recalled_for = None
+        flow.is_recalled = False
+        flow.tenant.recalled -= 1
+
+
+def _runs_in_base_engine(route: Route) -> bool:
+    return route.mode == "unmerged"
+
+
+def _is_lower(flow: Flow, other: Flow) -> bool:
+    """Whether it is served before the other; the other is where they are equal."""
+    if flow.tenant is other.tenant:
+        return flow.served < other.served
+    return flow.tenant.served < other.tenant.served
+
+
+def _fewest_slots(tenant: Tenant) -> tuple[int, int]:
+    return tenant.slots, tenant.served
+
+
+def _fewest_projected_slots(tenant: Tenant) -> tuple[int, int]:
+    return tenant.projected_slots, tenant.served

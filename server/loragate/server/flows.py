@@ -1,16 +1,20 @@
-"""Flows and what each was served: the virtual token counters of a fair queue.
+"""Tenants, their flows, and what each was served: the virtual token counters of a fair queue.
 
-Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588). A flow is
-an adapter version, or a tenant's use of the base model. Its counter grows with the tokens that it
-is served. A flow that comes back is lifted to the lowest counter of those that are there, so that
-nobody saves up service while away; and it cannot shed a high counter by leaving for a moment.
+Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588), on two
+levels. First it is a tenant's turn, then one of its flows': an adapter version, a merged model, or
+the tenant's use of the base model. So a tenant gets one share, over however many versions it sends
+its requests. A counter grows with the tokens that are served. Who comes back is lifted to the
+lowest counter of those that are there, so that nobody saves up service while away; and nobody sheds
+a high counter by leaving for a moment.
 """
 
 import asyncio
 import heapq
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Generic, Protocol, TypeVar
 
 from loragate.server.core import Route
 
@@ -18,53 +22,49 @@ INPUT_WEIGHT = 1
 OUTPUT_WEIGHT = 2  # a step of the engine makes one token, or reads hundreds
 
 
-@dataclass(slots=True, eq=False)
-class Flow:
-    """One party to the sharing. `served` is in weighted tokens."""
-
-    key: int | str
-    has_slot: bool  # always, where none is needed
-    served: int = 0
-    claims: int = 0  # on its slot, of whoever runs, loads or holds it; for the base model: who runs
-    since: float = 0.0  # when it got its slot, by the queue's clock
-    is_recalled: bool = False  # no new request runs, so that its slot comes free
-    in_line: tuple[int, int] | None = None  # its key among those without a slot
-    waiting: OrderedDict[asyncio.Future[None], int] = field(default_factory=OrderedDict)
-    calls: OrderedDict[asyncio.Future[None], None] = field(default_factory=OrderedDict)
+class Served(Protocol):
+    """Whatever has a counter, in weighted tokens, which only grows."""
 
     @property
-    def needs_slot(self) -> bool:
-        return isinstance(self.key, int)
+    def served(self) -> int: ...
+
+
+class Party(Served, Protocol):
+    """Whoever shares; idle while none of its requests is there."""
 
     @property
-    def is_active(self) -> bool:
-        return bool(self.claims or self.waiting or self.calls)
+    def is_active(self) -> bool: ...
 
 
-class LowestFirst:
-    """Flows by their counters, lowest first; among equals, who came first.
+Counted = TypeVar("Counted", bound=Served)
+Key = TypeVar("Key", bound=Hashable)
+Sharing = TypeVar("Sharing", bound=Party)
+
+
+class LowestFirst(Generic[Counted]):
+    """Things by their counters, lowest first; among equals, who came first.
 
     Counters only grow, so an entry's key is brought up to date when the entry comes to the front:
     O(log n) for each change of a counter that is noticed, and none for those that are not.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Flow]] = []
-        self._members: set[Flow] = set()
+        self._heap: list[tuple[int, int, Counted]] = []
+        self._members: set[Counted] = set()
         self._order = count()
 
-    def add(self, flow: Flow) -> None:
+    def add(self, item: Counted) -> None:
         """Does nothing where it is in already."""
-        if flow not in self._members:
-            self._members.add(flow)
-            heapq.heappush(self._heap, (flow.served, next(self._order), flow))
+        if item not in self._members:
+            self._members.add(item)
+            heapq.heappush(self._heap, (item.served, next(self._order), item))
 
-    def first(self) -> Flow | None:
+    def first(self) -> Counted | None:
         while self._heap:
-            served, order, flow = self._heap[0]
-            if flow.served == served:
-                return flow
-            heapq.heapreplace(self._heap, (flow.served, order, flow))
+            served, order, item = self._heap[0]
+            if item.served == served:
+                return item
+            heapq.heapreplace(self._heap, (item.served, order, item))
         return None
 
     def pop(self) -> None:
@@ -72,47 +72,175 @@ class LowestFirst:
         self._members.discard(heapq.heappop(self._heap)[2])
 
 
-class Flows:
-    """All flows that are active, and those whose counters still matter."""
+class Parties(Generic[Key, Sharing]):
+    """All that are active, and those whose counters still matter."""
 
     def __init__(self) -> None:
-        self._flows: dict[int | str, Flow] = {}
-        self._by_served = LowestFirst()
+        self._parties: dict[Key, Sharing] = {}
+        self._by_served: LowestFirst[Sharing] = LowestFirst()
+        self._keys: dict[Sharing, Key] = {}
         self._floor = 0
 
     def __len__(self) -> int:
-        return len(self._flows)
+        return len(self._parties)
 
-    def find(self, key: int | str) -> Flow | None:
-        return self._flows.get(key)
+    def find(self, key: Key) -> Sharing | None:
+        return self._parties.get(key)
 
-    def join(self, key: int | str) -> Flow:
-        """The flow, which is to become active, lifted to the lowest counter of the active ones."""
-        flow = self._flows.get(key)
-        if flow is not None and flow.is_active:
-            return flow
+    def join(self, key: Key, make: Callable[[int], Sharing]) -> Sharing:
+        """The party, which is to become active, lifted to the lowest counter of the active ones.
+
+        `make` makes it with a counter to begin at.
+        """
+        party = self._parties.get(key)
+        if party is not None and party.is_active:
+            return party
         floor = self._lift_floor()
-        flow = self._flows.get(key)
-        if flow is None:
-            flow = self._flows[key] = Flow(key, has_slot=isinstance(key, str), served=floor)
-            self._by_served.add(flow)
-        return flow
+        party = self._parties.get(key)
+        if party is None:
+            party = self._parties[key] = make(floor)
+            self._keys[party] = key
+            self._by_served.add(party)
+        return party
 
     def _lift_floor(self) -> int:
-        """The lowest counter of an active flow. Idle ones below it are forgotten on the way: were
+        """The lowest counter of an active party. Idle ones below it are forgotten on the way: were
         they to come back, they would be lifted above what is remembered of them.
         """
-        while (flow := self._by_served.first()) is not None:
-            self._floor = max(self._floor, flow.served)
-            if flow.is_active:
+        while (party := self._by_served.first()) is not None:
+            self._floor = max(self._floor, party.served)
+            if party.is_active:
                 break
             self._by_served.pop()
-            del self._flows[flow.key]
+            del self._parties[self._keys.pop(party)]
         return self._floor
 
 
+@dataclass(slots=True, eq=False)
+class Tenant:
+    """One party to the sharing, with all its flows.
+
+    `running` counts its sequences in all engines, `in_base_engine` those in the base model's.
+    """
+
+    name: str
+    served: int
+    present: int = 0  # requests and claims that are there, waiting or not
+    running: int = 0
+    in_base_engine: int = 0
+    queued: int = 0  # requests that wait for their first place
+    slots: int = 0
+    recalled: int = 0  # of its slots
+    awaiting: int = 0  # its flows that wait for a slot
+    flows: "Parties[int | str, Flow]" = field(default_factory=Parties)
+    # Flows that wait for a place alone, by the engine that it is in; entries may be out of date.
+    ready: "LowestFirst[Flow]" = field(default_factory=LowestFirst)
+    ready_elsewhere: "LowestFirst[Flow]" = field(default_factory=LowestFirst)
+    slotless: "LowestFirst[Flow]" = field(default_factory=LowestFirst)
+    calling: "OrderedDict[Flow, None]" = field(default_factory=OrderedDict)  # slotless, to load
+    promised: "list[Flow]" = field(default_factory=list)  # recalled for it; at most `awaiting`
+
+    @property
+    def is_active(self) -> bool:
+        return self.present > 0
+
+    @property
+    def projected_slots(self) -> int:
+        """How many it holds once what is recalled has changed hands."""
+        return self.slots - self.recalled + len(self.promised)
+
+    def first_slotless(self) -> "Flow | None":
+        """The lowest of its flows that wait for a slot."""
+        while (flow := self.slotless.first()) is not None:
+            if flow.is_in_line:
+                return flow
+            self.slotless.pop()
+        return None
+
+    def first_ready(self, in_base_engine: bool) -> "Flow | None":
+        """The lowest of its flows that wait for a place in that kind of engine alone."""
+        ready = self.ready if in_base_engine else self.ready_elsewhere
+        while (flow := ready.first()) is not None:
+            if flow.is_ready:
+                return flow
+            ready.pop()
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class Flow:
+    """One of a tenant's parties among themselves. `served` is in weighted tokens."""
+
+    key: int | str
+    tenant: Tenant
+    served: int
+    needs_slot: bool
+    in_base_engine: bool
+    has_slot: bool  # always, where none is needed
+    present: int = 0  # requests and claims that are there, waiting or not
+    claims: int = 0  # on its slot, of whoever runs, loads or holds it; for the base model: who runs
+    since: float = 0.0  # when it got its slot, by the queue's clock
+    is_recalled: bool = False  # no new request runs, so that its slot comes free
+    recalled_for: Tenant | None = None
+    is_in_line: bool = False  # it waits for a slot
+    # By what they wake, with what they are charged: requests that wait for their first place.
+    waiting: OrderedDict[asyncio.Future[None], int] = field(default_factory=OrderedDict)
+    # Further sequences of requests that run already, and claims that need a slot alone.
+    following: OrderedDict[asyncio.Future[None], None] = field(default_factory=OrderedDict)
+    calls: OrderedDict[asyncio.Future[None], None] = field(default_factory=OrderedDict)
+
+    @property
+    def is_active(self) -> bool:
+        return self.present > 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a place is all that somebody waits for. Who runs already is not held up by a
+        recall, which waits for its end.
+        """
+        return bool(self.following or (self.waiting and self.has_slot and not self.is_recalled))
+
+    @property
+    def rank(self) -> int:
+        """How many more sequences its tenant runs in the engine, coarsely: 0 for 0, 1 for 1, 2 for
+        2 and 3, 3 for 4 to 7, and so on.
+        """
+        running = self.tenant.in_base_engine if self.in_base_engine else self.tenant.running
+        return max(0, running - 1).bit_length()
+
+    def enter(self) -> None:
+        """A request or a claim comes."""
+        self.present += 1
+        self.tenant.present += 1
+
+    def leave(self) -> None:
+        """What has come is over, or has given up."""
+        self.present -= 1
+        self.tenant.present -= 1
+
+    def charge(self, weighted_tokens: int) -> None:
+        self.served += weighted_tokens
+        self.tenant.served += weighted_tokens
+
+
+def new_tenant(name: str) -> Callable[[int], Tenant]:
+    return lambda served: Tenant(name, served)
+
+
+def new_flow(tenant: Tenant, key: int | str, in_base_engine: bool) -> Callable[[int], Flow]:
+    """An integer is the `lora_id` of an adapter version, which needs a slot."""
+    needs_slot = isinstance(key, int)
+
+    def make(served: int) -> Flow:
+        return Flow(key, tenant, served, needs_slot, in_base_engine, has_slot=not needs_slot)
+
+    return make
+
+
 def key_of(route: Route) -> int | str:
-    """An adapter version by its `lora_id`, a merged model by its name, the base model by tenant."""
-    if route.version is None:
-        return route.tenant
-    return route.version.lora_id if route.needs_slot else route.answers
+    """Of a flow among its tenant's: an adapter version by its `lora_id`, a merged model and the
+    base model by their names.
+    """
+    if route.version is not None and route.needs_slot:
+        return route.version.lora_id
+    return route.answers

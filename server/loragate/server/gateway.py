@@ -8,9 +8,10 @@ the usage record.
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
@@ -20,7 +21,7 @@ from loragate.adapters.errors import AliasNotServing
 from loragate.adapters.snapshot import Limits, SnapshotWatcher
 from loragate.server.admission import Admission, Arrival, Ticket
 from loragate.server.auth import Tenants
-from loragate.server.core import Caller, ChatRequest, Delta, Request, Route, Usage
+from loragate.server.core import Caller, ChatRequest, Delta, Request, Route, SamplingParams, Usage
 from loragate.server.deadlines import Deadlines
 from loragate.server.engine import (
     Engine,
@@ -46,7 +47,7 @@ from loragate.server.usage import Record, UsageLog
 from loragate.server.validation import RequestLimits, validate
 
 _FIRST_VERSION_SECONDS = 5.0
-_MOST_AWAIT_FIRST_VERSION = 64
+_MOST_AWAIT_FIRST_VERSION = 16  # of one tenant
 _LOOK_AGAIN_SECONDS = 0.02
 
 
@@ -132,7 +133,7 @@ class Gateway:
         self._request_limits = request_limits
         self._deadlines = deadlines
         self._threads = threads
-        self._await_first_version = 0
+        self._await_first_version = Counter[str]()  # by tenant
 
     @contextmanager
     def arrive(self, caller: Caller) -> Iterator[Arrival]:
@@ -214,19 +215,21 @@ class Gateway:
     async def _route(self, tenant: str, model: str) -> Route:
         """Waits for an adapter's first version, which was promoted a moment ago, to be loaded.
 
-        Nothing bounds who waits here but what one tenant may have running: only a few do, others
-        come again.
+        Who waits here is in no queue yet, so only a few of a tenant do; others come again.
         """
         try:
             return self._router.route(tenant, model)
         except AliasNotServing:
-            if self._await_first_version >= _MOST_AWAIT_FIRST_VERSION:
+            waiting = self._await_first_version
+            if waiting[tenant] >= _MOST_AWAIT_FIRST_VERSION:
                 raise
-        self._await_first_version += 1
+        waiting[tenant] += 1
         try:
             return await self._first_route(tenant, model)
         finally:
-            self._await_first_version -= 1
+            waiting[tenant] -= 1
+            if not waiting[tenant]:
+                del waiting[tenant]
 
     async def _first_route(self, tenant: str, model: str) -> Route:
         deadline = time.monotonic() + _FIRST_VERSION_SECONDS
@@ -268,9 +271,10 @@ class Gateway:
         async with self._admission.admit(
             arrival, route, prepared.most_tokens, prepared.prompt_tokens
         ) as ticket:
+            started = _Started()
             try:
                 async with AsyncExitStack() as held:
-                    begin = partial(self._begin, held, request, prepared, record, ticket)
+                    begin = partial(self._begin, held, request, prepared, record, ticket, started)
                     try:
                         deltas = await begin()
                     except EngineDead:
@@ -279,10 +283,12 @@ class Gateway:
                         record.route = record.route.unmerged()
                         if place is not None:
                             place.answer_by(record.route)
+                        await held.aclose()  # before another engine's turn is waited for
+                        await ticket.take_turn(record.route)
                         deltas = await begin()
                     yield Generation(request, record, prepared.prompt_ids, deltas, self._builder)
             finally:
-                ticket.settle(record.usage.total_tokens if record.completion_tokens else 0)
+                ticket.settle(started.prompt_tokens + record.completion_tokens)
 
     async def _begin(
         self,
@@ -291,13 +297,15 @@ class Gateway:
         prepared: Prepared,
         record: Record,
         ticket: Ticket,
+        started: "_Started",
     ) -> AsyncIterator[Delta]:
         """Deltas by the record's route, of which the first has come; `held` gets what they need."""
         engine = held.enter_context(self._merged.lend(record.route))
         adapter = await held.enter_async_context(self._residency.lease(record.route))
-        answers = record.count(self._run(engine, request, prepared, adapter, record), ticket.charge)
-        deltas = await held.enter_async_context(aclosing(answers))
-        return prepend(await anext(deltas), deltas)
+        deltas = self._run(engine, request, prepared, adapter, record, ticket, started)
+        counted = record.count(deltas, ticket.charge)
+        answers = await held.enter_async_context(aclosing(counted))
+        return prepend(await anext(answers), answers)
 
     def _run(
         self,
@@ -306,6 +314,8 @@ class Gateway:
         prepared: Prepared,
         adapter: LoadedAdapter | None,
         record: Record,
+        ticket: Ticket,
+        started: "_Started",
     ) -> AsyncGenerator[Delta, None]:
         sampling = prepared.sampling
         tools: ToolSession | None = None
@@ -316,11 +326,16 @@ class Gateway:
         # A client may choose one request id twice, and so may two tenants; the engine's is its own.
         engine_id = f"{record.request_id}-{uuid.uuid4().hex}"
         streams = [
-            _shift(
-                engine.generate(EngineRequest(f"{engine_id}-{i}", ids, sampling, adapter, salt)),
-                i * sampling.n,
+            _sequence(
+                engine,
+                EngineRequest(f"{engine_id}-{i}-{j}", ids, one_of_them, adapter, salt),
+                i * sampling.n + j,
+                0 if j else len(ids),
+                ticket,
+                started,
             )
             for i, ids in enumerate(prepared.prompt_ids)
+            for j, one_of_them in enumerate(_one_by_one(sampling))
         ]
         merged = merge(streams)
         return merged if tools is None else _split_tool_calls(merged, tools)
@@ -373,11 +388,57 @@ def _fit_to_budget(prepared: Prepared, request: Request, limits: Limits) -> Prep
     return Prepared(prepared.prompt_ids, sampling)
 
 
-async def _shift(deltas: AsyncGenerator[Delta, None], offset: int) -> AsyncGenerator[Delta, None]:
-    """Numbers the choices of one prompt among those of all."""
-    async with aclosing(deltas):
-        async for delta in deltas:
-            yield msgspec.structs.replace(delta, index=delta.index + offset) if offset else delta
+@dataclass(slots=True)
+class _Started:
+    """What of a request the engine has been given: it is used, whether or not anybody reads on."""
+
+    prompt_tokens: int = 0
+
+
+def _one_by_one(sampling: SamplingParams) -> Sequence[SamplingParams]:
+    """A request's choices, each to be computed by itself, so that each takes a place of its own.
+
+    Seeds follow each other, as the engine's own would. Greedy choices are all the same; the engine
+    computes them once.
+    """
+    if sampling.n == 1 or sampling.temperature == 0:
+        return (sampling,)
+    seed = sampling.seed
+    return [
+        replace(sampling, n=1, seed=None if seed is None else seed + j) for j in range(sampling.n)
+    ]
+
+
+async def _sequence(
+    engine: Engine,
+    request: EngineRequest,
+    index: int,
+    prompt_tokens: int,
+    ticket: Ticket,
+    started: _Started,
+) -> AsyncGenerator[Delta, None]:
+    """Waits for its place, runs in it, and gives it back. `index` is its first choice's among those
+    of the request; `prompt_tokens` are 0 for further choices of one prompt, which is counted once.
+    """
+    async with ticket.place() as rank:
+        started.prompt_tokens += prompt_tokens
+        is_refused = True
+        async with aclosing(engine.generate(replace(request, rank=rank))) as deltas:
+            try:
+                async for delta in deltas:
+                    is_refused = False
+                    cached_tokens = delta.cached_tokens if prompt_tokens else 0
+                    if index or cached_tokens != delta.cached_tokens:
+                        delta = msgspec.structs.replace(
+                            delta, index=delta.index + index, cached_tokens=cached_tokens
+                        )
+                    yield delta
+            except Exception:
+                # It has computed nothing. A client that has left is another matter: what it asked
+                # for has been begun.
+                if is_refused:
+                    started.prompt_tokens -= prompt_tokens
+                raise
 
 
 async def _split_tool_calls(

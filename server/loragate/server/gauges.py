@@ -27,8 +27,9 @@ def add_gauges(
         lambda: len(snapshots.current.unreadable()),
     )
     metrics.gauge(
-        "loragate_requests_running", "Requests that hold a place.", lambda: queue.in_flight
+        "loragate_requests_running", "Requests that have had their turn.", lambda: queue.in_flight
     )
+    metrics.gauge("loragate_sequences_running", "Choices that are computed.", lambda: queue.running)
     metrics.gauge("loragate_requests_queued", "Requests that wait.", lambda: queue.queued)
     metrics.gauge(
         "loragate_adapters_resident",

@@ -68,7 +68,7 @@ class Server:
         """Takes nothing new, and waits for what runs, `drain_seconds` at most; then that is told
         that it ends.
         """
-        logger.info("stopping: no new requests, %d under way", self.admission.in_flight)
+        logger.info("stopping: no new requests, %d under way", self.admission.present)
         self.health.drain()
         self.admission.is_draining = True
         await self.grpc.set_serving(False)
@@ -76,7 +76,7 @@ class Server:
             async with asyncio.timeout(self.config.drain_seconds):
                 await self.admission.drained()
         except TimeoutError:
-            logger.warning("%d requests are cut off", self.admission.in_flight)
+            logger.warning("%d requests are cut off", self.admission.present)
             self.deadlines.cut_off()
 
     async def follow(self, state: EngineState) -> None:

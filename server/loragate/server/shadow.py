@@ -19,7 +19,7 @@ from loragate.adapters.names import AdapterVersion
 from loragate.adapters.trial_records import ShadowRow
 from loragate.server.background import BackgroundTasks
 from loragate.server.core import ChatRequest, Delta, Request, Route
-from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
+from loragate.server.engine import LAST_RANK, Engine, EngineRequest, LoadedAdapter
 from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.places import Clock, Place, Shadow, wall_clock
 from loragate.server.merged_models import MergedModels
@@ -126,7 +126,9 @@ class Shadows:
                 return False
             salt = f"{heard.shadow.exposure.tenant}:{heard.request.options.cache_salt}"
             sampling = replace(prepared.sampling, max_tokens=most)
-            asked = EngineRequest(f"shadow-{uuid.uuid4().hex}", ids, sampling, adapter, salt)
+            asked = EngineRequest(
+                f"shadow-{uuid.uuid4().hex}", ids, sampling, adapter, salt, LAST_RANK
+            )
             is_greedy = sampling.temperature == 0
             return await self._compare(heard, engine.generate(asked), is_greedy)
 

@@ -203,6 +203,9 @@ def _model_args(config: EngineConfig, model: BaseModel) -> AsyncEngineArgs:
         max_num_seqs=config.max_num_seqs,
         max_logprobs=config.max_logprobs,
         enable_prefix_caching=True,
+        # By the requests' ranks. First come, first served would take the cache from whoever came
+        # last, again and again, when one tenant's long answers have filled it.
+        scheduling_policy="priority",
         # loragate counts what it needs itself; vLLM's own statistics cost time at every step.
         disable_log_stats=True,
         tensor_parallel_size=config.tensor_parallel_size,
@@ -315,6 +318,7 @@ class VllmEngine:
                 params,
                 request.id,
                 lora_request=None if request.adapter is None else _lora_request(request.adapter),
+                priority=request.rank,
             ):
                 yield output
         except EngineDeadError:
