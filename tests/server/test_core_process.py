@@ -10,6 +10,7 @@ import psutil
 import pytest
 from processes import wait_for
 from small_server import until
+from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine import utils as vllm_engine_utils
 
 from loragate.server import vllm_engine
@@ -25,7 +26,7 @@ class StartingLLM:
     cores: list[int]
 
     @classmethod
-    def from_engine_args(cls, args: object) -> object:
+    def make(cls, args: object) -> object:
         core = vars(vllm_engine_utils)["get_mp_context"]().Process(
             target=wait_for_ever, name="core", kwargs={}
         )
@@ -38,15 +39,15 @@ class StartingLLM:
 @pytest.fixture
 def starting_llm(monkeypatch: pytest.MonkeyPatch) -> type[StartingLLM]:
     monkeypatch.setattr(StartingLLM, "cores", [], raising=False)
-    monkeypatch.setattr(vllm_engine, "AsyncLLM", StartingLLM)
+    monkeypatch.setattr(vllm_engine, "_make", StartingLLM.make)
     return StartingLLM
 
 
 async def test_start_that_is_cancelled_ends_its_core_and_stays_cancelled(
     starting_llm: type[StartingLLM],
 ) -> None:
-    start = asyncio.create_task(vllm_engine._start(object()))  # type: ignore[arg-type]
-    await until(lambda: bool(starting_llm.cores))
+    start = asyncio.create_task(vllm_engine._start(AsyncEngineArgs()))
+    await until(lambda: bool(starting_llm.cores), 30)
     [core] = starting_llm.cores
     start.cancel()
     async with asyncio.timeout(20):

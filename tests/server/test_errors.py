@@ -7,7 +7,7 @@ from loragate.server import errors
 from loragate.server.errors import TABLE, InvalidRequest, Overloaded, RateLimited, describe
 
 # Roots, which are never raised themselves, and what only a command line can meet.
-OUTSIDE = {registry_errors.LoragateError, errors.RequestError, registry_errors.BaseModelError}
+OUTSIDE = {registry_errors.LoragateError, registry_errors.BaseModelError}
 
 CLASSES = [
     kind
@@ -17,6 +17,7 @@ CLASSES = [
 ]
 
 EXPECTED = {
+    "RequestError": ("INTERNAL", 500, "server_error", "request_failed"),
     "InvalidRequest": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_value"),
     "ContextLengthExceeded": (
         "INVALID_ARGUMENT",
@@ -25,6 +26,10 @@ EXPECTED = {
         "context_length_exceeded",
     ),
     "BodyTooLarge": ("INVALID_ARGUMENT", 413, "invalid_request_error", "request_too_large"),
+    "UnsupportedBody": ("INVALID_ARGUMENT", 415, "invalid_request_error", "unsupported_media_type"),
+    "UrlTooLong": ("INVALID_ARGUMENT", 414, "invalid_request_error", "url_too_long"),
+    "HeadersTooLarge": ("INVALID_ARGUMENT", 431, "invalid_request_error", "headers_too_large"),
+    "BodyTooSlow": ("DEADLINE_EXCEEDED", 408, "invalid_request_error", "request_timeout"),
     "Unauthenticated": ("UNAUTHENTICATED", 401, "authentication_error", "invalid_api_key"),
     "PermissionDenied": ("PERMISSION_DENIED", 403, "permission_error", "permission_denied"),
     "ModelNotFound": ("NOT_FOUND", 404, "invalid_request_error", "model_not_found"),
@@ -82,6 +87,8 @@ EXPECTED = {
     "VersionNotReady": ("FAILED_PRECONDITION", 409, "invalid_request_error", "version_not_ready"),
     "AliasMovedOn": ("FAILED_PRECONDITION", 409, "invalid_request_error", "alias_moved_on"),
     "IllegalMove": ("FAILED_PRECONDITION", 409, "invalid_request_error", "illegal_move"),
+    "UnreadablePlan": ("FAILED_PRECONDITION", 409, "invalid_request_error", "unreadable_plan"),
+    "InvalidRecord": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_value"),
     "StoreError": ("UNAVAILABLE", 503, "server_error", "store_unavailable"),
     "ChildUnavailable": ("UNAVAILABLE", 503, "server_error", "child_unavailable"),
 }
@@ -132,7 +139,7 @@ def test_a_class_that_is_not_listed_is_described_by_its_base() -> None:
 
 
 def test_what_nobody_foresaw_says_nothing_of_itself() -> None:
-    for error in (KeyError("secret"), errors.RequestError("secret"), UnicodeError("secret")):
+    for error in (KeyError("secret"), UnicodeError("secret")):
         failure = describe(error)
         assert failure.status.http_status == 500
         assert failure.code == "internal_error"

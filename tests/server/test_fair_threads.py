@@ -75,7 +75,7 @@ async def test_a_tenant_whose_requests_wait_already_is_told_to_come_again(
     threads = FairThreads(threads=1, most_waiting=2)
     held = [begin(threads, "acme", gate) for _ in range(3)]
     await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="2 large requests of this tenant"):
+    with pytest.raises(Overloaded, match="2 requests of this tenant wait"):
         await threads.do("acme", LARGE, int)
     other = begin(threads, "globex", gate)
     gate.set()

@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from loragate.adapters import errors as registry
+from loragate.adapters.child_process import ChildUnavailable
 from loragate.server import errors
 from loragate.server.core import Route
 from loragate.server.errors import TABLE, describe
@@ -45,6 +46,8 @@ REGISTRY_ERRORS: list[Exception] = [
     registry.RequestNotFound("acme", "request-1"),
     registry.FeedbackGiven("request-1", "thumbs"),
     registry.StoreError("the disk is full"),
+    registry.InvalidRecord("what cannot be kept"),
+    ChildUnavailable("the child process does not start"),
 ]
 REQUEST_ERRORS: list[Exception] = [
     kind("what is wrong") for kind in TABLE if issubclass(kind, errors.RequestError)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import AdapterVersion
 from loragate.server.core import (
     ChatRequest,
@@ -51,6 +52,10 @@ class EngineRequest:
     adapter: LoadedAdapter | None = None
     cache_salt: str = ""
     rank: int = 0
+
+
+class SlotFault(LoragateError):
+    """A LoRA slot of the engine held other weights than were placed there."""
 
 
 class ToolCallParser(Protocol):

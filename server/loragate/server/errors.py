@@ -131,10 +131,6 @@ class EngineDead(RequestError):
     """The engine's core process is gone."""
 
 
-class SlotFault(LoragateError):
-    """A LoRA slot of the engine held other weights than were placed there."""
-
-
 class DeadlineExceeded(RequestError):
     """The request took longer than it may."""
 

@@ -36,8 +36,8 @@ from loragate.adapters.peft_config import CONFIG
 from loragate.server import native_library
 from loragate.server.config import ConfigError, EngineConfig
 from loragate.server.core import ChatRequest, Delta
-from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel
-from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, SlotFault
+from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel, SlotFault
+from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest
 from loragate.server.gpus import Gpus, GpusUnknown
 from loragate.server.lora_cast import LoraCast
 from loragate.server.memory import Need
