@@ -69,6 +69,29 @@ def execute(url: str, statement: str) -> None:
         connection.execute(statement.encode())
 
 
+def end_connections(url: str) -> None:
+    """All others to the URL's database: what a failover or a proxy's idle timeout does."""
+    execute(
+        url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+
+
+@contextmanager
+def unreachable(url: str) -> Iterator[None]:
+    """Within it nobody gets a connection to the URL's database, and all that were are ended."""
+    name = url.partition("@/")[2].partition("?")[0]
+    server = url.replace(f"/{name}?", "/postgres?")
+    execute(server, f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
+    ended = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+    execute(server, ended)
+    try:
+        yield
+    finally:
+        execute(server, f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+
+
 def _somebody_else() -> pwd.struct_passwd:
     for name in ("postgres", "nobody"):
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from postgresql import execute
+from postgresql import end_connections, unreachable
 from promotions import let_serve
 from sqlalchemy import create_engine, text
 
@@ -34,15 +34,6 @@ TIMEOUTS = {"statement_timeout": "30s", "lock_timeout": "10s"}
 def on_postgresql(postgresql_url: str, store: ArtifactStore) -> Iterator[Registry]:
     with Registry(postgresql_url, store) as registry:
         yield registry
-
-
-def end_connections(url: str) -> None:
-    """What a failover, an idle timeout of a proxy or an administrator does."""
-    execute(
-        url,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
-    )
 
 
 def test_migrations_make_what_the_tables_say(postgresql_url: str) -> None:
@@ -199,17 +190,9 @@ def test_while_the_database_is_away_the_lock_is_not_held(
     on_postgresql: Registry, postgresql_url: str
 ) -> None:
     with on_postgresql.serving_alone() as lock:
-        name = postgresql_url.partition("@/")[2].partition("?")[0]
-        others = postgresql_url.replace(name, "postgres")
-        execute(others, f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS false")
-        end_connections_of(others, name)
-        with pytest.raises(StoreError, match="did not answer"):
-            lock.keep()
-        assert not lock.is_held
-        execute(others, f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true")
+        with unreachable(postgresql_url):
+            with pytest.raises(StoreError, match="did not answer"):
+                lock.keep()
+            assert not lock.is_held
         lock.keep()
         assert lock.is_held
-
-
-def end_connections_of(url: str, name: str) -> None:
-    execute(url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")

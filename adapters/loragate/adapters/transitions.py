@@ -46,6 +46,19 @@ class Transitions:
             move_version(session, adapter, row, state, actor, reason)
             return state_of(adapter, row)
 
+    def restore_ready(self, version: AdapterVersion, actor: str) -> bool:
+        """For a server that holds the version, loaded and checked: READY again where another one
+        has set it back to PUBLISHED meanwhile. Whether it had.
+        """
+        with self._database.changing_states() as session:
+            row = session.get(Versions, version.lora_id)
+            if row is None or row.state != AdapterState.PUBLISHED:
+                return False
+            adapter = session.get_one(Adapters, row.adapter_id)
+            for state in (AdapterState.LOADING, AdapterState.READY):
+                move_version(session, adapter, row, state, actor, "still loaded")
+            return True
+
     def reset_states(self, actor: str) -> int:
         """For a server that starts: what a dead one left LOADING, READY or DRAINING is PUBLISHED,
         since nothing is loaded yet. Aliases stay as they are. The number of versions that moved.

@@ -49,6 +49,7 @@ from loragate.server.pins import Pins
 from loragate.server.prefetch import HotList, Prefetch
 from loragate.server.probe import Probe
 from loragate.server.prompting import TEMPLATE_CHILDREN, PromptBuilder, contract_of
+from loragate.server.registry_lock import RegistryLock
 from loragate.server.residency import Residency
 from loragate.server.routing import Router, say_hidden
 from loragate.server.rpc.server import GrpcOptions, build_server
@@ -146,9 +147,10 @@ async def build(
     with (
         templates,
         Registry(url, store, gate) as registry,
-        registry.serving_alone(),
+        registry.serving_alone() as serving_lock,
         closing(FairThreads()) as threads,
     ):
+        registry_lock = RegistryLock(serving_lock)
         log = UsageLog(registry, metrics.count)
         observations = ObservationLog(registry)
         changed, trials_changed, merged_changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -160,10 +162,13 @@ async def build(
             log.writing(background) as usage,
             observations.writing(background),
             _following(snapshots, config.registry.poll_seconds, background),
+            registry_lock.watched(background),
         ):
             if hidden := await asyncio.to_thread(say_hidden, snapshots.current, base.name):
                 logger.warning("%s", hidden)
-            health = Health(lambda: engine.state, lambda: background.degraded)
+            health = Health(
+                lambda: engine.state, lambda: (*registry_lock.degraded, *background.degraded)
+            )
             tenants = Tenants(snapshots, admin_key)
             queue = make_queue(config, lambda: snapshots.current.tenant_count > 1)
             admission = Admission(queue)
@@ -251,7 +256,14 @@ async def build(
             )
             http = build_http(gateway, health, metrics, options, threads, [admin])
             server = Server(
-                config.server, http, grpc_server, health, admission, deadlines, background
+                config.server,
+                http,
+                grpc_server,
+                health,
+                admission,
+                deadlines,
+                background,
+                registry_lock,
             )
             engine.on_change(server.follow)
             most_pins = config.engine.max_cpu_loras - config.engine.max_loras

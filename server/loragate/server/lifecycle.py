@@ -77,6 +77,11 @@ class Lifecycle:
         await self._pins.keep(self._snapshots.current)
         await self._loader.warm()
         snapshot = self._snapshots.current
+        for version in self._residency.resident:
+            if snapshot.state(version) is AdapterState.PUBLISHED and version not in self._drains:
+                # Another server had the registry while this one was cut off from it. First of all,
+                # since what is PUBLISHED cannot be let serve.
+                await asyncio.to_thread(self._registry.restore_ready, version, ACTOR)
         for wish in snapshot.open_wishes():
             if snapshot.state(wish.desired) is not AdapterState.FAILED:
                 await self._serve(wish)

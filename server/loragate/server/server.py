@@ -15,6 +15,7 @@ from loragate.server.config import ConfigError, ServerConfig
 from loragate.server.deadlines import Deadlines
 from loragate.server.health import Health
 from loragate.server.http.port import HttpPort
+from loragate.server.registry_lock import RegistryLock
 from loragate.server.rpc.server import GrpcServer
 from loragate.server.supervision import EngineState
 
@@ -34,6 +35,7 @@ class Server:
     admission: Admission
     deadlines: Deadlines
     background: BackgroundTasks
+    registry_lock: RegistryLock
     http_port: int = 0
     grpc_port: int = 0
 

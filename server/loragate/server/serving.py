@@ -28,7 +28,8 @@ async def run(config: Config, home: Home, make: MakeServer) -> None:
     drains. Asked while it starts, it ends.
 
     Raises ConfigError where an address is taken and StoreError where another server has the home,
-    both before anything is made, and what `make` raises.
+    both before anything is made, what `make` raises, and ServedElsewhere where another server took
+    the registry over while this one served.
     """
     stopping = Stopping(config.server.drain_seconds + _ENDING_SECONDS)
     with home.serving_alone(), stopping.on_signals():
@@ -45,8 +46,18 @@ async def run(config: Config, home: Home, make: MakeServer) -> None:
                     raise
                 return
             _leave_to_itself_what_is_loaded()
-            await stopping.requested.wait()
+            await _either(stopping.requested, server.registry_lock.taken)
             await server.drain()
+            server.registry_lock.raise_if_taken()
+
+
+async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in (one, other)]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _leave_to_itself_what_is_loaded() -> None:
