@@ -153,3 +153,42 @@ def test_engine_can_let_go_of_a_deleted_tenants_version(
     move_all(registry, version, DRAINING, PUBLISHED)
 
     assert registry.snapshot().state(version) is RETIRED
+
+
+def test_what_a_server_cannot_load_stays_published_and_says_why_once(
+    registry: Registry, version: AdapterVersion
+):
+    registry.say_not_loaded(version, "its file is missing", "server")
+    assert state_of(registry, 1) == ("PUBLISHED", "its file is missing")
+    revision = registry.revision()
+    registry.say_not_loaded(version, "its file is missing", "server")
+    assert registry.revision() == revision
+
+    move_all(registry, version, LOADING)
+    registry.say_not_loaded(version, "the disk is full", "server")
+    assert state_of(registry, 1) == ("PUBLISHED", "the disk is full")
+    assert registry.audit(str(version), limit=1)[0].reason == "the disk is full"
+
+
+def test_what_another_server_holds_ready_is_not_spoken_ill_of(
+    registry: Registry, version: AdapterVersion
+):
+    make_ready(registry, version)
+
+    registry.say_not_loaded(version, "its file is missing", "server")
+    assert registry.set_state(version, LOADING, "server", unless=READY) is READY
+
+    assert state_of(registry, 1) == ("READY", "")
+    registry.say_not_loaded(version, "its file is missing", "server", was_ready=True)
+    assert state_of(registry, 1) == ("PUBLISHED", "its file is missing")
+
+
+def test_version_that_is_to_retire_does_so_when_it_cannot_be_loaded(
+    registry: Registry, version: AdapterVersion
+):
+    make_ready(registry, version)
+    registry.retire(SUPPORT, 1)
+
+    registry.say_not_loaded(version, "its file is missing", "server", was_ready=True)
+
+    assert state_of(registry, 1)[0] == "RETIRED"

@@ -15,7 +15,7 @@ from loragate.server.core import (
     TokenLogprob,
     ToolCallDelta,
 )
-from loragate.server.engine import Engine, EngineRequest, LoadedAdapter, ServedModel
+from loragate.server.engine import Engine, EngineRequest, LoadedAdapter, Placing, ServedModel
 from loragate.server.errors import AdapterUnavailable, EngineDead
 
 TINY_MODEL = ServedModel(
@@ -95,8 +95,8 @@ class EchoEngine:
 
     async def unload(self, adapter: LoadedAdapter) -> None:
         await self._answer()
-        self.unloads.append(str(adapter.version))
-        del self.loaded[adapter.version.lora_id]
+        if self.loaded.pop(adapter.version.lora_id, None) is not None:
+            self.unloads.append(str(adapter.version))
 
     async def check_slots(self) -> None:
         pass
@@ -181,9 +181,10 @@ class DirectLoader:
 
     engine: Engine
 
-    async def load(self, version: AdapterVersion) -> LoadedAdapter:
+    async def load(self, version: AdapterVersion, placing: Placing) -> LoadedAdapter:
         adapter = LoadedAdapter(version, Path(version.digest))
-        await self.engine.load(adapter)
+        async with placing(adapter):
+            await self.engine.load(adapter)
         return adapter
 
     async def unload(self, adapter: LoadedAdapter) -> None:

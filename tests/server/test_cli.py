@@ -277,6 +277,18 @@ def test_show_tells_why_a_version_failed_once_and_its_code_in_the_tables(
     assert ["FAILED" in row for row in rows] == [True, True]
 
 
+def test_show_tells_what_a_server_cannot_load_and_that_it_comes_again(
+    loragate: Loragate, three_versions: Registry
+) -> None:
+    two = three_versions.set_alias(SUPPORT, "champion", 2)
+    three_versions.say_not_loaded(two, "not_loaded: its files are missing here", "server")
+
+    shown = loragate("adapter show acme/support").out
+
+    assert "v2 is not loaded: its files are missing here." in shown
+    assert "tries again by itself" in shown
+
+
 def test_version_in_the_engine_is_retired_when_it_leaves_it(
     loragate: Loragate, three_versions: Registry
 ) -> None:

@@ -1,6 +1,8 @@
 """What was in use before a start is loaded again, and waits for nobody."""
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -10,15 +12,23 @@ from tiny_adapters import write_adapter
 
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.home import Home
+from loragate.adapters.listings import Shelf, VersionEntry
+from loragate.adapters.manifest import AdapterManifest
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.registry import Registry
-from loragate.adapters.snapshot import Snapshot
+from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.snapshot import Limits, Snapshot, TenantEntry
 from loragate.adapters.store import ArtifactStore
+from loragate.server import prefetch
+from loragate.server.background import BackgroundTasks
 from loragate.server.config import EngineConfig
 from loragate.server.core import Route
+from loragate.server.engine import LoadedAdapter
+from loragate.server.errors import EngineDead, MachineFault
 from loragate.server.fair_queue import FairQueue, QueueBounds
 from loragate.server.prefetch import HotList, Prefetch
 from loragate.server.residency import Residency
+from loragate.server.retries import Retries
+from loragate.server.supervision import Backoff
 
 
 @pytest.fixture
@@ -136,9 +146,107 @@ async def test_versions_that_cannot_serve_any_more_are_passed_over(
     residency, _ = pool(engine)
     hot = HotList(tmp_path / "hot.json")
     hot.write(versions)
-    async with Prefetch(residency, Snapshot, hot).running():
+    async with Prefetch(residency, Snapshot, hot, BackgroundTasks()).running():
         await asyncio.sleep(0.05)
     assert engine.loads == []
+
+
+class Unforeseen(Exception):
+    """What no part of the server knows."""
+
+
+def told_by(versions: list[AdapterVersion]) -> Snapshot:
+    """A registry's word that all of them may be served."""
+    manifest = AdapterManifest(2, 4.0, ("q_proj",))
+    entries = {
+        version.lora_id: VersionEntry(version, AdapterState.PUBLISHED, "", False, manifest)
+        for version in versions
+    }
+    shelf = Shelf.of("acme", "support", entries, {})
+    return Snapshot().renewed(1, {"acme": TenantEntry(Limits(), ())}, [shelf])
+
+
+@dataclass
+class FailingEngine(EchoEngine):
+    """Fails in a way of its own for the adapters that are named here."""
+
+    failing: dict[str, Exception] = field(default_factory=dict)
+
+    async def load(self, adapter: LoadedAdapter) -> None:
+        if (error := self.failing.get(str(adapter.version))) is not None:
+            raise error
+        await super().load(adapter)
+
+
+@pytest.mark.parametrize(
+    "error", [Unforeseen("in a load"), MachineFault("not now"), EngineDead("it died")]
+)
+async def test_version_that_cannot_be_loaded_ahead_holds_up_none_behind_it(
+    tmp_path: Path, versions: list[AdapterVersion], error: Exception
+) -> None:
+    engine = FailingEngine(failing={"acme/support@v1": error})
+    residency, _ = pool(engine)
+    hot = HotList(tmp_path / "hot.json")
+    hot.write(versions)
+
+    quick = BackgroundTasks(backoff=Backoff(first=0.01))
+    async with Prefetch(residency, lambda: told_by(versions), hot, quick).running():
+        await until(lambda: len(engine.loads) == 2, 5)
+
+    assert engine.loads == ["acme/support@v2", "acme/support@v3"]
+
+
+async def test_pinned_version_that_this_machine_cannot_load_comes_again(
+    tmp_path: Path, versions: list[AdapterVersion]
+) -> None:
+    engine = FailingEngine(failing={"acme/support@v1": MachineFault("the disk is away")})
+    residency, _ = pool(engine)
+    residency.pin(versions[:1])
+    retries = Retries[AdapterVersion](Backoff(first=0.02))
+    hot = HotList(tmp_path / "hot.json")
+    ahead = Prefetch(residency, lambda: told_by(versions), hot, BackgroundTasks(), retries)
+    async with ahead.running():
+        ahead.want(versions[:1])
+        await until(lambda: not retries.is_due(versions[0]), 5)
+        engine.failing.clear()
+        await until(lambda: engine.loads == ["acme/support@v1"], 5)
+
+
+async def test_version_that_may_not_serve_any_more_when_its_slot_comes_is_passed_over(
+    versions: list[AdapterVersion],
+) -> None:
+    engine = EchoEngine()
+    residency, queue = pool(engine, slots=1)
+    one, two, _ = versions
+    may_serve = [True]
+    async with residency.lease(route(one)):
+        ahead = asyncio.create_task(residency.prefetch(two, lambda: may_serve[0]))
+        await asyncio.sleep(0)
+        may_serve[0] = False
+    await asyncio.wait_for(ahead, 1)
+    assert engine.loads == ["acme/support@v1"]
+    assert queue.leased == 0
+
+
+async def test_hot_list_outlives_what_nobody_foresaw(
+    tmp_path: Path, versions: list[AdapterVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Breaking(HotList):
+        calls = 0
+
+        def write(self, versions: Sequence[AdapterVersion]) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                raise Unforeseen("in a write")
+            super().write(versions)
+
+    monkeypatch.setattr(prefetch, "_WRITE_SECONDS", 0.01)
+    residency, _ = pool(EchoEngine())
+    hot = Breaking(tmp_path / "hot.json")
+    quick = BackgroundTasks(backoff=Backoff(first=0.01))
+    async with Prefetch(residency, lambda: told_by(versions), hot, quick).running():
+        await residency.load(versions[0])
+        await until(lambda: hot.read() == (versions[0],), 5)
 
 
 # ---- in a whole server

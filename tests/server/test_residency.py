@@ -1,6 +1,6 @@
 import asyncio
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,18 @@ from small_server import until
 
 from loragate.adapters.names import AdapterVersion
 from loragate.server.core import Route
-from loragate.server.engine import LoadedAdapter
-from loragate.server.errors import AdapterUnavailable
+from loragate.server.engine import LoadedAdapter, Placing
+from loragate.server.errors import AdapterUnavailable, EngineDead, MachineFault
 from loragate.server.fair_queue import FairQueue, QueueBounds
 from loragate.server.residency import Residency
 
 
+def version(number: int) -> AdapterVersion:
+    return AdapterVersion("acme", "support", number, f"digest-{number}", number)
+
+
 def route(number: int) -> Route:
-    return Route("acme", AdapterVersion("acme", "support", number, f"digest-{number}", number))
+    return Route("acme", version(number))
 
 
 def slots_of(engine: EchoEngine, wait_seconds: float = 5.0) -> FairQueue:
@@ -172,6 +176,140 @@ async def test_a_refused_adapter_is_tried_again_by_the_next_request() -> None:
         assert adapter is not None
 
 
+@dataclass
+class KeepingEngine(EchoEngine):
+    """Does not let go of anything while it is told so."""
+
+    keeps: bool = False
+
+    async def unload(self, adapter: LoadedAdapter) -> None:
+        if self.keeps:
+            raise ZeroDivisionError("float division by zero")
+        await super().unload(adapter)
+
+
+async def test_what_the_engine_does_not_let_go_of_is_known_and_leased_to_nobody() -> None:
+    engine = KeepingEngine(keeps=True)
+    pool = residency(engine, max_resident=2)
+    for number in (1, 2):
+        await pool.load(version(number))
+
+    with pytest.raises(MachineFault, match="does not let go"):
+        await pool.load(version(3))  # which needs the room of the first
+    with pytest.raises(MachineFault, match="does not let go"):
+        await pool.load(version(1))
+    assert engine.loads == ["acme/support@v1", "acme/support@v2"]
+    assert pool.resident == (version(2),)
+    await asyncio.wait_for(pool.leaving(), 1)
+    with pytest.raises(MachineFault):
+        await pool.take_out_leaving()
+
+    engine.keeps = False
+    await pool.take_out_leaving()
+    assert list(engine.loaded) == [2]
+    await pool.load(version(1))
+    assert engine.loads[2:] == ["acme/support@v1"]
+
+
+async def test_drain_that_the_engine_refuses_is_made_again() -> None:
+    engine = KeepingEngine(keeps=True)
+    pool = residency(engine)
+    await pool.load(version(1))
+    with pytest.raises(MachineFault):
+        await pool.drain(version(1))
+    assert pool.resident == ()
+
+    engine.keeps = False
+    await pool.drain(version(1))
+
+    assert engine.loaded == {}
+
+
+async def test_nobody_loads_a_version_before_its_drain_is_over() -> None:
+    engine = EchoEngine()
+    pool = residency(engine)
+    await pool.load(version(1))
+
+    async with pool.drained(version(1)) as is_out:
+        assert is_out
+        asking = asyncio.create_task(pool.load(version(1)))
+        await asyncio.wait_for(pool.load(version(2)), 1)
+        assert not asking.done()
+    await asyncio.wait_for(asking, 1)
+
+    assert engine.loads == ["acme/support@v1", "acme/support@v2", "acme/support@v1"]
+
+
+async def test_drained_version_that_is_meant_again_stays() -> None:
+    engine = EchoEngine()
+    pool = residency(engine)
+    await pool.load(version(1))
+
+    async with pool.drained(version(1), stays=lambda: True) as is_out:
+        assert not is_out
+        await asyncio.wait_for(pool.load(version(1)), 1)
+
+    assert engine.unloads == []
+
+
+@dataclass
+class LateLoader(DirectLoader):
+    """Has something to do yet when the engine has loaded, inside its placing or after it."""
+
+    moment: str = "inside"
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+    fails: bool = False
+
+    async def load(self, version: AdapterVersion, placing: Placing) -> LoadedAdapter:
+        adapter = LoadedAdapter(version, Path(version.digest))
+        async with placing(adapter):
+            await self.engine.load(adapter)
+            if self.moment == "inside":
+                await self.may_end.wait()
+        if self.moment == "after":
+            await self.may_end.wait()
+            if self.fails:
+                raise ZeroDivisionError("the registry cannot be told")
+        return adapter
+
+
+async def test_load_that_the_engines_restart_overtakes_is_not_believed() -> None:
+    engine = EchoEngine()
+    loader = LateLoader(engine)
+    pool = Residency(loader, slots_of(engine), max_resident=4)
+    asking = asyncio.create_task(pool.load(version(1)))
+    await until(lambda: 1 in engine.loaded)
+
+    engine.loaded.clear()  # another engine, which is empty
+    pool.forget_all()
+    loader.may_end.set()
+
+    with pytest.raises(EngineDead):
+        await asking
+    assert pool.resident == ()
+    await pool.load(version(1))
+    assert list(engine.loaded) == [1]
+
+
+async def test_version_is_leased_to_nobody_before_its_load_has_ended_well() -> None:
+    engine = EchoEngine()
+    loader = LateLoader(engine, moment="after", fails=True)
+    pool = Residency(loader, slots_of(engine), max_resident=4)
+    asking = [asyncio.create_task(pool.load(version(1))) for _ in range(2)]
+    await until(lambda: 1 in engine.loaded)
+    asking.append(asyncio.create_task(pool.load(version(1))))
+    async with pool.borrow(version(1)) as borrowed:
+        assert borrowed is None
+
+    loader.may_end.set()
+
+    for each in asking:
+        with pytest.raises(ZeroDivisionError):
+            await each
+    assert engine.loaded == {}
+    assert pool.resident == ()
+
+
 async def test_with_every_slot_held_a_request_waits_for_one() -> None:
     engine = EchoEngine()
     pool = residency(engine)
@@ -214,12 +352,16 @@ async def test_a_request_that_gets_no_slot_in_time_is_told_so() -> None:
 
 @dataclass
 class StrictEngine(EchoEngine):
-    """Takes a few steps for a load, and holds loragate to its promises."""
+    """Takes a few steps for a load, and holds loragate to its promises. Loads and unloads fail as
+    `fate` says, before or after they are done.
+    """
 
     pool: Residency | None = None
     held: tuple[int, ...] = ()
     steps: int = 1
     max_resident: int = 2
+    fate: list[str] = field(default_factory=list)
+    torn_away: list[int] = field(default_factory=list)  # from who held it
 
     async def load(self, adapter: LoadedAdapter) -> None:
         for _ in range(self.steps):
@@ -227,12 +369,21 @@ class StrictEngine(EchoEngine):
         assert adapter.version.lora_id not in self.loaded
         assert len(self.loaded) < self.max_resident
         assert len({*self.held, adapter.version.lora_id}) <= self.model.max_loras
+        self._meet("before")
         await super().load(adapter)
+        self._meet("after")
 
     async def unload(self, adapter: LoadedAdapter) -> None:
-        assert adapter.version.lora_id not in self.held
+        if adapter.version.lora_id in self.held:
+            self.torn_away.append(adapter.version.lora_id)
         await asyncio.sleep(0)
+        self._meet("before")
         await super().unload(adapter)
+        self._meet("after")
+
+    def _meet(self, moment: str) -> None:
+        if self.fate and self.fate[-1] in (moment, "well") and self.fate.pop() == moment:
+            raise ZeroDivisionError(f"an engine fails {moment}")
 
 
 actions = st.lists(
@@ -240,13 +391,16 @@ actions = st.lists(
 )
 
 
+fates = st.lists(st.sampled_from(["well", "well", "before", "after"]), max_size=12)
+
+
 @settings(max_examples=150, deadline=None)
-@given(actions=actions, steps=st.integers(0, 3), max_resident=st.integers(2, 4))
+@given(actions=actions, steps=st.integers(0, 3), max_resident=st.integers(2, 4), fate=fates)
 def test_under_any_schedule_slots_suffice_and_nothing_in_use_is_unloaded(
-    actions: list[tuple[str, int]], steps: int, max_resident: int
+    actions: list[tuple[str, int]], steps: int, max_resident: int, fate: list[str]
 ) -> None:
     async def follow() -> None:
-        engine = StrictEngine(steps=steps, max_resident=max_resident)
+        engine = StrictEngine(steps=steps, max_resident=max_resident, fate=fate)
         queue = slots_of(engine)
         pool = residency(engine, queue, max_resident=max_resident)
         held: list[int] = []
@@ -279,11 +433,15 @@ def test_under_any_schedule_slots_suffice_and_nothing_in_use_is_unloaded(
         for _, end in running:
             end.set()
         for task, _ in running:
-            with contextlib.suppress(asyncio.CancelledError):
+            with contextlib.suppress(asyncio.CancelledError, ZeroDivisionError, MachineFault):
                 await task
         await pool.close()
         await asyncio.sleep(0)
         assert queue.leased == 0
         assert len(engine.loaded) <= max_resident
+        assert engine.torn_away == []
+        engine.fate.clear()
+        await pool.take_out_leaving()
+        assert {version.lora_id for version in pool.resident} == engine.loaded.keys()
 
     asyncio.run(asyncio.wait_for(follow(), 5))

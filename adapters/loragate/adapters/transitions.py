@@ -31,9 +31,16 @@ class Transitions:
     _database: Database
 
     def set_state(
-        self, version: AdapterVersion, state: AdapterState, actor: str, reason: str = ""
+        self,
+        version: AdapterVersion,
+        state: AdapterState,
+        actor: str,
+        reason: str = "",
+        *,
+        unless: AdapterState | None = None,
     ) -> AdapterState:
-        """Move a version; ``reason`` is kept with the state and in the audit.
+        """Move a version; ``reason`` is kept with the state and in the audit. One that is in the
+        state ``unless`` stays as it is.
 
         Returns the state that it came to: RETIRED where it was to come to rest and had been asked
         to retire. Raises IllegalMove, and VersionNotFound for a version of another database.
@@ -43,21 +50,29 @@ class Transitions:
             if row is None:
                 raise VersionNotFound(version.tenant, version.name, version.version)
             adapter = session.get_one(Adapters, row.adapter_id)
-            move_version(session, adapter, row, state, actor, reason)
+            if row.state != unless:
+                move_version(session, adapter, row, state, actor, reason)
             return state_of(adapter, row)
 
-    def restore_ready(self, version: AdapterVersion, actor: str) -> bool:
-        """For a server that holds the version, loaded and checked: READY again where another one
-        has set it back to PUBLISHED meanwhile. Whether it had.
+    def say_not_loaded(
+        self, version: AdapterVersion, reason: str, actor: str, *, was_ready: bool = False
+    ) -> None:
+        """A server's word that it cannot load the version now, through no fault of the version,
+        which is PUBLISHED with this reason, or stays so.
+
+        What is READY for another server stays as it is; ``was_ready`` says that it was so by this
+        one's word.
         """
         with self._database.changing_states() as session:
             row = session.get(Versions, version.lora_id)
-            if row is None or row.state != AdapterState.PUBLISHED:
-                return False
+            if row is None:
+                return
             adapter = session.get_one(Adapters, row.adapter_id)
-            for state in (AdapterState.LOADING, AdapterState.READY):
-                move_version(session, adapter, row, state, actor, "still loaded")
-            return True
+            if row.state == AdapterState.LOADING or (was_ready and row.state == AdapterState.READY):
+                move_version(session, adapter, row, AdapterState.PUBLISHED, actor, reason)
+            elif row.state == AdapterState.PUBLISHED and row.reason != reason:
+                row.reason = reason
+                record_version(session, adapter, row, actor, "version.not_loaded", reason)
 
     def reset_states(self, actor: str) -> int:
         """For a server that starts: what a dead one left LOADING, READY or DRAINING is PUBLISHED,

@@ -14,6 +14,7 @@ from loragate.adapters.base_model import BaseModel, prepare
 from loragate.adapters.base_profile import BaseProfile
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
 from loragate.adapters.snapshot import Limits, Snapshot, SnapshotWatcher
@@ -182,9 +183,12 @@ async def build(
                 Probe(engine, renderer),
                 metrics.adapter_loaded,
                 is_busy=engine.is_generating,
+                timeout_seconds=config.engine.load_timeout_seconds,
             )
             residency = Residency(loader, queue, max_resident=config.engine.max_cpu_loras)
-            prefetch = Prefetch(residency, lambda: snapshots.current, HotList(home.hot_list))
+            prefetch = Prefetch(
+                residency, lambda: snapshots.current, HotList(home.hot_list), background
+            )
             engine.on_restart(prefetch.restore)
             places = Places(observations, lambda version: snapshots.current.can_answer(version))
             budget = await asyncio.to_thread(merged_budget, config, base)
@@ -269,12 +273,17 @@ async def build(
             most_pins = config.engine.max_cpu_loras - config.engine.max_loras
             pins = Pins(registry, residency, prefetch, most_pins)
             pins.hold(snapshots.current)  # before anybody loads what was hot
-            lifecycle = Lifecycle(registry, snapshots, residency, loader, pins, changed)
+            lifecycle = Lifecycle(registry, snapshots, residency, loader, pins, changed, background)
+
+            async def warm(version: AdapterVersion) -> None:
+                loader.try_again(version)  # it may have been mended since, and then resumed
+                await residency.load(version)
+
             trials = TrialRunner(
                 registry,
                 snapshots,
                 places,
-                residency.load,
+                warm,
                 trials_changed,
                 config.experiments.look_seconds,
             )
@@ -290,6 +299,7 @@ async def build(
                     yield server
             finally:
                 await residency.close()
+                loader.close()
 
 
 @asynccontextmanager

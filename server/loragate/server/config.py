@@ -74,6 +74,7 @@ class EngineConfig(Section, frozen=True):
     tool_call_parser: str = "hermes"
     chat_template: str = ""
     check_slots: Literal["idle", "step"] = "idle"
+    load_timeout_seconds: float = 120.0
     seed: int = 0
 
 
@@ -301,6 +302,7 @@ RANGES: Mapping[str, Range] = {
     "engine.max_logprobs": Range(0, 2**18),
     "engine.kv_cache_gib": Range(0, _MOST_GIB, is_above=True),
     "engine.gpu_memory_utilization": Range(0, 1, is_above=True),
+    "engine.load_timeout_seconds": Range(0, _DAY_SECONDS, is_above=True),
     "engine.seed": Range(0, 2**32 - 1),  # NumPy takes no larger one
     "limits.requests_per_minute": Range(0, 10**9),
     "limits.tokens_per_minute": Range(0, 10**12),

@@ -1,6 +1,7 @@
 """What the gateway needs of an engine. `vllm_engine.py` is the real one."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,10 @@ class LoadedAdapter:
 
     version: AdapterVersion
     path: Path
+
+
+Placing = Callable[[LoadedAdapter], AbstractAsyncContextManager[None]]
+"""What is held while an adapter is put into the engine: one at a time, with room for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,8 @@ class Engine(Protocol):
         ...
 
     async def unload(self, adapter: LoadedAdapter) -> None:
-        """Takes the adapter's weights out of the engine; its directory may go afterwards.
+        """Takes the adapter's weights out of the engine; its directory may go afterwards. Does
+        nothing where they are not there, as after a load that failed half-way.
 
         Raises EngineDead where the core is gone, and the weights with it.
         """

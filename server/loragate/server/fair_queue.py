@@ -271,12 +271,18 @@ class FairQueue:
                 self._unclaim(flow)
             raise
 
+    def may_claim(self, version: AdapterVersion) -> bool:
+        """Whether there is a slot for the version now, whose taking keeps nobody waiting."""
+        if version.lora_id in self._holders:
+            return True
+        return self._free_slots > 0 and not self._awaiting
+
     def try_claim(self, version: AdapterVersion) -> bool:
         """Claims a slot if that keeps nobody waiting."""
+        if not self.may_claim(version):
+            return False
         flow = self._join_version(version)
         if not flow.has_slot:
-            if self._awaiting or not self._free_slots:
-                return False
             self._hold_slot(flow)
         flow.enter()
         flow.claims += 1

@@ -11,7 +11,8 @@ import logging
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,11 +21,16 @@ from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.snapshot import Snapshot
 from loragate.adapters.states import AdapterState
+from loragate.server.background import BackgroundTasks
 from loragate.server.errors import EngineDead
 from loragate.server.residency import Residency
+from loragate.server.retries import Retries
+from loragate.server.supervision import Backoff
 
 logger = logging.getLogger(__name__)
 _WRITE_SECONDS = 5.0
+_RETRIES = Backoff(first=1.0, most=30.0)  # of pinned versions
+_ENGINE_DOWN_SECONDS = 1.0
 
 
 class HotList:
@@ -43,7 +49,7 @@ class HotList:
             return msgspec.json.decode(self._path.read_bytes(), type=tuple[AdapterVersion, ...])
         except FileNotFoundError:
             return ()
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             logger.warning("what was in use before is not known: %s: %s", self._path, error)
             return ()
 
@@ -66,27 +72,33 @@ class Prefetch:
     """Loads one version after another; `running` owns its tasks."""
 
     def __init__(
-        self, residency: Residency, snapshot: Callable[[], Snapshot], hot: HotList
+        self,
+        residency: Residency,
+        snapshot: Callable[[], Snapshot],
+        hot: HotList,
+        background: BackgroundTasks | None = None,
+        retries: Retries[AdapterVersion] | None = None,
     ) -> None:
         self._residency = residency
         self._snapshot = snapshot
         self._hot = hot
+        self._background = background or BackgroundTasks()
+        self._retries = retries or Retries(_RETRIES)
         self._wanted: dict[AdapterVersion, None] = {}  # in this order
         self._has_work = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Prefetch"]:
         self.want(await asyncio.to_thread(self._hot.read))
-        tasks = [
-            asyncio.create_task(self._load_wanted(), name="prefetch"),
-            asyncio.create_task(self._keep_list(), name="hot list"),
-        ]
         try:
-            yield self
+            async with (
+                self._background.repeating("prefetch", self._load_next, wait=self._wait),
+                self._background.repeating(
+                    "hot list", self._keep_list, wait=partial(asyncio.sleep, _WRITE_SECONDS)
+                ),
+            ):
+                yield self
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._hot.write(self._in_use())
 
     def want(self, versions: Iterable[AdapterVersion], *, first: bool = False) -> None:
@@ -97,22 +109,38 @@ class Prefetch:
 
     def restore(self) -> None:
         """The engine has restarted and holds nothing: what was held is wanted again."""
+        for version in self._wanted:
+            self._retries.forget(version)  # it waited for the engine
         self.want(self._residency.forget_all(), first=True)
 
-    async def _load_wanted(self) -> None:
-        while True:
-            await self._has_work.wait()
+    async def _wait(self) -> None:
+        """Returns when there is something new to load, or something to be tried again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._retries.next_seconds):
+                await self._has_work.wait()
+
+    async def _load_next(self) -> None:
+        self._retries.keep(self._wanted)
+        version = next((v for v in self._wanted if self._retries.is_due(v)), None)
+        if version is None:
             self._has_work.clear()
-            while self._wanted:
-                version = next(iter(self._wanted))
-                try:
-                    if self._can_serve(version):
-                        await self._residency.prefetch(version)
-                except EngineDead:
-                    break  # `restore` comes when there is another
-                except LoragateError as error:
-                    logger.warning("%s is not loaded ahead: %s", version, error)
-                self._wanted.pop(version, None)
+            return
+        try:
+            if self._can_serve(version):
+                await self._residency.prefetch(version, lambda: self._can_serve(version))
+        except EngineDead:
+            self._retries.postpone(version, _ENGINE_DOWN_SECONDS)
+            return
+        except LoragateError as error:
+            logger.warning("%s is not loaded ahead: %s", version, error)
+            if self._residency.is_pinned(version):  # others come when they are asked for
+                self._retries.failed(version)
+                return
+        except Exception:
+            self._wanted.pop(version, None)  # not again at once: others wait behind it
+            raise
+        self._retries.forget(version)
+        self._wanted.pop(version, None)
 
     def _can_serve(self, version: AdapterVersion) -> bool:
         entry = self._snapshot().entries(version.tenant, version.name).get(version.lora_id)
@@ -124,9 +152,7 @@ class Prefetch:
         )
 
     async def _keep_list(self) -> None:
-        while True:
-            await asyncio.sleep(_WRITE_SECONDS)
-            await asyncio.to_thread(self._hot.write, self._in_use())
+        await asyncio.to_thread(self._hot.write, self._in_use())
 
     def _in_use(self) -> tuple[AdapterVersion, ...]:
         """What is resident, last use first, and then what is to be so again."""

@@ -53,6 +53,7 @@ class _Life:
 
     engine: Engine
     loaded: set[int] = field(default_factory=set)  # lora ids
+    may_hold: set[int] = field(default_factory=set)  # lora ids: loads that failed half-way too
     calls: set[asyncio.Future[None]] = field(default_factory=set)
     has_failed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -181,6 +182,7 @@ class SupervisedEngine:
 
     async def load(self, adapter: LoadedAdapter) -> None:
         life = self._living()
+        life.may_hold.add(adapter.version.lora_id)
         if not await self._outlives(life, life.engine.load(adapter)):
             raise self._engine_dead(f"The engine died while it loaded {adapter.version}")
         life.loaded.add(adapter.version.lora_id)
@@ -188,9 +190,10 @@ class SupervisedEngine:
     async def unload(self, adapter: LoadedAdapter) -> None:
         """Done as well where the engine that held the adapter has died: so have its weights."""
         life, lora_id = self._life, adapter.version.lora_id
-        if life is not None and lora_id in life.loaded:
+        if life is not None and lora_id in life.may_hold:
             life.loaded.discard(lora_id)
             await self._outlives(life, life.engine.unload(adapter))
+            life.may_hold.discard(lora_id)  # not before: what fails is asked again
 
     async def check_slots(self) -> None:
         life = self._life

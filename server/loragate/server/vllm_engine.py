@@ -37,7 +37,7 @@ from loragate.server import native_library
 from loragate.server.config import ConfigError, EngineConfig
 from loragate.server.core import ChatRequest, Delta
 from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel, SlotFault
-from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest
+from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, MachineFault
 from loragate.server.gpus import Gpus, GpusUnknown
 from loragate.server.lora_cast import LoraCast
 from loragate.server.memory import Need
@@ -59,6 +59,8 @@ _FIRST_ANSWER_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 0.005
 _KILL_AGAIN_SECONDS = 0.1
 _WHAT_FITS = -1  # vLLM's word for the longest context of which one request fits into its cache
+# How errors of the disk and the memory begin or read, in Python's words and in torch's.
+_WORDS_OF_THE_MACHINE = ("[Errno ", "out of memory", "can't allocate memory")
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -346,6 +348,11 @@ class VllmEngine:
         except Exception as error:
             if not self.is_alive:
                 raise _dead() from error
+            if any(words in str(error) for words in _WORDS_OF_THE_MACHINE):
+                raise MachineFault(
+                    f"The engine could not load {adapter.version}.",
+                    reason=f"the engine could not load {adapter.version}: {error}",
+                ) from error
             raise AdapterUnavailable(
                 f"The engine refuses adapter {adapter.version}: {error}", code="adapter_refused"
             ) from error

@@ -18,6 +18,7 @@ _ON_ITS_WAY = {
 }
 # What a server found wrong with a version begins with a code for programs.
 _CODED = re.compile(r"(?P<code>[a-z][a-z0-9_]*): (?P<sentence>.+)", re.DOTALL)
+_NOT_LOADED = "not_loaded"  # of what a server could not load, for reasons of its machine
 _GIST = 60  # characters of a reason in a table
 
 
@@ -25,6 +26,7 @@ def print_page(page: "AdapterPageView") -> None:
     _say_what_serves(page)
     _say_what_comes(page)
     _say_what_failed(page)
+    _say_what_is_not_loaded(page)
     for version in page.versions:
         if version.state == "DRAINING":
             say("{version} is draining: its last requests are ending.", version=version.version)
@@ -119,6 +121,18 @@ def _say_what_failed(page: "AdapterPageView") -> None:
             code=f" ({code})" if code else "",
             reason=_sentence(reason),
         )
+
+
+def _say_what_is_not_loaded(page: "AdapterPageView") -> None:
+    for version in page.versions:
+        code, reason = _split(version.reason)
+        if version.state == "PUBLISHED" and code == _NOT_LOADED:
+            say(
+                "[bold]{version}[/] is [red]not loaded[/]: {reason} "
+                "[dim]Nothing is wrong with the version; the server tries again by itself.[/]",
+                version=version.version,
+                reason=_sentence(reason),
+            )
 
 
 def _print_versions(versions: "Iterable[VersionView]") -> None:
