@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from loragate.adapters.token_bound import TokenBound
+from loragate.adapters.token_bound import TokenBound, Truncation
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = [("a", "a"), ("aa", "aa"), ("aaaa", "aaaa"), ("Ġ", "Ġ"), ("K", "K")]
@@ -84,6 +84,26 @@ def test_a_long_text_is_foretold_many_tokens() -> None:
     bound = TokenBound.of(TOKENIZERS["bytes"])
     assert bound.bytes_of_longest == 8
     assert bound.fewest_tokens("a" * 8000) == 1000
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("keeps_end", [True, False])
+def test_of_a_text_that_will_be_truncated_a_part_is_enough(kind: str, keeps_end: bool) -> None:
+    tokenizer = TOKENIZERS[kind]
+    text = "".join(f"a{i} aaaa {'K' * (i % 7)} \u1f82\n" for i in range(4_000))
+    part = TokenBound.of(tokenizer).part(text, Truncation(50, keeps_end))
+    assert len(part) < len(text) / 5
+    kept = slice(-50, None) if keeps_end else slice(50)
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.encode(part, add_special_tokens=False)[kept] == whole[kept]
+
+
+@pytest.mark.parametrize("text", ["a" * 100, "\x04" * 50_000, "<|end|>" + " " * 50_000])
+def test_a_text_whose_part_may_not_be_enough_is_kept_whole(text: str) -> None:
+    for kind in ("bytes-missing", "specials-that-take-spaces"):
+        bound = TokenBound.of(TOKENIZERS[kind])
+        part = bound.part(text, Truncation(50, keeps_end=True))
+        assert part == text or bound.fewest_tokens(part) >= 50
 
 
 def test_tokenizers_that_may_drop_characters_are_foretold_nothing() -> None:

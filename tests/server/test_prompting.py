@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from fakes import TINY_MODEL
@@ -279,6 +280,20 @@ async def test_requests_of_one_adapter_s_template_are_all_rendered(builder: Prom
 # ---- large requests
 
 
+def counting_renderer(monkeypatch: pytest.MonkeyPatch) -> tuple[Renderer, list[int]]:
+    """And the lengths of the texts that it tokenizes."""
+    renderer = Renderer(tiny_tokenizer("{{ messages[0].content }}{{ shown }}"))
+    tokenized: list[int] = []
+    encode = renderer.tokenizer.encode
+
+    def counting(text: str, *, add_special_tokens: bool) -> list[int]:
+        tokenized.append(len(text))
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    monkeypatch.setattr(renderer.tokenizer, "encode", counting)
+    return renderer, tokenized
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -293,25 +308,37 @@ async def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
     templates: Templates,
     request_: ChatRequest | CompletionRequest,
 ) -> None:
-    renderer = Renderer(tiny_tokenizer("{{ messages[0].content }}{{ shown }}"))
-    tokenized: list[int] = []
-    encode = renderer.tokenizer.encode
-
-    def counting(text: str, *, add_special_tokens: bool) -> list[int]:
-        tokenized.append(len(text))
-        return encode(text, add_special_tokens=add_special_tokens)
-
-    monkeypatch.setattr(renderer.tokenizer, "encode", counting)
+    renderer, tokenized = counting_renderer(monkeypatch)
     builder = PromptBuilder(renderer, MODEL, FairThreads(), templates)
     with pytest.raises(ContextLengthExceeded, match="at least 1250"):  # of 8 bytes
         await prepare(builder, request_, NO_CONTRACT)
     assert max(tokenized, default=0) < 100
 
 
-async def test_a_text_that_will_be_truncated_may_be_of_any_length(builder: PromptBuilder) -> None:
+@pytest.mark.parametrize(("side", "kept"), [("left", "tail."), ("right", "A hea")])
+@pytest.mark.parametrize("is_chat", [False, True])
+async def test_of_a_text_that_will_be_truncated_no_more_is_tokenized_than_can_be_kept(
+    monkeypatch: pytest.MonkeyPatch,
+    templates: Templates,
+    side: Literal["left", "right"],
+    kept: str,
+    is_chat: bool,
+) -> None:
+    renderer, tokenized = counting_renderer(monkeypatch)
+    builder = PromptBuilder(renderer, MODEL, FairThreads(), templates)
+    text = f"A head, {'x' * 100_000} and a tail."
+    request = chat(("user", text)) if is_chat else completion(text)
+    options = Options(truncate_prompt_tokens=5, truncation_side=side)
+    prepared = await prepare(builder, replace(request, options=options), NO_CONTRACT)
+    assert builder.decode(prepared.prompt_ids[0]) == kept
+    assert max(tokenized) < 5000
+
+
+async def test_what_is_kept_of_a_text_may_still_be_too_long(builder: PromptBuilder) -> None:
     request = completion("x" * 10_000)
-    request = replace(request, options=Options(truncate_prompt_tokens=5))
-    assert (await prepare(builder, request, NO_CONTRACT)).prompt_tokens == 5
+    request = replace(request, options=Options(truncate_prompt_tokens=101))
+    with pytest.raises(ContextLengthExceeded):
+        await prepare(builder, request, NO_CONTRACT)
 
 
 LONG = "x" * 5000

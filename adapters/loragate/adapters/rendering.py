@@ -21,7 +21,7 @@ from loragate.adapters.child_process import ChildUnavailable
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.template_time import template_time
 from loragate.adapters.templates import RenderingError, Templates
-from loragate.adapters.token_bound import TokenBound
+from loragate.adapters.token_bound import TokenBound, Truncation
 
 Turn = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
 
@@ -93,6 +93,7 @@ class Renderer:
         template_kwargs: Mapping[str, object] | None = None,
         template_seconds: float | None = None,
         most_tokens: int | None = None,
+        truncation: Truncation | None = None,
         templates: Templates | None = None,
     ) -> tuple[int, ...]:
         """Returns the prompt's token ids. Raises RenderingError where the template refuses, and
@@ -152,7 +153,10 @@ class Renderer:
                 "character; leave it out."
             )
         return self.encode(
-            str(text), add_special_tokens=add_special_tokens, most_tokens=most_tokens
+            str(text),
+            add_special_tokens=add_special_tokens,
+            most_tokens=most_tokens,
+            truncation=truncation,
         )
 
     def supervise(
@@ -184,11 +188,20 @@ class Renderer:
         return Supervised(ids, tuple(labels))
 
     def encode(
-        self, text: str, *, add_special_tokens: bool, most_tokens: int | None = None
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool,
+        most_tokens: int | None = None,
+        truncation: Truncation | None = None,
     ) -> tuple[int, ...]:
         """Raises TooManyTokens, before it takes any time, where the text's length alone says that
         there will be more than `most_tokens`. There may still be more where it does not.
+
+        With a `truncation`, which is the caller's to make, tokens are left out that it will drop.
         """
+        if truncation is not None:
+            text = self._bound.part(text, truncation)
         if most_tokens is not None and len(text) > most_tokens:
             fewest = self._bound.fewest_tokens(text)
             if fewest > most_tokens:

@@ -1,7 +1,8 @@
 """How few tokens a text can become, said from its length alone.
 
 Tokenizing megabytes takes seconds. A text that is longer than a context's worth of the tokenizer's
-longest tokens does not have to be tokenized to know that it does not fit.
+longest tokens does not have to be tokenized to know that it does not fit, and of one that will be
+truncated, no more than that.
 """
 
 import json
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 # Unicode's composition makes at most three bytes into one (the sign for Kelvin into a K), and four
 # characters into one (a Greek letter with three marks).
 _COMPOSED = 4
+_MARGIN = 4096  # characters
 _KEEPS_ALL = frozenset({"ByteLevel", "Digits", "Split", "Metaspace", "Punctuation"})
 _FALLBACKS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
@@ -75,6 +77,26 @@ class TokenBound:
         counted = text if self.counts_spaces else "".join(text.split())
         size = len(counted.encode("utf-8", "replace").translate(None, self.uncounted))
         return -(-size // self.bytes_of_longest)
+
+    def part(self, text: str, truncation: "Truncation") -> str:
+        """The end or the beginning of a text in which all tokens lie that will be kept.
+
+        Where a text is cut, the first words may become other tokens than in the whole; there are
+        thousands of characters between them and what is kept.
+        """
+        if not self.bytes_of_longest:
+            return text
+        size = truncation.tokens * self.bytes_of_longest + _MARGIN
+        part = text[-size:] if truncation.keeps_end else text[:size]
+        return part if self.fewest_tokens(part) >= truncation.tokens else text
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """How many of a text's tokens will be kept, and of which end."""
+
+    tokens: int
+    keeps_end: bool
 
 
 def _without_token(vocabulary: Mapping[str, int]) -> bytes:

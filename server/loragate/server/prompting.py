@@ -13,6 +13,7 @@ from loragate.adapters.names import AdapterVersion
 from loragate.adapters.rendering import Renderer, RenderingError, TooManyTokens
 from loragate.adapters.snapshot import Snapshot
 from loragate.adapters.templates import Templates
+from loragate.adapters.token_bound import Truncation
 from loragate.server.bounds import MOST_ANSWER_SCORES
 from loragate.server.core import (
     ChatRequest,
@@ -136,13 +137,26 @@ class PromptBuilder:
                 prompt,
                 add_special_tokens=request.add_special_tokens,
                 most_tokens=self._most_tokens(request.options),
+                truncation=self._truncation(request.options),
             )
         except TooManyTokens as error:
             raise self._too_long(f"at least {error.fewest}", "prompt") from None
 
+    def _kept(self, options: Options) -> int | None:
+        """How many of a prompt's tokens are kept; None where it is not truncated."""
+        keep = options.truncate_prompt_tokens
+        return self._model.max_model_len - 1 if keep == -1 else keep
+
+    def _truncation(self, options: Options) -> Truncation | None:
+        """None where a prompt that is longer than the context cannot fit, truncated or not."""
+        keep = self._kept(options)
+        if keep is None or keep > self._model.max_model_len:
+            return None
+        return Truncation(keep, keeps_end=options.truncation_side == "left")
+
     def _most_tokens(self, options: Options) -> int | None:
         """Of a prompt, so that it can fit; one that will be truncated may have any number."""
-        return self._model.max_model_len if options.truncate_prompt_tokens is None else None
+        return self._model.max_model_len if self._truncation(options) is None else None
 
     def _render(
         self, request: ChatRequest, contract: Contract, base_seconds: float | None = None
@@ -164,6 +178,7 @@ class PromptBuilder:
                 templates=self._templates if contract.chat_template else None,
                 template_seconds=base_seconds,
                 most_tokens=self._most_tokens(request.options),
+                truncation=self._truncation(request.options),
             )
         except TooManyTokens as error:
             raise self._too_long(f"at least {error.fewest}", "messages") from None
@@ -171,11 +186,9 @@ class PromptBuilder:
             raise InvalidRequest(str(error), param="messages") from error
 
     def _truncate(self, ids: tuple[int, ...], options: Options) -> tuple[int, ...]:
-        keep = options.truncate_prompt_tokens
+        keep = self._kept(options)
         if keep is None:
             return ids
-        if keep == -1:
-            keep = self._model.max_model_len - 1
         return ids[:keep] if options.truncation_side == "right" else ids[-keep:]
 
     def _fill_in(
