@@ -14,6 +14,8 @@ from small_server import Served, ServeWith, until
 from wire import refusal
 
 from loragate.server.config import ServerConfig
+from loragate.v1 import inference_pb2 as pb
+from loragate.v1.inference_pb2_grpc import InferenceStub
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 SECONDS = 0.3
@@ -256,6 +258,31 @@ class TestWithMuchToSay:
             await until(lambda: served.server.admission.in_flight == 0, LONG / 2)
             assert b"[DONE]" not in await deaf.rest()
             assert not engine.running
+
+    async def test_a_call_that_does_not_read_its_stream_loses_its_place(
+        self, serve_with: ServeWith, engine: EchoEngine
+    ) -> None:
+        async with (
+            serve_with(server=quick(write_timeout_seconds=SECONDS)) as served,
+            served.server.listening(),
+            grpc.aio.insecure_channel(f"127.0.0.1:{served.server.grpc_port}") as channel,
+        ):
+            request = pb.CompletionRequest(
+                model="base",
+                prompts=[pb.Prompt(text="a" * 150_000)],
+                sampling=pb.SamplingParams(n=60, max_tokens=2),
+                echo=True,
+            )
+            auth = (("authorization", f"Bearer {served.keys['acme']}"),)
+            deaf = InferenceStub(channel).CompleteStream(request, metadata=auth)
+            await deaf.read()
+            assert served.server.admission.present == 1
+            await until(lambda: served.server.admission.present == 0, LONG / 2)
+            assert not engine.running
+            with suppress(grpc.aio.AioRpcError):
+                while isinstance(await deaf.read(), pb.CompletionChunk):
+                    pass
+            assert await deaf.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_a_connection_cannot_become_a_websocket(served: Served) -> None:

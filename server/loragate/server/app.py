@@ -244,6 +244,7 @@ async def build(
                     config.server.max_body_bytes,
                     config.server.max_adapter_bytes,
                     config.server.body_timeout_seconds,
+                    config.server.write_timeout_seconds,
                 ),
                 threads=threads,
             )

@@ -6,7 +6,7 @@ Everything raises; each transport turns an exception into its answer in one plac
     ├── registry errors: TenantNotFound, AdapterNotFound, …
     └── RequestError
         ├── InvalidRequest ── ContextLengthExceeded, BodyTooLarge, UnsupportedBody, UrlTooLong,
-        │                     HeadersTooLarge, BodyTooSlow
+        │                     HeadersTooLarge, ClientTooSlow
         ├── Unauthenticated, PermissionDenied, ModelNotFound, RouteNotFound, MethodNotAllowed
         ├── RateLimited, RequestExceedsLimit
         ├── Overloaded, Starting, Draining, EngineDead
@@ -66,8 +66,8 @@ class HeadersTooLarge(InvalidRequest):
     """There are more headers, or larger ones, than a request may have."""
 
 
-class BodyTooSlow(InvalidRequest):
-    """The request did not come whole in the time that it may take."""
+class ClientTooSlow(InvalidRequest):
+    """The request did not come whole, or its answer was not read, in the time that it may take."""
 
 
 class Unauthenticated(RequestError):
@@ -202,7 +202,7 @@ TABLE: dict[type[Exception], Status] = {
     HeadersTooLarge: Status(
         grpc.StatusCode.INVALID_ARGUMENT, 431, "invalid_request_error", "headers_too_large"
     ),
-    BodyTooSlow: Status(
+    ClientTooSlow: Status(
         grpc.StatusCode.DEADLINE_EXCEEDED, 408, "invalid_request_error", "request_timeout"
     ),
     Unauthenticated: Status(

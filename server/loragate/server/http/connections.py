@@ -10,7 +10,7 @@ import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from loragate.server.errors import BodyTooSlow, HeadersTooLarge
+from loragate.server.errors import ClientTooSlow, HeadersTooLarge
 from loragate.server.http.failures import raw_response
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def bounded_connections(bounds: ConnectionBounds) -> type[asyncio.Protocol]:
         def _give_up(self) -> None:
             if self._is_in_head:
                 self._refuse(
-                    BodyTooSlow(
+                    ClientTooSlow(
                         f"The request's head did not come within {bounds.head_seconds:g} s."
                     )
                 )

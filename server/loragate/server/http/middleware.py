@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loragate.server.errors import BodyTooLarge, BodyTooSlow, HeadersTooLarge, UrlTooLong
+from loragate.server.errors import BodyTooLarge, ClientTooSlow, HeadersTooLarge, UrlTooLong
 from loragate.server.http.failures import send_error
 
 access_log = logging.getLogger("loragate.access")
@@ -152,7 +152,7 @@ class _Body:
         self._has_ended = False
 
     async def receive(self) -> Message:
-        """Raises BodyTooSlow."""
+        """Raises ClientTooSlow."""
         if self._has_ended:
             return await self._receive()
         if self._deadline is None or not self._is_whole_timed:
@@ -164,7 +164,7 @@ class _Body:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise BodyTooSlow(
+            raise ClientTooSlow(
                 f"The body did not come within {self._seconds:g} s; send it faster, or raise "
                 "server.body_timeout_seconds."
             ) from None

@@ -22,7 +22,7 @@ from loragate.server.admin.administration import check_admin_key
 from loragate.server.admission import Arrival
 from loragate.server.bounds import SMALL_MESSAGE
 from loragate.server.core import Caller, Route
-from loragate.server.errors import BodyTooSlow, Failure, InvalidRequest, describe
+from loragate.server.errors import ClientTooSlow, Failure, InvalidRequest, describe
 from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Gateway
 from loragate.server.rpc.field_count import check_fields
@@ -169,7 +169,7 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
         return guarded
 
     async def _message(self, context: Context) -> bytes:
-        """Raises BodyTooSlow, and InvalidRequest where the client sends none."""
+        """Raises ClientTooSlow, and InvalidRequest where the client sends none."""
         timeout = asyncio.timeout(self._message_seconds)
         try:
             async with timeout:
@@ -177,7 +177,7 @@ class GuardingInterceptor(grpc.aio.ServerInterceptor):
         except TimeoutError:
             if not timeout.expired():
                 raise
-            raise BodyTooSlow(
+            raise ClientTooSlow(
                 f"The request did not come within {self._message_seconds:g} s; send it faster, or "
                 "raise server.body_timeout_seconds."
             ) from None

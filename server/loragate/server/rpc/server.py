@@ -24,6 +24,7 @@ from loragate.server.rpc.calls import AdminCalls, GuardingInterceptor, Inference
 from loragate.server.rpc.experiments import ExperimentsService
 from loragate.server.rpc.messages import chat_request, completion_request
 from loragate.server.rpc.registry import RegistryService
+from loragate.server.rpc.writing import writing
 from loragate.v1 import (
     experiments_pb2,
     experiments_pb2_grpc,
@@ -42,10 +43,13 @@ SERVICES = INFERENCE, REGISTRY, EXPERIMENTS
 class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Chat, completions and models for tenants. `InferenceCalls` stands around each method."""
 
-    def __init__(self, gateway: Gateway, calls: InferenceCalls, threads: FairThreads) -> None:
+    def __init__(
+        self, gateway: Gateway, calls: InferenceCalls, threads: FairThreads, write_seconds: float
+    ) -> None:
         self._gateway = gateway
         self._calls = calls
         self._threads = threads
+        self._write_seconds = write_seconds
 
     async def Chat(
         self,
@@ -76,16 +80,19 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         asked = await self._threads.do(
             arrival.tenant, _is_large(request), chat_request, request, stream=True
         )
-        async with self._gateway.generate(asked, arrival) as generation:
+        async with (
+            self._gateway.generate(asked, arrival) as generation,
+            writing(context, self._write_seconds) as write,
+        ):
             await announce(context, arrival.caller, generation.route)
             chunks = answers.ChatChunks(generation)
             async for delta in generation.deltas:
                 is_large = has_many_scores(delta)
                 chunk = await self._threads.do(arrival.tenant, is_large, chunks.chunk, delta)
                 if chunk is not None:
-                    await context.write(chunk)
+                    await write(chunk)
             if (last := chunks.last()) is not None:
-                await context.write(last)
+                await write(last)
 
     async def Complete(
         self,
@@ -116,16 +123,19 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         asked = await self._threads.do(
             arrival.tenant, _is_large(request), completion_request, request, stream=True
         )
-        async with self._gateway.generate(asked, arrival) as generation:
+        async with (
+            self._gateway.generate(asked, arrival) as generation,
+            writing(context, self._write_seconds) as write,
+        ):
             await announce(context, arrival.caller, generation.route)
             chunks = answers.CompletionChunks(generation)
             async for delta in generation.deltas:
                 is_large = has_many_scores(delta)
                 chunk = await self._threads.do(arrival.tenant, is_large, chunks.chunk, delta)
                 if chunk is not None:
-                    await context.write(chunk)
+                    await write(chunk)
             if (last := chunks.last()) is not None:
-                await context.write(last)
+                await write(last)
 
     async def ListModels(
         self,
@@ -159,12 +169,13 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
 @dataclass(frozen=True, slots=True)
 class GrpcOptions:
     """Bounds in bytes: of one message, and of all files of a published adapter together; and the
-    seconds in which a message has to come.
+    seconds in which a message has to come, and a piece of an answer to be read.
     """
 
     max_message_bytes: int
     max_adapter_bytes: int
     message_seconds: float
+    write_seconds: float
 
 
 class GrpcServer:
@@ -227,7 +238,7 @@ def build_server(
     }
     guarding = GuardingInterceptor(guards, threads, options.message_seconds)
     server = grpc.aio.server(interceptors=[guarding], options=_channel_options(options))
-    inference = InferenceService(gateway, tenants_calls, threads)
+    inference = InferenceService(gateway, tenants_calls, threads, options.write_seconds)
     inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
     registry_service = RegistryService(administration, calls, options.max_adapter_bytes)
     registry_pb2_grpc.add_AdapterRegistryServicer_to_server(registry_service, server)
