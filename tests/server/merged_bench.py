@@ -30,9 +30,12 @@ class Bench:
     made: list[AdapterVersion] = field(default_factory=list)
     needs: list[Need] = field(default_factory=list)
     served: Served | None = None
+    may_make: asyncio.Event = field(default_factory=asyncio.Event)
+    given_up: list[AdapterVersion] = field(default_factory=list)  # while they were made
 
     def __post_init__(self) -> None:
         self.may_start.set()
+        self.may_make.set()
 
     @property
     def server(self) -> Served:
@@ -53,5 +56,10 @@ class Bench:
             yield engine
 
     async def _make(self, version: AdapterVersion) -> None:
+        try:
+            await self.may_make.wait()
+        except asyncio.CancelledError:
+            self.given_up.append(version)
+            raise
         self.server.registry.attach_merged(SUPPORT, version.number, self.base.path)
         self.made.append(version)

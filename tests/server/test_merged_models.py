@@ -15,7 +15,10 @@ from merged_bench import PLENTY, Bench
 from small_server import SUPPORT, Furnished, Reply, Served, bearer, serve, small_config, until
 
 from loragate.adapters.base_model import BaseModel
-from loragate.adapters.merged_states import MergedStanding
+from loragate.adapters.errors import StoreError
+from loragate.adapters.merged_states import MergedStanding, MergedState
+from loragate.adapters.registry import Registry
+from loragate.adapters.snapshot import Snapshot
 from loragate.server.memory import Need
 from loragate.server.merged_models import Budget
 from loragate.v1 import inference_pb2 as pb
@@ -335,3 +338,81 @@ async def test_another_tenant_cannot_ask_for_the_merged_model(served: Served) ->
         "/v1/chat/completions", json=body, headers=bearer(served.keys["globex"])
     )
     assert reply.status_code == 404
+
+
+class Unforeseen(Exception):
+    """What no part of the server knows."""
+
+
+def break_calls(
+    monkeypatch: pytest.MonkeyPatch, where: type, method: str, error: Exception, times: int
+) -> list[str]:
+    """Makes the next calls raise; the list tells all calls from then on."""
+    whole = getattr(where, method)
+    calls: list[str] = []
+
+    def broken(*arguments: object, **named: object) -> object:
+        calls.append(method)
+        if len(calls) <= times:
+            raise error
+        return whole(*arguments, **named)
+
+    monkeypatch.setattr(where, method, broken)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("where", "method", "error"),
+    [
+        (Snapshot, "served_merged", Unforeseen("in a look")),
+        (Registry, "set_merged_state", Unforeseen("in a word")),
+        (Registry, "set_merged_state", StoreError("the database did not answer")),
+    ],
+)
+async def test_merged_models_outlive_what_nobody_foresaw(
+    served: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    where: type,
+    method: str,
+    error: Exception,
+) -> None:
+    calls = break_calls(monkeypatch, where, method, error, times=2)
+
+    await serve_merged(served)
+
+    assert len(calls) > 2
+    assert mode(await served.chat(model="support@v1+merged")) == ("merged", "")
+
+
+async def test_end_that_could_not_be_told_is_told_later(
+    served: Served, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.engines.failing = 1
+    error = StoreError("the database did not answer")
+    # MAKING and STARTING are told, and what follows is not.
+    whole, told = Registry.set_merged_state, list[object]()
+
+    def away_for_a_while(self: Registry, version: object, state: object, *rest: object) -> None:
+        told.append(state)
+        if state is MergedState.FAILED and told.count(MergedState.FAILED) <= 2:
+            raise error
+        whole(self, version, state, *rest)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(Registry, "set_merged_state", away_for_a_while)
+
+    served.registry.serve_merged(SUPPORT, 1)
+
+    await until(lambda: state(served) == "FAILED", 5)
+    assert told.count(MergedState.FAILED) == 3
+
+
+async def test_making_that_is_wanted_no_longer_is_ended(served: Served, bench: Bench) -> None:
+    bench.may_make.clear()
+    served.registry.serve_merged(SUPPORT, 1)
+    await until(lambda: state(served) == "MAKING", 5)
+
+    served.registry.stop_merged(SUPPORT, 1)
+
+    await until(lambda: bool(bench.given_up), 5)
+    await until(lambda: state(served) == "", 5)
+    assert bench.engines.attempts == 0

@@ -193,7 +193,13 @@ async def build(
             places = Places(observations, lambda version: snapshots.current.can_answer(version))
             budget = await asyncio.to_thread(merged_budget, config, base)
             merged = MergedModels(
-                registry, snapshots, engine, workshop or Workshop(), budget, merged_changed
+                registry,
+                snapshots,
+                engine,
+                workshop or Workshop(),
+                budget,
+                merged_changed,
+                background,
             )
             builder = PromptBuilder(
                 renderer, engine.model, threads, templates, config.limits.max_prompt_logprobs

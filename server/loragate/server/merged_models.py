@@ -18,11 +18,12 @@ from contextlib import (
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loragate.adapters.errors import LoragateError, NotMerged, StoreError
+from loragate.adapters.errors import LoragateError, NotMerged, VersionNotFound
 from loragate.adapters.merged_states import MergedState
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.server.background import BackgroundTasks
 from loragate.server.core import Route
 from loragate.server.engine import Engine
 from loragate.server.errors import EngineDead
@@ -38,12 +39,16 @@ from loragate.server.supervision import Backoff, EngineState, SupervisedEngine
 
 logger = logging.getLogger(__name__)
 ACTOR = "server"
-_RETRY_SECONDS = 1.0
+_TELL_AGAIN_SECONDS = 1.0
 _LAST = (MergedState.REFUSED, MergedState.FAILED)  # nothing is tried after these by itself
 
 
 class NoRoom(LoragateError):
     """A merged model, or the making of one, would need more memory than there is."""
+
+
+class _Unwanted(Exception):
+    """What was begun for a merged model is wanted no longer."""
 
 
 async def _make_none(version: AdapterVersion) -> None:
@@ -141,6 +146,7 @@ class MergedModels:
         workshop: Workshop,
         budget: Budget,
         changed: asyncio.Event,
+        background: BackgroundTasks,
         backoff: Backoff | None = None,
     ) -> None:
         """`changed` is set whenever there is a new snapshot."""
@@ -150,9 +156,12 @@ class MergedModels:
         self._workshop = workshop
         self._budget = budget
         self._changed = changed
+        self._background = background
         self._backoff = backoff
         self._services: dict[int, _Service] = {}  # by lora_id
         self._models: dict[int, MergedModel] = {}  # those that requests may reach, by lora_id
+        # What the registry could not be told yet of versions, served still or no longer.
+        self._unsaid: dict[AdapterVersion, tuple[MergedState | None, str]] = {}
         self._one_start = asyncio.Lock()  # what is starting has not taken its memory yet
 
     @property
@@ -195,27 +204,27 @@ class MergedModels:
         await asyncio.to_thread(self._registry.reset_merged, ACTOR)
         await self._snapshots.refresh()
         self._changed.set()
-        task = asyncio.create_task(self._follow(), name="merged models")
         try:
-            yield self
+            async with self._background.repeating(
+                "merged models", self._reconcile, wait=self._wait
+            ):
+                yield self
         finally:
-            tasks = [task, *(service.task for service in self._services.values())]
+            tasks = [service.task for service in self._services.values()]
             for each in tasks:
                 each.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            try:
-                await self._reconcile()
-            except LoragateError as error:  # the database is away: try again
-                logger.warning("merged models have to wait: %s", error)
-                await asyncio.sleep(_RETRY_SECONDS)
-                self._changed.set()
+    async def _wait(self) -> None:
+        """Returns when there is a new snapshot, or something to be told again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_TELL_AGAIN_SECONDS if self._unsaid else None):
+                await self._changed.wait()
 
     async def _reconcile(self) -> None:
+        self._changed.clear()
+        for version in tuple(self._unsaid):
+            await self._tell(version)
         snapshot = self._snapshots.current
         wanted = snapshot.served_merged()
         for version in wanted:
@@ -247,9 +256,11 @@ class MergedModels:
     async def _serve(self, version: AdapterVersion, unwanted: asyncio.Event) -> None:
         """From the wish to its end; what goes wrong is the registry's to tell."""
         try:
-            folder = await self._folder(version)
-            async with self._started(version, folder) as model:
+            folder = await self._folder(version, unwanted)
+            async with self._started(version, folder, unwanted) as model:
                 await self._lend_until(model, unwanted)
+        except _Unwanted:
+            await self._say(version, None)
         except NoRoom as error:
             await self._say(version, MergedState.REFUSED, str(error))
         except Exception as error:  # a start fails in ways that nobody can list
@@ -258,12 +269,16 @@ class MergedModels:
         else:
             await self._say(version, None)
 
-    async def _folder(self, version: AdapterVersion) -> Path:
-        """The merged model's; it is made first where there is none. Raises NoRoom."""
+    async def _folder(self, version: AdapterVersion, unwanted: asyncio.Event) -> Path:
+        """The merged model's; it is made first where there is none. Raises NoRoom, and _Unwanted
+        where it is wanted no longer.
+        """
         try:
             return await self._find(version)
         except NotMerged:
             async with self._one_start:
+                if unwanted.is_set():  # others may have held the lock for hours
+                    raise _Unwanted from None
                 free = await self._free_host_bytes()
                 if self._budget.merging_bytes > free:
                     raise NoRoom(
@@ -272,7 +287,7 @@ class MergedModels:
                         "elsewhere, or free memory and ask again"
                     ) from None
                 await self._say(version, MergedState.MAKING)
-                await self._workshop.make(version)
+                await _unless(unwanted, self._workshop.make(version))
             return await self._find(version)
 
     async def _find(self, version: AdapterVersion) -> Path:
@@ -280,12 +295,16 @@ class MergedModels:
         return await asyncio.to_thread(self._registry.merged_model, name, version.number)
 
     @asynccontextmanager
-    async def _started(self, version: AdapterVersion, folder: Path) -> AsyncIterator[MergedModel]:
-        """Raises NoRoom."""
+    async def _started(
+        self, version: AdapterVersion, folder: Path, unwanted: asyncio.Event
+    ) -> AsyncIterator[MergedModel]:
+        """Raises NoRoom, and _Unwanted where it is wanted no longer."""
         weights = await asyncio.to_thread(weights_bytes, folder, self._budget.dtype)
         need = Need(weights, self._budget.kv_cache_bytes, self._budget.process_bytes)
         async with AsyncExitStack() as stack:
             async with self._one_start:
+                if unwanted.is_set():
+                    raise _Unwanted
                 await self._require_room(need)
                 await self._say(version, MergedState.STARTING)
                 engine = await stack.enter_async_context(
@@ -356,12 +375,41 @@ class MergedModels:
     async def _say(
         self, version: AdapterVersion, state: MergedState | None, reason: str = ""
     ) -> None:
-        service = self._services[version.lora_id]
-        service.state, service.reason = state, reason
+        """Never raises: the engine is as it is, whether that can be told or not."""
+        if (service := self._services.get(version.lora_id)) is not None:
+            service.state, service.reason = state, reason
+        self._unsaid[version] = state, reason
+        if not await self._tell(version):
+            self._changed.set()  # a later round tells it
+
+    async def _tell(self, version: AdapterVersion) -> bool:
+        """Whether the registry knows now what is to be said of the version."""
+        state, reason = said = self._unsaid[version]
         try:
             await asyncio.to_thread(self._registry.set_merged_state, version, state, ACTOR, reason)
-        except LoragateError as error:  # the engine is as it is, whether that can be told or not
+        except VersionNotFound as error:
+            logger.warning("%s is served merged for nobody: %s", version, error)
+        except Exception as error:  # noqa: BLE001 - an engine's watch calls this, and must go on
             logger.warning("how %s stands could not be kept: %s", version, error)
+            return False
+        if self._unsaid.get(version) == said:  # else there is a newer word
+            del self._unsaid[version]
         # What ends here is not to be begun again by an older snapshot.
-        with suppress(StoreError):
+        with suppress(LoragateError):
             await self._snapshots.refresh()
+        return True
+
+
+async def _unless(unwanted: asyncio.Event, work: Awaitable[None]) -> None:
+    """Does the work; raises _Unwanted where that is wanted no longer, and ends the work."""
+    working = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(unwanted.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _Unwanted
+        working.result()
+    finally:
+        for each in (working, waiting):
+            each.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
