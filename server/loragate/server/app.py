@@ -47,6 +47,7 @@ from loragate.server.merged_metrics import MergedModelMetrics
 from loragate.server.merged_models import MergedModels, Workshop
 from loragate.server.metrics import Metrics
 from loragate.server.pins import Pins
+from loragate.server.pools import Pools
 from loragate.server.prefetch import HotList, Prefetch
 from loragate.server.probe import Probe
 from loragate.server.prompting import TEMPLATE_CHILDREN, PromptBuilder, contract_of
@@ -146,17 +147,20 @@ async def build(
     admin_key = home.admin_key()
     url = config.registry.url or home.database_url
     with (
+        Pools() as pools,
         templates,
         Registry(url, store, gate) as registry,
         registry.serving_alone() as serving_lock,
         closing(FairThreads()) as threads,
     ):
-        registry_lock = RegistryLock(serving_lock)
-        log = UsageLog(registry, metrics.count)
-        observations = ObservationLog(registry)
+        registry_lock = RegistryLock(serving_lock, pools.lock)
+        log = UsageLog(registry, metrics.count, pools.records)
+        observations = ObservationLog(registry, pools.records)
         changed, trials_changed, merged_changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         snapshots = SnapshotWatcher(
-            registry, [_wake(changed), _wake(trials_changed), _wake(merged_changed)]
+            registry,
+            [_wake(changed), _wake(trials_changed), _wake(merged_changed)],
+            pools.snapshot,
         )
         async with (
             SupervisedEngine.running(start) as engine,
@@ -225,7 +229,9 @@ async def build(
                 builder=builder,
                 metrics=metrics,
                 places=places,
-                feedback=FeedbackDesk(registry, places, [usage.flush, observations.flush]),
+                feedback=FeedbackDesk(
+                    registry, places, [usage.flush, observations.flush], pool=pools.records
+                ),
                 shadows=shadows,
                 merged=merged,
                 default_limits=_default_limits(config.limits),
@@ -241,9 +247,17 @@ async def build(
             add_gauges(metrics, snapshots, queue, residency, shadows, engine)
             metrics.registry.register(MergedModelMetrics(merged))
             metrics.registry.register(BackgroundTaskMetrics(background))
+            administration = partial(
+                Administration,
+                registry,
+                keep_up=snapshots.refresh,
+                engines=engines,
+                pool=pools.administration,
+                files_pool=pools.files,
+            )
             grpc_server = build_server(
                 gateway,
-                Administration(registry, "grpc", snapshots.refresh, engines),
+                administration("grpc"),
                 admin_key=admin_key,
                 is_tenant_key=tenants.is_tenant_key,
                 options=GrpcOptions(
@@ -255,7 +269,7 @@ async def build(
                 threads=threads,
             )
             admin = admin_http.build_router(
-                Administration(registry, "http", snapshots.refresh, engines),
+                administration("http"),
                 admin_key,
                 threads,
                 is_tenant_key=tenants.is_tenant_key,
@@ -293,6 +307,7 @@ async def build(
                 warm,
                 trials_changed,
                 config.experiments.look_seconds,
+                pool=pools.trials,
             )
             try:
                 async with (

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Generic, TypeVar
 
 from loragate.server.background import BackgroundTasks
+from loragate.server.pools import in_pool
 from loragate.server.supervision import Backoff
 
 logger = logging.getLogger(__name__)
@@ -22,9 +24,9 @@ Row = TypeVar("Row")
 class BatchWriter(Generic[Row]):
     """Writes what was added twice a second, in the order in which it was added.
 
-    `write` blocks. Whatever it raises, its batch is written again with the next, so what it writes
-    twice must count once: a connection that was lost does not say whether the batch was kept. A
-    crash loses at most the rows of the last half second.
+    `write` blocks, in a thread of the `pool`. Whatever it raises, its batch is written again with
+    the next, so what it writes twice must count once: a connection that was lost does not say
+    whether the batch was kept. A crash loses at most the rows of the last half second.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class BatchWriter(Generic[Row]):
         name: str,
         write: Callable[[Sequence[Row]], None],
         every_seconds: float = _FLUSH_SECONDS,
+        pool: Executor | None = None,
     ) -> None:
+        self._pool = pool
         self._name = name
         self._write_rows = write
         self._every_seconds = every_seconds
@@ -86,7 +90,7 @@ class BatchWriter(Generic[Row]):
             logger.exception("%d %s are lost", len(self._pending), self._name)
 
     async def _write(self, rows: Sequence[Row]) -> None:
-        writing = asyncio.create_task(asyncio.to_thread(self._write_rows, rows))
+        writing = asyncio.create_task(in_pool(self._pool, self._write_rows, rows))
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:

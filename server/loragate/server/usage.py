@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Protocol
@@ -104,11 +105,14 @@ class UsageLog:
     """
 
     def __init__(
-        self, ledger: Ledger, on_end: Callable[[Record], None] = lambda record: None
+        self,
+        ledger: Ledger,
+        on_end: Callable[[Record], None] = lambda record: None,
+        pool: Executor | None = None,
     ) -> None:
-        """`on_end` hears of each record once it is complete."""
+        """`on_end` hears of each record once it is complete; the ledger is called in `pool`."""
         self._on_end = on_end
-        self._writer = BatchWriter[UsageRow]("usage records", ledger.add_usage)
+        self._writer = BatchWriter[UsageRow]("usage records", ledger.add_usage, pool=pool)
 
     @contextmanager
     def record(

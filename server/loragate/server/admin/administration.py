@@ -7,6 +7,7 @@ asks before anything else.
 import asyncio
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import datetime
 from typing import ParamSpec, TypeVar
@@ -31,6 +32,7 @@ from loragate.server.engines import EngineStanding
 from loragate.server.errors import PermissionDenied, Unauthenticated
 from loragate.server.experiments.office import Action, ExperimentWish, RolloutWish, TrialOffice
 from loragate.server.experiments.report import TrialReport
+from loragate.server.pools import in_pool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,12 +54,17 @@ class Administration:
         actor: str,
         keep_up: Callable[[], Awaitable[None]] | None = None,
         engines: Callable[[], Sequence[EngineStanding]] = tuple,
+        pool: Executor | None = None,
+        files_pool: Executor | None = None,
     ) -> None:
         """`keep_up` brings the server's picture of the registry up to date.
 
         It is called before each answer, so that what the answer says holds for requests, too.
-        `engines` says how the server's engines stand.
+        `engines` says how the server's engines stand. The registry is called in the `pool`'s
+        threads, and for adapters that are published in those of `files_pool`.
         """
+        self._pool = pool
+        self._files_pool = files_pool
         self._engines = engines
         self._registry = registry
         self._office = TrialOffice(registry)
@@ -97,11 +104,14 @@ class Administration:
         received = ReceivedFiles(limit_bytes)
         try:
             async for name, piece in files:
-                await _in_thread(received.add, name, piece)
-            folder = await _in_thread(received.close)
-            return await self._ask(self._registry.publish, adapter, folder, self._actor)
+                await _in_thread(self._files_pool, received.add, name, piece)
+            folder = await _in_thread(self._files_pool, received.close)
+            publish = self._registry.publish
+            version = await _in_thread(self._files_pool, publish, adapter, folder, self._actor)
+            await self._follow()
+            return version
         finally:
-            await _in_thread(received.remove)
+            await _in_thread(self._files_pool, received.remove)
 
     async def adapters(self, tenant: str | None = None) -> Sequence[AdapterListing]:
         return await self._ask(self._registry.adapters, tenant)
@@ -132,7 +142,7 @@ class Administration:
 
     async def engines(self) -> Sequence[EngineStanding]:
         """How the server's engines stand."""
-        return await _in_thread(self._engines)
+        return await _in_thread(self._pool, self._engines)
 
     async def rollback(self, adapter: AdapterName) -> AdapterVersion:
         return await self._ask(self._registry.rollback, adapter, self._actor)
@@ -191,12 +201,19 @@ class Administration:
     ) -> Sequence[UsageTotal]:
         return await self._ask(self._registry.usage_totals, tenant, since)
 
+    async def draw(self, view: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `view` makes, such as a report's page, which takes seconds of processor time."""
+        return await _in_thread(self._pool, view, *args, **kwargs)
+
     async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        answer = await _in_thread(function, *args, **kwargs)
+        answer = await _in_thread(self._pool, function, *args, **kwargs)
+        await self._follow()
+        return answer
+
+    async def _follow(self) -> None:
         if self._keep_up is not None:
             with suppress(StoreError):  # the change is made; the watcher will hear of it
                 await self._keep_up()
-        return answer
 
 
 def check_admin_key(
@@ -215,8 +232,10 @@ def check_admin_key(
     raise Unauthenticated("This is not the admin key.")
 
 
-async def _in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    work = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
+async def _in_thread(
+    pool: Executor | None, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    work = asyncio.create_task(in_pool(pool, function, *args, **kwargs))
     try:
         return await asyncio.shield(work)
     finally:

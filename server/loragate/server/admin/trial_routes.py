@@ -1,7 +1,5 @@
 """Rollouts and experiments in `/admin/v1`."""
 
-import asyncio
-
 from fastapi import APIRouter, status
 
 from loragate.adapters.names import AdapterName
@@ -50,7 +48,7 @@ def add_trials(router: APIRouter, administration: Administration) -> None:
     async def show_trial(tenant: str, name: str, kind: TrialKind | None = None) -> ReportView:
         """Show the adapter's newest rollout or experiment with its figures and its verdict."""
         trial, report = await administration.trial(AdapterName(tenant, name), kind)
-        return await asyncio.to_thread(report_view, trial, report)  # it draws
+        return await administration.draw(report_view, trial, report)
 
     @router.post(_ADAPTER + "/trial", tags=[*_TAGS])
     async def change_trial(tenant: str, name: str, body: TrialChange) -> TrialView:

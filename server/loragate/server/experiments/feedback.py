@@ -1,7 +1,7 @@
 """What people say of an answer, kept once and counted for the arm that gave it."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from loragate.adapters.trial_records import FeedbackRow
 from loragate.server.errors import InvalidRequest
 from loragate.server.experiments.metrics import check_feedback
 from loragate.server.experiments.places import Clock, Places, wall_clock
+from loragate.server.pools import in_pool
 
 LONGEST_COMMENT = 2000  # characters
 
@@ -39,8 +40,12 @@ class FeedbackDesk:
         places: Places,
         flush: Sequence[Callable[[], Awaitable[None]]],
         now: Clock = wall_clock,
+        pool: Executor | None = None,
     ) -> None:
-        """`flush` writes what is known of requests and not in the ledger yet."""
+        """`flush` writes what is known of requests and not in the ledger yet. The ledger is called
+        in the threads of `pool`.
+        """
+        self._pool = pool
         self._ledger = ledger
         self._places = places
         self._flush = tuple(flush)
@@ -62,12 +67,12 @@ class FeedbackDesk:
             tenant, said.request_id, said.metric, said.value, said.comment, None, self._now()
         )
         try:
-            kept = await asyncio.to_thread(self._ledger.add_feedback, row)
+            kept = await in_pool(self._pool, self._ledger.add_feedback, row)
         except RequestNotFound:
             # Its answer may be so fresh that it is in no batch yet.
             for flush in self._flush:
                 await flush()
-            kept = await asyncio.to_thread(self._ledger.add_feedback, row)
+            kept = await in_pool(self._pool, self._ledger.add_feedback, row)
         if kept is not None:
             self._places.hear(kept)
         return kept is not None

@@ -1,6 +1,7 @@
 """Keeps exposures, outcomes and shadows off the request's path, and counts them as they come."""
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -30,9 +31,10 @@ class ObservationLog:
     `async with log.writing(background)` owns the task.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, pool: Executor | None = None) -> None:
+        """The ledger is called in the threads of `pool`."""
         self._ledger = ledger
-        self._writer = BatchWriter[Row]("observations", self._write)
+        self._writer = BatchWriter[Row]("observations", self._write, pool=pool)
 
     def add(self, row: Row) -> None:
         """Never waits."""

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -46,6 +47,7 @@ from loragate.server.experiments.rollout_plan import (
 )
 from loragate.server.experiments.running import RunningTrial
 from loragate.server.experiments.verdict import Verdict, decide
+from loragate.server.pools import in_pool
 from loragate.server.supervision import Backoff
 
 logger = logging.getLogger(__name__)
@@ -88,10 +90,13 @@ class TrialRunner:
         look_seconds: float,
         clock: Callable[[], float] = time.monotonic,
         now: Clock = wall_clock,
+        pool: Executor | None = None,
     ) -> None:
         """`warm` loads a version and raises AdapterUnavailable where that cannot be. `wake` is set
-        whenever there is a new snapshot.
+        whenever there is a new snapshot. The registry is called, and figures are computed, in the
+        threads of `pool`.
         """
+        self._pool = pool
         self._registry = registry
         self._snapshots = snapshots
         self._places = places
@@ -151,7 +156,7 @@ class TrialRunner:
         revision = self._snapshots.current.revision
         if revision == self._revision:
             return
-        under_way = await asyncio.to_thread(self._registry.trials_under_way)
+        under_way = await in_pool(self._pool, self._registry.trials_under_way)
         self._under_way = {trial.id: trial for trial in under_way}
         self._news = dict(self._under_way)
         for kept in (self._troubles, self._not_prepared):
@@ -219,7 +224,7 @@ class TrialRunner:
         seen = trial if station is None else station.running.trial
         end = partial(self._registry.move_trial, seen, standing, ACTOR, is_over=True)
         try:
-            await asyncio.to_thread(end)
+            await in_pool(self._pool, end)
         except (TrialMovedOn, TrialNotFound):
             self._revision = -1  # somebody was faster
             return
@@ -265,9 +270,9 @@ class TrialRunner:
         """
         plan = plan_of(trial)
         step = trial.standing.step
-        seen = await asyncio.to_thread(self._registry.observations, trial.id, step)
+        seen = await in_pool(self._pool, self._registry.observations, trial.id, step)
         # In a thread: a long trial's figures take a while to count anew.
-        running = await asyncio.to_thread(RunningTrial, trial, plan, seen)
+        running = await in_pool(self._pool, RunningTrial, trial, plan, seen)
         station = Station(running, self._wake.set)
         is_new = step == 0 and not seen.exposures
         if not is_new:
@@ -327,7 +332,7 @@ class TrialRunner:
         if isinstance(plan, ExperimentPlan) and not plan.is_automatic:
             return
         tallies = running.tallies(self._now())
-        verdicts = await asyncio.to_thread(running.judged, tallies)
+        verdicts = await in_pool(self._pool, running.judged, tallies)
         match plan:
             case RolloutPlan():
                 await self._step(station, plan, seconds, verdicts[CHALLENGER])
@@ -383,7 +388,7 @@ class TrialRunner:
             promote=promote,
         )
         try:
-            moved = await asyncio.to_thread(move)
+            moved = await in_pool(self._pool, move)
         except TrialMovedOn:
             self._revision = -1  # somebody was faster: look again before anything else
             return
@@ -400,7 +405,7 @@ class TrialRunner:
     async def _conclude(self, trial_id: int) -> None:
         """Somebody else has ended it."""
         try:
-            trial = await asyncio.to_thread(self._registry.trial, trial_id)
+            trial = await in_pool(self._pool, self._registry.trial, trial_id)
         except TrialNotFound:
             self._forget(trial_id)
         else:
@@ -433,7 +438,7 @@ class TrialRunner:
 
     async def _write_watched(self, trial: Trial) -> None:
         seconds = trial.standing.watched_seconds
-        await asyncio.to_thread(self._registry.note_watched, trial, seconds)
+        await in_pool(self._pool, self._registry.note_watched, trial, seconds)
 
 
 def _progress(station: Station) -> RolloutProgress:

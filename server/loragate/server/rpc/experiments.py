@@ -1,6 +1,5 @@
 """`loragate.v1.Experiments`: rollouts and experiments for whoever holds the admin key."""
 
-import asyncio
 from datetime import datetime
 from typing import get_args
 
@@ -95,7 +94,7 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
             adapter = AdapterName.parse(request.adapter)
             kind = _kind(request.kind) if request.HasField("kind") else None
             trial, report = await self._administration.trial(adapter, kind)
-            view = await asyncio.to_thread(report_view, trial, report)  # it draws
+            view = await self._administration.draw(report_view, trial, report)
             return pb.GetTrialResponse(
                 trial=_trial(trial),
                 verdicts=[
