@@ -102,8 +102,11 @@ REFUSED: list[tuple[ChatRequest | CompletionRequest, str]] = [
     (sampling(logit_bias={100: 1.0}), "logit_bias"),
     (sampling(logit_bias={1: 101.0}), "logit_bias"),
     (sampling(logit_bias={1: float("nan")}), "logit_bias"),
-    (sampling(structured=TEXT("choice")), "structured_outputs"),
-    (sampling(structured=TEXT("choice", choices=("",))), "structured_outputs"),
+    (
+        sampling(structured=TEXT("choice", param="structured_outputs.choice")),
+        "structured_outputs.choice",
+    ),
+    (sampling(structured=TEXT("choice", choices=("",))), "response_format"),
     (sampling(structured=TEXT("regex")), "response_format"),
     (sampling(structured=TEXT("json_schema", "{")), "response_format"),
     (sampling(structured=TEXT("json_schema", "[]")), "response_format"),

@@ -154,6 +154,8 @@ class ChildProcess:
             stderr=subprocess.DEVNULL,  # what libraries warn of is about others' input
             env=known | _ONE_THREAD,
         )
+        if self._is_closed:  # since this was asked, by a thread that saw no process to kill
+            process.kill()
         limits = self._limits
         setup = {
             "seconds": limits.seconds,

@@ -39,6 +39,7 @@ from loragate.server.fair_queue import FairQueue, QueueBounds
 from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Gateway
 from loragate.server.gauges import add_gauges
+from loragate.server.grammars import Grammars, vocabulary_of
 from loragate.server.health import Health
 from loragate.server.http.server import HttpOptions, build_http
 from loragate.server.lifecycle import Lifecycle
@@ -152,6 +153,13 @@ async def build(
         Registry(url, store, gate) as registry,
         registry.serving_alone() as serving_lock,
         closing(FairThreads()) as threads,
+        # It asks for the vocabulary with the first constraint, long after these are there.
+        closing(
+            Grammars(
+                lambda: vocabulary_of(renderer.tokenizer, engine.model.vocab_size),
+                config.engine.grammar_timeout_seconds,
+            )
+        ) as grammars,
     ):
         registry_lock = RegistryLock(serving_lock, pools.lock)
         log = UsageLog(registry, metrics.count, pools.records)
@@ -241,6 +249,7 @@ async def build(
                     max_choices=config.limits.max_choices,
                 ),
                 deadlines=deadlines,
+                grammars=grammars,
                 threads=threads,
             )
             metrics.follow(lambda: snapshots.current)

@@ -73,6 +73,7 @@ class EngineConfig(Section, frozen=True):
     gpu_memory_utilization: float = 0.9
     tool_call_parser: str = "hermes"
     chat_template: str = ""
+    grammar_timeout_seconds: float = 10.0
     check_slots: Literal["idle", "step"] = "idle"
     load_timeout_seconds: float = 120.0
     seed: int = 0
@@ -300,6 +301,7 @@ RANGES: Mapping[str, Range] = {
     "engine.max_num_seqs": Range(1, 65_536),
     "engine.max_num_batched_tokens": Range(0, 2**24),
     "engine.max_logprobs": Range(0, 2**18),
+    "engine.grammar_timeout_seconds": Range(0.1, 600),
     "engine.kv_cache_gib": Range(0, _MOST_GIB, is_above=True),
     "engine.gpu_memory_utilization": Range(0, 1, is_above=True),
     "engine.load_timeout_seconds": Range(0, _DAY_SECONDS, is_above=True),

@@ -38,11 +38,13 @@ class StructuredOutput:
 
     `value` is a JSON schema (as JSON text) for `json_schema`, a pattern for `regex`, an EBNF for
     `grammar`, and "" for `json_object` and for `choice`, whose alternatives are in `choices`.
+    `param` is the field of the request that says it, for whoever refuses it.
     """
 
     kind: Literal["json_object", "json_schema", "regex", "grammar", "choice", "structural_tag"]
     value: str = ""
     choices: tuple[str, ...] = ()
+    param: str = field(default="response_format", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class FairThreads:
     def __init__(self, threads: int = 2, most_waiting: int = 64) -> None:
         self._pool = ThreadPoolExecutor(threads, "requests")
         self._free = threads
+        self._is_closed = False
         self._most_waiting = most_waiting
         self._running: set[str] = set()
         self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()  # who had a turn is last
@@ -66,15 +67,19 @@ class FairThreads:
                 waiting.remove(job)
 
     def close(self) -> None:
-        """Takes nothing more, and does not wait for what runs."""
+        """Takes nothing more, cancels what waits, and does not wait for what runs."""
+        self._is_closed = True
         self._pool.shutdown(wait=False)
+        for jobs in self._waiting.values():
+            for job in jobs:
+                job.done.cancel()
 
     def _go_on(self) -> None:
         """Begins what has a thread to run in, next whoever had no turn for longest."""
         for tenant in list(self._waiting):
             if not self._waiting[tenant]:
                 del self._waiting[tenant]
-        while self._free:
+        while self._free and not self._is_closed:
             tenant = next((each for each in self._waiting if each not in self._running), None)
             if tenant is None:
                 return

@@ -35,6 +35,7 @@ from loragate.server.experiments.assignment import unit_of
 from loragate.server.experiments.feedback import Feedback, FeedbackDesk
 from loragate.server.experiments.places import Place, Places
 from loragate.server.fair_threads import FairThreads
+from loragate.server.grammars import Grammars
 from loragate.server.merged_models import MergedModels
 from loragate.server.metrics import Metrics
 from loragate.server.prompting import Prepared, PromptBuilder, contract_of
@@ -114,6 +115,7 @@ class Gateway:
         default_limits: Limits,
         request_limits: RequestLimits,
         deadlines: Deadlines,
+        grammars: Grammars,
         threads: FairThreads,
     ) -> None:
         self._tenants = tenants
@@ -132,6 +134,7 @@ class Gateway:
         self._default_limits = default_limits
         self._request_limits = request_limits
         self._deadlines = deadlines
+        self._grammars = grammars
         self._threads = threads
         self._await_first_version = Counter[str]()  # by tenant
 
@@ -262,6 +265,9 @@ class Gateway:
         )
         prepared = _fit_to_budget(prepared, request, arrival.limits)
         record.prompt_tokens = prepared.prompt_tokens
+        prepared = await self._with_tools(request, prepared, route)
+        # Before the request holds anything that others wait for.
+        await self._grammars.check(prepared.sampling.structured, arrival.tenant)
         # An answer whose length nobody has stated ends where the context of what answers ends.
         shortest = max(map(len, prepared.prompt_ids)) + (request.sampling.max_tokens or 1)
         if not self._merged.has_room(route, shortest):
@@ -289,6 +295,26 @@ class Gateway:
                     yield Generation(request, record, prepared.prompt_ids, deltas, self._builder)
             finally:
                 ticket.settle(started.prompt_tokens + record.completion_tokens)
+
+    async def _with_tools(self, request: Request, prepared: Prepared, route: Route) -> Prepared:
+        """Bound to the request's tools. Raises InvalidRequest where they cannot be used."""
+        if not (isinstance(request, ChatRequest) and request.tools and _calls_tools(request)):
+            return prepared
+        try:
+            with self._merged.lend(route) as engine:
+                tools = await self._bind_tools(engine, request, prepared, route)
+        except EngineDead:
+            if route.mode == "unmerged":
+                raise
+            tools = await self._bind_tools(self._engine, request, prepared, route)
+        return replace(prepared, sampling=tools.bind(prepared.sampling), tools=tools)
+
+    async def _bind_tools(
+        self, engine: Engine, request: ChatRequest, prepared: Prepared, route: Route
+    ) -> ToolSession:
+        return await self._threads.do(
+            route.tenant, is_large(request), engine.tools, request, prepared.prompt_ids[0]
+        )
 
     async def _begin(
         self,
@@ -318,10 +344,6 @@ class Gateway:
         started: "_Started",
     ) -> AsyncGenerator[Delta, None]:
         sampling = prepared.sampling
-        tools: ToolSession | None = None
-        if isinstance(request, ChatRequest) and request.tools and _calls_tools(request):
-            tools = engine.tools(request, prepared.prompt_ids[0])
-            sampling = tools.bind(sampling)
         salt = f"{record.route.tenant}:{request.options.cache_salt}"
         # A client may choose one request id twice, and so may two tenants; the engine's is its own.
         engine_id = f"{record.request_id}-{uuid.uuid4().hex}"
@@ -338,6 +360,7 @@ class Gateway:
             for j, one_of_them in enumerate(_one_by_one(sampling))
         ]
         merged = merge(streams)
+        tools = prepared.tools
         return merged if tools is None else _split_tool_calls(merged, tools)
 
     def _limits(self, tenant: str) -> Limits:

@@ -24,7 +24,7 @@ from loragate.server.core import (
     SamplingParams,
     Tool,
 )
-from loragate.server.engine import ServedModel
+from loragate.server.engine import ServedModel, ToolSession
 from loragate.server.errors import ContextLengthExceeded, InvalidRequest
 from loragate.server.fair_threads import FairThreads
 from loragate.server.request_size import is_large
@@ -49,10 +49,13 @@ def contract_of(snapshot: Snapshot, version: AdapterVersion | None) -> Contract:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Prompts as the engine takes them. `sampling.max_tokens` is set and fits into the context."""
+    """Prompts as the engine takes them. `sampling.max_tokens` is set and fits into the context.
+    `tools` is there once the request is bound to those it may call.
+    """
 
     prompt_ids: tuple[tuple[int, ...], ...]
     sampling: SamplingParams
+    tools: ToolSession | None = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -140,12 +140,12 @@ def _check_structured(structured: StructuredOutput) -> None:
         if not structured.choices or not all(structured.choices):
             raise InvalidRequest(
                 "A choice constraint needs at least one choice, none of them empty.",
-                param="structured_outputs",
+                param=structured.param,
             )
     elif structured.kind != "json_object" and not structured.value:
-        raise InvalidRequest(f"The {structured.kind} constraint is empty.", param="response_format")
+        raise InvalidRequest(f"The {structured.kind} constraint is empty.", param=structured.param)
     if structured.kind == "json_schema":
-        _check_json_object("response_format", structured.value, "The JSON schema")
+        _check_json_object(structured.param, structured.value, "The JSON schema")
 
 
 def _check_json_object(param: str, text: str, what: str) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import psutil
 import torch
 from pydantic import ValidationError
-from vllm.config import CompilationConfig
+from vllm.config import CompilationConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
@@ -51,7 +51,7 @@ from loragate.server.vllm_start import (
     saying_why,
 )
 from loragate.server.vllm_tools import VllmTools
-from loragate.server.vllm_translation import REFUSALS, delta, vllm_sampling
+from loragate.server.vllm_translation import GRAMMAR_BACKEND, REFUSALS, delta, vllm_sampling
 
 logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 5.0  # for whoever meets a dead engine that nobody starts again
@@ -113,6 +113,9 @@ async def _running(args: AsyncEngineArgs) -> AsyncIterator[AsyncLLM]:
         # The thread had no event loop, so vLLM starts what reads from its core with the first call.
         async with asyncio.timeout(_FIRST_ANSWER_SECONDS):
             await llm.get_supported_tasks()
+        # vLLM checks constraints in the one thread through which all requests go. Ours have been
+        # checked before, by `grammars`; without a configuration vLLM takes them as they are.
+        llm.input_processor.structured_outputs_config = None  # type: ignore[assignment]
         yield llm
     finally:
         await asyncio.to_thread(llm.shutdown)
@@ -208,6 +211,7 @@ def _model_args(config: EngineConfig, model: BaseModel) -> AsyncEngineArgs:
         # By the requests' ranks. First come, first served would take the cache from whoever came
         # last, again and again, when one tenant's long answers have filled it.
         scheduling_policy="priority",
+        structured_outputs_config=StructuredOutputsConfig(backend=GRAMMAR_BACKEND),
         # loragate counts what it needs itself; vLLM's own statistics cost time at every step.
         disable_log_stats=True,
         tensor_parallel_size=config.tensor_parallel_size,

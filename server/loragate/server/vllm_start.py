@@ -62,6 +62,10 @@ def begin() -> None:
     """Starts the importing process. Call it before anything slow; again, it does nothing."""
     # vLLM's log goes through our handlers; it reads this while it is imported.
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
+    # Compiled grammars that the core keeps for the next request. What it compiles has been tried
+    # within bounds before, so a limit on the clock of a busy machine would only end what is good.
+    os.environ.setdefault("VLLM_XGRAMMAR_CACHE_MB", "128")
+    os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "0")
     if not is_cpu_build():
         # CUDA's own order is by speed, NVML's by place: where GPUs differ, 0 would be two of them.
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

@@ -100,9 +100,9 @@ class VllmToolCallParser:
 
 def _constraint(outputs: StructuredOutputsParams) -> StructuredOutput:
     if outputs.structural_tag is not None:
-        return StructuredOutput("structural_tag", outputs.structural_tag)
+        return StructuredOutput("structural_tag", outputs.structural_tag, param="tools")
     schema = outputs.json if isinstance(outputs.json, str) else json.dumps(outputs.json)
-    return StructuredOutput("json_schema", schema)
+    return StructuredOutput("json_schema", schema, param="tools")
 
 
 def _chat_request(request: ChatRequest) -> VllmChatRequest:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from vllm import SamplingParams as VllmSamplingParams
 from vllm.exceptions import VLLMValidationError
@@ -16,11 +17,13 @@ from loragate.server.core import (
     StructuredOutput,
     TokenLogprob,
 )
-from loragate.server.errors import RequestError
+from loragate.server.errors import InvalidRequest, RequestError
+from loragate.server.grammar_bounds import choices_grammar
 
 # What vLLM raises for a parameter that it refuses. In 0.32 validation errors are a tree of their
 # own; in 0.26 they are ValueErrors.
 REFUSALS: tuple[type[Exception], ...] = (ValueError, VLLMValidationError)
+GRAMMAR_BACKEND: Literal["xgrammar"] = "xgrammar"
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
@@ -62,6 +65,13 @@ def _or(value: float | None, default: float) -> float:
 def _structured_outputs(structured: StructuredOutput | None) -> StructuredOutputsParams | None:
     if structured is None:
         return None
+    params = _structured_params(structured)
+    # Of its own accord vLLM would take another for what this one refuses, and from then on for all.
+    params._backend = GRAMMAR_BACKEND
+    return params
+
+
+def _structured_params(structured: StructuredOutput) -> StructuredOutputsParams:
     match structured.kind:
         case "json_object":
             return StructuredOutputsParams(json_object=True)
@@ -74,12 +84,18 @@ def _structured_outputs(structured: StructuredOutput | None) -> StructuredOutput
         case "structural_tag":
             return StructuredOutputsParams(structural_tag=structured.value)
         case "choice":
-            return StructuredOutputsParams(choice=list(structured.choices))
+            return StructuredOutputsParams(grammar=choices_grammar(structured.choices))
 
 
 def delta(completion: CompletionOutput, output: RequestOutput, sampling: SamplingParams) -> Delta:
     reason = completion.finish_reason
     if reason is not None and reason not in _FINISH_REASONS:
+        if sampling.structured is not None:
+            raise InvalidRequest(
+                "The answer cannot go on within the bounds of its constraint: following that takes "
+                "too long, or leads nowhere.",
+                param=sampling.structured.param,
+            )
         raise RequestError(f"The engine ended the request with '{reason}'.")
     scoring_only = sampling.max_tokens == 0
     return Delta(

@@ -411,18 +411,27 @@ def _vllm_constraints(outputs: StructuredOutputsBody) -> list[StructuredOutput]:
     found: list[StructuredOutput] = []
     if outputs.json_ is not None:
         schema = outputs.json_ if isinstance(outputs.json_, str) else _json_text(outputs.json_)
-        found.append(StructuredOutput("json_schema", schema))
+        found.append(_constraint("json_schema", "json", schema))
     if outputs.regex is not None:
-        found.append(StructuredOutput("regex", outputs.regex))
+        found.append(_constraint("regex", "regex", outputs.regex))
     if outputs.grammar is not None:
-        found.append(StructuredOutput("grammar", outputs.grammar))
+        found.append(_constraint("grammar", "grammar", outputs.grammar))
     if outputs.structural_tag is not None:
-        found.append(StructuredOutput("structural_tag", outputs.structural_tag))
+        found.append(_constraint("structural_tag", "structural_tag", outputs.structural_tag))
     if outputs.choice is not None:
-        found.append(StructuredOutput("choice", choices=tuple(outputs.choice)))
+        found.append(_constraint("choice", "choice", choices=tuple(outputs.choice)))
     if outputs.json_object:
         found.append(StructuredOutput("json_object"))
     return found
+
+
+def _constraint(
+    kind: Literal["json_schema", "regex", "grammar", "structural_tag", "choice"],
+    name: str,
+    value: str = "",
+    choices: tuple[str, ...] = (),
+) -> StructuredOutput:
+    return StructuredOutput(kind, value, choices, f"structured_outputs.{name}")
 
 
 def _json_text(value: AnyObject) -> str:
