@@ -13,8 +13,8 @@ do not change hands with every request.
 
 While two tenants have requests waiting, what they are served differs by at most what the engine can
 make in `turn_seconds` and one longest request; so it is with two flows of one tenant. A decision
-costs O(log n) for n flows and a look at each tenant that is at its limit; where slots are wanted, a
-look at each tenant that waits for one, and at each slot.
+costs O(log n) for n flows, for each number of sequences that some waiting tenant runs; where slots
+are wanted, a look at each tenant that waits for one, and at each slot.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ from loragate.server.flows import (
     INPUT_WEIGHT,
     OUTPUT_WEIGHT,
     Flow,
-    LowestFirst,
     Parties,
+    ReadyTenants,
     Tenant,
     key_of,
     new_flow,
@@ -122,9 +122,8 @@ class FairQueue:
         self._is_shared = is_shared
         self._clock = clock
         self._tenants: Parties[str, Tenant] = Parties()
-        # Tenants with flows that wait for a place alone; entries may be out of date.
-        self._ready: LowestFirst[Tenant] = LowestFirst()
-        self._ready_elsewhere: LowestFirst[Tenant] = LowestFirst()
+        self._ready = ReadyTenants(in_base_engine=True)
+        self._ready_elsewhere = ReadyTenants(in_base_engine=False)
         self._awaiting: dict[Tenant, None] = {}  # tenants with flows that wait for a slot
         self._holders: dict[int, Flow] = {}  # of slots, by lora_id
         self._watchers: list[asyncio.Future[None]] = []
@@ -329,6 +328,12 @@ class FairQueue:
         free = self._base_places - self.running_in_base_engine
         return not in_base_engine or share.may_run(in_base, free)
 
+    def _may_run_in_base_engine(self, tenant: Tenant) -> bool:
+        return self._may_run(tenant, in_base_engine=True)
+
+    def _may_run_elsewhere(self, tenant: Tenant) -> bool:
+        return self._may_run(tenant, in_base_engine=False)
+
     def _may_hold_slot(self, tenant: Tenant | None) -> bool:
         held = 0 if tenant is None else tenant.slots
         return self._share.may_hold_slot(held, self._free_slots, self._slots)
@@ -457,28 +462,14 @@ class FairQueue:
     def _next(self) -> Flow | None:
         """The lowest of those who can go now; None where nobody can."""
         lowest = self._first_slotless()
-        for in_base_engine in (True, False):
-            ready = self._first_ready(in_base_engine)
-            if ready is not None and (lowest is None or _is_lower(ready, lowest)):
-                lowest = ready
+        for ready, may_run in (
+            (self._ready, self._may_run_in_base_engine),
+            (self._ready_elsewhere, self._may_run_elsewhere),
+        ):
+            flow = ready.first(may_run)
+            if flow is not None and (lowest is None or flow.is_before(lowest)):
+                lowest = flow
         return lowest
-
-    def _first_ready(self, in_base_engine: bool) -> Flow | None:
-        """The lowest that waits for a place alone and may have one."""
-        line = self._ready if in_base_engine else self._ready_elsewhere
-        found: Flow | None = None
-        at_their_limit: list[Tenant] = []
-        while (tenant := line.first()) is not None:
-            flow = tenant.first_ready(in_base_engine)
-            if flow is not None and self._may_run(tenant, in_base_engine):
-                found = flow
-                break
-            line.pop()
-            if flow is not None:
-                at_their_limit.append(tenant)
-        for tenant in at_their_limit:
-            line.add(tenant)
-        return found
 
     def _first_slotless(self) -> Flow | None:
         """Of those who wait for a slot and can go on with one, one of the tenant with the fewest
@@ -487,7 +478,7 @@ class FairQueue:
         if not self._awaiting or not self._free_slots:
             return None
         for tenant in sorted(self._awaiting, key=_fewest_slots):
-            if self._may_hold_slot(tenant) and self._may_run(tenant, in_base_engine=True):
+            if self._may_hold_slot(tenant) and self._may_run_in_base_engine(tenant):
                 return tenant.first_slotless()
             if tenant.calling:
                 return next(iter(tenant.calling))
@@ -533,18 +524,20 @@ class FairQueue:
         flow.charge(cost)
 
     def _occupy(self, flow: Flow) -> None:
-        self.running += 1
-        flow.tenant.running += 1
-        if flow.in_base_engine:
-            self.running_in_base_engine += 1
-            flow.tenant.in_base_engine += 1
+        self._count_sequences(flow, 1)
 
     def _vacate(self, flow: Flow) -> None:
-        self.running -= 1
-        flow.tenant.running -= 1
+        self._count_sequences(flow, -1)
+
+    def _count_sequences(self, flow: Flow, more: int) -> None:
+        tenant = flow.tenant
+        self.running += more
+        tenant.running += more
         if flow.in_base_engine:
-            self.running_in_base_engine -= 1
-            flow.tenant.in_base_engine -= 1
+            self.running_in_base_engine += more
+            tenant.in_base_engine += more
+        self._ready.follow(tenant)
+        self._ready_elsewhere.follow(tenant)
 
     def _end(self, flow: Flow, has_place: bool) -> None:
         self.in_flight -= 1
@@ -615,7 +608,7 @@ class FairQueue:
         """
         if self._may_hold_slot(tenant):
             return False
-        if tenant.calling or self._may_run(tenant, in_base_engine=True):
+        if tenant.calling or self._may_run_in_base_engine(tenant):
             return True
         free = self._base_places - self.running_in_base_engine
         return min(free, self._places - self.running) < 1  # then a place comes by itself
@@ -654,13 +647,6 @@ class FairQueue:
 
 def _runs_in_base_engine(route: Route) -> bool:
     return route.mode == "unmerged"
-
-
-def _is_lower(flow: Flow, other: Flow) -> bool:
-    """Whether it is served before the other; the other is where they are equal."""
-    if flow.tenant is other.tenant:
-        return flow.served < other.served
-    return flow.tenant.served < other.tenant.served
 
 
 def _fewest_slots(tenant: Tenant) -> tuple[int, int]:

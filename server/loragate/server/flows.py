@@ -50,26 +50,44 @@ class LowestFirst(Generic[Counted]):
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Counted]] = []
-        self._members: set[Counted] = set()
+        self._orders: dict[Counted, int] = {}  # of entries that are not out of date
         self._order = count()
+
+    def __len__(self) -> int:
+        return len(self._orders)
 
     def add(self, item: Counted) -> None:
         """Does nothing where it is in already."""
-        if item not in self._members:
-            self._members.add(item)
-            heapq.heappush(self._heap, (item.served, next(self._order), item))
+        if item not in self._orders:
+            order = self._orders[item] = next(self._order)
+            heapq.heappush(self._heap, (item.served, order, item))
+
+    def discard(self, item: Counted) -> None:
+        """Its entry stays until it comes to the front, or until there are too many of that kind."""
+        self._orders.pop(item, None)
+        if len(self._heap) > 2 * len(self._orders) + 16:
+            self._heap = [entry for entry in self._heap if self._is_current(entry)]
+            heapq.heapify(self._heap)
 
     def first(self) -> Counted | None:
         while self._heap:
-            served, order, item = self._heap[0]
-            if item.served == served:
+            entry = served, order, item = self._heap[0]
+            if not self._is_current(entry):
+                heapq.heappop(self._heap)
+            elif item.served == served:
                 return item
-            heapq.heapreplace(self._heap, (item.served, order, item))
+            else:
+                heapq.heapreplace(self._heap, (item.served, order, item))
         return None
 
     def pop(self) -> None:
         """Takes out what `first` has returned."""
-        self._members.discard(heapq.heappop(self._heap)[2])
+        _, _, item = heapq.heappop(self._heap)
+        del self._orders[item]
+
+    def _is_current(self, entry: tuple[int, int, Counted]) -> bool:
+        _, order, item = entry
+        return self._orders.get(item) == order
 
 
 class Parties(Generic[Key, Sharing]):
@@ -167,6 +185,60 @@ class Tenant:
         return None
 
 
+class ReadyTenants:
+    """Tenants with flows that wait for a place in one kind of engine, and for nothing else.
+
+    They are kept by how many sequences they run, on which it depends whether they may have one
+    more: so those that are at their limit are passed over together.
+    """
+
+    def __init__(self, in_base_engine: bool) -> None:
+        self._in_base_engine = in_base_engine
+        self._lines: dict[tuple[int, int], LowestFirst[Tenant]] = {}
+        self._places: dict[Tenant, tuple[int, int]] = {}
+
+    def add(self, tenant: Tenant) -> None:
+        """It has such a flow; does nothing where that is known."""
+        if tenant not in self._places:
+            self._put(tenant)
+
+    def follow(self, tenant: Tenant) -> None:
+        """It runs more or fewer sequences than before."""
+        if tenant in self._places:
+            self._take_out(tenant)
+            self._put(tenant)
+
+    def first(self, may_run: Callable[[Tenant], bool]) -> "Flow | None":
+        """The lowest flow of the lowest tenant that may run one more."""
+        lowest: Flow | None = None
+        for line in tuple(self._lines.values()):
+            flow = self._first_of(line)
+            if flow is None or (lowest is not None and not flow.is_before(lowest)):
+                continue
+            if may_run(flow.tenant):
+                lowest = flow
+        return lowest
+
+    def _first_of(self, line: "LowestFirst[Tenant]") -> "Flow | None":
+        while (tenant := line.first()) is not None:
+            flow = tenant.first_ready(self._in_base_engine)
+            if flow is not None:
+                return flow
+            self._take_out(tenant)
+        return None
+
+    def _put(self, tenant: Tenant) -> None:
+        place = self._places[tenant] = (tenant.running, tenant.in_base_engine)
+        self._lines.setdefault(place, LowestFirst()).add(tenant)
+
+    def _take_out(self, tenant: Tenant) -> None:
+        place = self._places.pop(tenant)
+        line = self._lines[place]
+        line.discard(tenant)
+        if not len(line):
+            del self._lines[place]
+
+
 @dataclass(slots=True, eq=False)
 class Flow:
     """One of a tenant's parties among themselves. `served` is in weighted tokens."""
@@ -207,6 +279,12 @@ class Flow:
         """
         running = self.tenant.in_base_engine if self.in_base_engine else self.tenant.running
         return max(0, running - 1).bit_length()
+
+    def is_before(self, other: "Flow") -> bool:
+        """Whether it is served before the other; the other is where they are equal."""
+        if self.tenant is other.tenant:
+            return self.served < other.served
+        return self.tenant.served < other.tenant.served
 
     def enter(self) -> None:
         """A request or a claim comes."""
