@@ -1,14 +1,23 @@
 """Feedback over HTTP and gRPC: whose it is, how often it counts, what is refused."""
 
+import asyncio
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import pytest
 import pytest_asyncio
-from small_server import Served
+from small_server import Served, until
 from wire import refusal
 
+from loragate.adapters.errors import RequestNotFound
+from loragate.adapters.trial_records import FeedbackRow
+from loragate.server.errors import Overloaded
+from loragate.server.experiments.feedback import Feedback, FeedbackDesk
+from loragate.server.experiments.observation_log import ObservationLog
+from loragate.server.experiments.places import Places
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1.inference_pb2_grpc import InferenceStub
 
@@ -114,3 +123,43 @@ async def test_feedback_that_says_nothing_clear_is_refused(
     refused = await say(await answered(served), metric, value, comment)
     assert refused.answer == "invalid_value"
     assert problem in refused.words
+
+
+@dataclass
+class SlowLedger:
+    """Knows no request, and says so when it is let go."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def add_feedback(self, row: FeedbackRow) -> FeedbackRow | None:
+        self.go.wait(10)
+        raise RequestNotFound(row.tenant, row.request_id)
+
+
+async def test_feedback_on_requests_that_never_were_costs_few_writes_and_its_tenant_alone(
+    served: Served,
+) -> None:
+    ledger, writes = SlowLedger(), Counter[str]()
+
+    async def flush() -> None:
+        writes["flushes"] += 1
+
+    places = Places(ObservationLog(served.registry), lambda version: True)
+    desk = FeedbackDesk(ledger, places, [flush])
+
+    async def give(tenant: str) -> str:
+        try:
+            await desk.give(tenant, Feedback("req-nobodys", "thumbs", 1.0))
+        except (RequestNotFound, Overloaded) as error:
+            return type(error).__name__
+        return "taken"
+
+    giving = [asyncio.create_task(give("acme")) for _ in range(40)]
+    other = asyncio.create_task(give("globex"))
+    await until(lambda: sum(task.done() for task in giving) == 24, 10)
+    assert not other.done()  # it is taken, and waits for the ledger as the first sixteen do
+    ledger.go.set()
+    said = Counter(await asyncio.gather(*giving))
+    assert said == {"RequestNotFound": 16, "Overloaded": 24}
+    assert await other == "RequestNotFound"
+    assert writes["flushes"] <= 3

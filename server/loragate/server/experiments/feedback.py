@@ -1,5 +1,7 @@
 """What people say of an answer, kept once and counted for the arm that gave it."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -7,12 +9,14 @@ from typing import Protocol
 
 from loragate.adapters.errors import RequestNotFound
 from loragate.adapters.trial_records import FeedbackRow
-from loragate.server.errors import InvalidRequest
+from loragate.server.errors import InvalidRequest, Overloaded
 from loragate.server.experiments.metrics import check_feedback
 from loragate.server.experiments.places import Clock, Places, wall_clock
 from loragate.server.pools import in_pool
 
 LONGEST_COMMENT = 2000  # characters
+_MOST_UNDER_WAY = 16  # of one tenant
+_FLUSH_EVERY_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,16 @@ class FeedbackDesk:
         self._places = places
         self._flush = tuple(flush)
         self._now = now
+        self._under_way = Counter[str]()  # by tenant
+        self._one_flush = asyncio.Lock()
+        self._flushed_at = -_FLUSH_EVERY_SECONDS
 
     async def give(self, tenant: str, said: Feedback) -> bool:
         """Whether it is new; the same said again changes nothing.
 
-        Raises InvalidRequest; RequestNotFound, for another tenant's request too; FeedbackGiven
-        where the request has another value of the metric.
+        Raises InvalidRequest; Overloaded where too much of the tenant's is being written;
+        RequestNotFound, for another tenant's request too; FeedbackGiven where the request has
+        another value of the metric.
         """
         check_feedback(said.metric, said.value, said.comment)
         if len(said.comment) > LONGEST_COMMENT:
@@ -66,13 +74,42 @@ class FeedbackDesk:
         row = FeedbackRow(
             tenant, said.request_id, said.metric, said.value, said.comment, None, self._now()
         )
+        under_way = self._under_way
+        if under_way[tenant] >= _MOST_UNDER_WAY:
+            raise Overloaded(
+                f"{under_way[tenant]} pieces of feedback of this tenant are being written; send it "
+                "again in a moment.",
+                retry_after_seconds=1.0,
+            )
+        under_way[tenant] += 1
         try:
-            kept = await in_pool(self._pool, self._ledger.add_feedback, row)
-        except RequestNotFound:
-            # Its answer may be so fresh that it is in no batch yet.
-            for flush in self._flush:
-                await flush()
-            kept = await in_pool(self._pool, self._ledger.add_feedback, row)
+            kept = await self._add(row)
+        finally:
+            under_way[tenant] -= 1
+            if not under_way[tenant]:
+                del under_way[tenant]
         if kept is not None:
             self._places.hear(kept)
         return kept is not None
+
+    async def _add(self, row: FeedbackRow) -> FeedbackRow | None:
+        try:
+            return await in_pool(self._pool, self._ledger.add_feedback, row)
+        except RequestNotFound:
+            # Its answer may be so fresh that it is in no batch yet.
+            await self._write_batches()
+            return await in_pool(self._pool, self._ledger.add_feedback, row)
+
+    async def _write_batches(self) -> None:
+        """All who ask meanwhile share one writing: who asks for requests that never were must not
+        turn batches into single rows.
+        """
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        async with self._one_flush:
+            if self._flushed_at > asked_at:
+                return
+            await asyncio.sleep(self._flushed_at + _FLUSH_EVERY_SECONDS - loop.time())
+            self._flushed_at = loop.time()
+            for flush in self._flush:
+                await flush()
