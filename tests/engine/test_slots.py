@@ -97,7 +97,10 @@ def wrong_answers(
 
 @pytest.mark.parametrize(
     "requests",
-    [100, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+    [
+        pytest.param(100, marks=pytest.mark.timeout(600)),
+        pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
+    ],
 )
 def test_placing_one_adapter_changes_no_answer_of_another_while_slots_change_hands(
     served: Served, registry: Registry, reference: dict[Job, list[int]], requests: int

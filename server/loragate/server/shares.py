@@ -46,12 +46,12 @@ class Shares:
     def most_loras(self, slots: int) -> int:
         """How many of the engine's slots for adapters one tenant may hold for its requests.
 
-        Half of them, unless the operator says otherwise. A slot is held as long as any answer of
-        its version, so those of one tenant must not be all that there are.
+        Half of them, rounded up, unless the operator says otherwise. A slot is held as long as any
+        answer of its version, so those of one tenant must not be all that there are.
         """
         if self.caps.max_loras:
             return min(self.caps.max_loras, slots)
-        return max(1, slots // 2) if self.is_shared else slots
+        return (slots + 1) // 2 if self.is_shared else slots
 
     def may_hold_slot(self, held: int, free: int, slots: int) -> bool:
         """A further slot. The last free one is for a tenant that has none."""
