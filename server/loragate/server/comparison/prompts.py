@@ -1,7 +1,6 @@
 """What is asked in a comparison: some everyday prompts, or a file's."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from loragate.adapters.errors import LoragateError
@@ -69,10 +68,3 @@ def _parse(path: Path, number: int, line: str) -> Conversation:
 
 def _conversation(text: str) -> Conversation:
     return ({"role": "user", "content": text},)
-
-
-def _turns(messages: Sequence[Mapping[str, object]]) -> Iterator[dict[str, str]]:
-    """Without the answer that a row of training data ends with."""
-    last = max(i for i, message in enumerate(messages) if message["role"] != "assistant")
-    for message in messages[: last + 1]:
-        yield {"role": str(message["role"]), "content": str(message["content"])}
