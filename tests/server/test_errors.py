@@ -7,7 +7,11 @@ from loragate.server import errors
 from loragate.server.errors import TABLE, InvalidRequest, Overloaded, RateLimited, describe
 
 # Roots, which are never raised themselves, and what only a command line can meet.
-OUTSIDE = {registry_errors.LoragateError, registry_errors.BaseModelError}
+OUTSIDE = {
+    registry_errors.LoragateError,
+    registry_errors.BaseModelError,
+    registry_errors.ConfigError,
+}
 
 CLASSES = [
     kind

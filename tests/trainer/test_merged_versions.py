@@ -59,6 +59,23 @@ def test_merged_model_belongs_to_its_version_and_loads_alone(
     assert "mean KL divergence" in card.text
 
 
+def test_merged_model_alone_is_rendered_as_the_server_renders_it(
+    registry: Registry,
+    version: AdapterVersion,
+    base,
+    home: Home,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    template = "Be kind." + (AutoTokenizer.from_pretrained(str(base.path)).chat_template or "")
+    (tmp_path / "server.jinja").write_text(template)
+    monkeypatch.setenv("LORAGATE_ENGINE_CHAT_TEMPLATE", str(tmp_path / "server.jinja"))
+
+    merged = merge_version(registry, version, base, home)
+
+    assert AutoTokenizer.from_pretrained(str(merged.folder)).chat_template == template
+
+
 def test_copy_is_left_where_it_was_asked_for(
     registry: Registry, version: AdapterVersion, base, home: Home, tmp_path: Path
 ):

@@ -16,6 +16,10 @@ class BaseModelError(LoragateError):
     """A base model cannot be prepared or read; the message says why and what to do."""
 
 
+class ConfigError(LoragateError):
+    """A setting that is unknown, of the wrong type, or out of range."""
+
+
 class InvalidName(LoragateError, ValueError):
     """A tenant, adapter, alias or version name that the grammar does not allow."""
 

@@ -8,14 +8,14 @@ a setting with a typing error in it must not look as if it were in force. The co
 import ipaddress
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args, get_type_hints
 
 import msgspec
 
-from loragate.adapters.errors import LoragateError
+from loragate.adapters import settings
+from loragate.adapters.errors import ConfigError
 
 # Read elsewhere: by Home, by the command line, or to find the configuration itself.
 _OTHER_VARIABLES = frozenset(
@@ -24,14 +24,10 @@ _OTHER_VARIABLES = frozenset(
         "LORAGATE_ADMIN_KEY",
         "LORAGATE_API_KEY",
         "LORAGATE_URL",
-        "LORAGATE_CONFIG",
+        settings.FILE_VARIABLE,
     }
 )
 _PREFIX = "LORAGATE_"
-
-
-class ConfigError(LoragateError):
-    """A setting that is unknown, of the wrong type, or out of range."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,7 +60,7 @@ class EngineConfig(Section, frozen=True):
     tensor_parallel_size: int = 1
     max_loras: int = 8
     max_cpu_loras: int = 64
-    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 64
+    max_lora_rank: settings.MaxLoraRank = settings.DEFAULT_MAX_LORA_RANK
     max_model_len: int = 0
     max_num_seqs: int = 80
     max_num_batched_tokens: int = 0
@@ -151,11 +147,11 @@ def load_config(path: Path | None, overrides: Mapping[str, object] | None = None
     Without a path, `LORAGATE_CONFIG` or a `loragate.toml` in the working directory is taken.
     Raises ConfigError, naming the key.
     """
-    tree = _read_file(_find_file(path))
+    tree = settings.read_file(settings.find_file(path))
     _put_environment(tree, os.environ)
     for dotted, value in (overrides or {}).items():
         section, key = dotted.split(".")
-        _section(tree, section)[key] = value
+        settings.put(tree, section, key, value)
     try:
         config = msgspec.convert(tree, Config, strict=False)
     except msgspec.ValidationError as error:
@@ -166,13 +162,7 @@ def load_config(path: Path | None, overrides: Mapping[str, object] | None = None
 
 def read_chat_template(engine: EngineConfig) -> str | None:
     """The template that replaces the model's own, if one is set. Raises ConfigError."""
-    if not engine.chat_template:
-        return None
-    path = Path(engine.chat_template)
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"engine.chat_template: {path} cannot be read: {error}.") from None
+    return settings.read_template(engine.chat_template)
 
 
 def are_metrics_closed(config: Config) -> bool:
@@ -188,28 +178,6 @@ def are_metrics_closed(config: Config) -> bool:
         return host != "localhost"
 
 
-def _find_file(path: Path | None) -> Path | None:
-    if path is not None:
-        return path
-    if named := os.environ.get("LORAGATE_CONFIG"):
-        return Path(named)
-    default = Path("loragate.toml")
-    return default if default.is_file() else None
-
-
-def _read_file(path: Path | None) -> dict[str, object]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no configuration file {path}.") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-
-
 def _put_environment(tree: dict[str, object], environment: Mapping[str, str]) -> None:
     sections = {field.name for field in msgspec.structs.fields(Config)}
     for variable, value in environment.items():
@@ -221,14 +189,7 @@ def _put_environment(tree: dict[str, object], environment: Mapping[str, str]) ->
                 f"The environment variable {variable} is no setting; "
                 f"settings are {_PREFIX}<SECTION>_<KEY> with a section of {sorted(sections)}."
             )
-        _section(tree, section)[key] = value
-
-
-def _section(tree: dict[str, object], name: str) -> dict[str, object]:
-    table = tree.setdefault(name, {})
-    if not isinstance(table, dict):
-        raise ConfigError(f"The configuration is wrong: '{name}' has to be a table, [{name}].")
-    return table
+        settings.put(tree, section, key, value)
 
 
 def _plain(error: msgspec.ValidationError) -> str:

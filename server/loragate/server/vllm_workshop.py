@@ -73,7 +73,12 @@ def merged_workshop(config: Config, home: Home, base: BaseModel) -> Workshop:
             run_merge,
             base=config.engine.model,
             dtype=config.engine.dtype,
-            environment={"LORAGATE_HOME": str(home.root), "LORAGATE_REGISTRY_URL": url},
+            # What the trainer reads, and cannot know of flags.
+            environment={
+                "LORAGATE_HOME": str(home.root),
+                "LORAGATE_REGISTRY_URL": url,
+                "LORAGATE_ENGINE_CHAT_TEMPLATE": config.engine.chat_template,
+            },
             timeout_seconds=config.merged.merge_timeout_seconds,
         ),
         free_host_bytes if is_cpu_build() else partial(_free_gpu_bytes, config.engine),

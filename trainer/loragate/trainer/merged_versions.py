@@ -15,6 +15,7 @@ from loragate.adapters.manifest import AdapterManifest
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import ArtifactRecord, Registry
 from loragate.adapters.rendering import Renderer
+from loragate.adapters.settings import read_settings
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.data.example import Example
 from loragate.trainer.evaluation.general_text import paragraphs
@@ -60,7 +61,7 @@ def merge_version(
     _require_base(version, manifest, base)
     if out is not None and out.exists():
         raise MergeRefused(f"{out} exists already; give a folder that does not, or remove it")
-    template = manifest.contract.chat_template
+    template = manifest.contract.chat_template or read_settings().read_template()
     renderer = Renderer.load(base.path, template)
     adapter = AdapterName(version.tenant, version.name)
     with store.scratch() as scratch:  # what is left of a merge that is killed, the store removes

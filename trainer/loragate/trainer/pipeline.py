@@ -16,10 +16,11 @@ from transformers import AutoConfig
 from loragate.adapters.base_model import find
 from loragate.adapters.home import Home
 from loragate.adapters.rendering import Renderer
+from loragate.adapters.settings import SharedSettings, read_settings
 from loragate.trainer.data import preparing as data_preparing
 from loragate.trainer.data.settings import Cleaning, DataSettings, Judging, Reading, Splitting
 from loragate.trainer.data.split_folder import SHEET, SplitFolder
-from loragate.trainer.errors import RunFolderError
+from loragate.trainer.errors import RunFileError, RunFolderError
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.runs import evaluate_run
 from loragate.trainer.phases import Phases
@@ -37,7 +38,7 @@ from loragate.trainer.training.train import train
 @dataclass(frozen=True, slots=True)
 class Workshop:
     """Where a run takes place: the run file's text and folder, the home, who is told what it does,
-    and how long each phase of it takes.
+    what is set here for servers too, and how long each phase takes.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Workshop:
     home: Home
     progress: Progress
     say: Callable[[str], None]
+    settings: SharedSettings = field(default_factory=read_settings)
     phases: Phases = field(default_factory=Phases)
 
     @property
@@ -53,8 +55,14 @@ class Workshop:
         return self.path.resolve().parent
 
     def run_file(self) -> RunFile:
-        """Raises RunFileError."""
-        return parse_run_file(self.text, self.path)
+        """With the server's chat template where the run has none of its own: it is what requests
+        will be rendered with. Raises RunFileError.
+        """
+        run = parse_run_file(self.text, self.path)
+        if run.model.chat_template or not self.settings.chat_template:
+            return run
+        model = msgspec.structs.replace(run.model, chat_template=self.settings.chat_template)
+        return msgspec.structs.replace(run, model=model)
 
     def folder(self) -> RunFolder:
         return RunFolder((self.root / self.run_file().folder).resolve())
@@ -193,9 +201,21 @@ def _prepared(workshop: Workshop, run: RunFile, folder: RunFolder, splits: Split
     if folder.resolved_file.is_file():
         run = folder.resolved()
     prepared = prepare(run, workshop.root, splits, workshop.home)
+    _require_rank(prepared.run, workshop.settings.max_lora_rank)
     if processes.is_first():
         folder.write_resolved(prepared.run)
     return prepared
+
+
+def _require_rank(run: RunFile, most: int) -> None:
+    """Raises RunFileError where no server here would take the adapter that is to be published."""
+    rank = run.method.rank
+    if run.publish.adapter and run.method.name != "full" and rank != "auto" and rank > most:
+        raise RunFileError(
+            f"[method] rank is {rank}, and a server here takes {most} at most, so "
+            f"{run.publish.adapter} could not be published; lower it, or raise "
+            "engine.max_lora_rank"
+        )
 
 
 def _require_same(folder: RunFolder, text: str) -> None:

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.base_profile import BaseProfile
-from loragate.adapters.errors import AliasNotFound, VersionNotFound
+from loragate.adapters.errors import AliasNotFound, TenantNotFound, VersionNotFound
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, looks_like_version
 from loragate.adapters.registry import Registry
+from loragate.adapters.settings import read_settings
 from loragate.adapters.store import ArtifactStore
 
 
 @contextmanager
 def open_registry(home: Home, base: BaseModel | None = None) -> Iterator[Registry]:
-    """With `base`, what is published must fit it. A server's LORAGATE_REGISTRY_URL counts here
-    too.
+    """The one that a server started here would serve from. With `base`, what is published must fit
+    that server. Raises ConfigError.
     """
-    url = os.environ.get("LORAGATE_REGISTRY_URL") or home.ensure().database_url
-    gate = None if base is None else StaticGate(BaseProfile.read(base), None)
+    settings = read_settings()
+    url = settings.database_url(home.ensure())
+    gate = None
+    if base is not None:
+        profile = BaseProfile.read(base, settings.read_template())
+        gate = StaticGate(profile, settings.max_lora_rank)
     with Registry(url, ArtifactStore(home.artifacts), gate) as registry:
         yield registry
+
+
+def require_tenant(home: Home, adapter: str) -> None:
+    """Raises InvalidName where that is no adapter's name, and TenantNotFound."""
+    tenant = AdapterName.parse(adapter).tenant
+    with open_registry(home) as registry:
+        if all(found.tenant != tenant for found in registry.list_tenants()):
+            raise TenantNotFound(tenant)
 
 
 def find_version(registry: Registry, text: str) -> AdapterVersion:

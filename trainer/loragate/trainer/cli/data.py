@@ -269,6 +269,7 @@ def _renderer(model: str | None) -> "Renderer | None":
     from loragate.adapters.errors import BaseModelError
     from loragate.adapters.home import Home
     from loragate.adapters.rendering import Renderer
+    from loragate.adapters.settings import read_settings
 
     try:
         base = find(model or DEFAULT_MODEL, Home.from_environment().models)
@@ -276,7 +277,7 @@ def _renderer(model: str | None) -> "Renderer | None":
         if model is not None:
             raise
         return None
-    return Renderer.load(base.path)
+    return Renderer.load(base.path, read_settings().read_template())
 
 
 @contextmanager

@@ -49,10 +49,12 @@ def reference(
     from loragate.adapters.base_model import DEFAULT_MODEL, find
     from loragate.adapters.home import Home
     from loragate.adapters.rendering import Renderer
+    from loragate.adapters.settings import read_settings
     from loragate.trainer.data.example import read_examples
     from loragate.trainer.reference import compute_reference, write_reference
 
-    template = inspect(folder).manifest.contract.chat_template
+    # As a server here renders what the version is asked.
+    template = inspect(folder).manifest.contract.chat_template or read_settings().read_template()
     base = find(model or DEFAULT_MODEL, Home.from_environment().models)
     renderer = Renderer.load(base.path, template)
     prompts = (renderer.supervise(chat.turns()).input_ids for chat in read_examples(chats))

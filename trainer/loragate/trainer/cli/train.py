@@ -97,10 +97,14 @@ def _train(
 ) -> None:
     from loragate.trainer.costs import Estimate, reckon
     from loragate.trainer.pipeline import evaluate, open_folder, publish, train_run
+    from loragate.trainer.registry import require_tenant
     from loragate.trainer.training import processes
 
+    run = workshop.run_file()
+    if run.publish.adapter and not only_train and processes.is_first():
+        require_tenant(workshop.home, run.publish.adapter)  # not after an hour of training
     folder = open_folder(workshop, resume=resume, overwrite=overwrite)
-    result = train_run(workshop, workshop.run_file(), folder)
+    result = train_run(workshop, run, folder)
     if not processes.is_first():
         return
     if not as_json:

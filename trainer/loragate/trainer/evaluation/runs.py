@@ -16,6 +16,7 @@ from loragate.adapters.base_model import BaseModel, find
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.rendering import Renderer
+from loragate.adapters.settings import read_settings
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.data.example import Example
 from loragate.trainer.evaluation.contenders import Contender
@@ -124,7 +125,13 @@ def _serving(settings: RunFile, renderer: Renderer, rows: Sequence[Example], hom
     needed = longest + settings.evaluation.max_tokens + _ROOM
     # On a CPU in float32 an answer does not depend on what else is asked at the same moment.
     dtype = "float32" if settings.training.device == "cpu" else "auto"
-    return Serving(settings.model.base, home.models, -(-needed // _BLOCK) * _BLOCK, dtype)
+    return Serving(
+        settings.model.base,
+        home.models,
+        -(-needed // _BLOCK) * _BLOCK,
+        dtype,
+        read_settings().chat_template,
+    )
 
 
 def _open_models(serving: Serving, remote: Remote | None, concurrency: int) -> OpenModels:

@@ -45,13 +45,14 @@ _ANSWER_SECONDS: Final = 600.0
 @dataclass(frozen=True, slots=True)
 class Serving:
     """How the scratch server is to run. `source` is a base model that was prepared under `models`,
-    or a folder that holds one.
+    or a folder that holds one; `chat_template` a file that replaces its own.
     """
 
     source: str
     models: Path
     max_model_len: int
     dtype: str = "auto"
+    chat_template: str = ""
 
 
 class ServedModels:
@@ -174,6 +175,7 @@ def _environment(serving: Serving, adapters: Mapping[str, Path]) -> dict[str, st
         "LORAGATE_ENGINE_MAX_LORA_RANK": str(rank),
         "LORAGATE_ENGINE_MAX_MODEL_LEN": str(serving.max_model_len),
         "LORAGATE_ENGINE_KV_CACHE_GIB": "1",
+        "LORAGATE_ENGINE_CHAT_TEMPLATE": serving.chat_template,
         "LORAGATE_SERVER_LOG_LEVEL": "warning",
     }
 
