@@ -104,7 +104,7 @@ def test_adapter_is_thirty_points_more_accurate_than_the_base_on_unseen_tickets(
 
 
 def test_published_version_carries_figures_reference_and_merged_model(
-    published: Published, registry: Registry, home: Home
+    published: Published, registry: Registry, home: Home, run: RunFolder
 ):
     manifest = inspect(home.artifacts / published.version.digest).manifest
 
@@ -112,6 +112,7 @@ def test_published_version_carries_figures_reference_and_merged_model(
     assert manifest.metrics["accuracy_over_base"] >= 0.30
     assert published.merged is not None
     assert published.merged.report.saved.mean_kl < 0.005
+    assert not list(run.others())  # so --overwrite would remove all of it
     folder = registry.merged_model(TICKETS, published.version.number)
     AutoModelForCausalLM.from_pretrained(str(folder))
 

@@ -4,7 +4,6 @@ Each step leaves its result in the run's folder, and a run that goes on skips wh
 """
 
 import asyncio
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,17 +76,33 @@ def open_folder(workshop: Workshop, *, resume: bool, overwrite: bool) -> RunFold
     if resume:
         _require_same(folder, workshop.text)
         return folder
+    _require_apart(workshop, folder)
     if overwrite:
-        shutil.rmtree(folder.root, ignore_errors=True)
+        folder.clear()
     elif folder.is_complete or has_begun:
         raise RunFolderError(
             f"{folder.root} holds a run that "
             + ("is complete" if folder.is_complete else "was stopped; go on with --resume")
             + ", or begin anew with --overwrite"
         )
+    folder.claim()
     folder.log.unlink(missing_ok=True)
     write_whole(folder.run_file, workshop.text.encode())
     return folder
+
+
+def _require_apart(workshop: Workshop, folder: RunFolder) -> None:
+    """Raises RunFolderError where the run's own input lies in its folder, which is for output."""
+    run = workshop.run_file()
+    data, template = run.data, run.model.chat_template
+    given = [name for name in (*data.raw, data.splits, data.replay, template) if name]
+    for path in (workshop.path.resolve(), *((workshop.root / name).resolve() for name in given)):
+        is_its_copy = path in (folder.run_file, folder.resolved_file)  # which can be trained again
+        if path.is_relative_to(folder.root) and not is_its_copy:
+            raise RunFolderError(
+                f"{path} lies in {folder.root}, the folder of the run that reads it; give the run "
+                "a folder of its own ('folder' in the run file)"
+            )
 
 
 def ready_data(workshop: Workshop, run: RunFile, folder: RunFolder) -> SplitFolder:
@@ -166,6 +181,7 @@ def sweep(workshop: Workshop, folder: RunFolder, choices: Sequence[str]) -> list
     """
     run = workshop.run_file()
     combinations = runs_of(run, [parse_choice(choice, run) for choice in choices])
+    folder.claim("sweep")
     splits = ready_data(workshop, run, folder)
     tried: list[Tried] = []
     for number, (changed, changes) in enumerate(combinations, start=1):
@@ -173,6 +189,7 @@ def sweep(workshop: Workshop, folder: RunFolder, choices: Sequence[str]) -> list
         workshop.say(f"run {number} of {len(combinations)}: {folder_name(changes)}")
         changed = msgspec.structs.replace(changed, folder=str(own.root))
         if not own.is_complete:
+            own.claim()
             write_whole(own.run_file, changed.to_toml().encode())
             train(_prepared(workshop, changed, own, splits), own, workshop.progress)
         tried.append(Tried(own, changes, own.result()))

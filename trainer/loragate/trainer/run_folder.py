@@ -1,7 +1,8 @@
 """A run's folder: all that a run makes, under fixed names, each file whole or absent."""
 
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,8 @@ from loragate.trainer.run_file import RunFile, read_run_file
 from loragate.trainer.run_paths import with_absolute_paths, with_relative_paths
 
 Fit = Literal["underfitted", "well fitted", "overfitted", "unknown"]
+Kind = Literal["run", "sweep"]
+_SHOWN = 3  # names in a message
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,8 +113,78 @@ class RunFolder:
         return self.root / "evaluation"
 
     @property
+    def mark(self) -> Path:
+        """Says that the folder is a run's own, or a sweep's: what a run makes in it may go."""
+        return self.root / ".loragate-run"
+
+    @property
     def is_complete(self) -> bool:
         return self.result_file.is_file()
+
+    def claim(self, kind: Kind = "run") -> None:
+        """Makes the folder the run's own. Raises RunFolderError where it holds anything else."""
+        if self._is_claimed():
+            return
+        if entries := sorted(path.name for path in self._entries()):
+            raise RunFolderError(
+                f"{self.root} holds {_named(entries)}, which no run made; give the run a folder of "
+                "its own ('folder' in the run file)"
+            )
+        write_whole(self.mark, f"{kind}\n".encode())
+
+    def clear(self) -> None:
+        """Removes what an earlier run made here, and nothing else. Raises RunFolderError, before
+        anything is removed, where there is anything else.
+        """
+        if not any(self._entries()):
+            return
+        if not self._is_claimed():
+            raise RunFolderError(
+                f"{self.root} was made by no run, so nothing in it is removed; give the run a "
+                "folder of its own ('folder' in the run file)"
+            )
+        if others := sorted(str(path.relative_to(self.root)) for path in self.others()):
+            raise RunFolderError(
+                f"{self.root} holds {_named(others)}, which no run made; move that elsewhere, or "
+                "give the run another folder"
+            )
+        try:
+            for path in self._entries():
+                if path == self.mark:
+                    continue  # until all else is gone, so that what is left can be cleared again
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        except OSError as error:
+            raise RunFolderError(
+                f"{error.filename} cannot be removed: {error.strerror}; remove {self.root} by hand"
+            ) from error
+
+    def _is_claimed(self) -> bool:
+        # The two files are those of runs from before there was a mark.
+        return any(path.is_file() for path in (self.mark, self.resolved_file, self.result_file))
+
+    def _entries(self) -> Iterator[Path]:
+        if self.root.is_dir():
+            yield from self.root.iterdir()
+
+    def others(self) -> Iterator[Path]:
+        """What no run made."""
+        for path in self._entries():
+            if path.name in _INSIDE and path.is_dir() and not path.is_symlink():
+                yield from (
+                    inner for inner in path.iterdir() if inner.name not in _INSIDE[path.name]
+                )
+            elif path.name in _MADE:
+                continue
+            elif self._is_sweep() and path.is_dir() and RunFolder(path)._is_claimed():
+                yield from RunFolder(path).others()
+            else:
+                yield path
+
+    def _is_sweep(self) -> bool:
+        return self.mark.is_file() and self.mark.read_text("utf-8").strip() == "sweep"
 
     def resolved(self) -> RunFile:
         """With absolute paths. Raises RunFileError."""
@@ -145,6 +218,26 @@ class RunFolder:
         """Raises RunFolderError."""
         encoded = msgspec.json.format(msgspec.json.encode(result), indent=2)
         write_whole(self.result_file, encoded + b"\n")
+
+
+# What a run makes, in its folder and in those folders of it where people may put files too. A test
+# has a whole run make it all.
+_MADE = frozenset(
+    {"run.toml", "resolved.toml", "data", "log.jsonl", "checkpoints", "adapter", "loss.png"}
+    | {"tensorboard", "result.json", "evaluation", "estimate.json", "sweep.json", ".loragate-run"}
+)
+_INSIDE = {
+    "data": frozenset(
+        {"train.jsonl", "validation.jsonl", "test.jsonl", "data.json", "report.html", "drops.jsonl"}
+    ),
+    "evaluation": frozenset({"evaluation.json", "report.html", "rubric.csv"}),
+}
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first names of some, and how many more there are."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -35,7 +35,11 @@ def train(
         bool, typer.Option("--resume", help="Go on with a run that was stopped.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove what an earlier run left, and begin anew.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Remove what an earlier run made in the folder, and nothing else; begin anew.",
+        ),
     ] = False,
     sweep: Annotated[
         list[str] | None,
@@ -140,14 +144,12 @@ def _train(
 
 
 def _sweep(workshop: "Workshop", choices: Sequence[str], as_json: bool, *, overwrite: bool) -> None:
-    import shutil
-
     from loragate.trainer.pipeline import sweep
     from loragate.trainer.run_folder import RunFolder
 
     folder = RunFolder(workshop.folder().root.with_name(f"{workshop.folder().root.name}-sweep"))
     if overwrite:
-        shutil.rmtree(folder.root, ignore_errors=True)
+        folder.clear()
     tried = sweep(workshop, folder, choices)
     if as_json:
         print_json(
@@ -175,6 +177,7 @@ def _estimate(workshop: "Workshop", as_json: bool) -> None:
     from loragate.trainer.pipeline import ready_data
 
     run, folder = workshop.run_file(), workshop.folder()
+    folder.claim()
     splits = ready_data(workshop, run, folder)
     found = estimate(run, workshop.root, splits, workshop.home, workshop.progress)
     found.write(folder)
