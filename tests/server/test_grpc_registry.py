@@ -2,8 +2,9 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -11,11 +12,13 @@ import pytest_asyncio
 from google.protobuf.descriptor import MethodDescriptor
 from promotions import let_serve, make_ready
 from tiny_adapters import write_adapter
+from watching import following
 from wire import call, refusal
 
 from loragate.adapters.api_keys import hash_key
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.administration import Administration
 from loragate.server.rpc.calls import AdminCalls
@@ -40,13 +43,19 @@ def registry(tmp_path: Path, empty_registry: Path) -> Iterator[Registry]:
         yield opened
 
 
+@pytest_asyncio.fixture
+async def snapshots(registry: Registry) -> AsyncIterator[SnapshotWatcher]:
+    async with following(SnapshotWatcher(registry)) as watcher:
+        yield watcher
+
+
 @pytest.fixture
-def service(registry: Registry) -> RegistryService:
+def service(registry: Registry, snapshots: SnapshotWatcher) -> RegistryService:
     def is_tenant_key(key: str) -> bool:
         return registry.snapshot().tenant_of_key(hash_key(key)) is not None
 
     calls = AdminCalls(ADMIN_KEY, is_tenant_key)
-    return RegistryService(Administration(registry, "grpc"), calls, MAX_ADAPTER_BYTES)
+    return RegistryService(Administration(registry, "grpc", snapshots), calls, MAX_ADAPTER_BYTES)
 
 
 @pytest_asyncio.fixture
@@ -362,6 +371,43 @@ async def test_a_watch_shows_the_adapter_as_a_change_left_it(
     aliases = {alias.name: alias.version for alias in told.adapters[0].aliases}
     assert aliases == {"champion": "v1", "challenger": "v2"}
     watching.cancel()
+
+
+async def test_watches_ask_the_registry_only_when_the_server_has_seen_a_change(
+    admin: AdapterRegistryStub,
+    adapter: AdapterName,
+    registry: Registry,
+    snapshots: SnapshotWatcher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    for question in ("audit", "audit_after", "snapshot"):
+        monkeypatch.setattr(registry, question, _counted(getattr(registry, question), asked))
+    watching = [admin.WatchAdapters(pb.WatchAdaptersRequest(), metadata=AS_ADMIN) for _ in range(5)]
+    for watch in watching:
+        await watch.read()
+    await asyncio.to_thread(registry.set_alias, adapter, "challenger", 2)
+    for watch in watching:
+        assert (await watch.read()).change.subject == "acme/support@challenger"
+
+    before = list(asked)
+    for _ in range(50):
+        await snapshots.refresh()
+    assert asked[len(before) :].count("audit_after") <= 5  # of those that have just been told
+    before = list(asked)
+    for _ in range(50):
+        await snapshots.refresh()
+    assert asked == before
+    for watch in watching:
+        watch.cancel()
+
+
+def _counted(call: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def count(*arguments: object) -> object:
+        calls.append(call.__name__)
+        return call(*arguments)
+
+    return count
 
 
 async def test_watches_end_when_the_server_is_about_to_stop(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from loragate.adapters.records import AuditRow
@@ -75,27 +75,40 @@ def record_version(
 
 def read_audit(session: Session, subject: str | None, limit: int) -> tuple[AuditRow, ...]:
     """Newest first. A subject stands for all that belongs to it, a tenant for its adapters."""
-    query = select(Audit).order_by(Audit.id.desc()).limit(limit)
-    if subject is not None:
-        query = query.where(
-            or_(
-                Audit.subject == subject,
-                *(Audit.subject.startswith(subject + mark, autoescape=True) for mark in "/@:"),
-            )
+    query = select(Audit).where(*_of(subject)).order_by(Audit.id.desc()).limit(limit)
+    return tuple(map(_row, session.scalars(query)))
+
+
+def read_audit_after(
+    session: Session, seen: int, subject: str | None, limit: int
+) -> tuple[AuditRow, ...]:
+    """Oldest first, from the row after the one with this id."""
+    query = select(Audit).where(Audit.id > seen, *_of(subject)).order_by(Audit.id).limit(limit)
+    return tuple(map(_row, session.scalars(query)))
+
+
+def _of(subject: str | None) -> list[ColumnElement[bool]]:
+    if subject is None:
+        return []
+    return [
+        or_(
+            Audit.subject == subject,
+            *(Audit.subject.startswith(subject + mark, autoescape=True) for mark in "/@:"),
         )
-    return tuple(
-        AuditRow(
-            row.id,
-            row.at,
-            row.actor,
-            row.action,
-            row.subject,
-            row.from_version,
-            row.to_version,
-            row.digest,
-            row.reason,
-            row.from_state,
-            row.to_state,
-        )
-        for row in session.scalars(query)
+    ]
+
+
+def _row(row: Audit) -> AuditRow:
+    return AuditRow(
+        row.id,
+        row.at,
+        row.actor,
+        row.action,
+        row.subject,
+        row.from_version,
+        row.to_version,
+        row.digest,
+        row.reason,
+        row.from_state,
+        row.to_state,
     )

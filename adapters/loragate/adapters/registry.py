@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from loragate.adapters.aliases import Aliasing
-from loragate.adapters.audit_log import read_audit
+from loragate.adapters.audit_log import read_audit, read_audit_after
 from loragate.adapters.catalog import Catalog
 from loragate.adapters.database import Database
 from loragate.adapters.gate import StaticGate
@@ -120,6 +120,13 @@ class Registry(
         """
         with self._database.reading() as session:
             return read_audit(session, subject, limit)
+
+    def audit_after(
+        self, seen: int, subject: str | None = None, limit: int = 500
+    ) -> tuple[AuditRow, ...]:
+        """The rows that came after the one with this id, oldest first; of a subject as `audit`."""
+        with self._database.reading() as session:
+            return read_audit_after(session, seen, subject, limit)
 
     def adapters(self, tenant: str | None = None) -> list[AdapterListing]:
         """By tenant and name, of one tenant or of all. Raises TenantNotFound."""

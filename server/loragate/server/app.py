@@ -259,7 +259,7 @@ async def build(
             administration = partial(
                 Administration,
                 registry,
-                keep_up=snapshots.refresh,
+                snapshots=snapshots,
                 engines=engines,
                 pool=pools.administration,
                 files_pool=pools.files,

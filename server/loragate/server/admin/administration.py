@@ -6,7 +6,7 @@ asks before anything else.
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import datetime
@@ -25,7 +25,7 @@ from loragate.adapters.records import (
     UsageTotal,
 )
 from loragate.adapters.registry import Registry
-from loragate.adapters.snapshot import AdapterListing, Limits
+from loragate.adapters.snapshot import AdapterListing, Limits, Snapshot, SnapshotWatcher
 from loragate.adapters.trial_records import Trial, TrialKind
 from loragate.server.admin.received_files import ReceivedFiles
 from loragate.server.engines import EngineStanding
@@ -52,16 +52,15 @@ class Administration:
         self,
         registry: Registry,
         actor: str,
-        keep_up: Callable[[], Awaitable[None]] | None = None,
+        snapshots: SnapshotWatcher | None = None,
         engines: Callable[[], Sequence[EngineStanding]] = tuple,
         pool: Executor | None = None,
         files_pool: Executor | None = None,
     ) -> None:
-        """`keep_up` brings the server's picture of the registry up to date.
-
-        It is called before each answer, so that what the answer says holds for requests, too.
-        `engines` says how the server's engines stand. The registry is called in the `pool`'s
-        threads, and for adapters that are published in those of `files_pool`.
+        """`snapshots` is the server's, which is looked after elsewhere. It is brought up to date
+        before each answer, so that what the answer says holds for requests, too. `engines` says how
+        the server's engines stand. The registry is called in the threads of `pool`, and for
+        adapters that are published in those of `files_pool`.
         """
         self._pool = pool
         self._files_pool = files_pool
@@ -69,7 +68,7 @@ class Administration:
         self._registry = registry
         self._office = TrialOffice(registry)
         self._actor = actor
-        self._keep_up = keep_up
+        self._snapshots = snapshots or SnapshotWatcher(registry)
 
     async def create_tenant(self, tenant: str, limits: Limits = NO_LIMITS) -> NewKey:
         return await self._ask(self._registry.create_tenant, tenant, limits, self._actor)
@@ -191,6 +190,27 @@ class Administration:
     async def audit(self, subject: str | None = None, limit: int = 50) -> Sequence[AuditRow]:
         return await self._ask(self._registry.audit, subject, limit)
 
+    async def audit_after(self, seen: int, subject: str | None = None) -> Sequence[AuditRow]:
+        return await self._ask(self._registry.audit_after, seen, subject)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The registry as the server sees it: as new as the latest answer, or newer."""
+        return self._snapshots.current
+
+    async def change(self, seen: Snapshot) -> Snapshot:
+        """Waits until the server sees another one, without asking the registry itself."""
+        return await self._snapshots.change(seen)
+
+    async def revision(self, unlike: int = -1, within_seconds: float = 0.0) -> int:
+        """The registry's revision, once it is unlike this one or the time is up."""
+        await self._follow()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_seconds):
+                while self.snapshot.revision == unlike:
+                    await self.change(self.snapshot)
+        return self.snapshot.revision
+
     async def usage(
         self, tenant: str | None = None, since: datetime | None = None, limit: int = 100
     ) -> Sequence[UsageRow]:
@@ -211,9 +231,8 @@ class Administration:
         return answer
 
     async def _follow(self) -> None:
-        if self._keep_up is not None:
-            with suppress(StoreError):  # the change is made; the watcher will hear of it
-                await self._keep_up()
+        with suppress(StoreError):  # the change is made; the watcher will hear of it
+            await self._snapshots.refresh()
 
 
 def check_admin_key(

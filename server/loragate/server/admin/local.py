@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -43,12 +44,23 @@ if TYPE_CHECKING:
     from loragate.server.admin.local_trials import LocalTrials
 
 
+_LOOK_SECONDS = 0.1
+
+
 class LocalAdmin:
     """An AdminPort over an open registry, which the caller closes."""
 
     def __init__(self, registry: Registry, actor: str) -> None:
         self._registry = registry
         self._actor = actor
+
+    def revision(self, unlike: int, within_seconds: float) -> int:
+        deadline = time.monotonic() + within_seconds
+        while True:
+            revision = self._registry.revision()  # one row, by its key
+            if revision != unlike or time.monotonic() >= deadline:
+                return revision
+            time.sleep(_LOOK_SECONDS)
 
     def create_tenant(self, tenant: str, limits: Limits) -> NewKeyView:
         return NewKeyView.of(self._registry.create_tenant(tenant, limits, self._actor))

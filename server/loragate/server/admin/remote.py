@@ -29,6 +29,7 @@ from loragate.server.admin.trial_views import (
     TrialView,
 )
 from loragate.server.admin.views import (
+    MOST_WAIT_SECONDS,
     AdapterPageView,
     AdapterView,
     AliasRequest,
@@ -41,6 +42,7 @@ from loragate.server.admin.views import (
     LimitsView,
     NewKeyView,
     PublishedView,
+    RevisionView,
     TenantRequest,
     TenantView,
     UsageView,
@@ -68,6 +70,11 @@ class RemoteAdmin:
 
     def __exit__(self, *_: object) -> None:
         self._http.close()
+
+    def revision(self, unlike: int, within_seconds: float) -> int:
+        seconds = min(max(0.0, within_seconds), MOST_WAIT_SECONDS)
+        query = {"unlike": str(unlike), "wait_seconds": str(seconds)}
+        return self._ask(RevisionView, "GET", "/revision", query=query).revision
 
     def create_tenant(self, tenant: str, limits: Limits) -> NewKeyView:
         wanted = LimitsChange.model_validate(LimitsView.of(limits).model_dump())

@@ -20,6 +20,7 @@ from loragate.server.admin.administration import Administration, check_admin_key
 from loragate.server.admin.multipart_files import read_files
 from loragate.server.admin.trial_routes import add_trials
 from loragate.server.admin.views import (
+    MOST_WAIT_SECONDS,
     AdapterPageView,
     AdapterView,
     AliasRequest,
@@ -31,6 +32,7 @@ from loragate.server.admin.views import (
     LimitsRequest,
     NewKeyView,
     PublishedView,
+    RevisionView,
     TenantRequest,
     TenantView,
     UsageView,
@@ -95,6 +97,7 @@ def build_router(
         dependencies=[Depends(said_to_clients)],
         route_class=guarded_by(for_the_admin, threads),
     )
+    _add_revision(router, administration)
     _add_tenants(router, administration)
     _add_keys(router, administration)
     _add_adapters(router, administration)
@@ -105,6 +108,18 @@ def build_router(
     add_trials(router, administration)
     _add_records(router, administration)
     return router
+
+
+def _add_revision(router: APIRouter, administration: Administration) -> None:
+    @router.get("/revision", tags=["operation"])
+    async def get_revision(
+        unlike: int = -1,
+        wait_seconds: Annotated[float, Query(ge=0, le=MOST_WAIT_SECONDS)] = 0,
+    ) -> RevisionView:
+        """The registry's revision, which grows with every change; once it is unlike the given one,
+        if that takes no longer than `wait_seconds`. Whoever waits for a change asks this.
+        """
+        return RevisionView(revision=await administration.revision(unlike, wait_seconds))
 
 
 def _add_tenants(router: APIRouter, administration: Administration) -> None:

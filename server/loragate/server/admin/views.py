@@ -331,6 +331,16 @@ class CollectedView(View):
     collected: tuple[str, ...]
 
 
+MOST_WAIT_SECONDS = 10.0
+"""For which the server holds the question for the registry's next revision."""
+
+
+class RevisionView(View):
+    """Grows with every change of the registry."""
+
+    revision: int
+
+
 class UsageView(View):
     """What one tenant used of one adapter version (`acme/support@v3`) or of `base`."""
 

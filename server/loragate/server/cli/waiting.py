@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from loragate.server.admin.port import AdminPort
     from loragate.server.admin.views import AdapterPageView
 
-_POLL_SECONDS = 0.1
-
 
 class DoesNotServe(LoragateError):
     """The version that was waited for does not serve; the message says why."""
@@ -58,13 +56,18 @@ def wait_until_merged(
 def _pages(
     admin: "AdminPort", adapter: "AdapterName", timeout_seconds: float
 ) -> "Iterator[AdapterPageView]":
-    """The adapter as it stands, again and again until the time is up; once at least."""
+    """The adapter as it stands, and after each change of the registry until the time is up."""
     deadline = time.monotonic() + timeout_seconds
+    # Asked for before the page: a change in between is then seen by the next one.
+    revision = admin.revision(-1, 0)
     while True:
         yield admin.show(adapter)
-        if time.monotonic() >= deadline:
-            return
-        time.sleep(_POLL_SECONDS)
+        seen = revision
+        while revision == seen:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            revision = admin.revision(seen, left)
 
 
 def _merged_state(page: "AdapterPageView", version: str) -> str:

@@ -1,17 +1,15 @@
 """The registry's changes as they come, for those who watch it over gRPC."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-from loragate.adapters.errors import TenantNotFound
-from loragate.adapters.registry import AdapterListing, AuditRow
+from loragate.adapters.listings import AdapterListing
+from loragate.adapters.records import AuditRow
+from loragate.adapters.snapshot import Snapshot
 from loragate.server.admin.administration import Administration
 from loragate.server.errors import Draining
 from loragate.server.rpc import records
 from loragate.v1 import registry_pb2 as pb
-
-_POLL_SECONDS = 0.2
-_FEW_ROWS = 16
 
 
 async def watch(
@@ -19,53 +17,60 @@ async def watch(
 ) -> AsyncGenerator[pb.WatchAdaptersResponse, None]:
     """Yields how things stand, then each change in order, of one tenant or of all.
 
-    Raises TenantNotFound at first, and Draining once `stopping` is set.
+    However many watch, only the server's own look at the registry finds that there is a change; the
+    audit log is read once for each of them then. Raises TenantNotFound at first, and Draining once
+    `stopping` is set.
     """
     # Looked up before the state: a change in between is then told twice rather than never.
     latest = await administration.audit(tenant, limit=1)
     seen = latest[0].id if latest else 0
     listings = await administration.adapters(tenant)
+    snapshot = administration.snapshot
     yield pb.WatchAdaptersResponse(adapters=map(records.adapter, listings))
     while True:
-        await _pause(stopping)
-        for row in await _rows_after(administration, tenant, seen):
+        # Before waiting: the snapshot may be newer than the audit row that was the latest.
+        async for row in _rows_after(administration, tenant, seen):
             seen = row.id
-            touched = await _adapters_of(administration, row.subject)
+            # No older than the row: it was brought up to date after that was read.
+            touched = _adapters_of(administration.snapshot, row.subject)
             yield pb.WatchAdaptersResponse(
                 change=records.change(row), adapters=map(records.adapter, touched)
             )
+        snapshot = await _change(administration, snapshot, stopping)
 
 
-async def _pause(stopping: asyncio.Event) -> None:
+async def _change(
+    administration: Administration, seen: Snapshot, stopping: asyncio.Event
+) -> Snapshot:
+    changing = asyncio.create_task(administration.change(seen))
+    ending = asyncio.create_task(stopping.wait())
     try:
-        async with asyncio.timeout(_POLL_SECONDS):
-            await stopping.wait()
-    except TimeoutError:
-        return
-    raise Draining("The server is stopping; watch again in a moment.", retry_after_seconds=1.0)
+        await asyncio.wait([changing, ending], return_when=asyncio.FIRST_COMPLETED)
+        if stopping.is_set():
+            raise Draining(
+                "The server is stopping; watch again in a moment.", retry_after_seconds=1
+            )
+        return changing.result()
+    finally:
+        changing.cancel()
+        ending.cancel()
 
 
 async def _rows_after(
     administration: Administration, tenant: str | None, seen: int
-) -> Sequence[AuditRow]:
-    """Oldest first. The log is read from its end, so more is asked for until all are there."""
-    limit = _FEW_ROWS
-    while True:
-        rows = await administration.audit(tenant, limit)
-        unseen = [row for row in rows if row.id > seen]
-        if len(unseen) < limit:
-            return unseen[::-1]
-        limit *= 2
+) -> AsyncIterator[AuditRow]:
+    """Oldest first, as many as there are."""
+    while rows := await administration.audit_after(seen, tenant):
+        for row in rows:
+            yield row
+            seen = row.id
 
 
-async def _adapters_of(administration: Administration, subject: str) -> Sequence[AdapterListing]:
-    """The adapter that `acme/support` or `acme/support@champion` names; none for other subjects."""
+def _adapters_of(snapshot: Snapshot, subject: str) -> Sequence[AdapterListing]:
+    """The adapter that `acme/support` or `acme/support@champion` names; none for other subjects,
+    and for one that is gone by now, as a later change will say.
+    """
     name, _, _ = subject.partition("@")
-    tenant, slash, _ = name.partition("/")
-    if not slash:
-        return ()
-    try:
-        listings = await administration.adapters(tenant)
-    except TenantNotFound:
-        return ()  # deleted meanwhile, as the next change will say
-    return [listing for listing in listings if str(listing) == name]
+    tenant, _, name = name.partition("/")
+    listing = snapshot.adapter(tenant, name)
+    return () if listing is None else (listing,)
