@@ -209,6 +209,9 @@ class Places:
         if self._stations.get((adapter.tenant, adapter.name)) is station:
             del self._stations[adapter.tenant, adapter.name]
 
+    def stations(self) -> tuple[Station, ...]:
+        return tuple(self._stations.values())
+
     def hear(self, feedback: FeedbackRow) -> None:
         """Feedback that the registry has kept now."""
         for station in self._stations.values():
