@@ -114,7 +114,7 @@ class EloquentEngine(EchoEngine):
                     if is_first and sampling.prompt_logprobs is not None
                     else None,
                     finish_reason="stop" if is_last else None,
-                    stop_reason=[66, "t66"][index] if is_last else None,
+                    stop_reason=("t66" if sampling.logprobs is None else 66) if is_last else None,
                     cached_tokens=1 if is_first and index == 0 else 0,
                 )
 
