@@ -33,7 +33,7 @@ EXPECTED = {
     "UnsupportedBody": ("INVALID_ARGUMENT", 415, "invalid_request_error", "unsupported_media_type"),
     "UrlTooLong": ("INVALID_ARGUMENT", 414, "invalid_request_error", "url_too_long"),
     "HeadersTooLarge": ("INVALID_ARGUMENT", 431, "invalid_request_error", "headers_too_large"),
-    "BodyTooSlow": ("DEADLINE_EXCEEDED", 408, "invalid_request_error", "request_timeout"),
+    "ClientTooSlow": ("DEADLINE_EXCEEDED", 408, "invalid_request_error", "request_timeout"),
     "Unauthenticated": ("UNAUTHENTICATED", 401, "authentication_error", "invalid_api_key"),
     "PermissionDenied": ("PERMISSION_DENIED", 403, "permission_error", "permission_denied"),
     "ModelNotFound": ("NOT_FOUND", 404, "invalid_request_error", "model_not_found"),
