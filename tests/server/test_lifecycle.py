@@ -258,7 +258,7 @@ async def test_load_that_this_machine_cannot_do_holds_nobody_up_and_comes_again(
 ) -> None:
     engine = PickyEngine()
     getattr(engine, flaw).add("acme/support@v2")
-    config = small_config(engine=EngineConfig(load_timeout_seconds=0.3))
+    config = small_config(engine=EngineConfig(load_timeout_seconds=1.0))
     router = AdapterName("globex", "router")
     async with serve(furnished, tmp_path / "served", base, engine, config) as served:
         two = publish(served, tmp_path, 2)

@@ -1,7 +1,7 @@
 """What was in use before a start is loaded again, and waits for nobody."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -226,6 +226,30 @@ async def test_version_that_may_not_serve_any_more_when_its_slot_comes_is_passed
     await asyncio.wait_for(ahead, 1)
     assert engine.loads == ["acme/support@v1"]
     assert queue.leased == 0
+
+
+async def test_version_that_is_wanted_again_while_it_is_loaded_ahead_is_loaded_again(
+    tmp_path: Path, versions: list[AdapterVersion]
+) -> None:
+    engine = EchoEngine()
+    residency, _ = pool(engine)
+    hot = HotList(tmp_path / "hot.json")
+    ahead = Prefetch(residency, lambda: told_by(versions), hot, BackgroundTasks())
+    whole = residency.prefetch
+
+    async def restart_at_the_end(
+        version: AdapterVersion, is_wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        await whole(version, is_wanted)
+        if len(engine.loads) == 1:
+            engine.loaded.clear()
+            ahead.restore()
+
+    residency.prefetch = restart_at_the_end
+    async with ahead.running():
+        ahead.want(versions[:1])
+        await until(lambda: len(engine.loads) == 2, 5)
+    assert list(engine.loaded) == [1]
 
 
 async def test_hot_list_outlives_what_nobody_foresaw(

@@ -278,7 +278,7 @@ async def test_load_that_the_engines_restart_overtakes_is_not_believed() -> None
     loader = LateLoader(engine)
     pool = Residency(loader, slots_of(engine), max_resident=4)
     asking = asyncio.create_task(pool.load(version(1)))
-    await until(lambda: 1 in engine.loaded)
+    await until(lambda: 1 in engine.loaded, 10)
 
     engine.loaded.clear()  # another engine, which is empty
     pool.forget_all()
@@ -296,7 +296,7 @@ async def test_version_is_leased_to_nobody_before_its_load_has_ended_well() -> N
     loader = LateLoader(engine, moment="after", fails=True)
     pool = Residency(loader, slots_of(engine), max_resident=4)
     asking = [asyncio.create_task(pool.load(version(1))) for _ in range(2)]
-    await until(lambda: 1 in engine.loaded)
+    await until(lambda: 1 in engine.loaded, 10)
     asking.append(asyncio.create_task(pool.load(version(1))))
     async with pool.borrow(version(1)) as borrowed:
         assert borrowed is None

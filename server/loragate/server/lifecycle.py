@@ -38,6 +38,7 @@ _RETRIES = Backoff(first=1.0, most=30.0)
 _MOST_LOADING = 4
 _MOST_WAITING = 4  # for a slot
 _MOST_MOVING = 16  # to a version that is in the engine already
+_NOT_HELD = frozenset({AdapterState.PUBLISHED, AdapterState.DRAINING})
 
 AliasKey = tuple[str, str, str]
 """Tenant, adapter and alias."""
@@ -154,9 +155,9 @@ class Lifecycle:
         await self._loader.say_unsaid()
         await self._pins.keep(self._snapshots.current)
         for version in self._residency.resident:
-            # Somebody who does not hold it may have said otherwise.
-            is_ours = self._loader.has_passed(version) and version not in self._drains
-            if is_ours and self._snapshots.current.state(version) is AdapterState.PUBLISHED:
+            # Somebody who does not hold it may have said otherwise, or a drain that was called off.
+            is_ours = self._loader.has_passed(version) and version not in self._to_drain
+            if is_ours and self._snapshots.current.state(version) in _NOT_HELD:
                 await self._loader.set_ready(version, "it is in the engine")
 
     # ---- wishes

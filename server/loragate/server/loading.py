@@ -78,7 +78,7 @@ class Loader:
         self._is_busy = is_busy
         self._timeout_seconds = timeout_seconds
         self._passed: dict[int, AdapterVersion] = {}  # by lora_id
-        self._faults: dict[int, MachineFault] = {}  # by lora_id: why it is waited
+        self._refusals: dict[int, AdapterUnavailable] = {}  # by lora_id: of the last try
         self._retries = retries or Retries(_RETRIES)
         self._unsaid: dict[int, Callable[[], None]] = {}  # by lora_id; calls of the registry
         self._disk = ThreadPoolExecutor(_checks_at_once(), thread_name_prefix="adapter check")
@@ -95,20 +95,21 @@ class Loader:
         return version.lora_id in self._passed
 
     async def warm(self) -> None:
-        """Gets ready for the first check. Raises MachineFault and EngineDead."""
-        await self._probe.warm()
+        """Gets ready for the first check. Raises MachineFault, EngineDead and TimeoutError."""
+        async with asyncio.timeout(self._timeout_seconds):
+            await self._probe.warm()
 
     async def load(self, version: AdapterVersion, placing: Placing) -> LoadedAdapter:
         """Checks the version on disk, beside other loads, and puts it into the engine in `placing`;
         the first time it is checked there too.
 
-        Raises AdapterUnavailable for a version that does not pass, VersionRetired, EngineDead, what
-        nobody foresaw as it is, and MachineFault, which is raised again without another try until
-        its wait is over.
+        Raises AdapterUnavailable for a version that does not pass, MachineFault where that says
+        nothing about it, VersionRetired, EngineDead, and what nobody foresaw as it is. What was
+        refused is refused again without another try until its wait is over: many may be queued.
         """
-        fault = self._faults.get(version.lora_id)
-        if fault is not None and not self._retries.is_due(version.lora_id):
-            raise self._again(version, fault)
+        refusal = self._refusals.get(version.lora_id)
+        if refusal is not None and not self._retries.is_due(version.lora_id):
+            raise self._again(version, refusal)
         if not self._engine.is_alive:  # before any work on the disk
             raise EngineDead(
                 "The engine is down and restarts by itself; try again shortly.",
@@ -120,20 +121,24 @@ class Loader:
         except MachineFault as fault:
             await self._note_fault(version, fault)
             raise self._again(version, fault) from fault
-        except (AdapterUnavailable, EngineDead, VersionRetired):
+        except AdapterUnavailable as refused:
+            self._retries.failed(version.lora_id)
+            self._refusals[version.lora_id] = refused
+            raise
+        except (EngineDead, VersionRetired):
             raise
         except Exception as error:  # nobody can list how disks, databases and engines fail
             logger.exception("%s is not loaded", version)
             await self._note_fault(version, _fault(version, f"{type(error).__name__}: {error}"))
             raise
-        self._faults.pop(version.lora_id, None)
+        self._refusals.pop(version.lora_id, None)
         self._retries.forget(version.lora_id)
         self._on_load(version, time.perf_counter() - started)
         return adapter
 
     def try_again(self, version: AdapterVersion) -> None:
         """The next load is tried whatever the last one said: for those with waits of their own."""
-        self._faults.pop(version.lora_id, None)
+        self._refusals.pop(version.lora_id, None)
 
     async def unload(self, adapter: LoadedAdapter) -> None:
         """Raises what the engine raises, and TimeoutError."""
@@ -321,7 +326,7 @@ class Loader:
 
     async def _note_fault(self, version: AdapterVersion, fault: MachineFault) -> None:
         seconds = self._retries.failed(version.lora_id)
-        self._faults[version.lora_id] = fault
+        self._refusals[version.lora_id] = fault
         logger.warning("%s is not loaded, next try in %.0f s: %s", version, seconds, fault.reason)
         was_ready = self._passed.pop(version.lora_id, None) is not None
         reason = f"{NOT_LOADED}: {fault.reason}"
@@ -344,11 +349,13 @@ class Loader:
         else:
             self._unsaid.pop(version.lora_id, None)
 
-    def _again(self, version: AdapterVersion, fault: MachineFault) -> MachineFault:
-        """In the words for whoever asked, with the time to come again."""
+    def _again(self, version: AdapterVersion, refusal: AdapterUnavailable) -> AdapterUnavailable:
+        """In the words for whoever asked, with the time to come again where that can help."""
+        if not isinstance(refusal, MachineFault):
+            return AdapterUnavailable(str(refusal), code=refusal.code)
         return MachineFault(
             f"{version} cannot be loaded on this server at the moment; try again shortly.",
-            reason=fault.reason,
+            reason=refusal.reason,
             retry_after_seconds=max(1.0, self._retries.seconds_left(version.lora_id)),
         )
 

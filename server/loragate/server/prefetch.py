@@ -85,6 +85,7 @@ class Prefetch:
         self._background = background or BackgroundTasks()
         self._retries = retries or Retries(_RETRIES)
         self._wanted: dict[AdapterVersion, None] = {}  # in this order
+        self._loading: tuple[AdapterVersion, ...] = ()  # the one that is no longer in `_wanted`
         self._has_work = asyncio.Event()
 
     @asynccontextmanager
@@ -125,22 +126,24 @@ class Prefetch:
         if version is None:
             self._has_work.clear()
             return
+        # Taken out first: who wants it again meanwhile, since the engine has restarted, is heard.
+        del self._wanted[version]
+        self._loading = (version,)
         try:
             if self._can_serve(version):
                 await self._residency.prefetch(version, lambda: self._can_serve(version))
         except EngineDead:
             self._retries.postpone(version, _ENGINE_DOWN_SECONDS)
-            return
+            self.want([version], first=True)
         except LoragateError as error:
             logger.warning("%s is not loaded ahead: %s", version, error)
             if self._residency.is_pinned(version):  # others come when they are asked for
                 self._retries.failed(version)
-                return
-        except Exception:
-            self._wanted.pop(version, None)  # not again at once: others wait behind it
-            raise
-        self._retries.forget(version)
-        self._wanted.pop(version, None)
+                self.want([version], first=True)
+        else:
+            self._retries.forget(version)
+        finally:
+            self._loading = ()
 
     def _can_serve(self, version: AdapterVersion) -> bool:
         entry = self._snapshot().entries(version.tenant, version.name).get(version.lora_id)
@@ -156,4 +159,6 @@ class Prefetch:
 
     def _in_use(self) -> tuple[AdapterVersion, ...]:
         """What is resident, last use first, and then what is to be so again."""
-        return tuple(dict.fromkeys((*reversed(self._residency.resident), *self._wanted)))
+        return tuple(
+            dict.fromkeys((*reversed(self._residency.resident), *self._loading, *self._wanted))
+        )

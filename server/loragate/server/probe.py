@@ -7,6 +7,7 @@ another base model, is served as something else: so where the manifest brings lo
 the training, the engine's have to be the same.
 """
 
+import asyncio
 import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -34,6 +35,7 @@ class Probe:
         self._engine = engine
         self._prompts = [renderer.encode(text, add_special_tokens=False) for text in _PROMPTS]
         self._base: list[float] = []
+        self._one_warms = asyncio.Lock()
         self._count = 0
 
     async def warm(self) -> None:
@@ -41,8 +43,9 @@ class Probe:
 
         Raises MachineFault where the base model's own scores are no numbers, and EngineDead.
         """
-        if not self._base:
-            self._base = await self._score_base(self._prompts)
+        async with self._one_warms:
+            if not self._base:
+                self._base = await self._score_base(self._prompts)
 
     async def check(self, adapter: LoadedAdapter, reference: Reference | None = None) -> None:
         """Raises InvalidAdapter: `no_effect` for an adapter that changes nothing, `not_finite` for
