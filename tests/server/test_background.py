@@ -1,20 +1,25 @@
 import asyncio
 import logging
+import re
 import sqlite3
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, generate_latest
-from small_server import Served, ServeWith, on_a_socket
+from small_server import Served, ServeWith, on_a_socket, until
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from trial_traffic import standing, start_rollout, with_two_versions
 
 from loragate.adapters.errors import StoreError
-from loragate.server.background import BackgroundTasks
+from loragate.server import app
+from loragate.server.background import BackgroundTask, BackgroundTasks, Round
 from loragate.server.background_metrics import BackgroundTaskMetrics
 from loragate.server.config import ServerConfig
 from loragate.server.supervision import Backoff
@@ -303,3 +308,57 @@ async def test_a_server_that_cannot_write_usage_is_not_ready_until_it_can(
         await say(200, "ready")
         await grpc_says(health_pb2.HealthCheckResponse.SERVING)
         assert len(served.registry.usage()) == 2
+
+
+# By whether they have something to do in a short life.
+BUSY = {
+    "lifecycle",
+    "merged models",
+    "observations",
+    "prefetch",
+    "probe",
+    "registry snapshot",
+    "states and pins",
+    "trials",
+    "usage records",
+}
+IDLE = {"gRPC health", "hot list", "registry lock", "shadows", "slot check", "unloads"}
+
+
+class Stumbling(BackgroundTasks):
+    """Each task's first rounds fail, one with each kind of error."""
+
+    @asynccontextmanager
+    async def repeating(self, name: str, work: Round, **how: Any) -> AsyncIterator[BackgroundTask]:
+        errors = [
+            RuntimeError("a mistake of ours"),
+            ValueError("no number"),
+            IntegrityError("insert", {}, Exception("duplicate key")),
+            PoolTimeout("QueuePool limit reached"),
+        ]
+
+        async def stumble() -> None:
+            if errors:
+                raise errors.pop()
+            await work()
+
+        how["backoff"] = QUICK
+        async with super().repeating(name, stumble, **how) as task:
+            yield task
+
+
+async def test_all_that_a_server_does_by_itself_goes_on_after_any_error(
+    serve_with: ServeWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "BackgroundTasks", Stumbling)
+    async with with_two_versions(serve_with, tmp_path) as served, served.server.listening():
+        trial = start_rollout(served, 100.0, gates=())
+        await until(lambda: standing(served, trial) == "PASSED", 10)  # trials
+        await until(lambda: served.registry.snapshot().open_wishes() == (), 10)  # lifecycle
+        assert (await served.chat()).headers["x-loragate-adapter"] == "acme/support@v2"
+        await until(lambda: len(served.registry.usage()) == 1, 10)  # usage records
+        told = (await served.client.get("/metrics")).text
+    seen = dict(re.findall(r'background_task_restarts_total\{task="(.*)"\} (.*)', told))
+    assert seen.keys() == BUSY | IDLE
+    assert {name: seen[name] for name in BUSY} == dict.fromkeys(BUSY, "4.0")
+    assert 'background_task_up{task="lifecycle"} 1.0' in told

@@ -100,7 +100,10 @@ class Lifecycle:
         try:
             async with (
                 self._background.repeating("probe", self._warm, wait=self._is_cold.wait),
-                self._background.repeating("lifecycle", self._reconcile, wait=self._wait),
+                # Vital: what somebody has rolled back meanwhile goes on answering.
+                self._background.repeating(
+                    "lifecycle", self._reconcile, wait=self._wait, is_vital=True
+                ),
                 self._background.repeating("states and pins", self._tell, wait=self._wait_to_tell),
                 self._background.repeating(
                     "unloads", self._residency.take_out_leaving, wait=self._residency.leaving

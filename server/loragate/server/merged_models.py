@@ -7,7 +7,7 @@ merged model cannot answer, its version does, as an adapter beside the base mode
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -159,14 +159,16 @@ class MergedModels:
         self._background = background
         self._backoff = backoff
         self._services: dict[int, _Service] = {}  # by lora_id
-        self._models: dict[int, MergedModel] = {}  # those that requests may reach, by lora_id
+        # Those that requests may reach, by lora_id. Replaced, never changed: threads read it.
+        self._models: Mapping[int, MergedModel] = {}
         # What the registry could not be told yet of versions, served still or no longer.
         self._unsaid: dict[AdapterVersion, tuple[MergedState | None, str]] = {}
+        self._one_tells = asyncio.Lock()
         self._one_start = asyncio.Lock()  # what is starting has not taken its memory yet
 
     @property
     def models(self) -> tuple[MergedModel, ...]:
-        """Those whose engines have been started, in the order of that."""
+        """Those whose engines have been started, in the order of that. Any thread may ask."""
         return tuple(self._models.values())
 
     def reachable(self, route: Route) -> Route:
@@ -344,7 +346,7 @@ class MergedModels:
 
     def _outstanding(self) -> int:
         promised = [(self._budget.base_need, self._base_engine)]
-        promised += [(model.need, model.engine) for model in tuple(self._models.values())]
+        promised += [(model.need, model.engine) for model in self.models]
         return sum(self._budget.outstanding(need, engine) for need, engine in promised)
 
     async def _lend_until(self, model: MergedModel, unwanted: asyncio.Event) -> None:
@@ -358,7 +360,7 @@ class MergedModels:
                 )
 
         model.engine.on_change(reflect)
-        self._models[version.lora_id] = model
+        self._models = {**self._models, version.lora_id: model}
         try:
             await self._say(version, MergedState.SERVING)
             logger.info(
@@ -368,7 +370,10 @@ class MergedModels:
             )
             await unwanted.wait()
         finally:
-            del self._models[version.lora_id]  # from now on requests go to the version unmerged
+            # From now on requests go to the version unmerged.
+            self._models = {
+                lora_id: other for lora_id, other in self._models.items() if other is not model
+            }
         await model.drained()
         logger.info("%s is no longer served merged", version)
 
@@ -384,16 +389,21 @@ class MergedModels:
 
     async def _tell(self, version: AdapterVersion) -> bool:
         """Whether the registry knows now what is to be said of the version."""
-        state, reason = said = self._unsaid[version]
-        try:
-            await asyncio.to_thread(self._registry.set_merged_state, version, state, ACTOR, reason)
-        except VersionNotFound as error:
-            logger.warning("%s is served merged for nobody: %s", version, error)
-        except Exception as error:  # noqa: BLE001 - an engine's watch calls this, and must go on
-            logger.warning("how %s stands could not be kept: %s", version, error)
-            return False
-        if self._unsaid.get(version) == said:  # else there is a newer word
-            del self._unsaid[version]
+        async with self._one_tells:  # two threads could bring the newer word first
+            if (said := self._unsaid.get(version)) is None:
+                return True
+            state, reason = said
+            try:
+                await asyncio.to_thread(
+                    self._registry.set_merged_state, version, state, ACTOR, reason
+                )
+            except VersionNotFound as error:
+                logger.warning("%s is served merged for nobody: %s", version, error)
+            except Exception as error:  # noqa: BLE001 - an engine's watch calls this, and must go on
+                logger.warning("how %s stands could not be kept: %s", version, error)
+                return False
+            if self._unsaid.get(version) == said:  # else there is a newer word
+                del self._unsaid[version]
         # What ends here is not to be begun again by an older snapshot.
         with suppress(LoragateError):
             await self._snapshots.refresh()

@@ -292,6 +292,7 @@ async def test_trial_that_cannot_begin_is_tried_ever_more_seldom_and_ended_with_
         await clocks.some_looks()
         assert calls == {"observations": 1, "trials_under_way": 1}
         for tries, pause in enumerate((1, 2, 4, 8, 16, 32, 60), start=1):
+            await clocks.some_looks()  # the pause has begun
             clocks.seconds += pause - 0.5
             await clocks.some_looks()
             assert calls["observations"] == tries
