@@ -56,7 +56,7 @@ TOO_MANY: list[tuple[ChatRequest | CompletionRequest, str, str]] = [
     (chat(logprob_token_ids=(1,) * 129), "logprob_token_ids", "logprob_token_ids"),
     (chat(logit_bias=dict.fromkeys(range(4097), 1.0)), "logit_bias", "logit_bias"),
     (
-        chat(structured=StructuredOutput("choice", choices=("a",) * 4097)),
+        chat(structured=StructuredOutput("choice", choices=("a",) * 8193)),
         "structured_outputs.choice",
         "response_format",
     ),

@@ -397,14 +397,16 @@ async def test_the_model_s_own_template_has_a_time_for_a_large_request(
 
 
 @pytest.mark.parametrize(
-    ("prompts", "alternatives", "echo", "is_taken"),
+    ("prompts", "alternatives", "n", "echo", "is_taken"),
     [
-        (((1,) * 50,), 1, False, True),
-        (((1,) * 51,), 1, False, False),
-        (((1,) * 10,) * 5, 1, False, True),
-        (((1,) * 10,) * 5, 2, False, False),
-        (((1,) * 90,), 0, False, True),
-        (((1,) * 60,), None, True, False),
+        (((1,) * 50,), 1, 1, False, True),
+        (((1,) * 51,), 1, 1, False, False),
+        (((1,) * 10,) * 5, 1, 1, False, True),
+        (((1,) * 10,) * 5, 2, 1, False, False),
+        (((1,) * 90,), 0, 1, False, True),
+        (((1,) * 10,), 1, 5, False, True),
+        (((1,) * 10,), 1, 6, False, False),
+        (((1,) * 60,), None, 1, True, False),
     ],
 )
 async def test_the_prompt_s_log_probabilities_have_a_bound_for_all_prompts_together(
@@ -412,11 +414,13 @@ async def test_the_prompt_s_log_probabilities_have_a_bound_for_all_prompts_toget
     templates: Templates,
     prompts: tuple[tuple[int, ...], ...],
     alternatives: int | None,
+    n: int,
     echo: bool,
     is_taken: bool,
 ) -> None:
     builder = PromptBuilder(renderer, MODEL, FairThreads(), templates, most_prompt_scores=100)
-    request = completion(*prompts, prompt_logprobs=alternatives, logprobs=1 if echo else None)
+    logprobs = 1 if echo else None
+    request = completion(*prompts, prompt_logprobs=alternatives, logprobs=logprobs, n=n)
     request = replace(request, echo=echo)
     if is_taken:
         await prepare(builder, request, NO_CONTRACT)

@@ -235,13 +235,14 @@ class PromptBuilder:
     def _check_prompt_scores(self, sampling: SamplingParams, prompt_tokens: int) -> None:
         if sampling.prompt_logprobs is None:
             return
-        scores = prompt_tokens * (sampling.prompt_logprobs + 1)
+        # The engine computes them anew for each answer.
+        scores = prompt_tokens * (sampling.prompt_logprobs + 1) * sampling.n
         if scores > self._most_prompt_scores:
             raise InvalidRequest(
                 f"The log-probabilities of {prompt_tokens} prompt tokens with "
-                f"{sampling.prompt_logprobs} alternatives each are {scores}, and one request may "
-                f"have {self._most_prompt_scores}; send fewer or shorter prompts, or ask for fewer "
-                "alternatives.",
+                f"{sampling.prompt_logprobs} alternatives each and n of {sampling.n} are {scores}, "
+                f"and one request may have {self._most_prompt_scores}; send fewer or shorter "
+                "prompts, or ask for fewer alternatives.",
                 param="prompt_logprobs",
             )
 
