@@ -125,6 +125,7 @@ class FairQueue:
         self._ready = ReadyTenants(in_base_engine=True)
         self._ready_elsewhere = ReadyTenants(in_base_engine=False)
         self._awaiting: dict[Tenant, None] = {}  # tenants with flows that wait for a slot
+        self._calling = 0  # flows that wait for a slot to load, and so need no place
         self._holders: dict[int, Flow] = {}  # of slots, by lora_id
         self._watchers: list[asyncio.Future[None]] = []
         self._ended_at: deque[float] = deque(maxlen=64)
@@ -258,7 +259,9 @@ class FairQueue:
             return
         call = asyncio.get_running_loop().create_future()
         flow.calls[call] = None
-        flow.tenant.calling[flow] = None
+        if flow not in flow.tenant.calling:
+            flow.tenant.calling[flow] = None
+            self._calling += 1
         try:
             async with self._in_time(flow):
                 await self._wait(flow, call)
@@ -318,6 +321,11 @@ class FairQueue:
     @property
     def _free_slots(self) -> int:
         return self._slots - len(self._holders)
+
+    @property
+    def _free_base_places(self) -> int:
+        free = self._base_places - self.running_in_base_engine
+        return min(free, self._places - self.running)
 
     def _may_run(self, tenant: Tenant | None, in_base_engine: bool) -> bool:
         """Whether the tenant may have a further sequence now."""
@@ -428,8 +436,8 @@ class FairQueue:
         if not flow.is_in_line:
             return
         flow.is_in_line = False
+        self._end_calling(flow)
         tenant = flow.tenant
-        tenant.calling.pop(flow, None)
         tenant.awaiting -= 1
         if not tenant.awaiting:
             del self._awaiting[tenant]
@@ -445,10 +453,15 @@ class FairQueue:
     def _give_up(self, flow: Flow) -> None:
         """Somebody of the flow waits for a slot no longer."""
         if not flow.calls:
-            flow.tenant.calling.pop(flow, None)
+            self._end_calling(flow)
             if not flow.waiting:
                 self._leave_line(flow)
         self._advance()
+
+    def _end_calling(self, flow: Flow) -> None:
+        if flow in flow.tenant.calling:
+            del flow.tenant.calling[flow]
+            self._calling -= 1
 
     # ---- who goes next
 
@@ -476,6 +489,8 @@ class FairQueue:
         slots.
         """
         if not self._awaiting or not self._free_slots:
+            return None
+        if not self._calling and self._free_base_places < 1:
             return None
         for tenant in sorted(self._awaiting, key=_fewest_slots):
             if self._may_hold_slot(tenant) and self._may_run_in_base_engine(tenant):
@@ -590,7 +605,10 @@ class FairQueue:
                 return
 
     def _recall_one(self, holders: list[Flow]) -> bool:
-        for tenant in nsmallest(self._slots, self._awaiting, key=_fewest_projected_slots):
+        first = nsmallest(self._slots, self._awaiting, key=_fewest_projected_slots)
+        # Others have to wait; but of its own, a tenant may change one for another meanwhile.
+        with_slots = (holder.tenant for holder in holders if holder.tenant.awaiting)
+        for tenant in dict.fromkeys((*first, *with_slots)):
             if len(tenant.promised) >= tenant.awaiting or not self._lacks_slot_alone(tenant):
                 continue
             flow = self._dispensable(holders, tenant)
@@ -610,8 +628,7 @@ class FairQueue:
             return False
         if tenant.calling or self._may_run_in_base_engine(tenant):
             return True
-        free = self._base_places - self.running_in_base_engine
-        return min(free, self._places - self.running) < 1  # then a place comes by itself
+        return self._free_base_places < 1  # then a place comes by itself
 
     def _dispensable(self, holders: list[Flow], tenant: Tenant) -> Flow | None:
         """Whose slot has to come free for that tenant, if any has to."""

@@ -54,10 +54,12 @@ class Shares:
         return (slots + 1) // 2 if self.is_shared else slots
 
     def may_hold_slot(self, held: int, free: int, slots: int) -> bool:
-        """A further slot. The last free one is for a tenant that has none."""
+        """A further slot. The last free one is for a tenant that has none, unless the operator has
+        said how many each may hold.
+        """
         if free < 1 or held >= self.most_loras(slots):
             return False
-        return held == 0 or free > 1 or not self.is_shared
+        return held == 0 or free > 1 or not self.is_shared or self.caps.max_loras > 0
 
     def _may_have(self, cap: int, held: int, free: int, times: int) -> bool:
         if free < 1:
