@@ -128,6 +128,9 @@ def test_killed_publication_leaves_a_whole_version_or_none(
         for version in registry.snapshot().versions():
             store.verify(version.digest)
         assert [*registry.snapshot().versions()][-1] == again
+        registry.collect_orphans(orphans_after_seconds=0)
+        published = {version.digest for version in registry.snapshot().versions()}
+    assert {*store.digests()} == published  # and nothing stays for ever
 
 
 def test_killed_move_leaves_the_old_state_or_the_new_one(

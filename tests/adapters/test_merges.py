@@ -1,21 +1,26 @@
 """Merged models beside their versions, by files alone."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from sqlalchemy import Engine, event
+from sqlalchemy.exc import OperationalError
 
 from loragate.adapters.errors import (
     BaseModelError,
     InvalidAdapter,
     NotMerged,
+    StoreError,
     VersionNotFound,
     VersionRetired,
 )
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
+from loragate.adapters.store import ArtifactStore
 
 SUPPORT = AdapterName("acme", "support")
 
@@ -96,3 +101,58 @@ def test_version_that_is_not_there_or_retired_gets_no_merged_model(
     published.retire(SUPPORT, 1)
     with pytest.raises(VersionRetired):
         published.attach_merged(SUPPORT, 1, merged)
+
+
+def with_other_weights(folder: Path) -> Path:
+    save_file({"w": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+def test_replaced_model_is_removed_once_its_replacement_is_committed(
+    published: Registry, merged: Path, store: ArtifactStore
+):
+    before = published.attach_merged(SUPPORT, 1, merged)
+
+    now = published.attach_merged(SUPPORT, 1, with_other_weights(merged))
+
+    assert not store.has(before.digest)
+    store.verify(now.digest)
+    assert published.collectable(orphans_after_seconds=0) == ()
+
+
+def test_commit_that_fails_leaves_the_version_the_model_that_it_has(
+    published: Registry, merged: Path, store: ArtifactStore
+):
+    before = published.attach_merged(SUPPORT, 1, merged)
+
+    def fail(*_: object) -> None:
+        raise OperationalError("COMMIT", None, sqlite3.OperationalError("disk I/O error"))
+
+    event.listen(Engine, "commit", fail)
+    try:
+        with pytest.raises(StoreError):
+            published.attach_merged(SUPPORT, 1, with_other_weights(merged))
+    finally:
+        event.remove(Engine, "commit", fail)
+
+    store.verify(before.digest)
+    assert published.merged_model(SUPPORT, 1) == store.path(before.digest)
+    published.collect(orphans_after_seconds=0)
+    assert published.merged_model(SUPPORT, 1) == store.path(before.digest)
+    assert set(store.digests()) == {before.digest, *version_digests(published)}
+
+
+def test_replaced_model_that_a_killed_process_did_not_remove_is_collected(
+    published: Registry, merged: Path, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+):
+    before = published.attach_merged(SUPPORT, 1, merged)
+    with monkeypatch.context() as killed:
+        killed.setattr(Registry, "_discard", lambda self, digest: None)
+        published.attach_merged(SUPPORT, 1, with_other_weights(merged))
+    assert store.has(before.digest)
+
+    assert published.collect_orphans(orphans_after_seconds=0) == (before.digest,)
+
+
+def version_digests(registry: Registry) -> set[str]:
+    return {version.digest for version in registry.snapshot().versions()}

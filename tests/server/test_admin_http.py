@@ -1,6 +1,7 @@
 """`/admin/v1` on a real registry."""
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +13,7 @@ from admin_app import ADMIN_KEY, MAX_ADAPTER_BYTES, build_app
 from promotions import let_serve
 from tiny_adapters import write_adapter
 
+from loragate.adapters.adapter_files import inspect
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.merged_states import MergedState
 from loragate.adapters.names import AdapterName
@@ -436,3 +438,26 @@ def test_every_route_says_what_it_does(registry: Registry) -> None:
             assert operation["description"], (method, path)
             assert operation["tags"], (method, path)
             assert operation["security"] == [{"AdminKey": []}], (method, path)
+
+
+async def test_a_dry_run_of_the_collection_names_what_it_leaves(
+    admin: httpx.AsyncClient, registry: Registry, tmp_path: Path
+) -> None:
+    await admin.post("/tenants", json={"tenant": "acme"})
+    published = (await publish(admin, write_adapter(tmp_path / "one"))).json()
+    await admin.post(f"{SUPPORT}/versions/v1/retire")
+    store = ArtifactStore(tmp_path / "artifacts")
+    orphan = store.put(inspect(write_adapter(tmp_path / "two", 5)))
+    settled = store.put(inspect(write_adapter(tmp_path / "three", 6)))
+    store.settle(settled)
+    for digest in (orphan, settled):
+        os.utime(store.path(digest), (0, 0))
+    named = sorted([published["digest"], orphan])
+    with_all = sorted([*named, settled])
+
+    for query, expected in (("", named), ("&unreferenced=true", with_all)):
+        answer = (await admin.post(f"/collect?dry_run=true{query}")).json()
+        assert answer == {"collected": expected}
+    assert sorted(store.digests()) == with_all
+    assert (await admin.post("/collect")).json() == {"collected": named}
+    assert store.digests() == [settled]

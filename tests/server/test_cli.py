@@ -350,6 +350,8 @@ def test_only_the_files_of_retired_versions_are_collected(
 ) -> None:
     assert "Nothing to remove" in loragate("adapter collect").out
     retired = three_versions.retire(SUPPORT, 2)
+    assert "Would remove" in loragate("adapter collect --dry-run").out
+    assert loragate("adapter collect --dry-run --json").json == {"collected": [retired.digest]}
 
     assert loragate("adapter collect --json").json == {"collected": [retired.digest]}
 

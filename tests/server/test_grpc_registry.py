@@ -217,6 +217,10 @@ async def test_a_version_in_the_engine_is_retired_later_and_its_files_are_collec
     assert list(none.digests) == []
 
     registry.reset_states("server")
+    dry_run = pb.CollectArtifactsRequest(dry_run=True)
+    for _ in range(2):
+        named = await admin.CollectArtifacts(dry_run, metadata=AS_ADMIN)
+        assert list(named.digests) == [two.digest]
     collected = await admin.CollectArtifacts(pb.CollectArtifactsRequest(), metadata=AS_ADMIN)
     assert list(collected.digests) == [two.digest]
 

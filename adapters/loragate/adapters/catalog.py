@@ -1,4 +1,4 @@
-"""The registry's adapters: publishing versions, showing them, removing what nothing needs."""
+"""The registry's adapters: publishing versions and showing them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy import literal, select
+from sqlalchemy import select
 
 from loragate.adapters.adapter_files import inspect
 from loragate.adapters.audit_log import read_audit, record
@@ -15,7 +15,6 @@ from loragate.adapters.gate import StaticGate
 from loragate.adapters.manifest import AdapterManifest
 from loragate.adapters.merges import read_artifacts
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.needs import is_needed
 from loragate.adapters.records import AdapterRecord, ArtifactRecord, VersionRecord
 from loragate.adapters.rows import (
     adapter_row,
@@ -30,7 +29,7 @@ from loragate.adapters.rows import (
 )
 from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
-from loragate.adapters.tables import Aliases, Artifacts, Versions
+from loragate.adapters.tables import Aliases, Versions
 from loragate.adapters.unreadable_rows import readable
 
 _RECENT_AUDIT_ROWS: Final = 20
@@ -74,7 +73,9 @@ class Catalog:
                     to_version=newest.number,
                     digest=digest,
                 )
-            return version_of(adapter.tenant, adapter.name, newest)
+            version = version_of(adapter.tenant, adapter.name, newest)
+        self._store.settle(digest)  # not earlier: until it is committed, nothing refers to it
+        return version
 
     def show(self, adapter: AdapterName) -> AdapterRecord:
         """Raises AdapterNotFound and TenantNotFound."""
@@ -99,38 +100,6 @@ class Catalog:
                 named = {alias.name: alias_versions(alias, known) for alias in aliases}
             recent = read_audit(session, str(adapter), _RECENT_AUDIT_ROWS)
             return AdapterRecord(adapter, named, tuple(versions.values()), recent)
-
-    def collectable(self) -> tuple[str, ...]:
-        """The digests of artifacts that nothing needs any more: all of their versions are retired,
-        or of a deleted tenant and in no engine.
-        """
-        with self._database.reading() as session:
-            digests = {
-                *session.scalars(
-                    select(Versions.digest).distinct().where(~is_needed(Versions.digest))
-                ),
-                *session.scalars(
-                    select(Artifacts.digest).distinct().where(~is_needed(Artifacts.digest))
-                ),
-            }
-        return tuple(sorted(digest for digest in digests if self._store.has(digest)))
-
-    def collect(self, actor: str = "cli") -> tuple[str, ...]:
-        """Remove the artifacts that nothing needs; the digests of those that are gone now.
-
-        What is LOADING, READY or DRAINING for anyone stays. It may be stopped at any moment: the
-        next run goes on.
-        """
-        return tuple(digest for digest in self.collectable() if self._remove(digest, actor))
-
-    def _remove(self, digest: str, actor: str) -> bool:
-        # Within a change nobody can publish the digest again between the look and the removal.
-        with self._database.changing() as session:
-            if session.scalar(select(is_needed(literal(digest)))):
-                return False
-            self._store.remove(digest)
-            record(session, actor, "artifact.collect", digest, digest=digest)
-            return True
 
 
 def _version_record(

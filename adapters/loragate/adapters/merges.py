@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from loragate.adapters.audit_log import record
 from loragate.adapters.database import Database
-from loragate.adapters.errors import MergedInUse, NotMerged
+from loragate.adapters.errors import MergedInUse, NotMerged, StoreError
 from loragate.adapters.merged_files import inspect_merged
 from loragate.adapters.merged_states import AT_REST
 from loragate.adapters.names import AdapterName
@@ -21,6 +22,7 @@ from loragate.adapters.rows import existing_adapter_row, existing_version_row, u
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.tables import Artifacts, Versions
 
+logger = logging.getLogger(__name__)
 MERGED: Final = "merged"
 
 
@@ -51,6 +53,7 @@ class Merges:
                 named = adapter.tenant, adapter.name, f"v{number}"
                 raise MergedInUse(*named, ("a server, which holds it",))
             if found is not None and before == digest:
+                self._store.settle(digest)  # it is in a row already
                 return artifact_record(found)
             made = session.merge(
                 Artifacts(
@@ -62,8 +65,11 @@ class Merges:
                 )
             )
             session.flush()
-            if before != digest and not session.scalar(select(is_needed(literal(before)))):
-                self._store.remove(before)
+            # Marked before the commit, removed after it. Removed here, the model that the version
+            # still has would be gone if the commit failed; not marked here, it would stay for ever
+            # if this process died between the two.
+            if before != digest:
+                self._store.unsettle(before)
             record(
                 session,
                 actor,
@@ -73,7 +79,21 @@ class Merges:
                 to_version=number,
                 digest=digest,
             )
-            return artifact_record(made)
+            attached = artifact_record(made)
+        self._store.settle(digest)
+        if before != digest:
+            self._discard(before)
+        return attached
+
+    def _discard(self, digest: str) -> None:
+        """The files go, unless something needs them by now: that is asked again, in a change."""
+        try:
+            with self._database.changing() as session:
+                if not session.scalar(select(is_needed(literal(digest)))):
+                    self._store.remove(digest)
+            self._store.sweep()
+        except StoreError as error:  # the new model is attached; a collection takes the old one
+            logger.warning("the replaced merged model is left to a collection: %s", error)
 
     def merged_model(self, adapter: AdapterName, number: int) -> Path:
         """The folder of the version's merged model, which is read-only. Raises NotMerged where

@@ -15,6 +15,7 @@ from typing import Self
 from loragate.adapters.aliases import Aliasing
 from loragate.adapters.audit_log import read_audit, read_audit_after
 from loragate.adapters.catalog import Catalog
+from loragate.adapters.collection import Collection
 from loragate.adapters.database import Database
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.ledger import UsageLedger
@@ -64,6 +65,7 @@ __all__ = [
 class Registry(
     Tenancy,
     Catalog,
+    Collection,
     Merges,
     Aliasing,
     Transitions,

@@ -22,6 +22,7 @@ DEFAULT_FILE: Final = "loragate.toml"
 FILE_VARIABLE: Final = "LORAGATE_CONFIG"
 MaxLoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 DEFAULT_MAX_LORA_RANK: Final = 64
+DEFAULT_ORPHANS_AFTER_SECONDS: Final = 86_400.0
 
 _SHARED: Final = {
     "LORAGATE_REGISTRY_URL": ("registry", "url"),

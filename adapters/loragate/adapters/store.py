@@ -1,7 +1,8 @@
 """Artifacts on disk, each in a folder named by the digest of what it holds.
 
 A folder appears whole, by one rename, or not at all. The store knows nothing of tenants or
-versions.
+versions. Whoever puts an artifact records it elsewhere and then says so with `settle`; what stays
+unsettled for long was put by somebody who died in between, and `remove_orphan` takes it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import re
 import secrets
 import shutil
+import stat
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +28,11 @@ from loragate.adapters.merged_files import MergedFiles
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _INCOMING: Final = ".incoming-"
 _CHUNK_BYTES: Final = 1 << 20
+# The mark of an unsettled artifact: a bit of its folder's mode, so that it comes with the rename
+# that makes the folder appear and goes with the folder. Between owner and kernel it means nothing
+# more, since nobody else may write into the folder anyway.
+_UNSETTLED: Final = stat.S_ISVTX
+_FOLDER_MODE: Final = 0o700
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -53,7 +61,9 @@ class ArtifactStore:
     def put(self, files: AdapterFiles | MergedFiles) -> str:
         """Copy the files in and return their digest; what is there already is checked and kept.
 
-        Raises StoreError when the disk is full or unwritable; then nothing is left behind.
+        The artifact is unsettled and as good as new from here on, even where it was there already,
+        so that no collection takes it for an orphan before its time has passed again. Raises
+        StoreError when the disk is full or unwritable; then nothing is left behind.
         """
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,32 +103,108 @@ class ArtifactStore:
                 f"{folder} and publish its folder again, or restore it from a backup"
             )
 
+    def settle(self, digest: str) -> None:
+        """Somebody's record refers to the artifact from now on: it is no orphan any more."""
+        self._set_mode(digest, _FOLDER_MODE)
+
+    def unsettle(self, digest: str) -> None:
+        """The record that refers to the artifact is about to go: should its files not go with it,
+        they are an orphan.
+        """
+        self._set_mode(digest, _FOLDER_MODE | _UNSETTLED)
+
+    def unsettled(self) -> list[str]:
+        """The digests of the artifacts that nobody has settled yet."""
+        return [
+            entry.name
+            for entry in self._artifacts()
+            if (status := _status(entry)) is not None and status.st_mode & _UNSETTLED
+        ]
+
+    def digests(self) -> list[str]:
+        """Of all artifacts that are here. Raises StoreError."""
+        return [entry.name for entry in self._artifacts()]
+
+    def unused_seconds(self, digest: str) -> float:
+        """Since it was put for the last time; below 0 where a clock was set back, or it is gone."""
+        status = _status(self._folder(digest))
+        return -1.0 if status is None else time.time() - status.st_mtime
+
     def remove(self, digest: str) -> None:
-        """The artifact vanishes by one rename; a second time changes nothing. Raises StoreError."""
-        doomed = self._root / f"{_INCOMING}{os.getpid()}-{secrets.token_hex(8)}"
+        """The artifact vanishes by one rename, and its files with the next `sweep`; a second time
+        changes nothing. Raises StoreError.
+        """
+        with self._removing(digest):
+            self._move_out(digest)
+
+    def remove_orphan(self, digest: str, older_than_seconds: float) -> bool:
+        """As `remove`, unless it was put again within these seconds; whether it is gone by this.
+
+        That no record refers to it is the caller's to know, and to keep true meanwhile.
+        """
+        with self._removing(digest):
+            # Looked at under the lock under which `put` makes it as good as new, and in the same
+            # breath as it is moved out. So either the put came first: then it is young, and stays.
+            # Or this comes first: then the put finds nothing here and brings its own copy in. Asked
+            # before the lock, its age could be an old one when the folder is moved away from under
+            # a publication that has just been told that it is there.
+            if self.unused_seconds(digest) < older_than_seconds:
+                return False
+            return self._move_out(digest)
+
+    def sweep(self) -> int:
+        """Remove what dead processes left half-copied, and the files of removed artifacts; the
+        number of folders removed.
+        """
+        if not self._root.is_dir():
+            return 0
+        with _locked(self._root, fcntl.LOCK_EX):
+            abandoned = [each for each in self._root.glob(f"{_INCOMING}*") if _is_abandoned(each)]
+        # Outside the lock, on which every publication waits: what has no owner gets none again.
+        for folder in abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
+        return len(abandoned)
+
+    @contextmanager
+    def _removing(self, digest: str) -> Iterator[None]:
         try:
-            self._folder(digest).rename(doomed)
-            _sync_folder(self._root)
-        except FileNotFoundError:
-            return
+            self._root.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            with _locked(self._root, fcntl.LOCK_EX):
+                yield
         except OSError as error:
             raise StoreError(
                 f"the artifact {digest} cannot be removed from {self._root} ({error.strerror}); "
                 "make the folder writable for this user"
             ) from error
-        shutil.rmtree(doomed, ignore_errors=True)  # what is left of it, `sweep` removes
 
-    def sweep(self) -> int:
-        """Remove what dead processes left half-copied; the number of folders removed."""
-        if not self._root.is_dir():
-            return 0
-        removed = 0
-        with _locked(self._root, fcntl.LOCK_EX):
-            for folder in self._root.glob(f"{_INCOMING}*"):
-                if _is_abandoned(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
-                    removed += 1
-        return removed
+    def _move_out(self, digest: str) -> bool:
+        doomed = self._root / f"{_INCOMING}{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            self._folder(digest).rename(doomed)
+        except FileNotFoundError:
+            return False
+        _sync_folder(self._root)
+        return True
+
+    def _artifacts(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self._root) as entries:
+                return [entry for entry in entries if _DIGEST.fullmatch(entry.name)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(f"{self._root} cannot be read: {error}") from error
+
+    def _set_mode(self, digest: str, mode: int) -> None:
+        try:
+            self._folder(digest).chmod(mode)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(
+                f"the artifact {digest} in {self._root} cannot be marked ({error.strerror}); make "
+                "the folder this user's own"
+            ) from error
 
     def _folder(self, digest: str) -> Path:
         if _DIGEST.fullmatch(digest) is None:
@@ -143,14 +229,32 @@ class ArtifactStore:
 
     def _move_in(self, incoming: Path, digest: str) -> None:
         folder = self._folder(digest)
-        try:
-            incoming.rename(folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            self.verify(digest)
-        else:
-            _sync_folder(self._root)
+        # Nothing is removed meanwhile: what is found here stays until it is as good as new, and
+        # what is not found is not there a moment later either, unless another `put` was faster.
+        with _locked(self._root, fcntl.LOCK_SH):
+            incoming.chmod(_FOLDER_MODE | _UNSETTLED)
+            os.utime(incoming)
+            try:
+                incoming.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                folder.chmod(_FOLDER_MODE | _UNSETTLED)
+                os.utime(folder)
+            else:
+                _sync_folder(self._root)
+                return
+        self.verify(digest)
+
+
+def _status(path: Path | os.DirEntry[str]) -> os.stat_result | None:
+    """None where it is gone. Raises StoreError."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
 
 
 def _is_folder(path: Path) -> bool:

@@ -328,8 +328,12 @@ class UnpinVersionResponse(_message.Message):
     def __init__(self, version: _Optional[_Union[AdapterVersion, _Mapping]] = ...) -> None: ...
 
 class CollectArtifactsRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("dry_run", "unreferenced")
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    UNREFERENCED_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    unreferenced: bool
+    def __init__(self, dry_run: _Optional[bool] = ..., unreferenced: _Optional[bool] = ...) -> None: ...
 
 class CollectArtifactsResponse(_message.Message):
     __slots__ = ("digests",)

@@ -27,6 +27,7 @@ from loragate.server.admission import Admission
 from loragate.server.auth import Tenants
 from loragate.server.background import BackgroundTasks
 from loragate.server.background_metrics import BackgroundTaskMetrics
+from loragate.server.collecting import collecting
 from loragate.server.config import Config, LimitsConfig, are_metrics_closed, read_chat_template
 from loragate.server.daemon_threads import in_daemon_thread
 from loragate.server.deadlines import Deadlines
@@ -263,6 +264,7 @@ async def build(
                 engines=engines,
                 pool=pools.administration,
                 files_pool=pools.files,
+                orphans_after_seconds=config.registry.orphans_after_seconds,
             )
             grpc_server = build_server(
                 gateway,
@@ -326,6 +328,7 @@ async def build(
                     trials.running(background),
                     shadows.running(background),
                     background.repeating("slot check", engine.check_slots, wait=engine.idle),
+                    collecting(registry, home, config.registry, background, pools.files),
                 ):
                     yield server
             finally:

@@ -97,10 +97,14 @@ class LimitsConfig(Section, frozen=True):
 
 
 class RegistryConfig(Section, frozen=True):
-    """Where the truth is kept. An empty URL means SQLite in LORAGATE_HOME."""
+    """Where the truth is kept. An empty URL means SQLite in LORAGATE_HOME. How often a server
+    removes artifacts that were put for so long without a version coming to refer to them.
+    """
 
     url: str = ""
     poll_seconds: float = 0.2
+    collect_seconds: float = 3600.0
+    orphans_after_seconds: float = settings.DEFAULT_ORPHANS_AFTER_SECONDS
 
 
 class MetricsConfig(Section, frozen=True):
@@ -281,6 +285,9 @@ RANGES: Mapping[str, Range] = {
     "limits.max_choices": Range(1, 4096),
     "limits.max_prompt_logprobs": Range(1, 10**9),
     "registry.poll_seconds": Range(0.01, 3600),
+    "registry.collect_seconds": Range(0, 7 * _DAY_SECONDS),
+    # Less than a publication may take would take it for dead.
+    "registry.orphans_after_seconds": Range(600, 366 * _DAY_SECONDS),
     "metrics.max_adapters": Range(0, 10**6),
     "experiments.look_seconds": Range(0.01, 3600),
     "experiments.shadow_tokens_per_minute": Range(0, 10**9),

@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 
 import msgspec
 import psutil
@@ -33,6 +33,7 @@ from loragate.adapters.adapter_files import WEIGHTS
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.errors import StoreError
 from loragate.adapters.peft_config import CONFIG
+from loragate.adapters.temporary_folders import temporary_folder
 from loragate.server import native_library
 from loragate.server.config import ConfigError, EngineConfig
 from loragate.server.core import ChatRequest, Delta
@@ -340,8 +341,8 @@ class VllmEngine:
 
     async def load(self, adapter: LoadedAdapter) -> None:
         try:
-            with TemporaryDirectory(prefix="loragate-staged-") as folder:
-                staged = await asyncio.to_thread(self._stage, adapter.path, Path(folder))
+            with temporary_folder("staged") as folder:
+                staged = await asyncio.to_thread(self._stage, adapter.path, folder)
                 await self._place(adapter.version.lora_id, staged)
         except OSError as error:
             raise StoreError(

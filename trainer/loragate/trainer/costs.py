@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +20,7 @@ from rich.progress import Progress
 
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.home import Home
+from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.split_folder import SplitFolder
 from loragate.trainer.run_file import RunFile, convert_run_file
 from loragate.trainer.run_folder import RunFolder, RunResult, write_whole
@@ -206,8 +206,8 @@ def _probe(settings: dict[str, object], root: Path, splits: Path, home: Path) ->
         prepared = _shortened(
             prepare(convert_run_file(settings), root, SplitFolder.read(splits), Home(home))
         )
-        with tempfile.TemporaryDirectory(prefix="loragate-estimate-") as scratch:
-            folder = RunFolder(Path(scratch))
+        with temporary_folder("estimate") as scratch:
+            folder = RunFolder(scratch)
             with Progress(disable=True) as progress:
                 result = train(prepared, folder, progress)
             steps = [line for line in folder.steps() if "seconds" in line]

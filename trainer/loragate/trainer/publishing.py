@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from loragate.adapters.manifest import Contract, Fact
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
+from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.rows import read_test_rows
 from loragate.trainer.merged_versions import MergedVersion, merge_version
@@ -57,9 +57,9 @@ def publish_run(run: RunFolder, home: Home, evaluation: Evaluation | None) -> Pu
     renderer = Renderer.load(base.path, template_of(settings, run.root))
     with (
         open_registry(home, base) as registry,
-        tempfile.TemporaryDirectory(dir=home.root, prefix=".publish-") as scratch,
+        temporary_folder("publish", home.root) as scratch,
     ):
-        folder = assemble(run, Path(scratch) / "adapter", evaluation)
+        folder = assemble(run, scratch / "adapter", evaluation)
         if wanted.reference_prompts:
             prompts = [renderer.supervise(row.turns()).input_ids for row in rows]
             reference = compute_reference(base.path, folder, prompts, wanted.reference_prompts)

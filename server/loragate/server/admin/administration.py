@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 from loragate.adapters.errors import StoreError
@@ -25,6 +26,7 @@ from loragate.adapters.records import (
     UsageTotal,
 )
 from loragate.adapters.registry import Registry
+from loragate.adapters.settings import DEFAULT_ORPHANS_AFTER_SECONDS
 from loragate.adapters.snapshot import AdapterListing, Limits, Snapshot, SnapshotWatcher
 from loragate.adapters.trial_records import Trial, TrialKind
 from loragate.server.admin.received_files import ReceivedFiles
@@ -56,14 +58,17 @@ class Administration:
         engines: Callable[[], Sequence[EngineStanding]] = tuple,
         pool: Executor | None = None,
         files_pool: Executor | None = None,
+        orphans_after_seconds: float = DEFAULT_ORPHANS_AFTER_SECONDS,
     ) -> None:
         """`snapshots` is the server's, which is looked after elsewhere. It is brought up to date
         before each answer, so that what the answer says holds for requests, too. `engines` says how
         the server's engines stand. The registry is called in the threads of `pool`, and for
-        adapters that are published in those of `files_pool`.
+        adapters that are published in those of `files_pool`. `orphans_after_seconds` is for what a
+        collection takes, see `Collection`.
         """
         self._pool = pool
         self._files_pool = files_pool
+        self._orphans_after_seconds = orphans_after_seconds
         self._engines = engines
         self._registry = registry
         self._office = TrialOffice(registry)
@@ -155,8 +160,21 @@ class Administration:
     async def unpin(self, adapter: AdapterName, selector: str) -> AdapterVersion:
         return await self._ask(self._registry.unpin, adapter, selector, self._actor)
 
-    async def collect(self) -> Sequence[str]:
-        return await self._ask(self._registry.collect, self._actor)
+    async def collect(
+        self, *, is_dry_run: bool = False, unreferenced: bool = False
+    ) -> Sequence[str]:
+        """What was removed, or in a dry run what would be."""
+        find = self._registry.collectable
+        function = find if is_dry_run else partial(self._registry.collect, self._actor)
+        # In the threads for files: removing them takes as long as they are large.
+        digests = await _in_thread(
+            self._files_pool,
+            function,
+            orphans_after_seconds=self._orphans_after_seconds,
+            unreferenced=unreferenced,
+        )
+        await self._follow()
+        return digests
 
     async def start_rollout(self, adapter: AdapterName, wish: RolloutWish) -> Trial:
         return await self._ask(self._office.start_rollout, adapter, wish, self._actor)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from loragate.adapters.home import Home
 from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import Registry
+from loragate.adapters.settings import DEFAULT_ORPHANS_AFTER_SECONDS
 from loragate.adapters.snapshot import Limits
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.trial_records import TrialKind
@@ -50,9 +52,15 @@ _LOOK_SECONDS = 0.1
 class LocalAdmin:
     """An AdminPort over an open registry, which the caller closes."""
 
-    def __init__(self, registry: Registry, actor: str) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        actor: str,
+        orphans_after_seconds: float = DEFAULT_ORPHANS_AFTER_SECONDS,
+    ) -> None:
         self._registry = registry
         self._actor = actor
+        self._orphans_after_seconds = orphans_after_seconds
 
     def revision(self, unlike: int, within_seconds: float) -> int:
         deadline = time.monotonic() + within_seconds
@@ -127,8 +135,13 @@ class LocalAdmin:
     def unpin(self, adapter: AdapterName, selector: str) -> PublishedView:
         return PublishedView.of(self._registry.unpin(adapter, selector, self._actor))
 
-    def collect(self) -> CollectedView:
-        return CollectedView(collected=self._registry.collect(self._actor))
+    def collect(self, *, is_dry_run: bool = False, unreferenced: bool = False) -> CollectedView:
+        registry = self._registry
+        function = registry.collectable if is_dry_run else partial(registry.collect, self._actor)
+        collected = function(
+            orphans_after_seconds=self._orphans_after_seconds, unreferenced=unreferenced
+        )
+        return CollectedView(collected=collected)
 
     def start_rollout(self, adapter: AdapterName, body: RolloutRequest) -> TrialView:
         return self._trials().start_rollout(adapter, body)
@@ -169,7 +182,7 @@ def open_local() -> Iterator[LocalAdmin]:
     url = config.registry.url or home.database_url
     gate = StaticGate(_base(config.engine, home), config.engine.max_lora_rank)
     with Registry(url, ArtifactStore(home.artifacts), gate) as registry:
-        yield LocalAdmin(registry, f"cli:{_user()}")
+        yield LocalAdmin(registry, f"cli:{_user()}", config.registry.orphans_after_seconds)
 
 
 def _user() -> str:

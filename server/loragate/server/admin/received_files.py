@@ -1,12 +1,12 @@
 """An adapter's files on their way in: a folder of their own until they are published."""
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
 from loragate.adapters.adapter_files import CONFIG, MANIFEST, WEIGHTS
 from loragate.adapters.errors import InvalidAdapter, StoreError
+from loragate.adapters.temporary_folders import TemporaryFolder
 
 NEEDED = (CONFIG, WEIGHTS)
 WELCOME = (*NEEDED, MANIFEST, "README.md")
@@ -23,7 +23,7 @@ class ReceivedFiles:
         self._limit_bytes = limit_bytes
         self._name = ""
         self._file: BinaryIO | None = None
-        self._folder: Path | None = None
+        self._folder: TemporaryFolder | None = None
 
     def add(self, name: str, piece: bytes) -> None:
         """Appends to the file, which begins with its first piece. Raises InvalidAdapter."""
@@ -59,7 +59,7 @@ class ReceivedFiles:
         if self._file is not None:
             self._file.close()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
 
     def _begin(self, name: str) -> BinaryIO:
         if name not in WELCOME:
@@ -79,8 +79,8 @@ class ReceivedFiles:
 
     def _made_folder(self) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="loragate-incoming-"))
-        return self._folder
+            self._folder = TemporaryFolder("incoming")
+        return self._folder.path
 
     def _close_file(self) -> None:
         if self._file is not None:

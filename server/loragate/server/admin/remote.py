@@ -162,8 +162,12 @@ class RemoteAdmin:
     def unpin(self, adapter: AdapterName, selector: str) -> PublishedView:
         return self._ask(PublishedView, "DELETE", _adapter(adapter, "pins", selector))
 
-    def collect(self) -> CollectedView:
-        return self._ask(CollectedView, "POST", "/collect")
+    def collect(self, *, is_dry_run: bool = False, unreferenced: bool = False) -> CollectedView:
+        query = _query(
+            dry_run="true" if is_dry_run else None,
+            unreferenced="true" if unreferenced else None,
+        )
+        return self._ask(CollectedView, "POST", "/collect", query=query)
 
     def start_rollout(self, adapter: AdapterName, body: RolloutRequest) -> TrialView:
         return self._ask(TrialView, "POST", _adapter(adapter, "rollouts"), body)

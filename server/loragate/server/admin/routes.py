@@ -213,9 +213,22 @@ def _add_versions(
         return PublishedView.of(await administration.retire(adapter, number))
 
     @router.post("/collect", tags=["adapters"])
-    async def collect() -> CollectedView:
-        """Remove the files of versions that are retired; what any engine holds is left alone."""
-        return CollectedView(collected=tuple(await administration.collect()))
+    async def collect(
+        dry_run: Annotated[bool, Query(description="Only say what would be removed.")] = False,
+        unreferenced: Annotated[
+            bool,
+            Query(
+                description="Take all files that no version of this registry refers to and that "
+                "are older than registry.orphans_after_seconds, however they came there. Only "
+                "where no other registry keeps its files in the same folder."
+            ),
+        ] = False,
+    ) -> CollectedView:
+        """Remove the files of versions that are retired, and of publications that were killed;
+        what any engine holds is left alone.
+        """
+        collected = await administration.collect(is_dry_run=dry_run, unreferenced=unreferenced)
+        return CollectedView(collected=tuple(collected))
 
 
 def _add_aliases(router: APIRouter, administration: Administration) -> None:

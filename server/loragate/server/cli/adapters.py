@@ -294,22 +294,39 @@ def unpin(adapter: Selected, as_json: Json = False, url: Url = None, key: AdminK
         _say_version("[green]Unpinned[/]", freed)
 
 
-def collect(as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
-    """Remove the files of retired versions.
+def collect(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    unreferenced: Annotated[
+        bool,
+        typer.Option(
+            "--unreferenced",
+            help="Take all old files that no version of this registry refers to, however they came "
+            "there. Only where no other registry keeps its files in the same folder.",
+        ),
+    ] = False,
+    as_json: Json = False,
+    url: Url = None,
+    key: AdminKey = None,
+) -> None:
+    """Remove the files of retired versions, and of publications that were killed half-way.
 
     What a server may hold is left alone, and so are files that another version needs. The records
-    stay, and so do the numbers.
+    stay, and so do the numbers. Files that no version refers to are taken once they are older than
+    registry.orphans_after_seconds, a day by default; a server does that by itself.
     """
     from loragate.server.admin.port import open_admin
 
     with open_admin(url, key) as admin:
-        collected = admin.collect()
+        collected = admin.collect(is_dry_run=dry_run, unreferenced=unreferenced)
     if as_json:
         print_view(collected)
     elif not collected.collected:
         say("Nothing to remove: no retired version has files that no other needs.")
+    done = "Would remove" if dry_run else "[green]Removed[/]"
     for digest in () if as_json else collected.collected:
-        say("[green]Removed[/] [dim]{digest}[/]", digest=short(digest))
+        say(f"{done} [dim]{{digest}}[/]", digest=short(digest))
 
 
 def alias(

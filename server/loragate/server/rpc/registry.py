@@ -169,7 +169,9 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         context: grpc.aio.ServicerContext[pb.CollectArtifactsRequest, pb.CollectArtifactsResponse],
     ) -> pb.CollectArtifactsResponse:
         async with self._calls.answering(context):
-            digests = await self._administration.collect()
+            digests = await self._administration.collect(
+                is_dry_run=request.dry_run, unreferenced=request.unreferenced
+            )
             return pb.CollectArtifactsResponse(digests=digests)
 
     async def WatchAdapters(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.rendering import Renderer
 from loragate.adapters.settings import read_settings
 from loragate.adapters.store import ArtifactStore
+from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Example
 from loragate.trainer.evaluation.contenders import Contender
 from loragate.trainer.evaluation.evaluation import Evaluation
@@ -58,8 +58,8 @@ async def evaluate_run(
     base = find(settings.model.base, home.models)
     rows = read_test_rows(run, settings)
     renderer = Renderer.load(base.path, template_of(settings, run.root))
-    with tempfile.TemporaryDirectory(prefix="loragate-candidate-") as scratch:
-        contenders = _contenders(run, settings, home, base, Path(scratch), remote)
+    with temporary_folder("candidate") as scratch:
+        contenders = _contenders(run, settings, home, base, scratch, remote)
         served_by = remote.url if remote else "a loragate server in float32"
         digest = run.result().data_digest
         plan = Plan(_title(run, settings), base, contenders, rows, renderer, digest, served_by)

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +28,7 @@ from loragate.adapters.peft_config import CONFIG, read_config
 from loragate.adapters.registry import Registry
 from loragate.adapters.states import AdapterState
 from loragate.adapters.store import ArtifactStore
+from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Message
 from loragate.trainer.evaluation.answers import Answer
 from loragate.trainer.evaluation.errors import EvaluationError
@@ -132,8 +132,8 @@ async def started(
     The folders pass the same gate as any other. Raises EvaluationError with the end of the
     server's log where it does not come up, or with the reason where an adapter cannot serve.
     """
-    with tempfile.TemporaryDirectory(prefix="loragate-evaluation-") as scratch:
-        home = Home(Path(scratch)).ensure()
+    with temporary_folder("evaluation") as scratch:
+        home = Home(scratch).ensure()
         _link_model(serving, home)
         with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
             key = await asyncio.to_thread(_publish, registry, adapters)
