@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from observed import observed
 
 from loragate.adapters.errors import FeedbackGiven, RequestNotFound, TenantNotFound
 from loragate.adapters.names import AdapterName
@@ -52,14 +53,14 @@ def test_observations_of_a_step_come_back_in_the_order_of_time(registry: Registr
     registry.add_observations([second, other_step, first], [outcome(second), outcome(first)])
     kept = registry.add_feedback(THUMBS)
 
-    seen = registry.observations(trial.id, 0)
+    seen = observed(registry, trial.id, 0)
 
     assert seen.exposures == (first, second)
     assert seen.outcomes == (outcome(first), outcome(second))
     assert kept is not None
     assert kept.exposure_id == first.id
     assert seen.feedback == (kept,)
-    assert registry.observations(trial.id, 1).exposures == (other_step,)
+    assert observed(registry, trial.id, 1).exposures == (other_step,)
 
 
 def shadow(exposed: ExposureRow, text: str) -> ShadowRow:
@@ -75,7 +76,7 @@ def test_batch_written_twice_counts_once(registry: Registry, trial: Trial):
     both = [outcome(first), outcome(second)]
     registry.add_observations([first, second], both, [shadow(first, "a"), shadow(second, "b")])
 
-    seen = registry.observations(trial.id, 0)
+    seen = observed(registry, trial.id, 0)
     assert (seen.exposures, seen.outcomes) == ((first, second), tuple(both))
     assert len(registry.shadow_pairs(trial.id)) == 2
 
@@ -88,7 +89,7 @@ def test_row_whose_arm_is_gone_is_named_and_costs_no_other_row(
 
     registry.add_observations([*good[:4], bad, *good[4:]], [outcome(row) for row in good])
 
-    seen = registry.observations(trial.id, 0)
+    seen = observed(registry, trial.id, 0)
     assert seen.exposures == tuple(good)
     assert len(seen.outcomes) == 9
     [record] = caplog.records
@@ -127,7 +128,7 @@ def test_feedback_given_twice_counts_once(registry: Registry, trial: Trial):
     again = registry.add_feedback(replace(THUMBS, at=AT + timedelta(minutes=1)))
 
     assert again is None
-    assert registry.observations(trial.id, 0).feedback == (first,)
+    assert observed(registry, trial.id, 0).feedback == (first,)
 
 
 def test_feedback_given_twice_at_once_counts_once(registry: Registry, trial: Trial):
@@ -137,7 +138,7 @@ def test_feedback_given_twice_at_once_counts_once(registry: Registry, trial: Tri
         kept = list(threads.map(registry.add_feedback, [THUMBS] * 8))
 
     assert len([row for row in kept if row is not None]) == 1
-    assert len(registry.observations(trial.id, 0).feedback) == 1
+    assert len(observed(registry, trial.id, 0).feedback) == 1
 
 
 def test_second_opinion_on_one_metric_is_refused_and_another_metric_is_not(
@@ -150,7 +151,7 @@ def test_second_opinion_on_one_metric_is_refused_and_another_metric_is_not(
         registry.add_feedback(replace(THUMBS, value=0.0))
     registry.add_feedback(replace(THUMBS, metric="comment", value=None, comment="too long"))
 
-    assert len(registry.observations(trial.id, 0).feedback) == 2
+    assert len(observed(registry, trial.id, 0).feedback) == 2
 
 
 def test_feedback_of_another_tenant_finds_nothing(registry: Registry, trial: Trial):
@@ -161,7 +162,7 @@ def test_feedback_of_another_tenant_finds_nothing(registry: Registry, trial: Tri
     with pytest.raises(TenantNotFound):
         registry.add_feedback(replace(THUMBS, tenant="nobody"))
 
-    assert registry.observations(trial.id, 0).feedback == ()
+    assert observed(registry, trial.id, 0).feedback == ()
 
 
 def test_feedback_of_a_request_outside_of_any_trial_is_kept(registry: Registry):

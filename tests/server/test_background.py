@@ -322,7 +322,16 @@ BUSY = {
     "trials",
     "usage records",
 }
-IDLE = {"gRPC health", "hot list", "registry lock", "shadows", "slot check", "unloads"}
+IDLE = {
+    "artifact collection",
+    "gRPC health",
+    "hot list",
+    "registry lock",
+    "retention",
+    "shadows",
+    "slot check",
+    "unloads",
+}
 
 
 class Stumbling(BackgroundTasks):

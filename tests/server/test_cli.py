@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -517,6 +517,50 @@ def test_absent_server_is_told_in_one_sentence(local: Loragate) -> None:
     assert result.code == 1
     assert f"No server listens at {url}" in result.err
     assert local("tenant list --key x --url localhost").err.count("is no address of a server") == 1
+
+
+def test_what_is_kept_no_longer_is_counted_and_then_deleted(
+    local: Loragate, registry: Registry, home: Home
+) -> None:
+    registry.create_tenant("acme")
+    rows = [
+        UsageRow(
+            f"req-{days}",
+            datetime.now(UTC) - timedelta(days=days),
+            "acme",
+            "acme/support@v1",
+            "digest",
+            "http",
+            10,
+            5,
+            2,
+            0.1,
+            1.0,
+            "ok",
+            f"row-{days}",
+        )
+        for days in (1, 8, 100)
+    ]
+    registry.add_usage(rows)
+    before = local("usage --json").json
+    Path("week.toml").write_text("[retention]\nusage_days = 7\n")
+
+    counted = local("registry prune --dry-run --json").json
+    counted_by_file = local("registry prune --dry-run --config week.toml")
+    assert (counted, len(registry.usage())) == (_pruned(1, is_dry=True), 3)
+    assert "usage_days = 7" in counted_by_file.out
+    assert "Nothing was deleted. To delete them: loragate registry prune" in counted_by_file.out
+
+    assert local("registry prune --json").json == _pruned(1)
+    assert "Deleted 1 rows" in local("registry prune --config week.toml").out
+    assert "Nothing is older" in local("registry prune --config week.toml").out
+    assert [row.request_id for row in registry.usage()] == ["req-1"]
+    assert local("usage --json").json == before
+
+
+def _pruned(usage: int, *, is_dry: bool = False) -> object:
+    none = dict.fromkeys(("exposures", "outcomes", "shadows", "feedback", "usage", "audit"), 0)
+    return {"dry_run": is_dry, "rows": none | {"usage": usage}}
 
 
 def commands() -> Iterator[str]:

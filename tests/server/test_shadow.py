@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from observed import observed
 from small_server import Served, ServeWith, until
 from trial_traffic import ask, start_rollout, under_way, with_two_versions
 
@@ -63,7 +64,7 @@ async def test_shadows_are_charged_to_nobody(serve_with: ServeWith, tmp_path: Pa
 
         ids = {row.request_id for row in two.registry.usage("acme")}
         assert not any(request_id.startswith("shadow-") for request_id in ids)
-        seen = two.registry.observations(trial.id, 0)
+        seen = observed(two.registry, trial.id, 0)
         assert len(seen.exposures) == len({row.request_id for row in seen.exposures})
 
 

@@ -31,6 +31,8 @@ from loragate.adapters.states import AdapterState
 from loragate.adapters.tables import Adapters, Aliases, Audit, Versions
 from loragate.adapters.transitions import move_version
 
+ALIAS_ACTIONS: Final = "alias."
+"""How those of the audit rows begin that are an alias's history; `rollback` reads all of it."""
 SET_ALIAS: Final = "alias.set"
 _SERVE: Final = "alias.serve"
 _DELETE: Final = "alias.delete"

@@ -21,7 +21,7 @@ from loragate.adapters.serving_lock import ServingLock
 from loragate.adapters.tables import Revision
 
 # The newest migration. A database that has it is opened without loading Alembic.
-SCHEMA: Final = "0008"
+SCHEMA: Final = "0009"
 
 # Any constant does: it names the lock that keeps two servers from migrating one PostgreSQL at once.
 _MIGRATION_LOCK: Final = 0x10A6A7E
@@ -66,9 +66,13 @@ class Database:
         self._engine.dispose()
 
     @contextmanager
-    def reading(self) -> Iterator[Session]:
-        """A transaction that sees one moment."""
+    def reading(self, most_seconds: float | None = None) -> Iterator[Session]:
+        """A transaction that sees one moment. Where its statements may take longer than others,
+        ``most_seconds`` says how long.
+        """
         with explained(self._url), Session(self._reads) as session:
+            if most_seconds is not None and not is_sqlite(self._url):
+                session.execute(text(f"SET LOCAL statement_timeout = {int(1000 * most_seconds)}"))
             yield session
 
     @contextmanager

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Final
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, func, literal, select, union_all
 
 from loragate.adapters.database import Database
 from loragate.adapters.insertion import insert_new
 from loragate.adapters.records import UsageRow, UsageTotal
-from loragate.adapters.tables import UsageRecords
+from loragate.adapters.tables import UsageDays, UsageRecords
 
+_LONGEST_SUM_SECONDS: Final = 300.0
 _FIELDS = tuple(field.name for field in fields(UsageRow))
 
 
@@ -43,24 +45,36 @@ class UsageLedger:
     def usage_totals(
         self, tenant: str | None = None, since: datetime | None = None
     ) -> tuple[UsageTotal, ...]:
-        """One sum for each tenant and adapter version, in that order."""
-        by = (UsageRecords.tenant, UsageRecords.adapter)
-        query = (
-            select(
-                *by,
-                func.count(),
-                func.sum(UsageRecords.prompt_tokens),
-                func.sum(UsageRecords.completion_tokens),
-                func.sum(UsageRecords.cached_tokens),
-            )
-            .where(*_filter(tenant, since))
-            .group_by(*by)
-            .order_by(*by)
+        """One sum for each tenant and adapter version, in that order.
+
+        Of records that are kept no longer there are sums by day: ``since`` counts its whole day
+        (UTC) of these.
+        """
+        counts = "prompt_tokens", "completion_tokens", "cached_tokens"
+        records = select(
+            UsageRecords.tenant,
+            UsageRecords.adapter,
+            literal(1).label("requests"),
+            *(getattr(UsageRecords, name) for name in counts),
+        ).where(*_filter(tenant, since))
+        days = select(
+            UsageDays.tenant,
+            UsageDays.adapter,
+            UsageDays.requests,
+            *(getattr(UsageDays, name) for name in counts),
         )
-        with self._database.reading() as session:
+        if tenant is not None:
+            days = days.where(UsageDays.tenant == tenant)
+        if since is not None:
+            days = days.where(UsageDays.day >= since.astimezone(UTC).date())
+        both = union_all(records, days).subquery()
+        by = both.c.tenant, both.c.adapter
+        sums = (func.sum(both.c[name]) for name in ("requests", *counts))
+        query = select(*by, *sums).group_by(*by).order_by(*by)
+        with self._database.reading(most_seconds=_LONGEST_SUM_SECONDS) as session:
             return tuple(
-                UsageTotal(owner, adapter, *(int(count) for count in counts))
-                for owner, adapter, *counts in session.execute(query)
+                UsageTotal(owner, adapter, *(int(count) for count in counted))
+                for owner, adapter, *counted in map(tuple, session.execute(query))
             )
 
 

@@ -4,9 +4,10 @@ the registry's revision.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy import Executable, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,6 +17,7 @@ from loragate.adapters.database import Database
 from loragate.adapters.errors import FeedbackGiven, RequestNotFound
 from loragate.adapters.insertion import insert_new
 from loragate.adapters.rows import live_tenant
+from loragate.adapters.step_figures import CountingRule, StepFigures
 from loragate.adapters.tables import (
     Arms,
     Base,
@@ -29,12 +31,12 @@ from loragate.adapters.tables import (
 from loragate.adapters.trial_records import (
     ExposureRow,
     FeedbackRow,
-    Observations,
     OutcomeRow,
     ShadowRow,
 )
 
 Row = TypeVar("Row", ExposureRow, OutcomeRow, FeedbackRow, ShadowRow)
+_LONGEST_COUNT_SECONDS: Final = 600.0
 
 
 class ObservationLedger:
@@ -95,26 +97,14 @@ class ObservationLedger:
         with self._database.reading() as session:
             return _rows(session, query, ShadowRow)
 
-    def observations(self, trial_id: int, step: int) -> Observations:
-        """Of one step, to count an arm's figures anew after a restart."""
-        mine = Arms.trial_id == trial_id, Exposures.step == step
-        exposed = select(*_columns(Exposures, ExposureRow)).join(Arms, Arms.id == Exposures.arm_id)
-        outcomes = (
-            select(*_columns(Outcomes, OutcomeRow))
-            .join(Exposures, Exposures.id == Outcomes.exposure_id)
-            .join(Arms, Arms.id == Exposures.arm_id)
-        )
-        feedback = (
-            select(*_columns(Feedback, FeedbackRow))
-            .join(Exposures, Exposures.id == Feedback.exposure_id)
-            .join(Arms, Arms.id == Exposures.arm_id)
-        )
-        with self._database.reading() as session:
-            return Observations(
-                _rows(session, exposed.where(*mine).order_by(Exposures.at), ExposureRow),
-                _rows(session, outcomes.where(*mine).order_by(Outcomes.at), OutcomeRow),
-                _rows(session, feedback.where(*mine).order_by(Feedback.at), FeedbackRow),
-            )
+    @contextmanager
+    def step_figures(self, trial_id: int, step: int, rule: CountingRule) -> Iterator[StepFigures]:
+        """What one step has shown, to count its figures anew: after a restart, or for a report.
+        They are read within the block, which may take minutes where there are millions.
+        """
+        with self._database.reading(most_seconds=_LONGEST_COUNT_SECONDS) as session:
+            arms = session.scalars(select(Arms.id).where(Arms.trial_id == trial_id)).all()
+            yield StepFigures(session, arms, step, rule)
 
 
 def _exposure_of(session: Session, tenant: str, request_id: str) -> str | None:

@@ -35,6 +35,7 @@ from loragate.adapters.records import (
     UsageTotal,
     VersionRecord,
 )
+from loragate.adapters.retention import RetentionLedger
 from loragate.adapters.serving_lock import ServingLock
 from loragate.adapters.snapshot import Limits, Snapshot
 from loragate.adapters.snapshot_reader import read_revision, read_snapshot
@@ -74,6 +75,7 @@ class Registry(
     TrialLedger,
     ObservationLedger,
     UsageLedger,
+    RetentionLedger,
 ):
     """The truth about what is to be served. Threads and processes may share it; `close` ends it.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Protocol
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Date,
     DateTime,
     Dialect,
     Double,
@@ -256,6 +257,20 @@ class UsageRecords(Base):
     row_id: Mapped[str | None] = mapped_column(Text)
 
 
+class UsageDays(Base):
+    """Sums of usage records that are kept no longer, by the day (UTC) on which they began."""
+
+    __tablename__ = "usage_days"
+
+    tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    adapter: Mapped[str] = mapped_column(Text, primary_key=True)
+    day: Mapped[date] = mapped_column(Date, primary_key=True)
+    requests: Mapped[int] = mapped_column(BigInteger)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    completion_tokens: Mapped[int] = mapped_column(BigInteger)
+    cached_tokens: Mapped[int] = mapped_column(BigInteger)
+
+
 class Trials(Base):
     """Rollouts and experiments: what sends some of an adapter's requests elsewhere, one at a time.
 
@@ -313,7 +328,12 @@ class Exposures(Base):
     """
 
     __tablename__ = "exposures"
-    __table_args__ = (Index(None, "arm_id", "step"), Index(None, "tenant", "request_id"))
+    __table_args__ = (
+        # All that `step_figures` looks at of requests that do not count: to look rows up by it
+        # would take minutes where there are millions.
+        Index("ix_exposures_units", "arm_id", "step", "unit", "at", "id", "unit_kind"),
+        Index(None, "tenant", "request_id"),
+    )
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     arm_id: Mapped[int] = mapped_column(ForeignKey("arms.id"))
@@ -331,6 +351,14 @@ class Outcomes(Base):
     """
 
     __tablename__ = "outcomes"
+    __table_args__ = (
+        Index(
+            "ix_outcomes_fallbacks",
+            "exposure_id",
+            sqlite_where=text("is_fallback = 1"),
+            postgresql_where=text("is_fallback"),
+        ),
+    )
 
     exposure_id: Mapped[str] = mapped_column(Text, primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -141,12 +141,3 @@ class FeedbackRow:
     comment: str
     exposure_id: str | None
     at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Observations:
-    """What was kept of one step of a trial, each in the order of time."""
-
-    exposures: tuple[ExposureRow, ...]
-    outcomes: tuple[OutcomeRow, ...]
-    feedback: tuple[FeedbackRow, ...]

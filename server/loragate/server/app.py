@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from functools import partial
 
+import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
@@ -17,6 +18,7 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.rendering import Renderer
+from loragate.adapters.retention import Retention
 from loragate.adapters.snapshot import Limits, Snapshot, SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.templates import Templates
@@ -55,6 +57,7 @@ from loragate.server.probe import Probe
 from loragate.server.prompting import TEMPLATE_CHILDREN, PromptBuilder, contract_of
 from loragate.server.registry_lock import RegistryLock
 from loragate.server.residency import Residency
+from loragate.server.retention import RetentionTask
 from loragate.server.routing import Router, say_hidden
 from loragate.server.rpc.server import GrpcOptions, build_server
 from loragate.server.server import Server
@@ -320,6 +323,11 @@ async def build(
                 config.experiments.look_seconds,
                 pool=pools.trials,
             )
+            retention = RetentionTask(
+                registry,
+                Retention(**msgspec.structs.asdict(config.retention)),
+                pools.administration,
+            )
             try:
                 async with (
                     lifecycle.running(),
@@ -327,6 +335,7 @@ async def build(
                     merged.running(),
                     trials.running(background),
                     shadows.running(background),
+                    retention.running(background),
                     background.repeating("slot check", engine.check_slots, wait=engine.idle),
                     collecting(registry, home, config.registry, background, pools.files),
                 ):

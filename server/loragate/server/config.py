@@ -123,6 +123,16 @@ class ExperimentsConfig(Section, frozen=True):
     shadow_tokens_per_minute: int = 20_000
 
 
+class RetentionConfig(Section, frozen=True):
+    """For how many days the registry keeps what only grows; 0 is for ever. See
+    `retention.Retention`.
+    """
+
+    observations_days: int = 90
+    usage_days: int = 90
+    audit_days: int = 400
+
+
 class MergedConfig(Section, frozen=True):
     """Merged models, each in an engine of its own: its cache, what stays free beside them, and how
     long the making of one may take.
@@ -143,6 +153,7 @@ class Config(Section, frozen=True):
     metrics: MetricsConfig = MetricsConfig()
     experiments: ExperimentsConfig = ExperimentsConfig()
     merged: MergedConfig = MergedConfig()
+    retention: RetentionConfig = RetentionConfig()
 
 
 def load_config(path: Path | None, overrides: Mapping[str, object] | None = None) -> Config:
@@ -246,6 +257,7 @@ class Range(NamedTuple):
 
 _DAY_SECONDS = 86_400
 _MOST_GIB = 65_536
+_MOST_DAYS = 36_500
 # Of every number. The upper ends are far above what makes sense: they keep a slip of a digit, or a
 # number that the libraries below cannot hold, from looking like a setting.
 RANGES: Mapping[str, Range] = {
@@ -288,6 +300,9 @@ RANGES: Mapping[str, Range] = {
     "registry.collect_seconds": Range(0, 7 * _DAY_SECONDS),
     # Less than a publication may take would take it for dead.
     "registry.orphans_after_seconds": Range(600, 366 * _DAY_SECONDS),
+    "retention.observations_days": Range(0, _MOST_DAYS),
+    "retention.usage_days": Range(0, _MOST_DAYS),
+    "retention.audit_days": Range(0, _MOST_DAYS),
     "metrics.max_adapters": Range(0, 10**6),
     "experiments.look_seconds": Range(0.01, 3600),
     "experiments.shadow_tokens_per_minute": Range(0, 10**9),

@@ -3,13 +3,14 @@
 import asyncio
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from observed import observed
 from promotions import let_serve
 from small_server import until
 from sqlalchemy.exc import IntegrityError
@@ -22,8 +23,9 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.adapters.step_figures import CountingRule, StepFigures
 from loragate.adapters.store import ArtifactStore
-from loragate.adapters.trial_records import NewArm, Observations, Standing, Trial
+from loragate.adapters.trial_records import NewArm, Standing, Trial
 from loragate.server.background import BackgroundTasks
 from loragate.server.core import Route
 from loragate.server.errors import EngineDead
@@ -89,9 +91,11 @@ class StumblingRegistry(Registry):
         self.stumbles.reach("trials_under_way")
         return super().trials_under_way()
 
-    def observations(self, trial_id: int, step: int) -> Observations:
-        self.stumbles.reach("observations")
-        return super().observations(trial_id, step)
+    @contextmanager
+    def step_figures(self, trial_id: int, step: int, rule: CountingRule) -> Iterator[StepFigures]:
+        self.stumbles.reach("step_figures")
+        with super().step_figures(trial_id, step, rule) as figures:
+            yield figures
 
     def note_watched(self, trial: Trial, seconds: float) -> None:
         self.stumbles.reach("note_watched")
@@ -211,7 +215,7 @@ async def test_refused_and_cancelled_requests_are_exposures_without_an_outcome(
         rollout.ask(20, Ended(outcome="rate_limit_exceeded", ttft_seconds=None))
         rollout.ask(20, Ended(outcome="cancelled", ttft_seconds=None))
         rollout.ask(20, Ended(outcome="draining", is_fault=True, ttft_seconds=None))
-    seen = registry.observations(rollout.trial.id, 0)
+    seen = observed(registry, rollout.trial.id, 0)
     assert (len(seen.exposures), seen.outcomes) == (60, ())
 
 
@@ -244,7 +248,7 @@ ERRORS = pytest.mark.parametrize(
 
 
 @ERRORS
-@pytest.mark.parametrize("call", ["trials_under_way", "observations"])
+@pytest.mark.parametrize("call", ["trials_under_way", "step_figures"])
 async def test_trial_begins_after_any_error(
     registry: StumblingRegistry, call: str, error: Exception
 ) -> None:
@@ -284,20 +288,20 @@ def ended_trials(registry: Registry) -> list[tuple[str, str]]:
 async def test_trial_that_cannot_begin_is_tried_ever_more_seldom_and_ended_with_its_reason(
     registry: StumblingRegistry,
 ) -> None:
-    registry.stumbles.errors["observations"] = [RuntimeError("no such figure")] * 1000
+    registry.stumbles.errors["step_figures"] = [RuntimeError("no such figure")] * 1000
     clocks, calls = Clocks(), registry.stumbles.calls
     TrialOffice(registry).start_rollout(SUPPORT, WISH, "me")
     async with looked_at(registry, clocks) as places:
-        await until(lambda: calls["observations"] == 1, 10)
+        await until(lambda: calls["step_figures"] == 1, 10)
         await clocks.some_looks()
-        assert calls == {"observations": 1, "trials_under_way": 1}
+        assert calls == {"step_figures": 1, "trials_under_way": 1}
         for tries, pause in enumerate((1, 2, 4, 8, 16, 32, 60), start=1):
             await clocks.some_looks()  # the pause has begun
             clocks.seconds += pause - 0.5
             await clocks.some_looks()
-            assert calls["observations"] == tries
+            assert calls["step_figures"] == tries
             clocks.seconds += 0.5
-            await until(lambda tries=tries: calls["observations"] > tries, 10)
+            await until(lambda tries=tries: calls["step_figures"] > tries, 10)
         await until(lambda: len(ended_trials(registry)) == 1, 10)
         [(state, reason)] = ended_trials(registry)
         assert (state, "no such figure" in reason) == ("ABORTED", True)

@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.trial_records import Arm, FeedbackRow, Observations, Standing, Trial
+from loragate.adapters.trial_records import Arm, FeedbackRow, Standing, Trial
 from loragate.server.experiments.assignment import Unit
 from loragate.server.experiments.gates import parse_gate
 from loragate.server.experiments.metrics import Outcome
@@ -31,7 +32,7 @@ def under_way(most_units: int = MOST_UNITS) -> RunningTrial:
     trial = Trial(
         3, "experiment", adapter, "s", to_json(PLAN), arms, Standing("RUNNING"), AT, AT, None
     )
-    return RunningTrial(trial, PLAN, Observations((), (), ()), most_units)
+    return RunningTrial(trial, PLAN, most_units)
 
 
 def shown(report: TrialReport) -> str:
@@ -103,6 +104,15 @@ def test_report_says_once_that_further_units_do_not_count():
 
     assert to_html(full).count("Counting has ended: 2 units have come, the most that count") == 1
     assert shown(full).count("Counting has ended") == 1
+
+
+def test_report_says_why_a_trial_that_ended_long_ago_has_no_figures():
+    running = under_way()
+    assert "retention" not in shown(report_of(running, AT))
+
+    running.trial = replace(running.trial, ended_at=AT)
+
+    assert "kept no longer, by retention.observations_days" in shown(report_of(running, AT))
 
 
 def test_terminal_shows_arms_gates_and_verdict(report: TrialReport):

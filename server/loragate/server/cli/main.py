@@ -20,6 +20,7 @@ from loragate.server.cli import doctor as cli_doctor
 from loragate.server.cli import experiments as cli_experiments
 from loragate.server.cli import keys as cli_keys
 from loragate.server.cli import model as cli_model
+from loragate.server.cli import registry as cli_registry
 from loragate.server.cli import rollouts as cli_rollouts
 from loragate.server.cli import serve as cli_serve
 from loragate.server.cli import tenants as cli_tenants
@@ -74,6 +75,7 @@ def build() -> typer.Typer:
     cli_model.add_to(app)
     cli_compare.add_to(app)
     cli_usage.add_to(app)
+    cli_registry.add_to(app)
     cli_doctor.add_to(app)
     for plugin in entry_points(group="loragate.commands"):  # the trainer's, unknown to the server
         try:

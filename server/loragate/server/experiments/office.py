@@ -173,9 +173,11 @@ class TrialOffice:
         return report_of(self._counted(trial), datetime.now(UTC), pairs)
 
     def _counted(self, trial: Trial) -> RunningTrial:
-        plan = plan_of(trial)
-        seen = self._registry.observations(trial.id, trial.standing.step)
-        return RunningTrial(trial, plan, seen)
+        running = RunningTrial(trial, plan_of(trial))
+        step, rule = trial.standing.step, running.counting_rule
+        with self._registry.step_figures(trial.id, step, rule) as figures:
+            running.recount(figures)
+        return running
 
     def _decided(self, trial: Trial) -> tuple[str | None, str]:
         verdicts = self._counted(trial).verdicts(datetime.now(UTC))

@@ -78,7 +78,7 @@ class ShadowLine:
 @dataclass(frozen=True, slots=True)
 class TrialReport:
     """All that is shown. `alpha` is the probability of each wrong verdict; `counting_ended` says
-    why no further units count, and is empty while they do.
+    why no further units count, or are known any longer, and is empty while they do.
     """
 
     title: str
@@ -112,7 +112,7 @@ def report_of(running: RunningTrial, now: datetime, pairs: Sequence[ShadowRow] =
             Comparison(name, verdict, _curves(running, tallies, name, verdict))
             for name, verdict in running.verdicts(now).items()
         ),
-        counting_ended=_counting_ended(running),
+        counting_ended=_counting_ended(running, tallies),
         shadows=_shadows(trial, pairs),
         pairs=tuple(pair for pair in pairs if not pair.is_same)[:_PAIRS],
     )
@@ -140,7 +140,12 @@ def _state(running: RunningTrial) -> str:
     return standing.state
 
 
-def _counting_ended(running: RunningTrial) -> str:
+def _counting_ended(running: RunningTrial, tallies: Mapping[str, ArmTally]) -> str:
+    if running.trial.ended_at and not any(tally.requests for tally in tallies.values()):
+        return (
+            "There are no figures: no request came at its last step, or what its arms saw is kept "
+            "no longer, by retention.observations_days after its end."
+        )
     if not running.is_full:
         return ""
     return (

@@ -27,8 +27,9 @@ from loragate.adapters.listings import AliasVersions
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry import Registry
 from loragate.adapters.snapshot import SnapshotWatcher
-from loragate.adapters.trial_records import Observations, Trial
+from loragate.adapters.trial_records import Trial
 from loragate.server.background import BackgroundTasks
+from loragate.server.daemon_threads import in_daemon_thread
 from loragate.server.errors import AdapterUnavailable, EngineDead, UnreadablePlan
 from loragate.server.experiments.places import Clock, Places, Station, wall_clock
 from loragate.server.experiments.plan_bounds import LONGEST_REASON
@@ -56,10 +57,10 @@ _NOTE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_ROUND_PAUSE_SECONDS = 5.0
 _BACKOFF = Backoff(first=1.0, most=60.0)  # of one trial
+_MOST_RECOUNTS = 2  # at once
 _MOST_FAILURES = 8  # in about two minutes, by that
 # The server's own trouble, which no trial is ended for.
 _NOT_THE_TRIALS = (StoreError, EngineDead, asyncio.CancelledError)
-_NOTHING_SEEN = Observations((), (), ())
 
 
 @dataclass(slots=True)
@@ -97,6 +98,8 @@ class TrialRunner:
         threads of `pool`.
         """
         self._pool = pool
+        # Each takes a thread and a connection of its own.
+        self._recounts = asyncio.Semaphore(_MOST_RECOUNTS)
         self._registry = registry
         self._snapshots = snapshots
         self._places = places
@@ -268,19 +271,27 @@ class TrialRunner:
         """Loads the arms before the first request, so that none waits for that or finds them bad;
         but who has an arm already, from before a restart, keeps it meanwhile.
         """
-        plan = plan_of(trial)
-        step = trial.standing.step
-        seen = await in_pool(self._pool, self._registry.observations, trial.id, step)
-        # In a thread: a long trial's figures take a while to count anew.
-        running = await in_pool(self._pool, RunningTrial, trial, plan, seen)
+        running = RunningTrial(trial, plan_of(trial))
+        async with self._recounts:
+            # Where there were millions of requests it takes minutes, in which other trials must be
+            # looked at, and a server that stops must not wait for it.
+            has_begun = await in_daemon_thread(partial(self._recount, running))
         station = Station(running, self._wake.set)
-        is_new = step == 0 and not seen.exposures
+        is_new = trial.standing.step == 0 and not has_begun
         if not is_new:
             self._places.put(station)
         await self._warm_arms(station)
         self._stations[trial.id] = station
         self._places.put(station)
         logger.info("%s of %s is under way", trial, trial.adapter)
+
+    def _recount(self, running: RunningTrial) -> bool:
+        """Whether there was any request of this step. Blocks."""
+        trial, rule = running.trial, running.counting_rule
+        with self._registry.step_figures(trial.id, trial.standing.step, rule) as figures:
+            requests = running.recount(figures)
+            running.remember(figures)
+        return requests > 0
 
     async def _warm_arms(self, station: Station) -> None:
         for arm in station.running.trial.arms:
@@ -300,7 +311,7 @@ class TrialRunner:
         """Goes on as the registry says."""
         running, before = station.running, station.running.trial.standing
         if trial.standing.step != before.step:
-            station.running = RunningTrial(trial, running.plan, _NOTHING_SEEN)
+            station.running = RunningTrial(trial, running.plan)
             return
         watched = max(trial.standing.watched_seconds, before.watched_seconds)
         running.trial = replace(trial, standing=replace(trial.standing, watched_seconds=watched))

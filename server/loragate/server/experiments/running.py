@@ -5,17 +5,25 @@ calls `verdicts`, which may take some milliseconds. It belongs to one event loop
 """
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from loragate.adapters.step_figures import (
+    CountingRule,
+    Event,
+    FirstExposure,
+    StepFigures,
+    UnitFeedback,
+    UnitOutcome,
+)
 from loragate.adapters.trial_records import (
     Arm,
     ExposureRow,
     FeedbackRow,
-    Observations,
     OutcomeRow,
     Trial,
 )
@@ -37,6 +45,8 @@ MOST_UNITS: Final = 500_000
 Those that come later do not count. As what is said holds at every moment, it holds at the one where
 counting ends; and as it ends for all arms at once, it moves no arm's part of the units.
 """
+_KINDS: Final[Mapping[str, UnitKind]] = {"user": "user", "conversation": "conversation"}
+_EVENTS_A_PIECE: Final = 100  # some hundred microseconds of work
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +59,14 @@ class Assignment:
 
 
 class RunningTrial:
-    """Counts one step of a trial, from what was kept of it before on; for the next step make a new
-    one. `trial` may be replaced by the same one in another state.
+    """Counts one step of a trial, from its beginning or from what `recount` finds on; for the next
+    step make a new one. `trial` may be replaced by the same one in another state.
     """
 
     def __init__(
         self,
         trial: Trial,
         plan: RolloutPlan | ExperimentPlan,
-        seen: Observations,
         most_units: int = MOST_UNITS,
     ) -> None:
         self.trial = trial
@@ -70,9 +79,14 @@ class RunningTrial:
         self._tallies = {name: Tally(rule) for name in self._arms}
         # By exposure, arm and unit of what may still come; the oldest first.
         self._exposed: OrderedDict[str, tuple[str, str, float]] = OrderedDict()
-        self._window_seconds = rule.window_seconds
+        self._rule = rule
         self.most_units = most_units
-        self._replay(seen)
+
+    @property
+    def counting_rule(self) -> CountingRule:
+        """What of the requests so far is needed to count them anew."""
+        rule = self._rule
+        return CountingRule(rule.values, rule.window_seconds, self.most_units)
 
     @property
     def is_full(self) -> bool:
@@ -116,7 +130,7 @@ class RunningTrial:
             outcome.ttft_seconds,
             outcome.itl_seconds,
         )
-        self._count_outcome(row)
+        self._count_outcome(exposure, row)
         return row
 
     def hear(self, feedback: FeedbackRow) -> None:
@@ -155,37 +169,60 @@ class RunningTrial:
             for name, tally in tallies.items()
         }
 
-    def _replay(self, seen: Observations) -> None:
-        kinds: dict[str, UnitKind] = {"user": "user", "conversation": "conversation"}
-        events: list[tuple[datetime, ExposureRow | OutcomeRow | FeedbackRow]] = [
-            (row.at, row) for row in (*seen.exposures, *seen.outcomes, *seen.feedback)
-        ]
-        # Stable: of one moment, exposures come before their outcomes.
-        for _, row in sorted(events, key=lambda event: event[0]):
-            match row:
-                case ExposureRow():
-                    self._count_exposure(row, kinds.get(row.unit_kind, "key"))
-                case OutcomeRow():
-                    self._count_outcome(row)
-                case FeedbackRow():
-                    self.hear(row)
+    def recount(self, figures: StepFigures) -> int:
+        """Counts what was kept before, such as by a server that has ended since; returns how many
+        requests there were. Blocks, for long where there were many; to be done first of all.
+        """
+        requests, fallbacks = figures.requests(), figures.fallbacks()
+        for arm_id, name in self._names.items():
+            self._tallies[name].count_all(requests.get(arm_id, 0), fallbacks.get(arm_id, 0))
+        for number, event in enumerate(figures.events()):
+            self._count_event(event)
+            if number % _EVENTS_A_PIECE == 0:
+                time.sleep(0)  # for the event loop, which waits for Python's lock meanwhile
+        return sum(requests.values())
+
+    def remember(self, figures: StepFigures) -> None:
+        """After `recount`, where counting goes on: of which requests feedback may still count."""
+        for recent in figures.recent():
+            at = recent.at.timestamp()
+            self._exposed[recent.id] = self._names[recent.arm_id], recent.unit, at
+
+    def _count_event(self, event: Event) -> None:
+        tally, at = self._tallies[self._names[event.arm_id]], event.at.timestamp()
+        match event:
+            case FirstExposure():
+                kind: UnitKind = _KINDS.get(event.unit_kind, "key")
+                tally.begin(event.unit, kind, at, takes_new=not self.is_full)
+            case UnitOutcome():
+                outcome = Outcome(
+                    event.failed,
+                    event.duration_seconds,
+                    event.completion_tokens,
+                    event.ttft_seconds,
+                    event.itl_seconds,
+                )
+                for metric, value in outcome.observations():
+                    tally.observe(event.unit, metric, value, at)
+            case UnitFeedback():
+                tally.observe(event.unit, event.metric, event.value, at)
 
     def _count_exposure(self, row: ExposureRow, kind: UnitKind) -> None:
         arm = self._names[row.arm_id]
         at = row.at.timestamp()
-        self._forget_before(at - self._window_seconds)
+        self._forget_before(at - self._rule.window_seconds)
         self._exposed[row.id] = arm, row.unit, at
         self._tallies[arm].expose(row.unit, kind, at, takes_new=not self.is_full)
 
-    def _count_outcome(self, row: OutcomeRow) -> None:
+    def _count_outcome(self, exposure: ExposureRow, row: OutcomeRow) -> None:
+        if row.is_fallback:
+            self._tallies[self._names[exposure.arm_id]].fall_back()
+            self._exposed.pop(row.exposure_id, None)
+            return
         exposed = self._exposed.get(row.exposure_id)
         if exposed is None:
             return
         arm, unit, _ = exposed
-        if row.is_fallback:
-            self._tallies[arm].fall_back()
-            del self._exposed[row.exposure_id]
-            return
         outcome = Outcome(
             row.failed,
             row.duration_seconds,

@@ -127,8 +127,17 @@ class Tally:
         """A request of the unit was admitted to this arm. One that is new is passed over unless
         `takes_new`, but its request is counted.
         """
-        self._close_due(at)
         self._requests += 1
+        self.begin(unit, kind, at, takes_new=takes_new)
+
+    def count_all(self, requests: int, fallbacks: int) -> None:
+        """So many there were before; `begin` and `observe` hear of those that matter otherwise."""
+        self._requests += requests
+        self._fallbacks += fallbacks
+
+    def begin(self, unit: str, kind: UnitKind, at: float, *, takes_new: bool = True) -> None:
+        """As `expose`, of a request that is counted already."""
+        self._close_due(at)
         if unit in self._deadlines or not takes_new:
             return
         deadline = at + self._rule.window_seconds
