@@ -1,9 +1,12 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from promotions import let_serve
+from sqlalchemy import event
 
+from loragate.adapters import trials
 from loragate.adapters.errors import (
     AliasMovedOn,
     TenantNotFound,
@@ -177,3 +180,46 @@ def test_trials_are_listed_by_tenant_and_kind_newest_first(published: Registry):
     assert published.trials("globex") == ()
     with pytest.raises(TrialNotFound):
         published.trial(9)
+
+
+def test_newest_trial_of_an_adapter_is_found_whatever_others_there_are(
+    published: Registry, write_adapter: WriteAdapter, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trials, "_ROWS_AT_ONCE", 2)
+    assert published.newest_trial(SUPPORT) is None
+    first = start(published)
+    published.move_trial(first, replace(first.standing, state="ABORTED"), "ada", is_over=True)
+    second = start(published)
+    arms = NewArm("challenger", 1), NewArm("champion", 1)
+    others: list[Trial] = []
+    for number in range(3):
+        adapter = AdapterName("acme", f"other-{number}")
+        published.publish(adapter, write_adapter(f"other-{number}", seed=9))
+        others.append(published.start_trial("experiment", adapter, arms, "{}", "RUNNING"))
+
+    assert published.newest_trial(SUPPORT) == second
+    assert published.newest_trial(SUPPORT, "experiment") is None
+    assert published.newest_trial(AdapterName("acme", "nothing")) is None
+    assert published.trials_under_way() == (second, *others)
+
+
+def test_a_list_of_trials_takes_as_many_queries_as_one_trial(
+    published: Registry, write_adapter: WriteAdapter
+):
+    asked: list[str] = []
+    start(published)
+    event.listen(
+        published._database._engine,
+        "before_cursor_execute",
+        lambda *given: asked.append(given[2]),
+    )
+    published.trials()
+    of_one = len(asked)
+    for number in range(4):
+        adapter = AdapterName("acme", f"other-{number}")
+        published.publish(adapter, write_adapter(f"other-{number}", seed=9))
+        published.start_trial("rollout", adapter, (NewArm("challenger", 1),), "{}", "RUNNING")
+    asked.clear()
+
+    assert len(published.trials()) == 5
+    assert len(asked) == of_one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import cast
+from typing import Final, cast
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -28,6 +28,8 @@ from loragate.adapters.rows import (
 )
 from loragate.adapters.tables import Adapters, Arms, Trials, Versions
 from loragate.adapters.trial_records import Arm, ArmMode, NewArm, Standing, Trial, TrialKind
+
+_ROWS_AT_ONCE: Final = 1000  # a statement takes only so many values
 
 
 class TrialLedger:
@@ -91,13 +93,28 @@ class TrialLedger:
         if kind is not None:
             query = query.where(Trials.kind == kind)
         with self._database.reading() as session:
-            return tuple(_read(session, trial) for trial in session.scalars(query))
+            return _read_all(session, session.scalars(query).all())
+
+    def newest_trial(self, adapter: AdapterName, kind: TrialKind | None = None) -> Trial | None:
+        """None where the adapter, if it exists, never had one."""
+        query = (
+            select(Trials)
+            .join(Adapters)
+            .where(Adapters.tenant_id == adapter.tenant, Adapters.name == adapter.name)
+            .order_by(Trials.id.desc())
+            .limit(1)
+        )
+        if kind is not None:
+            query = query.where(Trials.kind == kind)
+        with self._database.reading() as session:
+            row = session.scalars(query).one_or_none()
+            return None if row is None else _read(session, row)
 
     def trials_under_way(self) -> tuple[Trial, ...]:
         """All that a server has to carry on; it reads them again when the revision has grown."""
         query = select(Trials).where(Trials.ended_at.is_(None)).order_by(Trials.id)
         with self._database.reading() as session:
-            return tuple(_read(session, trial) for trial in session.scalars(query))
+            return _read_all(session, session.scalars(query).all())
 
     def note_watched(self, trial: Trial, seconds: float) -> None:
         """Keep the time spent at the present step. Not a change: it is not audited, and does
@@ -210,34 +227,56 @@ def _existing(session: Session, trial_id: int) -> Trials:
 
 
 def _read(session: Session, row: Trials) -> Trial:
-    shelf = session.get_one(Adapters, row.adapter_id)
-    tenant = shelf.tenant_id
-    arms = session.execute(
+    [trial] = _read_all(session, [row])
+    return trial
+
+
+def _read_all(session: Session, rows: Sequence[Trials]) -> tuple[Trial, ...]:
+    """In a few queries for each thousand."""
+    pieces = (rows[i : i + _ROWS_AT_ONCE] for i in range(0, len(rows), _ROWS_AT_ONCE))
+    return tuple(trial for piece in pieces for trial in _read_some(session, piece))
+
+
+def _read_some(session: Session, rows: Sequence[Trials]) -> tuple[Trial, ...]:
+    adapters = {
+        adapter.id: AdapterName(adapter.tenant_id, adapter.name)
+        for adapter in session.scalars(
+            select(Adapters).where(Adapters.id.in_({row.adapter_id for row in rows}))
+        )
+    }
+    arms: dict[int, list[Arm]] = {row.id: [] for row in rows}
+    found = session.execute(
         select(Arms, Versions)
         .outerjoin(Versions, Versions.id == Arms.version_id)
-        .where(Arms.trial_id == row.id)
+        .where(Arms.trial_id.in_(list(arms)))
         .order_by(Arms.position)
     )
-    return Trial(
-        row.id,
-        cast(TrialKind, row.kind),
-        AdapterName(tenant, shelf.name),
-        row.salt,
-        row.plan,
-        tuple(
+    owners = {row.id: adapters[row.adapter_id] for row in rows}
+    for arm, version in found:
+        owner = owners[arm.trial_id]
+        arms[arm.trial_id].append(
             Arm(
                 arm.id,
                 arm.name,
-                None if version is None else version_of(tenant, shelf.name, version),
+                None if version is None else version_of(owner.tenant, owner.name, version),
                 cast(ArmMode, arm.mode),
                 arm.share,
             )
-            for arm, version in arms
-        ),
-        _standing(row),
-        row.created_at,
-        row.updated_at,
-        row.ended_at,
+        )
+    return tuple(
+        Trial(
+            row.id,
+            cast(TrialKind, row.kind),
+            owners[row.id],
+            row.salt,
+            row.plan,
+            tuple(arms[row.id]),
+            _standing(row),
+            row.created_at,
+            row.updated_at,
+            row.ended_at,
+        )
+        for row in rows
     )
 
 

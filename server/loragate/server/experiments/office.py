@@ -117,10 +117,10 @@ class TrialOffice:
 
     def trial(self, adapter: AdapterName, kind: TrialKind | None = None) -> Trial:
         """The adapter's newest. Raises TrialNotFound."""
-        for trial in self._registry.trials(adapter.tenant, kind, limit=1000):
-            if trial.adapter == adapter:
-                return trial
-        raise TrialNotFound(f"of {adapter}")
+        trial = self._registry.newest_trial(adapter, kind)
+        if trial is None:
+            raise TrialNotFound(f"of {adapter}")
+        return trial
 
     def trials(self, tenant: str | None = None, kind: TrialKind | None = None) -> Sequence[Trial]:
         """Newest first."""
