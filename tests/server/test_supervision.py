@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,7 @@ from small_server import Furnished, Served, on_a_socket, serve, until
 
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.names import AdapterVersion
+from loragate.server import supervision
 from loragate.server.core import Route, SamplingParams
 from loragate.server.engine import EngineRequest, LoadedAdapter
 from loragate.server.errors import EngineDead
@@ -215,12 +217,11 @@ async def test_an_engine_that_cannot_be_closed_does_not_stop_the_next() -> None:
 async def test_an_engine_that_nobody_supervises_any_more_is_dead() -> None:
     engines = EchoEngines()
 
-    def fail() -> None:
-        raise ValueError("a listener is broken")
+    async def fail(seconds: float) -> None:
+        raise ValueError("the clock is broken")
 
     with pytest.raises(ValueError, match="broken"):  # noqa: PT012 - raised on leaving
-        async with supervised(engines) as engine:
-            engine.on_restart(fail)
+        async with SupervisedEngine.running(engines.start, backoff=QUICK, sleep=fail) as engine:
             engines.last.is_alive = False
             await until(lambda: engine.state == "dead")
             assert not engine.is_alive
@@ -337,3 +338,50 @@ async def test_what_was_resident_is_loaded_again_though_nobody_asks(
     engines.last.is_alive = False
     await until(lambda: len(engines.made) == 2, 5)
     await until(lambda: engines.last.loads == ["acme/support@v1"], 5)
+
+
+async def test_listeners_that_fail_are_logged_and_stop_neither_the_engine_nor_each_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engines = EchoEngines()
+    heard: list[str] = []
+
+    def fail() -> None:
+        raise KeyError("a listener's mistake")
+
+    async def fail_by(error: BaseException, state: EngineState) -> None:
+        raise error
+
+    async def hear(state: EngineState) -> None:
+        heard.append(state)
+
+    async with supervised(engines) as engine:
+        engine.on_restart(fail)
+        engine.on_restart(lambda: heard.append("forgotten"))
+        for error in (RuntimeError("no health"), TimeoutError(), asyncio.CancelledError()):
+            engine.on_change(partial(fail_by, error))
+        engine.on_change(hear)
+        for generation in (2, 3):
+            engines.last.is_alive = False
+            await restarted(engine, generation)
+            await until(lambda: heard[-1:] == ["alive"])
+        assert heard == ["restarting", "forgotten", "alive"] * 2
+        assert engine.state == "alive"
+    assert "a listener's mistake" in caplog.text
+    assert "no health" in caplog.text
+
+
+async def test_a_listener_that_hangs_holds_the_next_engine_up_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervision, "_TELL_SECONDS", 0.01)
+    engines = EchoEngines()
+
+    async def hang(state: EngineState) -> None:
+        await asyncio.Event().wait()
+
+    async with supervised(engines) as engine:
+        engine.on_change(hang)
+        engines.last.is_alive = False
+        await restarted(engine)
+        assert engine.state == "alive"

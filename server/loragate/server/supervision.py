@@ -30,6 +30,7 @@ StartEngine = Callable[[], AbstractAsyncContextManager[Engine]]
 _POLL_SECONDS = 0.1
 _SOONEST_RETRY_SECONDS = 1.0
 _IDLE_SECONDS = 5.0
+_TELL_SECONDS = 10.0  # a listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +253,10 @@ class SupervisedEngine:
             else:
                 try:
                     lived = await self._live(engine, began)
+                except Exception:  # such as an engine that cannot say what it serves
+                    if not self._first_start.is_set():
+                        raise
+                    logger.exception("the engine was given up")
                 finally:
                     await _close(closing)
             delay = self._backoff.following(delay, lived)
@@ -281,7 +286,10 @@ class SupervisedEngine:
         self.generation += 1
         if self.generation > 1:
             for forget in self._restart_listeners:
-                forget()
+                try:
+                    forget()
+                except Exception:  # whoever listens must not keep the engine from coming back
+                    logger.exception("a listener failed as the engine came back")
             logger.warning(
                 "the engine is back after %.1f s, start %d", self._start_seconds, self.generation
             )
@@ -292,7 +300,16 @@ class SupervisedEngine:
 
     async def _tell(self) -> None:
         for tell in self._change_listeners:
-            await tell("alive" if self.is_alive else "restarting")
+            try:
+                async with asyncio.timeout(_TELL_SECONDS):
+                    await tell("alive" if self.is_alive else "restarting")
+            # Whoever listens must not end or hold up the supervision: without it, no engine that
+            # dies ever comes back. A listener may also raise the cancellation of what it awaited.
+            except (Exception, asyncio.CancelledError) as error:
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                    raise
+                logger.exception("a listener failed to hear that the engine has changed")
 
 
 async def _until_dead(life: _Life) -> None:
