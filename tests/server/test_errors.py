@@ -156,3 +156,22 @@ def test_a_message_is_short_and_valid_unicode_whatever_a_client_sent() -> None:
     assert len(failure.message) <= 1001
     assert failure.message.startswith("?x")
     assert failure.param == "?"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        registry_errors.StoreError(
+            "the database postgresql://loragate@db-7.internal/x did not answer"
+        ),
+        registry_errors.UnreadableRecord("the database on db-7.internal is damaged"),
+        registry_errors.ServedElsewhere("postgresql://db-7.internal/x"),
+    ],
+)
+def test_where_the_records_are_kept_is_told_to_operators_alone(error: Exception) -> None:
+    told, public = describe(error, is_for_operator=True), describe(error)
+    assert told.message == str(error)
+    assert "db-7" not in public.message
+    assert "try again" in public.message
+    assert (public.code, public.status.http_status) == ("store_unavailable", 503)
+    assert (public.says_less, told.says_less) == (True, False)

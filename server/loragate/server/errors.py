@@ -16,7 +16,7 @@ Everything raises; each transport turns an exception into its answer in one plac
 An exception that is not in the table becomes 500 / INTERNAL without a word of its text.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
@@ -150,7 +150,9 @@ _LONGEST_TEXT = 1000  # characters; gRPC's clients take 8 KiB of trailers by def
 class Status:
     """One row of the table: the same failure in gRPC's, HTTP's and OpenAI's words.
 
-    `retry_after_seconds` holds for an error that has no hint of its own.
+    `retry_after_seconds` holds for an error that has no hint of its own. `public_message` is what
+    all but operators are told instead of the error's own text, where that names what is theirs
+    alone to know, such as hosts and paths.
     """
 
     grpc_code: grpc.StatusCode
@@ -158,6 +160,7 @@ class Status:
     type: str
     code: str
     retry_after_seconds: float | None = None
+    public_message: str | None = None
 
 
 _BAD_REQUEST = Status(
@@ -267,14 +270,20 @@ TABLE: dict[type[Exception], Status] = {
     registry.AliasMovedOn: _conflict("alias_moved_on", grpc.StatusCode.FAILED_PRECONDITION),
     registry.IllegalMove: _conflict("illegal_move", grpc.StatusCode.FAILED_PRECONDITION),
     registry.InvalidRecord: _BAD_REQUEST,
-    registry.StoreError: _unavailable("store_unavailable"),
+    registry.StoreError: replace(
+        _unavailable("store_unavailable"),
+        public_message="The server cannot reach what it keeps its records and files in; try again "
+        "shortly. Its log has the details under this request id.",
+    ),
     ChildUnavailable: _unavailable("child_unavailable", retry_after_seconds=1.0),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An exception as a client sees it. `code` is OpenAI's `error.code`."""
+    """An exception as a client sees it. `code` is OpenAI's `error.code`. What its message does not
+    say is for the log.
+    """
 
     status: Status
     message: str
@@ -282,18 +291,27 @@ class Failure:
     param: str | None
     retry_after_seconds: float | None
 
+    @property
+    def says_less(self) -> bool:
+        """Whether the message is not the error's own."""
+        return self.message == self.status.public_message
 
-def describe(error: Exception) -> Failure:
-    """Looks the exception's class up along its bases; what is not in the table says nothing."""
+
+def describe(error: Exception, *, is_for_operator: bool = False) -> Failure:
+    """Looks the exception's class up along its bases; what is not in the table says nothing.
+
+    `is_for_operator`: the answer goes to somebody who has shown the admin key.
+    """
     for kind in type(error).__mro__:
         status = TABLE.get(kind)
         if status is not None:
             own_code: object = getattr(error, "code", None)
             param: object = getattr(error, "param", None)
             retry: object = getattr(error, "retry_after_seconds", status.retry_after_seconds)
+            is_public = is_for_operator or status.public_message is None
             return Failure(
                 status=status,
-                message=_sendable(str(error)),
+                message=_sendable(str(error)) if is_public else status.public_message or "",
                 code=own_code if isinstance(own_code, str) else status.code,
                 param=_sendable(param) if isinstance(param, str) else None,
                 retry_after_seconds=retry if isinstance(retry, float | int) else None,

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 async def answer_error(request: Request, error: Exception) -> Response:
     request_id = request.state.request_id
-    failure = describe(_meant(error))
+    is_for_operator = getattr(request.state, "is_operator", False) is True
+    failure = describe(_meant(error), is_for_operator=is_for_operator)
     # 405 comes with `Allow`.
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if failure.status.http_status == 401:
@@ -36,7 +37,7 @@ async def answer_error(request: Request, error: Exception) -> Response:
     elif failure.status.http_status in (409, 429):
         headers["x-should-retry"] = "false"
     return Response(
-        error_body(_meant(error), request_id),
+        error_body(_meant(error), request_id, is_for_operator=is_for_operator),
         failure.status.http_status,
         headers,
         media_type="application/json",
@@ -56,9 +57,13 @@ def raw_response(error: Exception) -> bytes:
     ).encode() + body
 
 
-def error_body(error: Exception, request_id: str) -> bytes:
-    """OpenAI's error object; an exception that nobody foresaw is logged here, and says nothing."""
-    failure = describe(error)
+def error_body(error: Exception, request_id: str, *, is_for_operator: bool = False) -> bytes:
+    """OpenAI's error object; an exception that nobody foresaw is logged here, and says nothing. So
+    is one whose text is for operators alone.
+    """
+    failure = describe(error, is_for_operator=is_for_operator)
+    if failure.says_less:
+        logger.warning("a request failed: %s", error, extra={"request_id": request_id})
     if failure.status.http_status == 500:
         logger.error("unforeseen failure", exc_info=error, extra={"request_id": request_id})
     return msgspec.json.encode(

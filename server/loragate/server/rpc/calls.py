@@ -45,11 +45,13 @@ _MAX_DETAILS_BYTES = 1024  # clients refuse answers whose headers pass 8 KiB; th
 
 @asynccontextmanager
 async def answering(
-    context: grpc.aio.ServicerContext[Asked, Answered],
+    context: grpc.aio.ServicerContext[Asked, Answered], *, is_for_operator: bool = False
 ) -> AsyncIterator[Caller]:
     """Wraps the whole of a method: yields who calls, and turns what is raised into a status.
 
-    Cancellation passes through: gRPC has told the client already, or there is none any more.
+    `is_for_operator`: the method lets in who has the admin key before it does anything that fails
+    with what is for operators alone. Cancellation passes through: gRPC has told the client
+    already, or there is none any more.
     """
     caller = caller_of(context)
     context.set_trailing_metadata((("x-request-id", caller.request_id),))
@@ -60,7 +62,9 @@ async def answering(
     except DecodeError as error:
         await _abort(context, describe(InvalidRequest(f"The request is no message: {error}")))
     except Exception as error:  # the one place where an unknown error gets its status
-        failure = describe(error)
+        failure = describe(error, is_for_operator=is_for_operator)
+        if failure.says_less:
+            logger.warning("a call failed: %s", error, extra={"request_id": caller.request_id})
         if failure.status.grpc_code is grpc.StatusCode.INTERNAL:
             logger.exception("gRPC call failed", extra={"request_id": caller.request_id})
         await _abort(context, failure)
@@ -78,7 +82,7 @@ class AdminCalls:
         self, context: grpc.aio.ServicerContext[Asked, Answered]
     ) -> AsyncIterator[str]:
         """As `answering`, and turns everybody else away. Yields in whose turn to read: nobody's."""
-        async with answering(context) as caller:
+        async with answering(context, is_for_operator=True) as caller:
             check_admin_key(caller.api_key, self._admin_key, self._is_tenant_key)
             yield ""
 
