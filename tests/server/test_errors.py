@@ -93,6 +93,7 @@ EXPECTED = {
     "IllegalMove": ("FAILED_PRECONDITION", 409, "invalid_request_error", "illegal_move"),
     "UnreadablePlan": ("FAILED_PRECONDITION", 409, "invalid_request_error", "unreadable_plan"),
     "InvalidRecord": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_value"),
+    "InvalidCursor": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_cursor"),
     "StoreError": ("UNAVAILABLE", 503, "server_error", "store_unavailable"),
     "ChildUnavailable": ("UNAVAILABLE", 503, "server_error", "child_unavailable"),
 }

@@ -47,6 +47,7 @@ REGISTRY_ERRORS: list[Exception] = [
     registry.FeedbackGiven("request-1", "thumbs"),
     registry.StoreError("the disk is full"),
     registry.InvalidRecord("what cannot be kept"),
+    registry.InvalidCursor("nowhere"),
     ChildUnavailable("the child process does not start"),
 ]
 REQUEST_ERRORS: list[Exception] = [

@@ -73,9 +73,15 @@ def record_version(
     )
 
 
-def read_audit(session: Session, subject: str | None, limit: int) -> tuple[AuditRow, ...]:
-    """Newest first. A subject stands for all that belongs to it, a tenant for its adapters."""
+def read_audit(
+    session: Session, subject: str | None, limit: int, after: int | None = None
+) -> tuple[AuditRow, ...]:
+    """Newest first, from after the row with this id. A subject stands for all that belongs to it, a
+    tenant for its adapters.
+    """
     query = select(Audit).where(*_of(subject)).order_by(Audit.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(Audit.id < after)
     return tuple(map(_row, session.scalars(query)))
 
 

@@ -438,6 +438,20 @@ class InvalidRecord(LoragateError, ValueError):
         return f"the registry cannot keep such a value: {self.reason}"
 
 
+class InvalidCursor(LoragateError, ValueError):
+    """A listing is to go on after what is no row of it."""
+
+    def __init__(self, after: str) -> None:
+        super().__init__(after)
+        self.after = after
+
+    def __str__(self) -> str:
+        return (
+            f"this listing cannot go on after {self.after!r}; give what its part before has named, "
+            "or leave it out to begin"
+        )
+
+
 class StoreError(LoragateError):
     """The disk or the database would not do its part: full, read-only, damaged, locked."""
 

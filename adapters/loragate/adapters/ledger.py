@@ -7,10 +7,11 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, func, literal, select, union_all
+from sqlalchemy import ColumnElement, and_, func, literal, or_, select, union_all
 
 from loragate.adapters.database import Database
 from loragate.adapters.insertion import insert_new
+from loragate.adapters.pages import EVERYTHING, Page
 from loragate.adapters.records import UsageRow, UsageTotal
 from loragate.adapters.tables import UsageDays, UsageRecords
 
@@ -43,9 +44,13 @@ class UsageLedger:
             return tuple(UsageRow(*row) for row in rows)
 
     def usage_totals(
-        self, tenant: str | None = None, since: datetime | None = None
+        self,
+        tenant: str | None = None,
+        since: datetime | None = None,
+        page: Page = EVERYTHING,
     ) -> tuple[UsageTotal, ...]:
-        """One sum for each tenant and adapter version, in that order.
+        """One sum for each tenant and adapter version, in that order; after
+        ``acme/acme/support@v3``, the tenant and what it used.
 
         Of records that are kept no longer there are sums by day: ``since`` counts its whole day
         (UTC) of these.
@@ -70,7 +75,10 @@ class UsageLedger:
         both = union_all(records, days).subquery()
         by = both.c.tenant, both.c.adapter
         sums = (func.sum(both.c[name]) for name in ("requests", *counts))
-        query = select(*by, *sums).group_by(*by).order_by(*by)
+        query = select(*by, *sums).group_by(*by).order_by(*by).limit(page.limit)
+        if (after := page.after_pair()) is not None:
+            owner, used = after
+            query = query.where(or_(by[0] > owner, and_(by[0] == owner, by[1] > used)))
         with self._database.reading(most_seconds=_LONGEST_SUM_SECONDS) as session:
             return tuple(
                 UsageTotal(owner, adapter, *(int(count) for count in counted))

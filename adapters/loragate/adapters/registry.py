@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +24,7 @@ from loragate.adapters.listings import AdapterListing, AliasVersions
 from loragate.adapters.merged_serving import MergedServing
 from loragate.adapters.merges import Merges
 from loragate.adapters.observations import ObservationLedger
+from loragate.adapters.pages import EVERYTHING, Page
 from loragate.adapters.pins import Pinning
 from loragate.adapters.records import (
     AdapterRecord,
@@ -118,12 +120,14 @@ class Registry(
     ) -> None:
         self.close()
 
-    def audit(self, subject: str | None = None, limit: int = 50) -> tuple[AuditRow, ...]:
-        """Newest first: of all, or of a subject and what belongs to it, as ``acme`` or
-        ``acme/support``.
+    def audit(
+        self, subject: str | None = None, limit: int = 50, after: int | None = None
+    ) -> tuple[AuditRow, ...]:
+        """Newest first, from after the row with this id: of all, or of a subject and what belongs
+        to it, as ``acme`` or ``acme/support``.
         """
         with self._database.reading() as session:
-            return read_audit(session, subject, limit)
+            return read_audit(session, subject, limit, after)
 
     def audit_after(
         self, seen: int, subject: str | None = None, limit: int = 500
@@ -132,13 +136,17 @@ class Registry(
         with self._database.reading() as session:
             return read_audit_after(session, seen, subject, limit)
 
-    def adapters(self, tenant: str | None = None) -> list[AdapterListing]:
-        """By tenant and name, of one tenant or of all. Raises TenantNotFound."""
+    def adapters(self, tenant: str | None = None, page: Page = EVERYTHING) -> list[AdapterListing]:
+        """By tenant and name, of one tenant or of all; after ``acme/support``. Raises
+        TenantNotFound.
+        """
+        after = page.after_pair()
         snapshot = self.snapshot()
-        if tenant is None:
-            return list(snapshot.listings())
-        snapshot.limits(tenant)
-        return list(snapshot.adapters(tenant))
+        if tenant is not None:
+            snapshot.limits(tenant)
+        found = snapshot.listings() if tenant is None else snapshot.adapters(tenant)
+        later = (each for each in found if after is None or (each.tenant, each.name) > after)
+        return list(islice(later, page.limit))
 
     def revision(self) -> int:
         """Grows with every change; one row, read by its key."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from loragate.adapters.api_keys import hash_key, mint_key
@@ -12,6 +12,7 @@ from loragate.adapters.audit_log import record
 from loragate.adapters.database import Database
 from loragate.adapters.errors import KeyNotFound, TenantExists
 from loragate.adapters.names import parse_tenant
+from loragate.adapters.pages import EVERYTHING, Page
 from loragate.adapters.records import KeyRecord, NewKey, TenantRecord
 from loragate.adapters.rows import live_tenant
 from loragate.adapters.snapshot import Limits
@@ -40,9 +41,16 @@ class Tenancy:
             record(session, actor, "tenant.create", tenant, touched=[row])
             return _add_key(session, row, "default", actor)
 
-    def list_tenants(self) -> tuple[TenantRecord, ...]:
-        """By id, without the deleted ones."""
-        query = select(Tenants).where(Tenants.deleted_at.is_(None)).order_by(Tenants.id)
+    def tenant(self, tenant: str) -> TenantRecord:
+        """Raises TenantNotFound."""
+        with self._database.reading() as session:
+            row = live_tenant(session, tenant)
+            return TenantRecord(row.id, limits_of(row), row.created_at)
+
+    def list_tenants(self, page: Page = EVERYTHING) -> tuple[TenantRecord, ...]:
+        """By id, without the deleted ones; after a tenant's id."""
+        query = select(Tenants).where(Tenants.deleted_at.is_(None), Tenants.id > page.after)
+        query = query.order_by(Tenants.id).limit(page.limit)
         with self._database.reading() as session:
             return tuple(
                 TenantRecord(row.id, limits_of(row), row.created_at)
@@ -76,11 +84,21 @@ class Tenancy:
         with self._database.changing() as session:
             return _add_key(session, live_tenant(session, tenant), name, actor)
 
-    def list_keys(self, tenant: str) -> tuple[KeyRecord, ...]:
-        """Oldest first, the revoked ones too. Raises TenantNotFound."""
-        query = select(ApiKeys).where(ApiKeys.tenant_id == tenant)
+    def list_keys(self, tenant: str, page: Page = EVERYTHING) -> tuple[KeyRecord, ...]:
+        """Oldest first, the revoked ones too; after a key's id. Raises TenantNotFound, and
+        KeyNotFound where the tenant has no such key.
+        """
+        query = select(ApiKeys).where(ApiKeys.tenant_id == tenant).limit(page.limit)
         with self._database.reading() as session:
             live_tenant(session, tenant)
+            if page.after:
+                last = session.get(ApiKeys, page.after)
+                if last is None or last.tenant_id != tenant:
+                    raise KeyNotFound(page.after)
+                at, id_ = last.created_at, last.id
+                query = query.where(
+                    or_(ApiKeys.created_at > at, and_(ApiKeys.created_at == at, ApiKeys.id > id_))
+                )
             return tuple(
                 KeyRecord(row.id, row.tenant_id, row.name, row.created_at, row.revoked_at)
                 for row in session.scalars(query.order_by(ApiKeys.created_at, ApiKeys.id))

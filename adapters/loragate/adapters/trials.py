@@ -84,14 +84,20 @@ class TrialLedger:
             return _read(session, _existing(session, trial_id))
 
     def trials(
-        self, tenant: str | None = None, kind: TrialKind | None = None, limit: int = 100
+        self,
+        tenant: str | None = None,
+        kind: TrialKind | None = None,
+        limit: int = 100,
+        after: int | None = None,
     ) -> tuple[Trial, ...]:
-        """Newest first."""
+        """Newest first, from after the one with this id."""
         query = select(Trials).join(Adapters).order_by(Trials.id.desc()).limit(limit)
         if tenant is not None:
             query = query.where(Adapters.tenant_id == tenant)
         if kind is not None:
             query = query.where(Trials.kind == kind)
+        if after is not None:
+            query = query.where(Trials.id < after)
         with self._database.reading() as session:
             return _read_all(session, session.scalars(query).all())
 

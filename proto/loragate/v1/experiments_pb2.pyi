@@ -99,18 +99,24 @@ class StartExperimentResponse(_message.Message):
     def __init__(self, trial: _Optional[_Union[Trial, _Mapping]] = ...) -> None: ...
 
 class ListTrialsRequest(_message.Message):
-    __slots__ = ("tenant", "kind")
+    __slots__ = ("tenant", "kind", "limit", "after")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     kind: str
-    def __init__(self, tenant: _Optional[str] = ..., kind: _Optional[str] = ...) -> None: ...
+    limit: int
+    after: str
+    def __init__(self, tenant: _Optional[str] = ..., kind: _Optional[str] = ..., limit: _Optional[int] = ..., after: _Optional[str] = ...) -> None: ...
 
 class ListTrialsResponse(_message.Message):
-    __slots__ = ("trials",)
+    __slots__ = ("trials", "next_after")
     TRIALS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_AFTER_FIELD_NUMBER: _ClassVar[int]
     trials: _containers.RepeatedCompositeFieldContainer[Trial]
-    def __init__(self, trials: _Optional[_Iterable[_Union[Trial, _Mapping]]] = ...) -> None: ...
+    next_after: str
+    def __init__(self, trials: _Optional[_Iterable[_Union[Trial, _Mapping]]] = ..., next_after: _Optional[str] = ...) -> None: ...
 
 class GetTrialRequest(_message.Message):
     __slots__ = ("adapter", "kind")

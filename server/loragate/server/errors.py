@@ -270,6 +270,7 @@ TABLE: dict[type[Exception], Status] = {
     registry.AliasMovedOn: _conflict("alias_moved_on", grpc.StatusCode.FAILED_PRECONDITION),
     registry.IllegalMove: _conflict("illegal_move", grpc.StatusCode.FAILED_PRECONDITION),
     registry.InvalidRecord: _BAD_REQUEST,
+    registry.InvalidCursor: replace(_BAD_REQUEST, code="invalid_cursor"),
     registry.StoreError: replace(
         _unavailable("store_unavailable"),
         public_message="The server cannot reach what it keeps its records and files in; try again "

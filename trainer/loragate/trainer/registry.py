@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from loragate.adapters.base_model import BaseModel
 from loragate.adapters.base_profile import BaseProfile
-from loragate.adapters.errors import AliasNotFound, TenantNotFound, VersionNotFound
+from loragate.adapters.errors import AliasNotFound, VersionNotFound
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, looks_like_version
@@ -35,8 +35,7 @@ def require_tenant(home: Home, adapter: str) -> None:
     """Raises InvalidName where that is no adapter's name, and TenantNotFound."""
     tenant = AdapterName.parse(adapter).tenant
     with open_registry(home) as registry:
-        if all(found.tenant != tenant for found in registry.list_tenants()):
-            raise TenantNotFound(tenant)
+        registry.tenant(tenant)
 
 
 def find_version(registry: Registry, text: str) -> AdapterVersion:

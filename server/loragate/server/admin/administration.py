@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 from loragate.adapters.errors import StoreError
 from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.pages import FIRST_PAGE, Page
 from loragate.adapters.records import (
     AdapterRecord,
     AuditRow,
@@ -78,8 +79,11 @@ class Administration:
     async def create_tenant(self, tenant: str, limits: Limits = NO_LIMITS) -> NewKey:
         return await self._ask(self._registry.create_tenant, tenant, limits, self._actor)
 
-    async def list_tenants(self) -> Sequence[TenantRecord]:
-        return await self._ask(self._registry.list_tenants)
+    async def tenant(self, tenant: str) -> TenantRecord:
+        return await self._ask(self._registry.tenant, tenant)
+
+    async def list_tenants(self, page: Page = FIRST_PAGE) -> Sequence[TenantRecord]:
+        return await self._ask(self._registry.list_tenants, page)
 
     async def set_limits(self, tenant: str, limits: Limits) -> None:
         await self._ask(self._registry.set_limits, tenant, limits, self._actor)
@@ -90,8 +94,8 @@ class Administration:
     async def create_key(self, tenant: str, name: str = "") -> NewKey:
         return await self._ask(self._registry.create_key, tenant, name, self._actor)
 
-    async def list_keys(self, tenant: str) -> Sequence[KeyRecord]:
-        return await self._ask(self._registry.list_keys, tenant)
+    async def list_keys(self, tenant: str, page: Page = FIRST_PAGE) -> Sequence[KeyRecord]:
+        return await self._ask(self._registry.list_keys, tenant, page)
 
     async def revoke_key(self, key_id: str) -> None:
         await self._ask(self._registry.revoke_key, key_id, self._actor)
@@ -117,8 +121,10 @@ class Administration:
         finally:
             await _in_thread(self._files_pool, received.remove)
 
-    async def adapters(self, tenant: str | None = None) -> Sequence[AdapterListing]:
-        return await self._ask(self._registry.adapters, tenant)
+    async def adapters(
+        self, tenant: str | None = None, page: Page = FIRST_PAGE
+    ) -> Sequence[AdapterListing]:
+        return await self._ask(self._registry.adapters, tenant, page)
 
     async def show(self, adapter: AdapterName) -> AdapterRecord:
         return await self._ask(self._registry.show, adapter)
@@ -183,9 +189,12 @@ class Administration:
         return await self._ask(self._office.start_experiment, adapter, wish, self._actor)
 
     async def trials(
-        self, tenant: str | None = None, kind: TrialKind | None = None
+        self,
+        tenant: str | None = None,
+        kind: TrialKind | None = None,
+        page: Page = FIRST_PAGE,
     ) -> Sequence[Trial]:
-        return await self._ask(self._office.trials, tenant, kind)
+        return await self._ask(self._office.trials, tenant, kind, page)
 
     async def trial(
         self, adapter: AdapterName, kind: TrialKind | None = None
@@ -205,8 +214,10 @@ class Administration:
         change = self._office.change
         return await self._ask(change, adapter, action, arm, reason, self._actor, kind)
 
-    async def audit(self, subject: str | None = None, limit: int = 50) -> Sequence[AuditRow]:
-        return await self._ask(self._registry.audit, subject, limit)
+    async def audit(
+        self, subject: str | None = None, limit: int = 50, after: int | None = None
+    ) -> Sequence[AuditRow]:
+        return await self._ask(self._registry.audit, subject, limit, after)
 
     async def audit_after(self, seen: int, subject: str | None = None) -> Sequence[AuditRow]:
         return await self._ask(self._registry.audit_after, seen, subject)
@@ -235,9 +246,12 @@ class Administration:
         return await self._ask(self._registry.usage, tenant, since, limit)
 
     async def usage_totals(
-        self, tenant: str | None = None, since: datetime | None = None
+        self,
+        tenant: str | None = None,
+        since: datetime | None = None,
+        page: Page = FIRST_PAGE,
     ) -> Sequence[UsageTotal]:
-        return await self._ask(self._registry.usage_totals, tenant, since)
+        return await self._ask(self._registry.usage_totals, tenant, since, page)
 
     async def draw(self, view: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `view` makes, such as a report's page, which takes seconds of processor time."""

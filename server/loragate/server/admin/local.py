@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from loragate.adapters.base_model import find
 from loragate.adapters.base_profile import BaseProfile
-from loragate.adapters.errors import BaseModelError, TenantNotFound
+from loragate.adapters.errors import BaseModelError
 from loragate.adapters.gate import StaticGate
 from loragate.adapters.home import Home
 from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterName
+from loragate.adapters.pages import Page
 from loragate.adapters.registry import Registry
 from loragate.adapters.settings import DEFAULT_ORPHANS_AFTER_SECONDS
 from loragate.adapters.snapshot import Limits
@@ -73,8 +74,8 @@ class LocalAdmin:
     def create_tenant(self, tenant: str, limits: Limits) -> NewKeyView:
         return NewKeyView.of(self._registry.create_tenant(tenant, limits, self._actor))
 
-    def list_tenants(self) -> Sequence[TenantView]:
-        return [TenantView.of(record) for record in self._registry.list_tenants()]
+    def list_tenants(self, page: Page) -> Sequence[TenantView]:
+        return [TenantView.of(record) for record in self._registry.list_tenants(page)]
 
     def set_limits(self, tenant: str, change: LimitsChange) -> TenantView:
         limits = change.apply(self._tenant(tenant).limits.to_limits())
@@ -87,8 +88,8 @@ class LocalAdmin:
     def create_key(self, tenant: str, name: str) -> NewKeyView:
         return NewKeyView.of(self._registry.create_key(tenant, name, self._actor))
 
-    def list_keys(self, tenant: str) -> Sequence[KeyView]:
-        return [KeyView.of(record) for record in self._registry.list_keys(tenant)]
+    def list_keys(self, tenant: str, page: Page) -> Sequence[KeyView]:
+        return [KeyView.of(record) for record in self._registry.list_keys(tenant, page)]
 
     def revoke_key(self, key_id: str) -> None:
         self._registry.revoke_key(key_id, self._actor)
@@ -96,8 +97,8 @@ class LocalAdmin:
     def publish(self, adapter: AdapterName, folder: Path) -> PublishedView:
         return PublishedView.of(self._registry.publish(adapter, folder, self._actor))
 
-    def adapters(self, tenant: str | None) -> Sequence[AdapterView]:
-        return [AdapterView.of(listing) for listing in self._registry.adapters(tenant)]
+    def adapters(self, tenant: str | None, page: Page) -> Sequence[AdapterView]:
+        return [AdapterView.of(listing) for listing in self._registry.adapters(tenant, page)]
 
     def show(self, adapter: AdapterName) -> AdapterPageView:
         return AdapterPageView.of(self._registry.show(adapter))
@@ -149,8 +150,8 @@ class LocalAdmin:
     def start_experiment(self, adapter: AdapterName, body: ExperimentRequest) -> TrialView:
         return self._trials().start_experiment(adapter, body)
 
-    def trials(self, tenant: str | None, kind: TrialKind | None) -> Sequence[TrialView]:
-        return self._trials().trials(tenant, kind)
+    def trials(self, tenant: str | None, kind: TrialKind | None, page: Page) -> Sequence[TrialView]:
+        return self._trials().trials(tenant, kind, page)
 
     def trial_report(self, adapter: AdapterName, kind: TrialKind | None) -> ReportView:
         return self._trials().report(adapter, kind)
@@ -158,8 +159,8 @@ class LocalAdmin:
     def change_trial(self, adapter: AdapterName, body: TrialChange) -> TrialView:
         return self._trials().change(adapter, body)
 
-    def usage(self, tenant: str | None, since: datetime | None) -> Sequence[UsageView]:
-        return [UsageView.of(total) for total in self._registry.usage_totals(tenant, since)]
+    def usage(self, tenant: str | None, since: datetime | None, page: Page) -> Sequence[UsageView]:
+        return [UsageView.of(total) for total in self._registry.usage_totals(tenant, since, page)]
 
     def _trials(self) -> "LocalTrials":
         # Statistics take a second to import, which other commands do not wait for.
@@ -168,10 +169,7 @@ class LocalAdmin:
         return LocalTrials(self._registry, self._actor)
 
     def _tenant(self, tenant: str) -> TenantView:
-        for found in self.list_tenants():
-            if found.tenant == tenant:
-                return found
-        raise TenantNotFound(tenant)
+        return TenantView.of(self._registry.tenant(tenant))
 
 
 @contextmanager

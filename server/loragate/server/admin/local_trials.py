@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from loragate.adapters.names import AdapterName
+from loragate.adapters.pages import Page
 from loragate.adapters.registry import Registry
 from loragate.adapters.trial_records import TrialKind
 from loragate.server.admin.trial_shapes import (
@@ -36,8 +37,8 @@ class LocalTrials:
         wish = experiment_wish(body)
         return trial_view(self._office.start_experiment(adapter, wish, self._actor))
 
-    def trials(self, tenant: str | None, kind: TrialKind | None) -> Sequence[TrialView]:
-        return trial_views(self._office.trials(tenant, kind))
+    def trials(self, tenant: str | None, kind: TrialKind | None, page: Page) -> Sequence[TrialView]:
+        return trial_views(self._office.trials(tenant, kind, page))
 
     def report(self, adapter: AdapterName, kind: TrialKind | None) -> ReportView:
         trial = self._office.trial(adapter, kind)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from loragate.adapters.adapter_files import inspect
 from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterName
+from loragate.adapters.pages import Page
 from loragate.adapters.snapshot import Limits
 from loragate.adapters.trial_records import TrialKind
 from loragate.server.admin.remote_errors import (
@@ -82,8 +83,8 @@ class RemoteAdmin:
             NewKeyView, "POST", "/tenants", TenantRequest(tenant=tenant, limits=wanted)
         )
 
-    def list_tenants(self) -> Sequence[TenantView]:
-        return self._ask(list[TenantView], "GET", "/tenants")
+    def list_tenants(self, page: Page) -> Sequence[TenantView]:
+        return self._ask(list[TenantView], "GET", "/tenants", query=_paged(page))
 
     def set_limits(self, tenant: str, change: LimitsChange) -> TenantView:
         return self._ask(
@@ -98,8 +99,9 @@ class RemoteAdmin:
             NewKeyView, "POST", _path("tenants", tenant, "keys"), KeyRequest(name=name)
         )
 
-    def list_keys(self, tenant: str) -> Sequence[KeyView]:
-        return self._ask(list[KeyView], "GET", _path("tenants", tenant, "keys"))
+    def list_keys(self, tenant: str, page: Page) -> Sequence[KeyView]:
+        path = _path("tenants", tenant, "keys")
+        return self._ask(list[KeyView], "GET", path, query=_paged(page))
 
     def revoke_key(self, key_id: str) -> None:
         self._send("DELETE", _path("keys", key_id))
@@ -114,12 +116,12 @@ class RemoteAdmin:
             response = self._send("POST", _adapter(adapter, "versions"), files=files)
         return _parse(PublishedView, response)
 
-    def adapters(self, tenant: str | None) -> Sequence[AdapterView]:
+    def adapters(self, tenant: str | None, page: Page) -> Sequence[AdapterView]:
         return self._ask(
             list[AdapterView],
             "GET",
             "/adapters",
-            query=_query(tenant=tenant),
+            query=_paged(page, tenant=tenant),
         )
 
     def show(self, adapter: AdapterName) -> AdapterPageView:
@@ -175,8 +177,9 @@ class RemoteAdmin:
     def start_experiment(self, adapter: AdapterName, body: ExperimentRequest) -> TrialView:
         return self._ask(TrialView, "POST", _adapter(adapter, "experiments"), body)
 
-    def trials(self, tenant: str | None, kind: TrialKind | None) -> Sequence[TrialView]:
-        return self._ask(list[TrialView], "GET", "/trials", query=_query(tenant=tenant, kind=kind))
+    def trials(self, tenant: str | None, kind: TrialKind | None, page: Page) -> Sequence[TrialView]:
+        query = _paged(page, tenant=tenant, kind=kind)
+        return self._ask(list[TrialView], "GET", "/trials", query=query)
 
     def trial_report(self, adapter: AdapterName, kind: TrialKind | None) -> ReportView:
         path = _adapter(adapter, "trial")
@@ -185,8 +188,9 @@ class RemoteAdmin:
     def change_trial(self, adapter: AdapterName, body: TrialChange) -> TrialView:
         return self._ask(TrialView, "POST", _adapter(adapter, "trial"), body)
 
-    def usage(self, tenant: str | None, since: datetime | None) -> Sequence[UsageView]:
-        query = _query(tenant=tenant, since=None if since is None else since.isoformat())
+    def usage(self, tenant: str | None, since: datetime | None, page: Page) -> Sequence[UsageView]:
+        moment = None if since is None else since.isoformat()
+        query = _paged(page, tenant=tenant, since=moment)
         return self._ask(list[UsageView], "GET", "/usage", query=query)
 
     def _ask(
@@ -227,6 +231,10 @@ def _parse(shape: type[T], response: httpx.Response) -> T:
 
 def _query(**parts: str | None) -> dict[str, str]:
     return {name: part for name, part in parts.items() if part is not None}
+
+
+def _paged(page: Page, **parts: str | None) -> dict[str, str]:
+    return _query(**parts, limit=str(page.limit), after=page.after or None)
 
 
 def _path(*parts: str) -> str:

@@ -3,21 +3,21 @@
 It raises; the application that includes the router turns exceptions into OpenAI's error object.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, status
+from fastapi import APIRouter, Depends, Query, Request, Response, status
 from fastapi.security import HTTPBearer
 from pydantic import AfterValidator
 
-from loragate.adapters.errors import TenantNotFound
 from loragate.adapters.names import AdapterName, parse_version
-from loragate.adapters.records import TenantRecord
+from loragate.adapters.pages import MOST_ROWS, Page
 from loragate.adapters.snapshot import Limits
 from loragate.server.admin.administration import Administration, check_admin_key
 from loragate.server.admin.multipart_files import read_files
+from loragate.server.admin.paging import After, AskedPage, name_next
 from loragate.server.admin.trial_routes import add_trials
 from loragate.server.admin.views import (
     MOST_WAIT_SECONDS,
@@ -131,16 +131,18 @@ def _add_tenants(router: APIRouter, administration: Administration) -> None:
         return NewKeyView.of(await administration.create_tenant(body.tenant, limits))
 
     @router.get("/tenants", tags=["tenants"])
-    async def list_tenants() -> list[TenantView]:
+    async def list_tenants(page: AskedPage, response: Response) -> list[TenantView]:
         """List the tenants and their limits."""
-        return [TenantView.of(record) for record in await administration.list_tenants()]
+        found = await administration.list_tenants(page)
+        rows = name_next(response, found, page, lambda record: record.tenant)
+        return [TenantView.of(record) for record in rows]
 
     @router.patch("/tenants/{tenant}", tags=["tenants"])
     async def set_limits(tenant: str, body: LimitsRequest) -> TenantView:
         """Change the limits that are named; the others stay as they are."""
-        before = _find(await administration.list_tenants(), tenant)
+        before = await administration.tenant(tenant)
         await administration.set_limits(tenant, body.limits.apply(before.limits))
-        return TenantView.of(_find(await administration.list_tenants(), tenant))
+        return TenantView.of(await administration.tenant(tenant))
 
     @router.delete("/tenants/{tenant}", status_code=status.HTTP_204_NO_CONTENT, tags=["tenants"])
     async def delete_tenant(tenant: str) -> None:
@@ -155,9 +157,11 @@ def _add_keys(router: APIRouter, administration: Administration) -> None:
         return NewKeyView.of(await administration.create_key(tenant, body.name))
 
     @router.get("/tenants/{tenant}/keys", tags=["keys"])
-    async def list_keys(tenant: str) -> list[KeyView]:
+    async def list_keys(tenant: str, page: AskedPage, response: Response) -> list[KeyView]:
         """List a tenant's keys by their public ids, oldest first."""
-        return [KeyView.of(record) for record in await administration.list_keys(tenant)]
+        found = await administration.list_keys(tenant, page)
+        rows = name_next(response, found, page, lambda record: record.key_id)
+        return [KeyView.of(record) for record in rows]
 
     @router.delete("/keys/{key_id}", status_code=status.HTTP_204_NO_CONTENT, tags=["keys"])
     async def revoke_key(key_id: str) -> None:
@@ -167,9 +171,12 @@ def _add_keys(router: APIRouter, administration: Administration) -> None:
 
 def _add_adapters(router: APIRouter, administration: Administration) -> None:
     @router.get("/adapters", tags=["adapters"])
-    async def list_adapters(tenant: str | None = None) -> list[AdapterView]:
+    async def list_adapters(
+        page: AskedPage, response: Response, tenant: str | None = None
+    ) -> list[AdapterView]:
         """List the adapters of one tenant, or of all."""
-        return [AdapterView.of(listing) for listing in await administration.adapters(tenant)]
+        found = await administration.adapters(tenant, page)
+        return [AdapterView.of(each) for each in name_next(response, found, page, str)]
 
     @router.get("/tenants/{tenant}/adapters/{name}", tags=["adapters"])
     async def show_adapter(tenant: str, name: str) -> AdapterPageView:
@@ -310,27 +317,29 @@ def _add_pins(router: APIRouter, administration: Administration) -> None:
 def _add_records(router: APIRouter, administration: Administration) -> None:
     @router.get("/audit", tags=["records"])
     async def audit(
+        response: Response,
         subject: Annotated[
             str | None, Query(description="A tenant or an adapter, with all that is theirs.")
         ] = None,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 50,
+        after: After = "",
     ) -> list[AuditView]:
         """List what was changed, by whom and why; newest first."""
-        return [AuditView.of(row) for row in await administration.audit(subject, limit)]
+        page = Page(limit, after)
+        found = await administration.audit(subject, limit, page.after_number())
+        rows = name_next(response, found, page, lambda row: str(row.id))
+        return [AuditView.of(row) for row in rows]
 
     @router.get("/usage", tags=["records"])
     async def usage(
+        page: AskedPage,
+        response: Response,
         tenant: str | None = None,
         since: Annotated[
             Moment | None, Query(description="Count from here on; UTC where it has no zone.")
         ] = None,
     ) -> list[UsageView]:
         """Sum up requests and tokens for each tenant and adapter version."""
-        return [UsageView.of(total) for total in await administration.usage_totals(tenant, since)]
-
-
-def _find(tenants: Sequence[TenantRecord], tenant: str) -> TenantRecord:
-    for record in tenants:
-        if record.tenant == tenant:
-            return record
-    raise TenantNotFound(tenant)
+        found = await administration.usage_totals(tenant, since, page)
+        rows = name_next(response, found, page, lambda total: f"{total.tenant}/{total.adapter}")
+        return [UsageView.of(total) for total in rows]

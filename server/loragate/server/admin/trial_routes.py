@@ -1,10 +1,11 @@
 """Rollouts and experiments in `/admin/v1`."""
 
-from fastapi import APIRouter, status
+from fastapi import APIRouter, Response, status
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.trial_records import TrialKind
 from loragate.server.admin.administration import Administration
+from loragate.server.admin.paging import AskedPage, name_next
 from loragate.server.admin.trial_shapes import (
     experiment_wish,
     report_view,
@@ -39,10 +40,14 @@ def add_trials(router: APIRouter, administration: Administration) -> None:
 
     @router.get("/trials", tags=[*_TAGS])
     async def list_trials(
-        tenant: str | None = None, kind: TrialKind | None = None
+        page: AskedPage,
+        response: Response,
+        tenant: str | None = None,
+        kind: TrialKind | None = None,
     ) -> list[TrialView]:
         """List rollouts and experiments, newest first."""
-        return trial_views(await administration.trials(tenant, kind))
+        found = await administration.trials(tenant, kind, page)
+        return trial_views(name_next(response, found, page, lambda trial: str(trial.id)))
 
     @router.get(_ADAPTER + "/trial", tags=[*_TAGS])
     async def show_trial(tenant: str, name: str, kind: TrialKind | None = None) -> ReportView:

@@ -5,10 +5,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loragate.adapters.pages import MOST_ROWS, Page
 from loragate.server.cli import merged as cli_merged
 from loragate.server.cli.adapter_page import CHAMPION, print_page
-from loragate.server.cli.options import Adapter, AdminKey, Json, Reason, Url, Version, examples
-from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, short
+from loragate.server.cli.options import (
+    Adapter,
+    AdminKey,
+    After,
+    Json,
+    Limit,
+    Reason,
+    Url,
+    Version,
+    examples,
+)
+from loragate.server.cli.output import (
+    name_next,
+    print_json,
+    print_table,
+    print_view,
+    print_views,
+    say,
+    short,
+)
 
 if TYPE_CHECKING:
     from loragate.adapters.names import AdapterName
@@ -118,6 +137,8 @@ def list_adapters(
     tenant: Annotated[
         str | None, typer.Argument(metavar="[TENANT]", help="Only this tenant's adapters.")
     ] = None,
+    limit: Limit = MOST_ROWS,
+    after: After = "",
     as_json: Json = False,
     url: Url = None,
     key: AdminKey = None,
@@ -126,7 +147,8 @@ def list_adapters(
     from loragate.server.admin.port import open_admin
 
     with open_admin(url, key) as admin:
-        adapters = admin.adapters(tenant)
+        adapters = admin.adapters(tenant, Page(limit, after))
+    name_next(adapters, limit, lambda row: row.adapter)
     if as_json:
         print_views(adapters)
         return

@@ -4,8 +4,17 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli.options import AdminKey, Json, Tenant, Url, examples, text_of
-from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, when
+from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.server.cli.options import AdminKey, After, Json, Limit, Tenant, Url, examples, text_of
+from loragate.server.cli.output import (
+    name_next,
+    print_json,
+    print_table,
+    print_view,
+    print_views,
+    say,
+    when,
+)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -45,12 +54,20 @@ def create(
     say("[dim]To withdraw it: loragate key revoke {id}[/]", id=made.id)
 
 
-def list_keys(tenant: Tenant, as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
+def list_keys(
+    tenant: Tenant,
+    limit: Limit = MOST_ROWS,
+    after: After = "",
+    as_json: Json = False,
+    url: Url = None,
+    key: AdminKey = None,
+) -> None:
     """List a tenant's keys by their public ids."""
     from loragate.server.admin.port import open_admin
 
     with open_admin(url, key) as admin:
-        keys = admin.list_keys(tenant)
+        keys = admin.list_keys(tenant, Page(limit, after))
+    name_next(keys, limit, lambda row: row.id)
     if as_json:
         print_views(keys)
         return

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from loragate.adapters.pages import MOST_ROWS
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Url = Annotated[
     str | None,
@@ -29,6 +31,15 @@ AdminKey = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="PATH", help="The configuration file (TOML)."),
+]
+Limit = Annotated[
+    int, typer.Option("--limit", min=1, max=MOST_ROWS, help="Rows at most.", show_default=True)
+]
+After = Annotated[
+    str,
+    typer.Option(
+        "--after", metavar="ROW", help="Go on after this row, which the part before has named."
+    ),
 ]
 Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's id, such as acme.")]
 Adapter = Annotated[

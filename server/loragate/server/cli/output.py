@@ -1,9 +1,9 @@
 """How the command line prints: JSON for scripts, tables and short sentences for people."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console
 
+Row = TypeVar("Row")
 SHORT_DIGEST = 12  # characters: enough to tell versions apart by eye
 
 
@@ -49,6 +50,12 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], empty: s
         console().print(table)
     else:
         console().print(empty, markup=False)
+
+
+def name_next(rows: Sequence[Row], limit: int, cursor: "Callable[[Row], str]") -> None:
+    """Says on standard error, which no script reads as a row, how the listing goes on."""
+    if len(rows) >= limit:
+        typer.echo(f"There may be more: go on with --after {cursor(rows[-1])}", err=True)
 
 
 def say(sentence: str, **parts: str) -> None:

@@ -4,8 +4,17 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli.options import AdminKey, Json, Tenant, Url, examples
-from loragate.server.cli.output import print_json, print_table, print_view, print_views, say, when
+from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.server.cli.options import AdminKey, After, Json, Limit, Tenant, Url, examples
+from loragate.server.cli.output import (
+    name_next,
+    print_json,
+    print_table,
+    print_view,
+    print_views,
+    say,
+    when,
+)
 
 MOST = 2**31 - 1  # what the registry can keep
 RequestsPerMinute = Annotated[
@@ -66,12 +75,19 @@ def create(
     say("[dim]Next: loragate adapter publish {tenant}/NAME FOLDER --promote[/]", tenant=tenant)
 
 
-def list_tenants(as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
+def list_tenants(
+    limit: Limit = MOST_ROWS,
+    after: After = "",
+    as_json: Json = False,
+    url: Url = None,
+    key: AdminKey = None,
+) -> None:
     """List the tenants and their limits."""
     from loragate.server.admin.port import open_admin
 
     with open_admin(url, key) as admin:
-        tenants = admin.list_tenants()
+        tenants = admin.list_tenants(Page(limit, after))
+    name_next(tenants, limit, lambda row: row.tenant)
     if as_json:
         print_views(tenants)
         return

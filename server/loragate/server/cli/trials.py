@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from loragate.server.cli.options import Adapter, AdminKey, Json, Reason, Url
+from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.server.cli.options import Adapter, AdminKey, After, Json, Limit, Reason, Url
 from loragate.server.cli.output import (
     console,
+    name_next,
     print_json,
     print_table,
     print_view,
@@ -109,12 +111,18 @@ def listing(kind: Kind) -> Callable[..., None]:
     """A command that lists trials."""
 
     def run(
-        tenant: _Tenant = None, as_json: Json = False, url: Url = None, key: AdminKey = None
+        tenant: _Tenant = None,
+        limit: Limit = MOST_ROWS,
+        after: After = "",
+        as_json: Json = False,
+        url: Url = None,
+        key: AdminKey = None,
     ) -> None:
         from loragate.server.admin.port import open_admin
 
         with open_admin(url, key) as admin:
-            trials = admin.trials(tenant, kind)
+            trials = admin.trials(tenant, kind, Page(limit, after))
+        name_next(trials, limit, lambda row: str(row.id))
         if as_json:
             print_views(trials)
             return

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from loragate.server.cli.options import AdminKey, Json, Url, examples
-from loragate.server.cli.output import print_table, print_views
+from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.server.cli.options import AdminKey, After, Json, Limit, Url, examples
+from loragate.server.cli.output import name_next, print_table, print_views
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -33,6 +34,8 @@ def usage(
             metavar="WHEN", help="30m, 24h, 7d, or a date or time as in 2026-01-31 (UTC)."
         ),
     ] = None,
+    limit: Limit = MOST_ROWS,
+    after: After = "",
     as_json: Json = False,
     url: Url = None,
     key: AdminKey = None,
@@ -42,7 +45,8 @@ def usage(
 
     start = None if since is None else _parse_since(since, datetime.now(UTC))
     with open_admin(url, key) as admin:
-        totals = admin.usage(tenant, start)
+        totals = admin.usage(tenant, start, Page(limit, after))
+    name_next(totals, limit, lambda row: f"{row.tenant}/{row.adapter}")
     if as_json:
         print_views(totals)
         return

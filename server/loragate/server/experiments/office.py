@@ -8,6 +8,7 @@ from typing import Literal
 
 from loragate.adapters.errors import AliasNotFound, TrialNotFound
 from loragate.adapters.names import AdapterName, parse_version
+from loragate.adapters.pages import FIRST_PAGE, Page
 from loragate.adapters.records import AdapterRecord
 from loragate.adapters.registry import Registry
 from loragate.adapters.trial_records import ArmMode, NewArm, Trial, TrialKind
@@ -122,9 +123,11 @@ class TrialOffice:
             raise TrialNotFound(f"of {adapter}")
         return trial
 
-    def trials(self, tenant: str | None = None, kind: TrialKind | None = None) -> Sequence[Trial]:
-        """Newest first."""
-        return self._registry.trials(tenant, kind)
+    def trials(
+        self, tenant: str | None = None, kind: TrialKind | None = None, page: Page = FIRST_PAGE
+    ) -> Sequence[Trial]:
+        """Newest first; after a trial's id."""
+        return self._registry.trials(tenant, kind, page.limit, page.after_number())
 
     def change(
         self,

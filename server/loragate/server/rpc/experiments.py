@@ -14,6 +14,7 @@ from loragate.server.admin.trial_views import Action
 from loragate.server.errors import InvalidRequest
 from loragate.server.experiments.office import ExperimentWish, RolloutWish
 from loragate.server.rpc.calls import AdminCalls
+from loragate.server.rpc.paging import asked_page, next_after
 from loragate.v1 import experiments_pb2 as pb
 from loragate.v1 import experiments_pb2_grpc
 
@@ -82,8 +83,12 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
         async with self._calls.answering(context):
             tenant = request.tenant if request.HasField("tenant") else None
             kind = _kind(request.kind) if request.HasField("kind") else None
-            trials = await self._administration.trials(tenant, kind)
-            return pb.ListTrialsResponse(trials=map(_trial, trials))
+            page = asked_page(request, request.HasField("limit"))
+            trials = await self._administration.trials(tenant, kind, page)
+            return pb.ListTrialsResponse(
+                trials=map(_trial, trials),
+                next_after=next_after(trials, page, lambda trial: str(trial.id)),
+            )
 
     async def GetTrial(
         self,

@@ -11,6 +11,7 @@ from loragate.server.admin.administration import Administration
 from loragate.server.errors import InvalidRequest
 from loragate.server.rpc import records
 from loragate.server.rpc.calls import AdminCalls
+from loragate.server.rpc.paging import asked_page, next_after
 from loragate.server.rpc.watch import watch
 from loragate.v1 import registry_pb2 as pb
 from loragate.v1 import registry_pb2_grpc
@@ -63,8 +64,12 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
     ) -> pb.ListAdaptersResponse:
         async with self._calls.answering(context):
             tenant = request.tenant if request.HasField("tenant") else None
-            listings = await self._administration.adapters(tenant)
-            return pb.ListAdaptersResponse(adapters=map(records.adapter, listings))
+            page = asked_page(request, request.HasField("limit"))
+            listings = await self._administration.adapters(tenant, page)
+            return pb.ListAdaptersResponse(
+                adapters=map(records.adapter, listings),
+                next_after=next_after(listings, page, str),
+            )
 
     async def SetAlias(
         self,
@@ -201,8 +206,12 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         context: grpc.aio.ServicerContext[pb.ListTenantsRequest, pb.ListTenantsResponse],
     ) -> pb.ListTenantsResponse:
         async with self._calls.answering(context):
-            tenants = await self._administration.list_tenants()
-            return pb.ListTenantsResponse(tenants=map(records.tenant, tenants))
+            page = asked_page(request, request.HasField("limit"))
+            tenants = await self._administration.list_tenants(page)
+            return pb.ListTenantsResponse(
+                tenants=map(records.tenant, tenants),
+                next_after=next_after(tenants, page, lambda record: record.tenant),
+            )
 
     async def SetLimits(
         self,
@@ -238,8 +247,12 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         context: grpc.aio.ServicerContext[pb.ListKeysRequest, pb.ListKeysResponse],
     ) -> pb.ListKeysResponse:
         async with self._calls.answering(context):
-            keys = await self._administration.list_keys(request.tenant)
-            return pb.ListKeysResponse(keys=map(records.key, keys))
+            page = asked_page(request, request.HasField("limit"))
+            keys = await self._administration.list_keys(request.tenant, page)
+            return pb.ListKeysResponse(
+                keys=map(records.key, keys),
+                next_after=next_after(keys, page, lambda record: record.key_id),
+            )
 
     async def RevokeKey(
         self,

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from loragate.adapters.listings import AdapterListing
+from loragate.adapters.pages import EVERYTHING
 from loragate.adapters.records import AuditRow
 from loragate.adapters.snapshot import Snapshot
 from loragate.server.admin.administration import Administration
@@ -24,7 +25,7 @@ async def watch(
     # Looked up before the state: a change in between is then told twice rather than never.
     latest = await administration.audit(tenant, limit=1)
     seen = latest[0].id if latest else 0
-    listings = await administration.adapters(tenant)
+    listings = await administration.adapters(tenant, EVERYTHING)
     snapshot = administration.snapshot
     yield pb.WatchAdaptersResponse(adapters=map(records.adapter, listings))
     while True:
