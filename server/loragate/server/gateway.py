@@ -9,10 +9,11 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -47,6 +48,7 @@ from loragate.server.streams import merge, prepend
 from loragate.server.usage import Record, UsageLog
 from loragate.server.validation import RequestLimits, validate
 
+Viewed = TypeVar("Viewed")
 _FIRST_VERSION_SECONDS = 5.0
 _MOST_AWAIT_FIRST_VERSION = 16  # of one tenant
 _LOOK_AGAIN_SECONDS = 0.02
@@ -195,9 +197,21 @@ class Gateway:
         """Whether it is new. Raises what `FeedbackDesk.give` raises."""
         return await self._feedback.give(arrival.tenant, said)
 
-    def models(self, arrival: Arrival) -> tuple[ModelCard, ...]:
-        """What the caller's tenant can use."""
-        return self._router.models(arrival.tenant)
+    async def models(
+        self, arrival: Arrival, view: Callable[[Sequence[ModelCard]], Viewed]
+    ) -> Viewed:
+        """What `view` makes of the models that the caller's tenant can use.
+
+        The shape of such a list knows no parts: it grows with the tenant's adapters, and ten
+        thousand take a quarter of a second. So a long one is made in the tenant's turn in the
+        threads. Raises Overloaded where too many of its requests wait for that.
+        """
+
+        def make() -> Viewed:
+            return view(self._router.models(arrival.tenant))
+
+        is_long = self._router.has_many_models(arrival.tenant)
+        return await self._threads.do(arrival.tenant, is_long, make)
 
     def get_model(self, model: str, arrival: Arrival) -> ModelCard:
         return self._router.get_model(arrival.tenant, model)

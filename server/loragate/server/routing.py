@@ -12,6 +12,9 @@ from loragate.server.errors import ModelNotFound
 CHAMPION = "champion"
 
 
+_MANY_MODELS = 300  # a few milliseconds' worth of names
+
+
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """A model as a tenant may see it. `created` is in seconds since the epoch."""
@@ -73,6 +76,15 @@ class Router:
                 param="model",
             )
         return Route(tenant, version, "merged")
+
+    def has_many_models(self, tenant: str) -> bool:
+        """Whether `models` takes more than some milliseconds; asks at most so many adapters."""
+        listings = self._registry.current.adapters(tenant)
+        return (
+            len(listings) > _MANY_MODELS
+            or sum(len(listing.aliases) + len(listing.versions) for listing in listings)
+            > _MANY_MODELS
+        )
 
     def models(self, tenant: str) -> tuple[ModelCard, ...]:
         """The base model, then each of the tenant's adapters with those of its aliases, versions

@@ -115,14 +115,17 @@ def _data_plane(gateway: Gateway, threads: FairThreads) -> APIRouter:
 
     @router.get("/models", summary="List the models this key can use")
     async def list_models(request: Request) -> Response:
-        cards = [_card(card) for card in gateway.models(_arrival(request))]
-        return _json(200, {"object": "list", "data": cards})
+        return await gateway.models(_arrival(request), _list_of_models)
 
     @router.get("/models/{model:path}", summary="Get one model")
     async def get_model(model: str, request: Request) -> Response:
         return _json(200, _card(gateway.get_model(model, _arrival(request))))
 
     return router
+
+
+def _list_of_models(cards: Sequence[ModelCard]) -> Response:
+    return _json(200, {"object": "list", "data": [_card(card) for card in cards]})
 
 
 def _probes(health: Health, metrics: Metrics, options: HttpOptions) -> APIRouter:

@@ -5,7 +5,7 @@ them share. Streams are written, not yielded: a cancellation then always arrives
 whose contexts close the request at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -19,6 +19,7 @@ from loragate.server.choices import collect, has_many_scores
 from loragate.server.experiments.feedback import Feedback
 from loragate.server.fair_threads import FairThreads
 from loragate.server.gateway import Gateway
+from loragate.server.routing import ModelCard
 from loragate.server.rpc import answers
 from loragate.server.rpc.calls import AdminCalls, GuardingInterceptor, InferenceCalls, announce
 from loragate.server.rpc.experiments import ExperimentsService
@@ -143,8 +144,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
     ) -> pb.ListModelsResponse:
         arrival = self._calls.arrival(context)
-        cards = self._gateway.models(arrival)
-        return pb.ListModelsResponse(models=map(answers.model, cards))
+        return await self._gateway.models(arrival, _list_of_models)
 
     async def GetModel(
         self,
@@ -249,6 +249,10 @@ def build_server(
     names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     return GrpcServer(server, health_service, registry_service)
+
+
+def _list_of_models(cards: Sequence[ModelCard]) -> pb.ListModelsResponse:
+    return pb.ListModelsResponse(models=map(answers.model, cards))
 
 
 def _is_large(message: Message) -> bool:
