@@ -1,6 +1,7 @@
 """Every listing of an operator comes in parts of a bounded size, over each way to ask for it."""
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -129,23 +130,24 @@ async def test_over_grpc_a_field_says_how_a_listing_goes_on(filled: Served) -> N
     ):
         registry = registry_pb2_grpc.AdapterRegistryStub(channel)
         trials = experiments_pb2_grpc.ExperimentsStub(channel)
-        for call, kind, name, more in (
-            (registry.ListTenants, registry_pb2.ListTenantsRequest, "tenants", {}),
-            (registry.ListKeys, registry_pb2.ListKeysRequest, "keys", {"tenant": "acme"}),
-            (registry.ListAdapters, registry_pb2.ListAdaptersRequest, "adapters", {}),
-            (trials.ListTrials, experiments_pb2.ListTrialsRequest, "trials", {}),
+        listed_keys = partial(registry_pb2.ListKeysRequest, tenant="acme")
+        for call, request, name in (
+            (registry.ListTenants, registry_pb2.ListTenantsRequest, "tenants"),
+            (registry.ListKeys, listed_keys, "keys"),
+            (registry.ListAdapters, registry_pb2.ListAdaptersRequest, "adapters"),
+            (trials.ListTrials, experiments_pb2.ListTrialsRequest, "trials"),
         ):
-            whole = await call(kind(**more), metadata=key)
+            whole = await call(request(), metadata=key)
             assert whole.next_after == ""
             assert len(getattr(whole, name)) >= 3
-            part = await call(kind(limit=2, **more), metadata=key)
+            part = await call(request(limit=2), metadata=key)
             found = list(getattr(part, name))
             assert len(found) == 2
             while part.next_after:
-                part = await call(kind(limit=2, after=part.next_after, **more), metadata=key)
+                part = await call(request(limit=2, after=part.next_after), metadata=key)
                 found += getattr(part, name)
             assert found == list(getattr(whole, name))
             for limit in (0, 1001, -1):
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
-                    await call(kind(limit=limit, **more), metadata=key)
+                    await call(request(limit=limit), metadata=key)
                 assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
