@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from typing import Final, TypeVar
 
-from sqlalchemy import Executable, select
+from sqlalchemy import Executable, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -103,6 +103,9 @@ class ObservationLedger:
         They are read within the block, which may take minutes where there are millions.
         """
         with self._database.reading(most_seconds=_LONGEST_COUNT_SECONDS) as session:
+            if session.get_bind().dialect.name == "postgresql":
+                # It takes a step's units for few, and would look through all for each request.
+                session.execute(text("SET LOCAL enable_nestloop = off"))
             arms = session.scalars(select(Arms.id).where(Arms.trial_id == trial_id)).all()
             yield StepFigures(session, arms, step, rule)
 

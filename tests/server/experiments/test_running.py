@@ -11,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kept import keep, recounted
+from sqlalchemy import text
 
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry import Registry
+from loragate.adapters.step_figures import CountingRule
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.trial_records import (
     Arm,
@@ -258,6 +260,16 @@ def test_a_restart_on_postgresql_comes_to_the_same_figures(postgresql_url: str, 
     ]
     traffic = live(trial(FEW), FEW, 30, asked)
     require_same_figures(traffic.recounted(postgresql_url, tmp_path), traffic.running)
+
+
+def test_postgresql_looks_through_a_steps_units_once_and_not_for_each_request(
+    postgresql_url: str, tmp_path: Path
+):
+    with Registry(postgresql_url, ArtifactStore(tmp_path)) as registry:
+        with registry.step_figures(1, 1, CountingRule(1, 600.0, 100)) as figures:
+            seen = figures._session.scalar(text("SHOW enable_nestloop"))
+        with registry._database.reading() as session:
+            assert (seen, session.scalar(text("SHOW enable_nestloop"))) == ("off", "on")
 
 
 def test_after_a_restart_counting_goes_on_where_it_was(url: str, tmp_path: Path):
