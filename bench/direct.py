@@ -15,12 +15,12 @@ from rich.progress import Progress
 
 from bench.servers import KV_CACHE_GIB, MAX_LORAS, MAX_MODEL_LEN, MAX_RANK, loragate, model_path
 from bench.streams import Door, Stream, closed_loop, rate
-from loragate.adapters.base_model import prepare
+from loragate.adapters.base_models.preparation import prepare
 from loragate.adapters.home import Home
 from loragate.server.config import EngineConfig
 from loragate.server.core import SamplingParams
-from loragate.server.engine import Engine, EngineRequest
-from loragate.server.vllm_engine import run_engine
+from loragate.server.engine.protocol import Engine, EngineRequest
+from loragate.server.engine.vllm.engine import run_engine
 
 PROMPT_TOKENS, ANSWER_TOKENS = 32, 64
 MAX_STREAMS = 256

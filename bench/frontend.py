@@ -21,14 +21,14 @@ from typing import Any, Protocol
 import grpc
 import uvloop
 
-from loragate.adapters.base_model import BaseModel, find
+from loragate.adapters.base_models.preparation import BaseModel, find
 from loragate.adapters.home import Home
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.app import build
 from loragate.server.config import Config, EngineConfig, LimitsConfig, ServerConfig
 from loragate.server.core import ChatRequest, Delta
-from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel, ToolSession
+from loragate.server.engine.protocol import EngineRequest, LoadedAdapter, ServedModel, ToolSession
 from loragate.v1 import inference_pb2
 
 PACE_SECONDS = 0.01

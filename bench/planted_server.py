@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from loragate.server.background import BackgroundTask, BackgroundTasks
 from loragate.server.cli.main import main
+from loragate.server.concurrency.tasks import BackgroundTask, BackgroundTasks
 
 MEAN_SECONDS = 60.0  # from one failure of a task to its next
 _repeating = BackgroundTasks.repeating

@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.adapters import make_adapter
-from loragate.adapters.base_model import BaseModel, find
+from loragate.adapters.base_models.preparation import BaseModel, find
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import Limits, Registry
+from loragate.adapters.registry.registry import Limits, Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.app import build
 from loragate.server.config import Config, EngineConfig, ServerConfig
 from loragate.server.core import ChatRequest, Delta, Route, TokenLogprob
-from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel, ToolSession
-from loragate.server.metrics import Metrics
-from loragate.server.usage import Record
+from loragate.server.engine.protocol import EngineRequest, LoadedAdapter, ServedModel, ToolSession
+from loragate.server.telemetry.metrics import Metrics
+from loragate.server.telemetry.usage import Record
 
 TENANTS = 200
 VERSIONS = 5

@@ -22,7 +22,7 @@ from bench.streams import Door
 from loadtests.ports import free_port
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 MODEL = "smollm2-135m-instruct"

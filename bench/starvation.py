@@ -21,16 +21,16 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.adapters import make_adapter
-from loragate.adapters.base_model import BaseModel, find
+from loragate.adapters.base_models.preparation import BaseModel, find
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds, Turn
 from loragate.server.app import MakeQueue, Server, build, fair_queue
 from loragate.server.config import Config, EngineConfig, LimitsConfig, ServerConfig
 from loragate.server.core import ChatRequest, Delta, Route, TokenLogprob
-from loragate.server.engine import EngineRequest, LoadedAdapter, ServedModel, ToolSession
-from loragate.server.fair_queue import FairQueue, QueueBounds, Turn
+from loragate.server.engine.protocol import EngineRequest, LoadedAdapter, ServedModel, ToolSession
 
 STREAMS = 15
 SEQUENCES = 16  # that the engine computes at once

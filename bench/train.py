@@ -67,8 +67,8 @@ def train_ours(folder: Path, steps: int, arguments: argparse.Namespace) -> dict[
     from rich.progress import Progress
 
     from loragate.adapters.home import Home
-    from loragate.trainer.run_file import convert_run_file
-    from loragate.trainer.run_folder import RunFolder
+    from loragate.trainer.run.file import convert_run_file
+    from loragate.trainer.run.folder import RunFolder
     from loragate.trainer.training.preparing import prepare
     from loragate.trainer.training.train import train
 
@@ -118,7 +118,7 @@ def _train_trl(
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    from loragate.adapters.base_model import DEFAULT_MODEL, find
+    from loragate.adapters.base_models.preparation import DEFAULT_MODEL, find
     from loragate.adapters.home import Home
     from loragate.trainer.settings.method import PROJECTIONS
 

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from loragate.adapters.base_model import prepare
+from loragate.adapters.base_models.preparation import prepare
 from loragate.adapters.errors import LoragateError, TenantExists
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.records import NewKey
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.records import NewKey
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import Config, load_config
 

@@ -22,11 +22,11 @@ import httpx
 from rich.console import Console
 from rich.progress import Progress
 
-from loragate.adapters.base_model import DEFAULT_MODEL, prepare
+from loragate.adapters.base_models.preparation import DEFAULT_MODEL, prepare
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.comparison.own_server import own_server
 

@@ -24,7 +24,7 @@ from rich.table import Column, Table
 
 from loragate.adapters.errors import LoragateError, TenantExists
 from loragate.adapters.home import Home
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 ROOT = Path(__file__).resolve().parents[1]

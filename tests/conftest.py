@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loragate.adapters.database import Database
+from loragate.adapters.registry.database import Database
 
 
 def pytest_collection_finish() -> None:

@@ -6,9 +6,9 @@ from typing import TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from loragate.adapters.registry import Registry
-from loragate.adapters.tables import Arms, Base, Exposures, Feedback, Outcomes
-from loragate.adapters.trial_records import ExposureRow, FeedbackRow, OutcomeRow
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.tables import Arms, Base, Exposures, Feedback, Outcomes
+from loragate.adapters.registry.trial_records import ExposureRow, FeedbackRow, OutcomeRow
 
 Row = TypeVar("Row", ExposureRow, OutcomeRow, FeedbackRow)
 

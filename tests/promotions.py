@@ -1,7 +1,7 @@
 """What a server does to let a version serve, done to the registry by hand."""
 
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.registry import AdapterState, Registry
 
 
 def make_ready(registry: Registry, version: AdapterVersion) -> AdapterVersion:

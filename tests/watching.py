@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from loragate.adapters.errors import StoreError
-from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.adapters.registry.snapshot import SnapshotWatcher
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from small_adapters import write_small_adapter
 
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 WriteAdapter = Callable[..., Path]

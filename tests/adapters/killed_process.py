@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 
 SUPPORT = AdapterName("acme", "support")

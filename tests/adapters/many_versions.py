@@ -7,7 +7,7 @@ from pathlib import Path
 from promotions import let_serve
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 _VERSIONS = """

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}</s>{% endfor %}"
 TARGETS = ("q_proj", "down_proj")

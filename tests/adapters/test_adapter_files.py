@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from loragate.adapters.adapter_files import inspect
 from loragate.adapters.errors import InvalidAdapter
-from loragate.adapters.safetensors_header import Tensor, read_header
+from loragate.adapters.format.files import inspect
+from loragate.adapters.format.safetensors_header import Tensor, read_header
 
 WriteAdapter = Callable[..., Path]
 

@@ -14,7 +14,7 @@ from loragate.adapters.errors import (
     VersionNotReady,
 )
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.registry import AdapterState, Registry
 
 WriteAdapter = Callable[..., Path]
 

@@ -18,9 +18,16 @@ from package_index import PackageIndex
 from rich.progress import Progress
 from safetensors.numpy import save_file
 
-from loragate.adapters.base_model import DEFAULT_MODEL, RECEIPT, BaseModel, find, load, prepare
+from loragate.adapters.base_models.preparation import (
+    DEFAULT_MODEL,
+    RECEIPT,
+    BaseModel,
+    find,
+    load,
+    prepare,
+)
+from loragate.adapters.base_models.sources import PACKAGE_GGUF
 from loragate.adapters.errors import BaseModelError
-from loragate.adapters.model_sources import PACKAGE_GGUF
 
 OpenHub = Callable[[], ModelHub]
 
@@ -274,7 +281,7 @@ def test_a_killed_run_leaves_no_model_and_the_next_one_starts_clean(
 ):
     script = (
         "import sys; from pathlib import Path; from rich.progress import Progress;"
-        "from loragate.adapters.base_model import prepare;"
+        "from loragate.adapters.base_models.preparation import prepare;"
         f"prepare({DEFAULT_MODEL!r}, Path(sys.argv[1]), Progress(disable=True))"
     )
     package_index.stall_downloads()

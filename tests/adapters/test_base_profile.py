@@ -10,16 +10,16 @@ from peft_folders import TEMPLATE, tiny_llama, write_base
 from safetensors.numpy import save_file
 from torch import nn
 
-from loragate.adapters.base_model import BaseModel
-from loragate.adapters.base_profile import BaseProfile, tokenizer_hash
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import BaseModelError
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.format.base_profile import BaseProfile, tokenizer_hash
+from loragate.adapters.rendering.renderer import Renderer
 
 READ_WITHOUT_TORCH = """
 import sys
 from pathlib import Path
-from loragate.adapters.base_model import BaseModel
-from loragate.adapters.base_profile import BaseProfile
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.format.base_profile import BaseProfile
 assert BaseProfile.read(BaseModel("tiny", Path(sys.argv[1]), "sha256:base")).modules
 print(sorted({"torch", "transformers", "numpy"} & sys.modules.keys()))
 """

@@ -13,11 +13,11 @@ from threading import Event
 import pytest
 from promotions import make_ready
 
-from loragate.adapters.adapter_files import AdapterFiles, inspect
 from loragate.adapters.errors import StoreError
-from loragate.adapters.merged_files import MergedFiles
+from loragate.adapters.format.files import AdapterFiles, inspect
+from loragate.adapters.format.merged_files import MergedFiles
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 
 WriteAdapter = Callable[..., Path]
@@ -105,7 +105,7 @@ DIES_BEFORE_ITS_COMMIT = """
 import os, signal, sys
 from pathlib import Path
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 class DyingStore(ArtifactStore):
     def put(self, files):

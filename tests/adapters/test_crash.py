@@ -12,7 +12,7 @@ from killed_process import Killer, Place
 from promotions import let_serve, make_ready
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 
 WriteAdapter = Callable[..., Path]

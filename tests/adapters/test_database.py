@@ -12,17 +12,17 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.schema import CreateTable
 from together import run_together
 
-import loragate.adapters.migrations
-from loragate.adapters.connections import make_engine
-from loragate.adapters.database import SCHEMA, Database
-from loragate.adapters.database_errors import explained
+import loragate.adapters.registry.migrations
 from loragate.adapters.errors import InvalidRecord, StoreError, UnreadableRecord
-from loragate.adapters.registry import Limits, Registry
-from loragate.adapters.tables import Base
+from loragate.adapters.registry.connections import make_engine
+from loragate.adapters.registry.database import SCHEMA, Database
+from loragate.adapters.registry.database_errors import explained
+from loragate.adapters.registry.registry import Limits, Registry
+from loragate.adapters.registry.tables import Base
 
 OPEN = """
 import sys
-from loragate.adapters.database import Database
+from loragate.adapters.registry.database import Database
 print("ready", flush=True)
 sys.stdin.readline()
 Database(sys.argv[1]).close()
@@ -39,7 +39,7 @@ def test_migrations_make_what_the_tables_say(database_url: str):
 
 
 def test_newest_migration_is_the_one_the_code_expects():
-    folder = Path(loragate.adapters.migrations.__file__).parent
+    folder = Path(loragate.adapters.registry.migrations.__file__).parent
 
     assert ScriptDirectory(str(folder)).get_current_head() == SCHEMA
 

@@ -27,13 +27,13 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 from transformers import LlamaForCausalLM
 
-from loragate.adapters.adapter_files import MANIFEST, WEIGHTS, inspect
-from loragate.adapters.base_profile import BaseProfile, template_hash
 from loragate.adapters.errors import BaseModelName, InvalidAdapter
-from loragate.adapters.gate import StaticGate
+from loragate.adapters.format.base_profile import BaseProfile, template_hash
+from loragate.adapters.format.files import MANIFEST, WEIGHTS, inspect
+from loragate.adapters.format.peft_config import CONFIG
+from loragate.adapters.format.publish_check import StaticGate
 from loragate.adapters.names import AdapterName
-from loragate.adapters.peft_config import CONFIG
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 PEFT = "base_model.model."

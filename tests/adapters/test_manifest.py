@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from loragate.adapters.errors import InvalidAdapter
-from loragate.adapters.manifest import AdapterManifest, Contract
-from loragate.adapters.reference import Reference, ScoredPrompt, Tolerance
+from loragate.adapters.format.manifest import AdapterManifest, Contract
+from loragate.adapters.format.reference import Reference, ScoredPrompt, Tolerance
 
 SCORED: dict[str, object] = {
     "token_ids": [1, 2, 3],

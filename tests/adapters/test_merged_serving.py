@@ -7,10 +7,10 @@ import pytest
 from promotions import let_serve
 
 from loragate.adapters.errors import MergedInUse, NotServedMerged, VersionRetired
-from loragate.adapters.merged_states import MergedState
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import Registry
-from loragate.adapters.trial_records import NewArm
+from loragate.adapters.registry.merged_states import MergedState
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.trial_records import NewArm
 
 SUPPORT = AdapterName("acme", "support")
 

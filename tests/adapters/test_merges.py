@@ -19,7 +19,7 @@ from loragate.adapters.errors import (
     VersionRetired,
 )
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 SUPPORT = AdapterName("acme", "support")

@@ -10,9 +10,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine
 
-import loragate.adapters.migrations
+import loragate.adapters.registry.migrations
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 
 SUPPORT = AdapterName("acme", "support")
@@ -38,7 +38,7 @@ def registry(database_url: str, store: ArtifactStore) -> Iterator[Registry]:
     """The foundation's registry, opened by this version."""
     config = Config()
     config.set_main_option(
-        "script_location", str(Path(loragate.adapters.migrations.__file__).parent)
+        "script_location", str(Path(loragate.adapters.registry.migrations.__file__).parent)
     )
     engine = create_engine(database_url)
     with engine.begin() as connection:

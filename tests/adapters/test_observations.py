@@ -9,9 +9,9 @@ from observed import observed
 
 from loragate.adapters.errors import FeedbackGiven, RequestNotFound, TenantNotFound
 from loragate.adapters.names import AdapterName
-from loragate.adapters.records import UsageRow
-from loragate.adapters.registry import Registry
-from loragate.adapters.trial_records import (
+from loragate.adapters.registry.records import UsageRow
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.trial_records import (
     ExposureRow,
     FeedbackRow,
     NewArm,

@@ -6,8 +6,8 @@ import pytest
 
 from loragate.adapters.errors import InvalidCursor, KeyNotFound
 from loragate.adapters.names import AdapterName
-from loragate.adapters.pages import Page
-from loragate.adapters.registry import Registry, UsageRow
+from loragate.adapters.registry.pages import Page
+from loragate.adapters.registry.registry import Registry, UsageRow
 
 TENANTS = ("acme", "globex", "initech", "umbrella", "wayne")
 Part = list[tuple[str, object]]  # each row with the cursor that goes on after it

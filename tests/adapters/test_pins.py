@@ -8,8 +8,8 @@ from promotions import let_serve
 
 from loragate.adapters.errors import AliasNotFound, VersionNotFound, VersionRetired
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.records import VersionRecord
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.records import VersionRecord
+from loragate.adapters.registry.registry import Registry
 
 SUPPORT = AdapterName("acme", "support")
 

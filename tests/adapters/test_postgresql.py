@@ -13,7 +13,6 @@ from postgresql import end_connections, unreachable
 from promotions import let_serve
 from sqlalchemy import create_engine, text
 
-from loragate.adapters.database import Database
 from loragate.adapters.errors import (
     InvalidRecord,
     ServedElsewhere,
@@ -21,9 +20,10 @@ from loragate.adapters.errors import (
     StoreError,
 )
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState, Limits, Registry
+from loragate.adapters.registry.database import Database
+from loragate.adapters.registry.registry import AdapterState, Limits, Registry
+from loragate.adapters.registry.tables import Base
 from loragate.adapters.store import ArtifactStore
-from loragate.adapters.tables import Base
 
 WriteAdapter = Callable[..., Path]
 SUPPORT = AdapterName("acme", "support")

@@ -1,6 +1,6 @@
 import pytest
 
-from loragate.adapters.reference import Reference, ScoredPrompt, Tolerance, mean_difference
+from loragate.adapters.format.reference import Reference, ScoredPrompt, Tolerance, mean_difference
 
 PROMPTS = (
     ScoredPrompt((1, 2, 3), (-1.0, -4.0), (-3.0, -3.0)),

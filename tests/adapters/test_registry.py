@@ -13,7 +13,6 @@ from promotions import let_serve
 from sqlalchemy.exc import ProgrammingError
 from together import run_together
 
-from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import (
     AdapterNotFound,
     AliasNotFound,
@@ -30,8 +29,9 @@ from loragate.adapters.errors import (
     VersionRetired,
 )
 from loragate.adapters.names import AdapterName
-from loragate.adapters.records import UsageRow, new_row_id
-from loragate.adapters.registry import Limits, Registry
+from loragate.adapters.registry.api_keys import hash_key
+from loragate.adapters.registry.records import UsageRow, new_row_id
+from loragate.adapters.registry.registry import Limits, Registry
 from loragate.adapters.store import ArtifactStore
 
 WriteAdapter = Callable[..., Path]
@@ -43,7 +43,7 @@ PUBLISH_ALL = """
 import sys
 from pathlib import Path
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 url, root, *folders = sys.argv[1:]
 with Registry(url, ArtifactStore(Path(root))) as registry:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from loragate.adapters.rendering import Renderer, RenderingError
+from loragate.adapters.rendering.renderer import Renderer, RenderingError
 
 TURNS = (
     "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>\n"

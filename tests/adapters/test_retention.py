@@ -10,13 +10,12 @@ import pytest
 from promotions import let_serve
 from sqlalchemy import func, select, update
 
-import loragate.adapters.retention
+import loragate.adapters.registry.retention
 from loragate.adapters.names import AdapterName
-from loragate.adapters.records import UsageRow
-from loragate.adapters.registry import Registry
-from loragate.adapters.retention import Pruned, Retention
-from loragate.adapters.store import ArtifactStore
-from loragate.adapters.tables import (
+from loragate.adapters.registry.records import UsageRow
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.retention import Pruned, Retention
+from loragate.adapters.registry.tables import (
     Adapters,
     Arms,
     Audit,
@@ -28,7 +27,8 @@ from loragate.adapters.tables import (
     Trials,
     UsageRecords,
 )
-from loragate.adapters.trial_records import ExposureRow, FeedbackRow, OutcomeRow, ShadowRow
+from loragate.adapters.registry.trial_records import ExposureRow, FeedbackRow, OutcomeRow, ShadowRow
+from loragate.adapters.store import ArtifactStore
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 RETENTION = Retention(observations_days=30, usage_days=30, audit_days=30)
@@ -44,7 +44,7 @@ def kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Registry]:
     """Deletes four rows at a time."""
-    monkeypatch.setattr(loragate.adapters.retention, "_ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(loragate.adapters.registry.retention, "_ROWS_AT_ONCE", 4)
     if request.param == "sqlite":
         url = f"sqlite:///{shutil.copy(empty_registry, tmp_path / 'registry.db')}"
     else:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from promotions import let_serve, make_ready
 from watching import following
 
-from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import (
     AdapterNotFound,
     AliasNotFound,
@@ -26,8 +25,9 @@ from loragate.adapters.errors import (
     VersionRetired,
 )
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Limits, Registry
-from loragate.adapters.snapshot import Snapshot, SnapshotWatcher
+from loragate.adapters.registry.api_keys import hash_key
+from loragate.adapters.registry.registry import Limits, Registry
+from loragate.adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 
 WriteAdapter = Callable[..., Path]
@@ -38,7 +38,7 @@ PROMOTE = """
 import sys
 from pathlib import Path
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 url, root = sys.argv[1:]
 with Registry(url, ArtifactStore(Path(root))) as registry:

@@ -18,13 +18,13 @@ from many_versions import fill
 from promotions import make_ready
 from sqlalchemy import Engine, event
 
-from loragate.adapters.database import Database
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState, Limits, Registry
-from loragate.adapters.snapshot import Snapshot
-from loragate.adapters.snapshot_reader import read_snapshot
-from loragate.adapters.states import LEGAL_MOVES
+from loragate.adapters.registry.database import Database
+from loragate.adapters.registry.registry import AdapterState, Limits, Registry
+from loragate.adapters.registry.snapshot import Snapshot
+from loragate.adapters.registry.snapshot_reader import read_snapshot
+from loragate.adapters.registry.states import LEGAL_MOVES
 from loragate.adapters.store import ArtifactStore
 
 WriteAdapter = Callable[..., Path]

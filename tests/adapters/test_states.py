@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 
 from loragate.adapters.errors import IllegalMove
-from loragate.adapters.states import LEGAL_MOVES, AdapterState, move
+from loragate.adapters.registry.states import LEGAL_MOVES, AdapterState, move
 
 TABLE = {
     "PUBLISHED": {"LOADING", "RETIRED"},

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from loragate.adapters.adapter_files import inspect
 from loragate.adapters.errors import StoreError
+from loragate.adapters.format.files import inspect
 from loragate.adapters.store import ArtifactStore
 
 WriteAdapter = Callable[..., Path]
@@ -20,7 +20,7 @@ WriteAdapter = Callable[..., Path]
 STUCK_PUT = """
 import os, sys
 from pathlib import Path
-from loragate.adapters.adapter_files import inspect
+from loragate.adapters.format.files import inspect
 from loragate.adapters.store import ArtifactStore
 folder, root = map(Path, sys.argv[1:])
 files = inspect(folder)
@@ -33,7 +33,7 @@ ArtifactStore(root).put(files)
 PUT_WITH_FILE_LIMIT = """
 import resource, signal, sys
 from pathlib import Path
-from loragate.adapters.adapter_files import inspect
+from loragate.adapters.format.files import inspect
 from loragate.adapters.errors import StoreError
 from loragate.adapters.store import ArtifactStore
 folder, root = map(Path, sys.argv[1:])

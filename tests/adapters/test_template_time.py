@@ -4,7 +4,7 @@ import time
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from loragate.adapters.template_time import TemplateTooSlow, template_time
+from loragate.adapters.rendering.template_time import TemplateTooSlow, template_time
 
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 RECURSION = (

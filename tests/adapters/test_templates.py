@@ -12,8 +12,8 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils import chat_template_utils
 
-from loragate.adapters.child_process import ChildLimits, ChildUnavailable
-from loragate.adapters.templates import RenderingError, Templates
+from loragate.adapters.child_process.process import ChildLimits, ChildUnavailable
+from loragate.adapters.rendering.templates import RenderingError, Templates
 
 LIMITS = ChildLimits(seconds=0.3, memory_bytes=128 * 2**20, patience=40)
 QUESTION = [{"role": "user", "content": "Hello"}]
@@ -157,8 +157,8 @@ def test_template_is_rendered_although_its_child_was_killed(templates: Templates
 
 PARENT = f"""
 import threading, time
-from loragate.adapters.child_process import ChildLimits
-from loragate.adapters.templates import Templates
+from loragate.adapters.child_process.process import ChildLimits
+from loragate.adapters.rendering.templates import Templates
 templates = Templates(limits=ChildLimits(600, 2**28))
 templates.render("", {QUESTION})
 print(templates.pids[0], flush=True)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from loragate.adapters.token_bound import TokenBound, Truncation
+from loragate.adapters.rendering.token_bound import TokenBound, Truncation
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 MERGES = [("a", "a"), ("aa", "aa"), ("aaaa", "aaaa"), ("Ġ", "Ġ"), ("K", "K")]

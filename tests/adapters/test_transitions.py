@@ -6,7 +6,7 @@ from promotions import let_serve, make_ready
 
 from loragate.adapters.errors import IllegalMove, VersionNotFound, VersionRetired
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.registry import AdapterState, Registry
 
 WriteAdapter = Callable[..., Path]
 

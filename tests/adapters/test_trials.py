@@ -6,7 +6,6 @@ import pytest
 from promotions import let_serve
 from sqlalchemy import event
 
-from loragate.adapters import trials
 from loragate.adapters.errors import (
     AliasMovedOn,
     TenantNotFound,
@@ -18,8 +17,9 @@ from loragate.adapters.errors import (
     VersionRetired,
 )
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
-from loragate.adapters.trial_records import NewArm, Standing, Trial
+from loragate.adapters.registry import trials
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.trial_records import NewArm, Standing, Trial
 
 WriteAdapter = Callable[..., Path]
 

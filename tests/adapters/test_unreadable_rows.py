@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from promotions import let_serve
 from small_adapters import write_small_adapter
 
-from loragate.adapters.api_keys import hash_key
-from loragate.adapters.database import Database
 from loragate.adapters.errors import (
     AliasNotFound,
     LoragateError,
@@ -25,12 +23,14 @@ from loragate.adapters.errors import (
     VersionFailed,
 )
 from loragate.adapters.names import AdapterName
-from loragate.adapters.records import NewKey
-from loragate.adapters.registry import Limits, Registry
-from loragate.adapters.snapshot import Snapshot, SnapshotWatcher
-from loragate.adapters.snapshot_reader import read_snapshot
+from loragate.adapters.registry.api_keys import hash_key
+from loragate.adapters.registry.database import Database
+from loragate.adapters.registry.records import NewKey
+from loragate.adapters.registry.registry import Limits, Registry
+from loragate.adapters.registry.snapshot import Snapshot, SnapshotWatcher
+from loragate.adapters.registry.snapshot_reader import read_snapshot
+from loragate.adapters.registry.unreadable_rows import UnreadableRow, read_apart
 from loragate.adapters.store import ArtifactStore
-from loragate.adapters.unreadable_rows import UnreadableRow, read_apart
 
 SUPPORT, ROUTER = AdapterName("acme", "support"), AdapterName("globex", "router")
 

@@ -27,7 +27,7 @@ from serving import (
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 MODEL = "smollm2-135m-instruct"

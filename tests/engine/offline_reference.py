@@ -9,7 +9,7 @@ from questions import ANSWER_TOKENS, Job
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.lora.request import LoRARequest
 
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.rendering.renderer import Renderer
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from ports import free_port
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 START_SECONDS = 280.0

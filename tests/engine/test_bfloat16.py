@@ -7,14 +7,14 @@ from statistics import fmean
 
 from serving import ROOT, World
 
-from loragate.adapters.adapter_files import inspect
-from loragate.adapters.base_model import load
+from loragate.adapters.base_models.preparation import load
+from loragate.adapters.format.files import inspect
+from loragate.adapters.format.reference import differences
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.reference import differences
 from loragate.server.config import EngineConfig
 from loragate.server.core import SamplingParams
-from loragate.server.engine import Engine, EngineRequest, LoadedAdapter
-from loragate.server.vllm_engine import run_engine
+from loragate.server.engine.protocol import Engine, EngineRequest, LoadedAdapter
+from loragate.server.engine.vllm.engine import run_engine
 
 EXAMPLES = ("acme-support", "globex-router")
 # In nats, on average over a prompt; the adapters move log-probabilities by 2 to 4.

@@ -21,7 +21,7 @@ from questions import ANSWER_TOKENS, CHURN_QUESTIONS, CHURN_WEIGHTS, Job
 from serving import Served, wait_for
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 
 AT_ONCE = 12
 APART = 3  # a folder's two adapters belong to different tenants

@@ -17,7 +17,7 @@ from serving import START_SECONDS, Served, World, running, wait_for
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState
+from loragate.adapters.registry.registry import AdapterState
 from loragate.adapters.store import ArtifactStore
 
 SUPPORT, ROUTER = AdapterName("acme", "support"), AdapterName("globex", "router")

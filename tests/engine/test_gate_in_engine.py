@@ -22,17 +22,17 @@ from serving import Served
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from loragate.adapters.adapter_files import CONFIG, MANIFEST, WEIGHTS, inspect
-from loragate.adapters.base_model import load
+from loragate.adapters.base_models.preparation import load
+from loragate.adapters.format.files import CONFIG, MANIFEST, WEIGHTS, inspect
+from loragate.adapters.format.reference import Reference
 from loragate.adapters.names import AdapterName
-from loragate.adapters.records import VersionRecord
-from loragate.adapters.reference import Reference
-from loragate.adapters.registry import Registry
-from loragate.adapters.rendering import Renderer
-from loragate.adapters.states import AdapterState
+from loragate.adapters.registry.records import VersionRecord
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.states import AdapterState
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.store import ArtifactStore
 from loragate.server.cli.main import build
-from loragate.trainer.reference import compute_reference, reference_of
+from loragate.trainer.publishing.reference import compute_reference, reference_of
 
 MODEL = "smollm2-135m-instruct"
 SETTLED = {AdapterState.READY, AdapterState.FAILED}

@@ -18,7 +18,7 @@ from questions import ANSWER_TOKENS, CHURN_QUESTIONS, CHURN_WEIGHTS, Job
 from serving import Served, wait_for
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 
 CLIENTS = 6
 SETTLES_SECONDS = 60.0

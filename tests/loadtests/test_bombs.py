@@ -12,7 +12,7 @@ from small_server import (  # pyright: ignore[reportMissingImports]
 )
 
 from bench.bombs import BOMBS, Target, throw, watching
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.server.config import ServerConfig
 
 SIZE = 700_000

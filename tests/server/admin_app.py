@@ -9,13 +9,13 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from loragate.adapters.api_keys import hash_key
 from loragate.adapters.errors import LoragateError
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.api_keys import hash_key
+from loragate.adapters.registry.registry import Registry
 from loragate.server.admin.administration import Administration
-from loragate.server.admin.routes import build_router
+from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.errors import describe
-from loragate.server.fair_threads import FairThreads
+from loragate.server.http.admin_routes import build_router
 
 ADMIN_KEY = "lg-admin-test"
 MAX_ADAPTER_BYTES = 100_000

@@ -20,7 +20,7 @@ from small_server import (
     write_base_model,
 )
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.server.config import Section
 

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from loragate.server.admission.fair_queue import FairQueue, Turn
 from loragate.server.core import Route
-from loragate.server.fair_queue import FairQueue, Turn
 
 
 @dataclass

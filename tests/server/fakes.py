@@ -15,7 +15,13 @@ from loragate.server.core import (
     TokenLogprob,
     ToolCallDelta,
 )
-from loragate.server.engine import Engine, EngineRequest, LoadedAdapter, Placing, ServedModel
+from loragate.server.engine.protocol import (
+    Engine,
+    EngineRequest,
+    LoadedAdapter,
+    Placing,
+    ServedModel,
+)
 from loragate.server.errors import AdapterUnavailable, EngineDead
 
 TINY_MODEL = ServedModel(

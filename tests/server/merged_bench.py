@@ -9,11 +9,11 @@ from pathlib import Path
 from fakes import EchoEngines
 from small_server import SUPPORT, Served
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.names import AdapterVersion
-from loragate.server.engine import Engine
-from loragate.server.memory import Need
-from loragate.server.merged_models import Workshop
+from loragate.server.engine.memory import Need
+from loragate.server.engine.protocol import Engine
+from loragate.server.merged.models import Workshop
 
 PLENTY = 64 * 2**30
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from steps import SteppingEngine, telling_transactions
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.server.app import run
 from loragate.server.config import load_config
-from loragate.server.engine import Engine, LoadedAdapter
+from loragate.server.engine.protocol import Engine, LoadedAdapter
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,15 @@ from tiny_adapters import LAYER, write_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.app import Server, build
 from loragate.server.config import Config, LimitsConfig, RegistryConfig, Section, ServerConfig
-from loragate.server.merged_models import Workshop
-from loragate.server.supervision import StartEngine
+from loragate.server.engine.supervision import StartEngine
+from loragate.server.merged.models import Workshop
 
 TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>"

@@ -15,9 +15,9 @@ from fakes import EchoEngine
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from loragate.adapters.tables import Audit
+from loragate.adapters.registry.tables import Audit
 from loragate.server.core import Delta
-from loragate.server.engine import EngineRequest, LoadedAdapter
+from loragate.server.engine.protocol import EngineRequest, LoadedAdapter
 from loragate.server.errors import EngineDead
 
 Reach = Callable[[str], None]

@@ -13,11 +13,11 @@ from admin_app import ADMIN_KEY, MAX_ADAPTER_BYTES, build_app
 from promotions import let_serve
 from tiny_adapters import write_adapter
 
-from loragate.adapters.adapter_files import inspect
 from loragate.adapters.errors import InvalidAdapter
-from loragate.adapters.merged_states import MergedState
+from loragate.adapters.format.files import inspect
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.merged_states import MergedState
+from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.administration import Administration
 

@@ -10,17 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_server import Served, ServeWith, on_a_socket, until
 
-from loragate.adapters.snapshot import Limits
-from loragate.server.admission import (
+from loragate.adapters.registry.snapshot import Limits
+from loragate.server.admission.admission import (
     WINDOW_SECONDS,
     Admission,
     Ticket,
     retry_after_header,
     retry_after_ms_header,
 )
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds
 from loragate.server.config import LimitsConfig
 from loragate.server.core import Caller, Delta, Route
-from loragate.server.engine import EngineRequest
+from loragate.server.engine.protocol import EngineRequest
 from loragate.server.errors import (
     Draining,
     InvalidRequest,
@@ -28,7 +29,6 @@ from loragate.server.errors import (
     RateLimited,
     RequestExceedsLimit,
 )
-from loragate.server.fair_queue import FairQueue, QueueBounds
 
 FREE = Limits()
 ACME = Route("acme")

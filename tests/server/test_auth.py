@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from loragate.adapters.home import Home
-from loragate.adapters.registry import Registry
-from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
-from loragate.server.auth import Tenants
 from loragate.server.errors import ModelNotFound, PermissionDenied, Unauthenticated
+from loragate.server.gateway.auth import Tenants
 
 ADMIN_KEY = "lg-admin-secret"
 

@@ -19,10 +19,10 @@ from trial_traffic import standing, start_rollout, with_two_versions
 
 from loragate.adapters.errors import StoreError
 from loragate.server import app
-from loragate.server.background import BackgroundTask, BackgroundTasks, Round
-from loragate.server.background_metrics import BackgroundTaskMetrics
+from loragate.server.concurrency.retries import Backoff
+from loragate.server.concurrency.tasks import BackgroundTask, BackgroundTasks, Round
 from loragate.server.config import ServerConfig
-from loragate.server.supervision import Backoff
+from loragate.server.telemetry.task_metrics import BackgroundTaskMetrics
 
 QUICK = Backoff(0.001, 0.004, 60.0)
 pytestmark = pytest.mark.timeout(10)

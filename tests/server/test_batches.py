@@ -7,8 +7,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from loragate.adapters.errors import StoreError
-from loragate.server.background import BackgroundTasks
-from loragate.server.batches import BatchWriter
+from loragate.server.concurrency.tasks import BackgroundTasks
+from loragate.server.telemetry.batch_writer import BatchWriter
 
 
 class Shelf:

@@ -15,11 +15,11 @@ from promotions import let_serve, make_ready
 from tiny_adapters import write_adapter
 from typer.main import get_command
 
-from loragate.adapters.api_keys import hash_key
 from loragate.adapters.home import Home
-from loragate.adapters.merged_states import MergedState
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState, Registry, UsageRow
+from loragate.adapters.registry.api_keys import hash_key
+from loragate.adapters.registry.merged_states import MergedState
+from loragate.adapters.registry.registry import AdapterState, Registry, UsageRow
 from loragate.adapters.store import ArtifactStore
 from loragate.server.cli.main import build
 

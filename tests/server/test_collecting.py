@@ -5,9 +5,9 @@ import pytest
 from small_server import ServeWith, until
 from tiny_adapters import write_adapter
 
-from loragate.adapters.adapter_files import inspect
 from loragate.adapters.errors import StoreError
-from loragate.adapters.registry import Registry
+from loragate.adapters.format.files import inspect
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import RegistryConfig
 

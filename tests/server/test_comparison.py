@@ -10,7 +10,7 @@ import pytest
 from fakes import EchoEngine
 from small_server import SUPPORT, Furnished, on_a_socket, serve, small_config, until
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.server.comparison.agreement import Agreement, agree, diverge, kl
 from loragate.server.comparison.asking import Asker, ComparisonFailed, Subject
 from loragate.server.comparison.comparing import Comparison, Costs, Extent, Measured, compare
@@ -18,9 +18,9 @@ from loragate.server.comparison.prompts import BadPrompts, read_prompts, shipped
 from loragate.server.comparison.report import to_html
 from loragate.server.comparison.speed import Speed
 from loragate.server.core import Delta, TokenLogprob
-from loragate.server.engine import Engine, EngineRequest
-from loragate.server.memory import Need
-from loragate.server.merged_models import Workshop
+from loragate.server.engine.memory import Need
+from loragate.server.engine.protocol import Engine, EngineRequest
+from loragate.server.merged.models import Workshop
 
 GIB = 2**30
 

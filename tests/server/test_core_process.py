@@ -13,7 +13,7 @@ from small_server import until
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine import utils as vllm_engine_utils
 
-from loragate.server import vllm_engine
+from loragate.server.engine.vllm import engine as vllm_engine
 
 
 def wait_for_ever() -> None:
@@ -58,7 +58,7 @@ async def test_start_that_is_cancelled_ends_its_core_and_stays_cancelled(
 
 SERVER = """
 import multiprocessing, threading
-from loragate.server import vllm_start
+from loragate.server.engine.vllm import forkserver as vllm_start
 
 def wait_for_ever():
     print("core", flush=True)

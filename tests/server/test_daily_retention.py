@@ -9,12 +9,12 @@ import pytest
 from small_server import until
 
 from loragate.adapters.errors import StoreError
-from loragate.adapters.registry import Registry, UsageRow
-from loragate.adapters.retention import Pruned, Retention
+from loragate.adapters.registry.registry import Registry, UsageRow
+from loragate.adapters.registry.retention import Pruned, Retention
 from loragate.adapters.store import ArtifactStore
-from loragate.server.background import BackgroundTasks
-from loragate.server.retention import RetentionTask
-from loragate.server.supervision import Backoff
+from loragate.server.concurrency.retries import Backoff
+from loragate.server.concurrency.tasks import BackgroundTasks
+from loragate.server.upkeep.retention import RetentionTask
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 OLD = NOW - timedelta(days=31)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from loragate.server.deadlines import Deadlines
+from loragate.server.admission.deadlines import Deadlines
 from loragate.server.errors import DeadlineExceeded, Draining
 
 

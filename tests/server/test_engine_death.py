@@ -13,8 +13,8 @@ from small_server import SUPPORT, Furnished, Served, serve, until
 from steps import SteppingEngine, telling_transactions, weights_digest
 from tiny_adapters import write_adapter
 
-from loragate.adapters.base_model import BaseModel
-from loragate.adapters.registry import AdapterState
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.registry.registry import AdapterState
 from loragate.adapters.store import ArtifactStore
 
 STEPS = [

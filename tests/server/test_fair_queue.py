@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from small_server import ServeWith, until
 
 from loragate.adapters.names import AdapterVersion
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds, Turn
+from loragate.server.admission.flows import INPUT_WEIGHT, OUTPUT_WEIGHT
 from loragate.server.config import EngineConfig, LimitsConfig
 from loragate.server.core import Route
 from loragate.server.errors import AdapterUnavailable, Overloaded
-from loragate.server.fair_queue import FairQueue, QueueBounds, Turn
-from loragate.server.flows import INPUT_WEIGHT, OUTPUT_WEIGHT
 
 
 def adapter(number: int) -> AdapterVersion:

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
+from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.errors import Overloaded
-from loragate.server.fair_threads import FairThreads
 
 LARGE = True
 

@@ -13,7 +13,7 @@ from small_server import Served, until
 from wire import refusal
 
 from loragate.adapters.errors import RequestNotFound
-from loragate.adapters.trial_records import FeedbackRow
+from loragate.adapters.registry.trial_records import FeedbackRow
 from loragate.server.errors import Overloaded
 from loragate.server.experiments.feedback import Feedback, FeedbackDesk
 from loragate.server.experiments.observation_log import ObservationLog

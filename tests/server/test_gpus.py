@@ -5,7 +5,7 @@ import sys
 import pytest
 from nvml import Gpu, Instance, Nvml, Process
 
-from loragate.server.gpus import GpuMemory, Gpus, GpusUnknown
+from loragate.server.engine.gpus import GpuMemory, Gpus, GpusUnknown
 
 SMALL = Gpu("GPU-aaaa1111", free=10, total=20)
 LARGE = Gpu("GPU-bbbb2222", free=70, total=80, instances=(), processes=(Process(7, 5),))

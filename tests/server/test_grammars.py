@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from loragate.server.core import StructuredOutput
+from loragate.server.engine.grammars.compiler import Grammars, vocabulary_of
 from loragate.server.errors import InvalidRequest, Overloaded
-from loragate.server.grammars import Grammars, vocabulary_of
 
 
 @pytest.fixture(scope="module")

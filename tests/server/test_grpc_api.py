@@ -28,15 +28,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from wire import call, refusal
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.app import Server, build
 from loragate.server.config import Config, RegistryConfig, ServerConfig
 from loragate.server.core import Delta, TokenLogprob
-from loragate.server.engine import EngineRequest
+from loragate.server.engine.protocol import EngineRequest
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1.inference_pb2_grpc import InferenceStub
 

@@ -10,11 +10,11 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from loragate.adapters import errors as registry
-from loragate.adapters.child_process import ChildUnavailable
+from loragate.adapters.child_process.process import ChildUnavailable
 from loragate.server import errors
 from loragate.server.core import Route
 from loragate.server.errors import TABLE, describe
-from loragate.server.gateway import Caller
+from loragate.server.gateway.gateway import Caller
 from loragate.server.rpc.calls import announce, answering
 
 REGISTRY_ERRORS: list[Exception] = [

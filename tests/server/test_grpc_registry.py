@@ -15,10 +15,10 @@ from tiny_adapters import write_adapter
 from watching import following
 from wire import call, refusal
 
-from loragate.adapters.api_keys import hash_key
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import AdapterState, Registry
-from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.adapters.registry.api_keys import hash_key
+from loragate.adapters.registry.registry import AdapterState, Registry
+from loragate.adapters.registry.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.administration import Administration
 from loragate.server.rpc.calls import AdminCalls

@@ -1,7 +1,7 @@
 import pytest
 
-from loragate.server.health import Health
-from loragate.server.supervision import EngineState
+from loragate.server.engine.supervision import EngineState
+from loragate.server.telemetry.health import Health
 
 
 def test_a_server_with_a_live_engine_is_live_and_ready() -> None:

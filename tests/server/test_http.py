@@ -17,7 +17,7 @@ from starlette.routing import Route as StarletteRoute
 
 from loragate.server.config import LimitsConfig, MetricsConfig, ServerConfig
 from loragate.server.core import Delta, TokenLogprob
-from loragate.server.engine import EngineRequest
+from loragate.server.engine.protocol import EngineRequest
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

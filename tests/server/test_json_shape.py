@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loragate.server import bounds
 from loragate.server.errors import InvalidRequest
-from loragate.server.json_shape import JsonShape, check_json, json_shape
+from loragate.server.gateway import bounds
+from loragate.server.gateway.json_shape import JsonShape, check_json, json_shape
 
 TEXTS = st.text(alphabet='ab"\\[]{},:\n\x01é\U0001f600', max_size=12)
 VALUES = st.recursive(

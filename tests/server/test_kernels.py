@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from loragate.server import native_library
-from loragate.server.lora_kernel import LoraKernel, Stack
-from loragate.server.native_library import KernelsUnavailable
+from loragate.server.engine.cpu import native_library
+from loragate.server.engine.cpu.lora_kernel import LoraKernel, Stack
+from loragate.server.engine.cpu.native_library import KernelsUnavailable
 
 TYPES = (torch.float32, torch.bfloat16)
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # of the largest number in the result

@@ -21,9 +21,9 @@ from small_server import SUPPORT, bearer, furnish
 from steps import weights_digest
 from tiny_adapters import write_adapter
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 
 Start = Callable[..., AbstractContextManager[ServerProcess]]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loragate.server.config import ConfigError
-from loragate.server.kv_cache import CacheShape, read_shape, require_fit
+from loragate.server.engine.kv_cache import CacheShape, read_shape, require_fit
 
 GIB = 2**30
 QWEN3 = {  # Qwen/Qwen3-0.6B

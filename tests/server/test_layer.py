@@ -24,11 +24,13 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models import llama
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
-from loragate.server import native_library, vllm_cpu_ops, vllm_linear
-from loragate.server.lora_kernel import LoraKernel
-from loragate.server.vllm_layer import FusedLayer, fuse
-from loragate.server.vllm_linear import is_worth_it, shorten_calls
-from loragate.server.vllm_lora_cpu import GroupedPunicaWrapper, lay_out_for_reading
+from loragate.server.engine.cpu import elementwise as vllm_cpu_ops
+from loragate.server.engine.cpu import linear as vllm_linear
+from loragate.server.engine.cpu import native_library
+from loragate.server.engine.cpu.decoder_layer import FusedLayer, fuse
+from loragate.server.engine.cpu.linear import is_worth_it, shorten_calls
+from loragate.server.engine.cpu.lora_kernel import LoraKernel
+from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper, lay_out_for_reading
 
 SLOTS, RANK, POSITIONS = 3, 8, 64
 SAME: Mapping[str, object] = MappingProxyType({})

@@ -22,20 +22,20 @@ from small_server import (
 )
 from tiny_adapters import write_adapter
 
-from loragate.adapters.adapter_files import SourceFile, inspect
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import StoreError
+from loragate.adapters.format.files import SourceFile, inspect
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import AdapterState, Registry
-from loragate.adapters.snapshot import Snapshot
+from loragate.adapters.registry.registry import AdapterState, Registry
+from loragate.adapters.registry.snapshot import Snapshot
 from loragate.adapters.store import ArtifactStore
-from loragate.server import lifecycle
 from loragate.server.config import EngineConfig, LimitsConfig, RegistryConfig
 from loragate.server.core import Delta, TokenLogprob
-from loragate.server.engine import EngineRequest, LoadedAdapter
-from loragate.server.loading import Loader
-from loragate.server.pins import Pins
-from loragate.server.residency import Residency
+from loragate.server.engine.protocol import EngineRequest, LoadedAdapter
+from loragate.server.residency import reconciler as lifecycle
+from loragate.server.residency.loader import Loader
+from loragate.server.residency.pins import Pins
+from loragate.server.residency.residency import Residency
 
 ROUTER = ("globex", "router", "champion")
 

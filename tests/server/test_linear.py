@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loragate.server import native_library
-from loragate.server.vllm_linear import AdaptedLinear, PackedLinear, covers, is_worth_it
+from loragate.server.engine.cpu import native_library
+from loragate.server.engine.cpu.linear import AdaptedLinear, PackedLinear, covers, is_worth_it
 
 if TYPE_CHECKING:
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA

@@ -12,9 +12,9 @@ from small_server import Served, bearer
 from tiny_adapters import write_adapter
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry, UsageRow
+from loragate.adapters.registry.registry import Registry, UsageRow
+from loragate.adapters.registry.trial_records import NewArm, Standing
 from loragate.adapters.store import ArtifactStore
-from loragate.adapters.trial_records import NewArm, Standing
 from loragate.v1 import experiments_pb2, experiments_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 SUPPORT = AdapterName("acme", "support")

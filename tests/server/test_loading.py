@@ -12,20 +12,20 @@ from fakes import EchoEngine
 from small_server import TEMPLATE, tiny_tokenizer, until
 from tiny_adapters import write_adapter
 
-from loragate.adapters.adapter_files import inspect
 from loragate.adapters.errors import StoreError, VersionRetired
-from loragate.adapters.gate import StaticGate
+from loragate.adapters.format.files import inspect
+from loragate.adapters.format.publish_check import StaticGate
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.rendering import Renderer
-from loragate.adapters.states import AdapterState, move
+from loragate.adapters.registry.states import AdapterState, move
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.store import ArtifactStore
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds
 from loragate.server.core import Delta, Route
-from loragate.server.engine import EngineRequest, LoadedAdapter
+from loragate.server.engine.protocol import EngineRequest, LoadedAdapter
 from loragate.server.errors import AdapterUnavailable, EngineDead, MachineFault
-from loragate.server.fair_queue import FairQueue, QueueBounds
-from loragate.server.loading import Loader
-from loragate.server.probe import Probe
-from loragate.server.residency import Residency
+from loragate.server.residency.loader import Loader
+from loragate.server.residency.probe import Probe
+from loragate.server.residency.residency import Residency
 
 PUBLISHED, LOADING, READY = AdapterState.PUBLISHED, AdapterState.LOADING, AdapterState.READY
 FAILED, RETIRED = AdapterState.FAILED, AdapterState.RETIRED

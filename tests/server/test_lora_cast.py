@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from loragate.adapters.safetensors_header import Tensor
-from loragate.server import native_library
-from loragate.server.lora_cast import TRANSPOSED, LoraCast
+from loragate.adapters.format.safetensors_header import Tensor
+from loragate.server.engine.cpu import native_library
+from loragate.server.engine.vllm.lora_cast import TRANSPOSED, LoraCast
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 1 << 17

@@ -22,7 +22,7 @@ from vllm.lora.model_manager import AdapterLRUCache, LRUCacheLoRAModelManager
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 
-from loragate.server.vllm_staging import AdapterStaging
+from loragate.server.engine.vllm.lora_staging import AdapterStaging
 
 SLOTS, RESIDENTS, LAYERS, PARTS = 3, 6, 20, 3
 PLACED = 90  # ids of what is placed while the residents run

@@ -4,8 +4,8 @@ import grpc
 import pytest
 from small_server import Served
 
-from loragate.server import routing
-from loragate.server.routing import Router
+from loragate.server.gateway import routing
+from loragate.server.gateway.routing import Router
 from loragate.v1 import inference_pb2, inference_pb2_grpc
 
 

@@ -11,7 +11,7 @@ from merged_bench import Bench
 from small_server import SUPPORT, Furnished, Served, serve, small_config, until
 from trial_traffic import QUICK, ask, ask_until, standing, start_experiment, under_way
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import MergedInUse
 
 ARMS = ("champion=v1:50%", "merged=v1+merged:50%")

@@ -14,13 +14,13 @@ from fakes import TINY_MODEL, EchoEngine
 from merged_bench import PLENTY, Bench
 from small_server import SUPPORT, Furnished, Reply, Served, bearer, serve, small_config, until
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import StoreError
-from loragate.adapters.merged_states import MergedStanding, MergedState
-from loragate.adapters.registry import Registry
-from loragate.adapters.snapshot import Snapshot
-from loragate.server.memory import Need
-from loragate.server.merged_models import Budget
+from loragate.adapters.registry.merged_states import MergedStanding, MergedState
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.snapshot import Snapshot
+from loragate.server.engine.memory import Need
+from loragate.server.merged.models import Budget
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
 

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from loragate.adapters.listings import AliasVersions, Shelf, VersionEntry
-from loragate.adapters.manifest import AdapterManifest
+from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.snapshot import Limits, Snapshot, TenantEntry
-from loragate.adapters.states import AdapterState
+from loragate.adapters.registry.listings import AliasVersions, Shelf, VersionEntry
+from loragate.adapters.registry.snapshot import Limits, Snapshot, TenantEntry
+from loragate.adapters.registry.states import AdapterState
 from loragate.server.core import Route
-from loragate.server.metrics import Metrics
-from loragate.server.usage import Record
+from loragate.server.telemetry.metrics import Metrics
+from loragate.server.telemetry.usage import Record
 
 SUPPORT = {"tenant": "acme", "adapter": "acme/support"}
 OTHER = {"tenant": "other", "adapter": "other"}

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 from small_server import Served, bearer, until
 
-from loragate.adapters.registry import Registry
-from loragate.server.pools import Pools, in_pool
+from loragate.adapters.registry.registry import Registry
+from loragate.server.concurrency.pools import Pools, in_pool
 
 MANY = 40  # more than any pool has threads
 

@@ -10,25 +10,24 @@ from fakes import DirectLoader, EchoEngine
 from small_server import SUPPORT, Furnished, serve, small_config, until
 from tiny_adapters import write_adapter
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.home import Home
-from loragate.adapters.listings import Shelf, VersionEntry
-from loragate.adapters.manifest import AdapterManifest
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.registry import AdapterState, Registry
-from loragate.adapters.snapshot import Limits, Snapshot, TenantEntry
+from loragate.adapters.registry.listings import Shelf, VersionEntry
+from loragate.adapters.registry.registry import AdapterState, Registry
+from loragate.adapters.registry.snapshot import Limits, Snapshot, TenantEntry
 from loragate.adapters.store import ArtifactStore
-from loragate.server import prefetch
-from loragate.server.background import BackgroundTasks
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds
+from loragate.server.concurrency.retries import Backoff, Retries
+from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.config import EngineConfig
 from loragate.server.core import Route
-from loragate.server.engine import LoadedAdapter
+from loragate.server.engine.protocol import LoadedAdapter
 from loragate.server.errors import EngineDead, MachineFault
-from loragate.server.fair_queue import FairQueue, QueueBounds
-from loragate.server.prefetch import HotList, Prefetch
-from loragate.server.residency import Residency
-from loragate.server.retries import Retries
-from loragate.server.supervision import Backoff
+from loragate.server.residency import prefetch
+from loragate.server.residency.prefetch import HotList, Prefetch
+from loragate.server.residency.residency import Residency
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from small_server import TEMPLATE, tiny_tokenizer
 
 from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.format.reference import Reference, ScoredPrompt, Tolerance
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.reference import Reference, ScoredPrompt, Tolerance
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.server.core import Delta, TokenLogprob
-from loragate.server.engine import EngineRequest, LoadedAdapter
+from loragate.server.engine.protocol import EngineRequest, LoadedAdapter
 from loragate.server.errors import MachineFault
-from loragate.server.probe import Probe
+from loragate.server.residency.probe import Probe
 
 ADAPTER = LoadedAdapter(AdapterVersion("acme", "support", 1, "sha256:1", 1), Path("/nowhere"))
 IDS = (3, 1, 4, 1, 5, 9, 2, 6)

@@ -7,11 +7,11 @@ import pytest
 from fakes import TINY_MODEL
 from small_server import TEMPLATE, tiny_tokenizer
 
-from loragate.adapters.child_process import ChildLimits
-from loragate.adapters.manifest import Contract
-from loragate.adapters.rendering import Renderer
-from loragate.adapters.templates import Templates
-from loragate.server import bounds, prompting
+from loragate.adapters.child_process.process import ChildLimits
+from loragate.adapters.format.manifest import Contract
+from loragate.adapters.rendering.renderer import Renderer
+from loragate.adapters.rendering.templates import Templates
+from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
@@ -24,9 +24,9 @@ from loragate.server.core import (
     ToolChoice,
 )
 from loragate.server.errors import ContextLengthExceeded, InvalidRequest
-from loragate.server.fair_threads import FairThreads
-from loragate.server.prompting import NO_CONTRACT, Prepared, PromptBuilder
-from loragate.server.request_size import is_large
+from loragate.server.gateway import bounds, prompting
+from loragate.server.gateway.prompting import NO_CONTRACT, Prepared, PromptBuilder
+from loragate.server.gateway.request_size import is_large
 
 MODEL = replace(TINY_MODEL, max_model_len=100)
 PLENTY = replace(TINY_MODEL, max_model_len=100_000)

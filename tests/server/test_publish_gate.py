@@ -14,14 +14,14 @@ from safetensors.numpy import save_file
 from small_server import ServeWith, bearer
 from tiny_adapters import LAYER, write_adapter
 
-from loragate.adapters.base_model import BaseModel, prepare
+from loragate.adapters.base_models.preparation import BaseModel, prepare
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
-from loragate.adapters.snapshot import Limits
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.snapshot import Limits
 from loragate.adapters.store import ArtifactStore
-from loragate.server.admin.local import open_local
+from loragate.server.admin_client.local import open_local
 from loragate.server.config import ConfigError, EngineConfig
 
 SUPPORT = AdapterName("acme", "support")

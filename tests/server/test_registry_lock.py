@@ -12,10 +12,10 @@ from fakes import EchoEngine
 from small_server import SUPPORT, small_config, until
 from tiny_adapters import write_adapter
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import ServedElsewhere
 from loragate.adapters.home import Home
-from loragate.adapters.registry import AdapterState, Registry
+from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.app import Server, build, run
 from loragate.server.config import RegistryConfig

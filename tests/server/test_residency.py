@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from small_server import until
 
 from loragate.adapters.names import AdapterVersion
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds
 from loragate.server.core import Route
-from loragate.server.engine import LoadedAdapter, Placing
+from loragate.server.engine.protocol import LoadedAdapter, Placing
 from loragate.server.errors import AdapterUnavailable, EngineDead, MachineFault
-from loragate.server.fair_queue import FairQueue, QueueBounds
-from loragate.server.residency import Residency
+from loragate.server.residency.residency import Residency
 
 
 def version(number: int) -> AdapterVersion:

@@ -1,5 +1,4 @@
-from loragate.server.retries import Retries
-from loragate.server.supervision import Backoff
+from loragate.server.concurrency.retries import Backoff, Retries
 
 
 class Clock:

@@ -8,11 +8,11 @@ from tiny_adapters import write_adapter
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
-from loragate.adapters.snapshot import SnapshotWatcher
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.server.errors import ModelNotFound
-from loragate.server.routing import Router, say_hidden
+from loragate.server.gateway.routing import Router, say_hidden
 
 SUPPORT, DRAFT = AdapterName("acme", "support"), AdapterName("acme", "draft")
 STARTED_AT = 1_700_000_000

@@ -13,7 +13,7 @@ from processes import wait_for
 
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import AdapterVersion
-from loragate.server.merging import run_bound, run_merge
+from loragate.server.merged.merging import run_bound, run_merge
 
 ENDLESS = """
 import os, subprocess, sys
@@ -28,7 +28,7 @@ helper.wait()
 SERVER = """
 import asyncio, sys
 
-from loragate.server.merging import run_bound
+from loragate.server.merged.merging import run_bound
 
 asyncio.run(run_bound("endless", sys.argv[2:], {"PYTHONPATH": sys.argv[1]}))
 """

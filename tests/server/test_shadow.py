@@ -8,17 +8,17 @@ from observed import observed
 from small_server import Served, ServeWith, until
 from trial_traffic import ask, start_rollout, under_way, with_two_versions
 
-from loragate.adapters.manifest import Contract
+from loragate.adapters.format.manifest import Contract
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.snapshot import Limits, Snapshot
-from loragate.adapters.trial_records import ShadowRow
+from loragate.adapters.registry.snapshot import Limits, Snapshot
+from loragate.adapters.registry.trial_records import ShadowRow
 from loragate.server import app
-from loragate.server.background import BackgroundTasks
+from loragate.server.concurrency.retries import Backoff
+from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.config import EngineConfig, ExperimentsConfig
 from loragate.server.experiments.office import TrialOffice
 from loragate.server.experiments.report import to_html
-from loragate.server.prompting import contract_of
-from loragate.server.supervision import Backoff
+from loragate.server.gateway.prompting import contract_of
 
 QUICK = Backoff(0.001, 0.01)
 EAGER = ExperimentsConfig(look_seconds=0.02, shadow_tokens_per_minute=100_000)

@@ -14,12 +14,12 @@ from fakes import EchoEngine
 from ports import free_port
 from small_server import Furnished, bearer, small_config
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.server.app import run
+from loragate.server.concurrency.daemon_threads import in_daemon_thread
 from loragate.server.config import Config, ConfigError, ServerConfig
-from loragate.server.daemon_threads import in_daemon_thread
-from loragate.server.engine import Engine
+from loragate.server.engine.protocol import Engine
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processes import ServerProcess, launched, started, wait_for
 from small_server import SUPPORT, Furnished, bearer
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc

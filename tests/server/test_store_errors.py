@@ -5,7 +5,7 @@ import pytest
 from small_server import Served, bearer
 
 from loragate.adapters.errors import StoreError
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 CAUSE = "the registry's database postgresql://loragate@db-7.internal/x did not answer"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from loragate.server.streams import merge, prepend
+from loragate.server.gateway.streams import merge, prepend
 
 
 @dataclass

@@ -14,15 +14,16 @@ from fakes import DirectLoader, EchoEngine, EchoEngines
 from grpc_health.v1 import health_pb2
 from small_server import Furnished, Served, on_a_socket, serve, until
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.names import AdapterVersion
-from loragate.server import supervision
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds
+from loragate.server.concurrency.retries import Backoff
 from loragate.server.core import Route, SamplingParams
-from loragate.server.engine import EngineRequest, LoadedAdapter
+from loragate.server.engine import supervision
+from loragate.server.engine.protocol import EngineRequest, LoadedAdapter
+from loragate.server.engine.supervision import EngineState, SupervisedEngine
 from loragate.server.errors import EngineDead
-from loragate.server.fair_queue import FairQueue, QueueBounds
-from loragate.server.residency import Residency
-from loragate.server.supervision import Backoff, EngineState, SupervisedEngine
+from loragate.server.residency.residency import Residency
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
 

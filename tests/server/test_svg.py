@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import matplotlib
 from matplotlib.figure import Figure
 
-from loragate.server.svg import drawn
+from loragate.server.experiments.svg import drawn
 
 
 @drawn

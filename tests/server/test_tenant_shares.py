@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from small_server import Served, ServeWith, on_a_socket, until
 
 from loragate.adapters.names import AdapterVersion
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds, Turn
+from loragate.server.admission.flows import INPUT_WEIGHT, OUTPUT_WEIGHT
+from loragate.server.admission.shares import TenantCaps
 from loragate.server.config import EngineConfig
 from loragate.server.core import Route
 from loragate.server.errors import AdapterUnavailable, Overloaded
-from loragate.server.fair_queue import FairQueue, QueueBounds, Turn
-from loragate.server.flows import INPUT_WEIGHT, OUTPUT_WEIGHT
-from loragate.server.shares import TenantCaps
 
 
 def version(tenant: str, number: int) -> AdapterVersion:

@@ -32,7 +32,7 @@ from loragate.server.core import (
     Tool,
     ToolCallDelta,
 )
-from loragate.server.engine import EngineRequest
+from loragate.server.engine.protocol import EngineRequest
 from loragate.server.http import answers as http_answers
 from loragate.server.http.requests import ChatBody, CompletionBody
 from loragate.v1 import inference_pb2 as pb

@@ -13,7 +13,7 @@ from small_server import SUPPORT, Served, ServeWith, bearer, until
 from trial_traffic import with_two_versions
 from wire import refusal
 
-from loragate.adapters.trial_records import NewArm
+from loragate.adapters.registry.trial_records import NewArm
 from loragate.v1 import experiments_pb2 as pb
 from loragate.v1.experiments_pb2_grpc import ExperimentsStub
 

@@ -12,7 +12,7 @@ from promotions import let_serve
 from tiny_adapters import write_adapter
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 
 SUPPORT = AdapterName("acme", "support")

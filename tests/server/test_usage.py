@@ -7,13 +7,13 @@ import pytest
 from loragate.adapters.errors import StoreError
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.records import UsageRow
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.records import UsageRow
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.background import BackgroundTasks
+from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.core import Delta, Route
 from loragate.server.errors import Overloaded
-from loragate.server.usage import Record, UsageLog
+from loragate.server.telemetry.usage import Record, UsageLog
 
 ROUTE = Route("acme", AdapterVersion("acme", "support", 1, "d" * 64, 1))
 

@@ -17,7 +17,7 @@ from loragate.server.core import (
     ToolChoice,
 )
 from loragate.server.errors import InvalidRequest
-from loragate.server.validation import RequestLimits, validate
+from loragate.server.gateway.validation import RequestLimits, validate
 
 LIMITS = RequestLimits(vocab_size=100, max_logprobs=5, max_choices=8)
 CHAT = ChatRequest("support", (Message("user", "hi"),))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from loragate.server import vllm_scheduler
-from loragate.server.engine import GATE_ID_PREFIX
-from loragate.server.vllm_scheduler import considerate
+from loragate.server.engine.cpu import scheduler as vllm_scheduler
+from loragate.server.engine.cpu.scheduler import considerate
+from loragate.server.engine.protocol import GATE_ID_PREFIX
 
 
 @dataclass

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from loragate.server.vllm_start import CoreContext, EngineNotStarted, lack_of_memory, saying_why
+from loragate.server.engine.vllm.forkserver import (
+    CoreContext,
+    EngineNotStarted,
+    lack_of_memory,
+    saying_why,
+)
 
 TOO_LITTLE = "No available memory for the cache blocks. Try\n increasing `gpu_memory_utilization`."
 

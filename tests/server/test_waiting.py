@@ -8,10 +8,10 @@ from small_server import SUPPORT, Served, bearer
 from tiny_adapters import write_adapter
 
 from loragate.adapters.home import Home
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.admin.local import LocalAdmin
 from loragate.server.admin.views import AdapterPageView
+from loragate.server.admin_client.local import LocalAdmin
 from loragate.server.cli.waiting import DoesNotServe, wait_until_serving
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from small_server import SUPPORT, Reply, Served, ServeWith
 from tiny_adapters import write_adapter
 
-from loragate.adapters.trial_records import Trial
+from loragate.adapters.registry.trial_records import Trial
 from loragate.server.config import ExperimentsConfig, Section
 from loragate.server.experiments.office import ExperimentWish, RolloutWish, TrialOffice
 

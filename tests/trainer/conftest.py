@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import write_adapter, write_base
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 from rich.progress import Progress
 
-from loragate.adapters.base_model import BaseModel
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example
 from loragate.trainer.evaluation.contenders import Contender
 from loragate.trainer.evaluation.evaluation import Evaluation

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from loragate.adapters.adapter_files import CONFIG, MANIFEST, inspect
-from loragate.adapters.base_model import prepare
+from loragate.adapters.base_models.preparation import prepare
+from loragate.adapters.format.files import CONFIG, MANIFEST, inspect
+from loragate.adapters.format.reference import mean_difference
 from loragate.adapters.home import Home
-from loragate.adapters.reference import mean_difference
 from loragate.trainer.cli.reference import add_to
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.reference import PROMPT_TOKENS, compute_reference, write_reference
+from loragate.trainer.publishing.reference import PROMPT_TOKENS, compute_reference, write_reference
 
 PROMPTS = [tuple((seed * 7 + step * 13) % 128 for step in range(24)) for seed in range(6)]
 SaveAdapter = Callable[..., Path]

@@ -8,20 +8,20 @@ import pytest
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM
 
-from loragate.adapters.adapter_files import inspect
+from loragate.adapters.format.files import inspect
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.data.example import Message
 from loragate.trainer.data.preparing import prepare as prepare_data
 from loragate.trainer.data.settings import DataSettings, Reading
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.runs import evaluate_run
 from loragate.trainer.evaluation.served import Serving, started
-from loragate.trainer.publishing import Published, publish_run
-from loragate.trainer.run_file import convert_run_file
-from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.pipeline.evaluating import evaluate_run
+from loragate.trainer.publishing.publishing import Published, publish_run
+from loragate.trainer.run.file import convert_run_file
+from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.training.preparing import prepare
 from loragate.trainer.training.train import train
 

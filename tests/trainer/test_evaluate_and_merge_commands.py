@@ -13,19 +13,19 @@ from small_evaluations import evaluation_of
 from tiny_runs import examples, write_run
 from typer.testing import CliRunner, Result
 
-from loragate.adapters.base_model import find, prepare
+from loragate.adapters.base_models.preparation import find, prepare
 from loragate.adapters.errors import AdapterNotFound, TenantNotFound
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.cli import evaluate as cli_evaluate
 from loragate.trainer.cli import merge as cli_merge
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.rubric import write_sheet
-from loragate.trainer.merging import MergeRefused
-from loragate.trainer.publishing import publish_run
-from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.publishing.merging import MergeRefused
+from loragate.trainer.publishing.publishing import publish_run
+from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.settings.evaluation import EvaluationSettings
 
 Ask = Callable[..., Result]

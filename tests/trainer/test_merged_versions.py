@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.trainer.merged_versions import merge_version
-from loragate.trainer.merging import MergeRefused
-from loragate.trainer.publishing import assemble
+from loragate.trainer.publishing.merged_versions import merge_version
+from loragate.trainer.publishing.merging import MergeRefused
+from loragate.trainer.publishing.publishing import assemble
 from loragate.trainer.registry import find_version
 
 SUPPORT = AdapterName("acme", "support")

@@ -13,12 +13,11 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import write_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loragate.adapters.adapter_files import WEIGHTS
-from loragate.adapters.base_model import BaseModel
-from loragate.adapters.lora_tensors import PREFIX
-from loragate.adapters.merged_files import REPORT
-from loragate.trainer.adapter_loading import AdapterNotApplied
-from loragate.trainer.merging import (
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.format.files import WEIGHTS
+from loragate.adapters.format.lora_tensors import PREFIX
+from loragate.adapters.format.merged_files import REPORT
+from loragate.trainer.publishing.merging import (
     BOUNDS,
     EXACT,
     Agreement,
@@ -30,6 +29,7 @@ from loragate.trainer.merging import (
 )
 from loragate.trainer.settings.method import MethodSettings
 from loragate.trainer.settings.publish import MergeDtype
+from loragate.trainer.training.adapter_loading import AdapterNotApplied
 
 PROMPTS = [[2, 5, 6, 7, 8, 1, 3, 21], [2, 9, 10, 11, 12, 1, 3, 22], [2, 13, 14, 15]]
 

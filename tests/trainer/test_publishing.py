@@ -11,18 +11,18 @@ from safetensors.numpy import load_file, save_file
 from small_evaluations import evaluation_of
 from tiny_runs import examples, write_run
 
-from loragate.adapters.adapter_files import inspect
-from loragate.adapters.base_profile import BaseProfile
 from loragate.adapters.errors import InvalidAdapter
-from loragate.adapters.gate import StaticGate
+from loragate.adapters.format.base_profile import BaseProfile
+from loragate.adapters.format.files import inspect
+from loragate.adapters.format.publish_check import StaticGate
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry import Registry
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.publishing import PublishRefused, assemble, publish
-from loragate.trainer.reference import compute_reference, write_reference
-from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.publishing.publishing import PublishRefused, assemble, publish
+from loragate.trainer.publishing.reference import compute_reference, write_reference
+from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.settings.evaluation import EvaluationSettings
 
 SUPPORT = AdapterName("acme", "support")

@@ -8,12 +8,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from loragate.adapters.base_model import BaseModel
-from loragate.adapters.base_profile import template_hash, tokenizer_hash
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.format.base_profile import template_hash, tokenizer_hash
 from loragate.trainer.data.example import Example, Message
 from loragate.trainer.data.split_folder import write_split_folder
-from loragate.trainer.run_file import parse_run_file
-from loragate.trainer.run_folder import RunFolder, RunResult, Verdict
+from loragate.trainer.run.file import parse_run_file
+from loragate.trainer.run.folder import RunFolder, RunResult, Verdict
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} </s> {% endfor %}"

@@ -21,9 +21,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from loragate.adapters.adapter_files import AdapterFiles, SourceFile
 from loragate.adapters.errors import StoreError
-from loragate.adapters.merged_files import MergedFiles
+from loragate.adapters.format.files import AdapterFiles, SourceFile
+from loragate.adapters.format.merged_files import MergedFiles
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _INCOMING: Final = ".incoming-"

@@ -11,67 +11,68 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from loragate.adapters.base_model import BaseModel, prepare
-from loragate.adapters.base_profile import BaseProfile
-from loragate.adapters.gate import StaticGate
+from loragate.adapters.base_models.preparation import BaseModel, prepare
+from loragate.adapters.format.base_profile import BaseProfile
+from loragate.adapters.format.publish_check import StaticGate
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.registry import Registry
-from loragate.adapters.rendering import Renderer
-from loragate.adapters.retention import Retention
-from loragate.adapters.snapshot import Limits, Snapshot, SnapshotWatcher
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.retention import Retention
+from loragate.adapters.registry.snapshot import Limits, Snapshot, SnapshotWatcher
+from loragate.adapters.rendering.renderer import Renderer
+from loragate.adapters.rendering.templates import Templates
 from loragate.adapters.store import ArtifactStore
-from loragate.adapters.templates import Templates
 from loragate.server import serving
-from loragate.server.admin import routes as admin_http
 from loragate.server.admin.administration import Administration
-from loragate.server.admission import Admission
-from loragate.server.auth import Tenants
-from loragate.server.background import BackgroundTasks
-from loragate.server.background_metrics import BackgroundTaskMetrics
-from loragate.server.collecting import collecting
+from loragate.server.admission.admission import Admission
+from loragate.server.admission.deadlines import Deadlines
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds
+from loragate.server.admission.shares import TenantCaps
+from loragate.server.concurrency.daemon_threads import in_daemon_thread
+from loragate.server.concurrency.fair_threads import FairThreads
+from loragate.server.concurrency.pools import Pools
+from loragate.server.concurrency.retries import Backoff
+from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.config import Config, LimitsConfig, are_metrics_closed, read_chat_template
-from loragate.server.daemon_threads import in_daemon_thread
-from loragate.server.deadlines import Deadlines
-from loragate.server.engines import Engines
+from loragate.server.engine.grammars.compiler import Grammars, vocabulary_of
+from loragate.server.engine.supervision import StartEngine, SupervisedEngine
 from loragate.server.experiments.feedback import FeedbackDesk
 from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.places import Places
 from loragate.server.experiments.runner import TrialRunner
-from loragate.server.fair_queue import FairQueue, QueueBounds
-from loragate.server.fair_threads import FairThreads
-from loragate.server.gateway import Gateway
+from loragate.server.gateway.auth import Tenants
+from loragate.server.gateway.gateway import Gateway
+from loragate.server.gateway.prompting import TEMPLATE_CHILDREN, PromptBuilder, contract_of
+from loragate.server.gateway.routing import Router, say_hidden
+from loragate.server.gateway.shadow import Shadows
+from loragate.server.gateway.validation import RequestLimits
 from loragate.server.gauges import add_gauges
-from loragate.server.grammars import Grammars, vocabulary_of
-from loragate.server.health import Health
+from loragate.server.http import admin_routes as admin_http
 from loragate.server.http.server import HttpOptions, build_http
-from loragate.server.lifecycle import Lifecycle
-from loragate.server.loading import Loader
-from loragate.server.merged_metrics import MergedModelMetrics
-from loragate.server.merged_models import MergedModels, Workshop
-from loragate.server.metrics import Metrics
-from loragate.server.pins import Pins
-from loragate.server.pools import Pools
-from loragate.server.prefetch import HotList, Prefetch
-from loragate.server.probe import Probe
-from loragate.server.prompting import TEMPLATE_CHILDREN, PromptBuilder, contract_of
-from loragate.server.registry_lock import RegistryLock
-from loragate.server.residency import Residency
-from loragate.server.retention import RetentionTask
-from loragate.server.routing import Router, say_hidden
-from loragate.server.rpc.server import GrpcOptions, build_server
-from loragate.server.server import Server
-from loragate.server.shadow import Shadows
-from loragate.server.shares import TenantCaps
-from loragate.server.supervision import Backoff, StartEngine, SupervisedEngine
-from loragate.server.usage import UsageLog
-from loragate.server.validation import RequestLimits
-from loragate.server.vllm_workshop import (
+from loragate.server.merged.engine_status import Engines
+from loragate.server.merged.metrics import MergedModelMetrics
+from loragate.server.merged.models import MergedModels, Workshop
+from loragate.server.merged.vllm_backend import (
     base_engine,
     merged_budget,
     merged_workshop,
     require_fitting,
 )
+from loragate.server.residency.loader import Loader
+from loragate.server.residency.pins import Pins
+from loragate.server.residency.prefetch import HotList, Prefetch
+from loragate.server.residency.probe import Probe
+from loragate.server.residency.reconciler import Lifecycle
+from loragate.server.residency.residency import Residency
+from loragate.server.rpc.server import GrpcOptions, build_server
+from loragate.server.server import Server
+from loragate.server.telemetry.health import Health
+from loragate.server.telemetry.metrics import Metrics
+from loragate.server.telemetry.task_metrics import BackgroundTaskMetrics
+from loragate.server.telemetry.usage import UsageLog
+from loragate.server.upkeep.collecting import collecting
+from loragate.server.upkeep.registry_lock import RegistryLock
+from loragate.server.upkeep.retention import RetentionTask
 
 logger = logging.getLogger(__name__)
 # A database that answers again is to be read at once: what was revoked meanwhile still works.

@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterVersion
+from loragate.adapters.registry.merged_states import Mode
 
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 MERGED = "+merged"  # asks for a version's merged model: support@v3+merged

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import grpc
 
 from loragate.adapters import errors as registry
-from loragate.adapters.child_process import ChildUnavailable
+from loragate.adapters.child_process.process import ChildUnavailable
 from loragate.adapters.errors import LoragateError
 
 

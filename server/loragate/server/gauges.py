@@ -1,11 +1,11 @@
 """Gauges of how busy the server is, read when Prometheus asks."""
 
-from loragate.adapters.snapshot import SnapshotWatcher
-from loragate.server.fair_queue import FairQueue
-from loragate.server.metrics import Metrics
-from loragate.server.residency import Residency
-from loragate.server.shadow import Shadows
-from loragate.server.supervision import SupervisedEngine
+from loragate.adapters.registry.snapshot import SnapshotWatcher
+from loragate.server.admission.fair_queue import FairQueue
+from loragate.server.engine.supervision import SupervisedEngine
+from loragate.server.gateway.shadow import Shadows
+from loragate.server.residency.residency import Residency
+from loragate.server.telemetry.metrics import Metrics
 
 
 def add_gauges(

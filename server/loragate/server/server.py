@@ -9,15 +9,15 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
-from loragate.server.admission import Admission
-from loragate.server.background import BackgroundTasks
+from loragate.server.admission.admission import Admission
+from loragate.server.admission.deadlines import Deadlines
+from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.config import ConfigError, ServerConfig
-from loragate.server.deadlines import Deadlines
-from loragate.server.health import Health
+from loragate.server.engine.supervision import EngineState
 from loragate.server.http.port import HttpPort
-from loragate.server.registry_lock import RegistryLock
 from loragate.server.rpc.server import GrpcServer
-from loragate.server.supervision import EngineState
+from loragate.server.telemetry.health import Health
+from loragate.server.upkeep.registry_lock import RegistryLock
 
 logger = logging.getLogger(__name__)
 _TELL_SECONDS = 1.0  # a background task that fails for too long makes no event

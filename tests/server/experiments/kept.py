@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
-from loragate.adapters.database import Database
-from loragate.adapters.registry import Registry
-from loragate.adapters.store import ArtifactStore
-from loragate.adapters.tables import (
+from loragate.adapters.registry.database import Database
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.tables import (
     Adapters,
     Arms,
     Exposures,
@@ -19,7 +18,8 @@ from loragate.adapters.tables import (
     Tenants,
     Trials,
 )
-from loragate.adapters.trial_records import ExposureRow, FeedbackRow, OutcomeRow, Trial
+from loragate.adapters.registry.trial_records import ExposureRow, FeedbackRow, OutcomeRow, Trial
+from loragate.adapters.store import ArtifactStore
 from loragate.server.experiments.running import RunningTrial
 
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.trial_records import Arm, Standing, Trial
+from loragate.adapters.registry.trial_records import Arm, Standing, Trial
 from loragate.server.errors import InvalidRequest, RolloutMoveRefused, UnreadablePlan
 from loragate.server.experiments.gates import parse_gate
 from loragate.server.experiments.plans import CHAMPION, ExperimentPlan, from_json, plan_of, to_json

@@ -21,12 +21,12 @@ from watching import following
 from loragate.adapters.errors import StoreError
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import Registry
-from loragate.adapters.snapshot import SnapshotWatcher
-from loragate.adapters.step_figures import CountingRule, StepFigures
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.snapshot import SnapshotWatcher
+from loragate.adapters.registry.step_figures import CountingRule, StepFigures
+from loragate.adapters.registry.trial_records import NewArm, Standing, Trial
 from loragate.adapters.store import ArtifactStore
-from loragate.adapters.trial_records import NewArm, Standing, Trial
-from loragate.server.background import BackgroundTasks
+from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.core import Route
 from loragate.server.errors import EngineDead
 from loragate.server.experiments.assignment import Unit

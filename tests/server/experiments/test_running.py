@@ -14,10 +14,9 @@ from kept import keep, recounted
 from sqlalchemy import text
 
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry import Registry
-from loragate.adapters.step_figures import CountingRule
-from loragate.adapters.store import ArtifactStore
-from loragate.adapters.trial_records import (
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.step_figures import CountingRule
+from loragate.adapters.registry.trial_records import (
     Arm,
     ExposureRow,
     FeedbackRow,
@@ -25,6 +24,7 @@ from loragate.adapters.trial_records import (
     Standing,
     Trial,
 )
+from loragate.adapters.store import ArtifactStore
 from loragate.server.experiments.assignment import Unit
 from loragate.server.experiments.gates import parse_gate
 from loragate.server.experiments.metrics import Outcome

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.trial_records import Arm, FeedbackRow, Standing, Trial
+from loragate.adapters.registry.trial_records import Arm, FeedbackRow, Standing, Trial
 from loragate.server.experiments.assignment import Unit
 from loragate.server.experiments.gates import parse_gate
 from loragate.server.experiments.metrics import Outcome

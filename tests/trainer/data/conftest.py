@@ -5,8 +5,8 @@ import json
 import pytest
 from planted_tickets import EXAMPLES, Planted, Tickets
 
-from loragate.adapters.base_model import BaseModel
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.preparing import prepare
 from loragate.trainer.data.settings import Cleaning, DataSettings, Reading
 

@@ -3,7 +3,7 @@
 import pytest
 from rows import distinct, example
 
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.demographics import Lexicon, associations_of, mentions_of
 from loragate.trainer.data.example import Example
 from loragate.trainer.data.judging import Finding, Judgement, judge

@@ -8,7 +8,7 @@ from small_evaluations import evaluation_of, transport
 from tiny_runs import LABELS, examples, write_adapter
 from transformers import AutoModelForCausalLM
 
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example, Message
 from loragate.trainer.evaluation.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import Evaluation

@@ -11,7 +11,7 @@ from loragate.adapters.names import AdapterName
 from loragate.trainer.data.example import DataError
 from loragate.trainer.errors import RunFileError
 from loragate.trainer.registry import open_registry
-from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.run.folder import RunFolder
 
 
 @pytest.fixture

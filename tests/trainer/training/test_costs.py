@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import Progress
 from tiny_home import TinyRuns, make_home
 
-from loragate.trainer.cost_table import cost_tables
-from loragate.trainer.costs import Estimate, MethodEstimate, RequestCost, estimate, reckon
-from loragate.trainer.durations import duration
-from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.cost.cost_table import cost_tables
+from loragate.trainer.cost.costs import Estimate, MethodEstimate, RequestCost, estimate, reckon
+from loragate.trainer.run.durations import duration
+from loragate.trainer.run.folder import RunFolder
 
 PRICES: dict[str, object] = {
     "machine_per_hour": 3600.0,  # a second costs one

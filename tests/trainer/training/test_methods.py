@@ -8,7 +8,7 @@ from tiny_home import TinyRuns
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loragate.trainer.run_file import RunFile
+from loragate.trainer.run.file import RunFile
 from loragate.trainer.training.models import add_adapter, keep_quantized_layout, load_base
 
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from loragate.trainer.cli import train as cli_train
 from loragate.trainer.data.example import write_examples
 from loragate.trainer.errors import RunFileError, RunFolderError
-from loragate.trainer.pipeline import open_folder, ready_data, sweep, train_run
-from loragate.trainer.run_file import read_run_file
+from loragate.trainer.pipeline.pipeline import open_folder, ready_data, sweep, train_run
+from loragate.trainer.run.file import read_run_file
 from loragate.trainer.training.sweep import TABLE, parse_choice, runs_of
 
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 from tiny_home import TinyRuns, workshop_of
 
-from loragate.trainer.pipeline import open_folder, train_run
-from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.pipeline.pipeline import open_folder, train_run
+from loragate.trainer.run.folder import RunFolder
 
 COMMAND = "import typer; from loragate.trainer.cli.train import train; typer.run(train)"
 

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_home import byte_tokenizer, examples
 
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example, Message
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.training.rows import IGNORED, Encoder

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from loragate.trainer.errors import RunFileError
-from loragate.trainer.run_file import convert_run_file, parse_run_file, read_run_file
+from loragate.trainer.run.file import convert_run_file, parse_run_file, read_run_file
 
 SAMPLE = Path(__file__).parents[3] / "examples/train/run.toml"
 SPLITS = {"data": {"splits": "splits"}}

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from loragate.trainer.cli import train as cli_train
 from loragate.trainer.errors import RunFolderError
-from loragate.trainer.pipeline import Workshop, open_folder, sweep, train_run
-from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.pipeline.pipeline import Workshop, open_folder, sweep, train_run
+from loragate.trainer.run.folder import RunFolder
 
 ONE_STEP: dict[str, object] = {"max_steps": 1}
 

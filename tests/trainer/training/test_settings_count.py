@@ -10,10 +10,10 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 from tiny_home import TEMPLATE, TinyRuns, workshop_of, write_model, write_splits
 
-from loragate.adapters.base_model import prepare
+from loragate.adapters.base_models.preparation import prepare
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.pipeline import data_settings, ready_data
-from loragate.trainer.run_file import RunFile
+from loragate.trainer.pipeline.pipeline import data_settings, ready_data
+from loragate.trainer.run.file import RunFile
 from loragate.trainer.training.arguments import training_arguments
 from loragate.trainer.training.models import lora_config, quantization_config
 from loragate.trainer.training.resolve import longest_row

@@ -12,8 +12,8 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.trainer.cli import train as cli_train
 from loragate.trainer.errors import RunFileError
-from loragate.trainer.pipeline import open_folder, ready_data, train_run
-from loragate.trainer.publishing import publish_run
+from loragate.trainer.pipeline.pipeline import open_folder, ready_data, train_run
+from loragate.trainer.publishing.publishing import publish_run
 from loragate.trainer.registry import open_registry
 
 SORTER = AdapterName("acme", "sorter")

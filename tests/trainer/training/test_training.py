@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from tiny_home import TinyRuns
 from transformers import AutoModelForCausalLM
 
-from loragate.adapters.adapter_files import inspect
+from loragate.adapters.format.files import inspect
 from loragate.adapters.home import Home
 from loragate.trainer.errors import RunFolderError, TrainingError
-from loragate.trainer.run_file import RunFile
-from loragate.trainer.run_folder import RunFolder, RunResult
+from loragate.trainer.run.file import RunFile
+from loragate.trainer.run.folder import RunFolder, RunResult
 from loragate.trainer.training.checkpoints import Checkpoints
 from loragate.trainer.training.train import Interrupted, train
 
@@ -142,7 +142,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from tiny_home import TinyRuns
 from loragate.adapters.home import Home
-from loragate.trainer.run_file import read_run_file
+from loragate.trainer.run.file import read_run_file
 from loragate.trainer.training.checkpoints import Checkpoints
 
 calls = []

@@ -12,13 +12,13 @@ from rich.progress import Progress
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from loragate.adapters.base_model import prepare
+from loragate.adapters.base_models.preparation import prepare
 from loragate.adapters.home import Home
 from loragate.trainer.data.example import Example, Message
 from loragate.trainer.data.split_folder import SplitFolder, SplitName, write_split_folder
-from loragate.trainer.pipeline import Workshop
-from loragate.trainer.run_file import RunFile, convert_run_file
-from loragate.trainer.run_folder import RunFolder, RunResult
+from loragate.trainer.pipeline.pipeline import Workshop
+from loragate.trainer.run.file import RunFile, convert_run_file
+from loragate.trainer.run.folder import RunFolder, RunResult
 from loragate.trainer.training.preparing import Prepared
 from loragate.trainer.training.preparing import prepare as prepare_run
 from loragate.trainer.training.train import train

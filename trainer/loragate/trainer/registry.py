@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loragate.adapters.base_model import BaseModel
-from loragate.adapters.base_profile import BaseProfile
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import AliasNotFound, VersionNotFound
-from loragate.adapters.gate import StaticGate
+from loragate.adapters.format.base_profile import BaseProfile
+from loragate.adapters.format.publish_check import StaticGate
 from loragate.adapters.home import Home
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, looks_like_version
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.settings import read_settings
 from loragate.adapters.store import ArtifactStore
 

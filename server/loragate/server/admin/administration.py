@@ -14,10 +14,10 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from loragate.adapters.errors import StoreError
-from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.pages import FIRST_PAGE, Page
-from loragate.adapters.records import (
+from loragate.adapters.registry.merged_states import Mode
+from loragate.adapters.registry.pages import FIRST_PAGE, Page
+from loragate.adapters.registry.records import (
     AdapterRecord,
     AuditRow,
     KeyRecord,
@@ -26,16 +26,16 @@ from loragate.adapters.records import (
     UsageRow,
     UsageTotal,
 )
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.snapshot import AdapterListing, Limits, Snapshot, SnapshotWatcher
+from loragate.adapters.registry.trial_records import Trial, TrialKind
 from loragate.adapters.settings import DEFAULT_ORPHANS_AFTER_SECONDS
-from loragate.adapters.snapshot import AdapterListing, Limits, Snapshot, SnapshotWatcher
-from loragate.adapters.trial_records import Trial, TrialKind
 from loragate.server.admin.received_files import ReceivedFiles
-from loragate.server.engines import EngineStanding
+from loragate.server.concurrency.pools import in_pool
 from loragate.server.errors import PermissionDenied, Unauthenticated
 from loragate.server.experiments.office import Action, ExperimentWish, RolloutWish, TrialOffice
 from loragate.server.experiments.report import TrialReport
-from loragate.server.pools import in_pool
+from loragate.server.merged.engine_status import EngineStanding
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Query, Response
 
-from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.adapters.registry.pages import MOST_ROWS, Page
 
 NEXT = "x-next-after"
 """The header with the cursor for the next part; there is none where the listing has ended."""

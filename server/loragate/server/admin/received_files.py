@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
-from loragate.adapters.adapter_files import CONFIG, MANIFEST, WEIGHTS
 from loragate.adapters.errors import InvalidAdapter, StoreError
+from loragate.adapters.format.files import CONFIG, MANIFEST, WEIGHTS
 from loragate.adapters.temporary_folders import TemporaryFolder
 
 NEEDED = (CONFIG, WEIGHTS)

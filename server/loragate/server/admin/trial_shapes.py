@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from loragate.adapters.trial_records import Trial
+from loragate.adapters.registry.trial_records import Trial
 from loragate.server.admin.trial_views import (
     ArmFiguresView,
     ArmView,

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from loragate.adapters.trial_records import TrialKind
+from loragate.adapters.registry.trial_records import TrialKind
 from loragate.server.admin.views import Request, View
 from loragate.server.experiments.plan_bounds import (
     LONGEST_REASON,

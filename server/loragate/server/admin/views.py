@@ -11,10 +11,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from loragate.adapters.listings import AdapterListing, AliasVersions
-from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.records import (
+from loragate.adapters.registry.listings import AdapterListing, AliasVersions
+from loragate.adapters.registry.merged_states import Mode
+from loragate.adapters.registry.records import (
     AdapterRecord,
     AuditRow,
     KeyRecord,
@@ -23,8 +23,8 @@ from loragate.adapters.records import (
     UsageTotal,
     VersionRecord,
 )
-from loragate.adapters.snapshot import Limits
-from loragate.server.engines import EngineStanding
+from loragate.adapters.registry.snapshot import Limits
+from loragate.server.merged.engine_status import EngineStanding
 
 
 class View(BaseModel):

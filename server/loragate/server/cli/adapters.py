@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.adapters.registry.pages import MOST_ROWS, Page
 from loragate.server.cli import merged as cli_merged
 from loragate.server.cli.adapter_page import CHAMPION, print_page
 from loragate.server.cli.options import (
@@ -111,7 +111,7 @@ def publish(
     A version never changes again. The newest one is returned where the folder is the same.
     """
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     name = AdapterName.parse(adapter)
     with open_admin(url, key) as admin:
@@ -144,7 +144,7 @@ def list_adapters(
     key: AdminKey = None,
 ) -> None:
     """List the adapters, and which version of each serves."""
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     with open_admin(url, key) as admin:
         adapters = admin.adapters(tenant, Page(limit, after))
@@ -175,7 +175,7 @@ def list_adapters(
 def show(adapter: Adapter, as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
     """Show what serves, what is on its way, what failed and why, and the last changes."""
     from loragate.adapters.names import AdapterName
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     name = AdapterName.parse(adapter)
     with open_admin(url, key) as admin:
@@ -206,7 +206,7 @@ def promote(
     server has loaded and checked it, and to what serves now until then.
     """
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
     from loragate.server.cli.waiting import wait_until_serving
 
     name, number = AdapterName.parse(adapter), parse_version(version)
@@ -233,7 +233,7 @@ def rollback(
 ) -> None:
     """Let the version serve that served before."""
     from loragate.adapters.names import AdapterName
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
     from loragate.server.cli.waiting import wait_until_serving
 
     name = AdapterName.parse(adapter)
@@ -262,7 +262,7 @@ def retire(
     requests and is retired once the last one has ended.
     """
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     name, number = AdapterName.parse(adapter), parse_version(version)
     with open_admin(url, key) as admin:
@@ -288,7 +288,7 @@ def pin(adapter: Selected, as_json: Json = False, url: Url = None, key: AdminKey
     The pin stays with the version, wherever its aliases go. A server loads it in the background,
     and again whenever it starts.
     """
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     name, selector = _selected(adapter)
     with open_admin(url, key) as admin:
@@ -305,7 +305,7 @@ def pin(adapter: Selected, as_json: Json = False, url: Url = None, key: AdminKey
 
 def unpin(adapter: Selected, as_json: Json = False, url: Url = None, key: AdminKey = None) -> None:
     """Let a pinned version be unloaded again, when others need its room."""
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     name, selector = _selected(adapter)
     with open_admin(url, key) as admin:
@@ -338,7 +338,7 @@ def collect(
     stay, and so do the numbers. Files that no version refers to are taken once they are older than
     registry.orphans_after_seconds, a day by default; a server does that by itself.
     """
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     with open_admin(url, key) as admin:
         collected = admin.collect(is_dry_run=dry_run, unreferenced=unreferenced)
@@ -368,7 +368,7 @@ def alias(
     Callers reach the version as ADAPTER@ALIAS as soon as a server has loaded and checked it.
     """
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     if delete == (version is not None):
         raise typer.BadParameter("give either the version that the alias points to, or --delete.")

@@ -13,8 +13,8 @@ from loragate.server.cli.output import console, print_json, say
 
 if TYPE_CHECKING:
     from loragate.adapters.names import AdapterName
-    from loragate.server.admin.remote import RemoteAdmin
     from loragate.server.admin.views import EngineView, VersionView
+    from loragate.server.admin_client.remote import RemoteAdmin
     from loragate.server.comparison.comparing import Comparison, Costs, Extent, Tell
     from loragate.server.comparison.prompts import Conversation
 
@@ -62,8 +62,8 @@ def compare(
 
     from loragate.adapters.home import Home
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin.port import AdminKeyMissing
-    from loragate.server.admin.remote import RemoteAdmin
+    from loragate.server.admin_client.interface import AdminKeyMissing
+    from loragate.server.admin_client.remote import RemoteAdmin
     from loragate.server.comparison.comparing import Extent
     from loragate.server.comparison.own_server import own_server
     from loragate.server.comparison.prompts import read_prompts, shipped_prompts

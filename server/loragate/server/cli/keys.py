@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.adapters.registry.pages import MOST_ROWS, Page
 from loragate.server.cli.options import AdminKey, After, Json, Limit, Tenant, Url, examples, text_of
 from loragate.server.cli.output import (
     name_next,
@@ -42,7 +42,7 @@ def create(
     key: AdminKey = None,
 ) -> None:
     """Create a further key for a tenant; it is shown this once."""
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     with open_admin(url, key) as admin:
         made = admin.create_key(tenant, name)
@@ -63,7 +63,7 @@ def list_keys(
     key: AdminKey = None,
 ) -> None:
     """List a tenant's keys by their public ids."""
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     with open_admin(url, key) as admin:
         keys = admin.list_keys(tenant, Page(limit, after))
@@ -87,7 +87,7 @@ def revoke(
     key: AdminKey = None,
 ) -> None:
     """Revoke a key: running servers refuse it within a second."""
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     with open_admin(url, key) as admin:
         admin.revoke_key(key_id)

@@ -54,7 +54,7 @@ def merged(
     route is merged.
     """
     from loragate.adapters.names import parse_version
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
     from loragate.server.cli.waiting import wait_until_merged
 
     name, selector = _selected(version)
@@ -102,7 +102,7 @@ def route(
     """
     from loragate.adapters.errors import AliasNotFound
     from loragate.adapters.names import AdapterName, parse_version
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     name = AdapterName.parse(adapter)
     with open_admin(url, key) as admin:

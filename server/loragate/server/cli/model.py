@@ -39,7 +39,7 @@ def prepare(
     from rich.console import Console
     from rich.progress import Progress
 
-    from loragate.adapters.base_model import prepare as prepare_model
+    from loragate.adapters.base_models.preparation import prepare as prepare_model
     from loragate.adapters.home import Home
     from loragate.server.config import load_config
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from loragate.adapters.pages import MOST_ROWS
+from loragate.adapters.registry.pages import MOST_ROWS
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Url = Annotated[

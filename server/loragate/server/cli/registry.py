@@ -10,8 +10,8 @@ from loragate.server.cli.output import print_json, print_table, say
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from loragate.adapters.registry import Registry
-    from loragate.adapters.retention import Pruned, Retention
+    from loragate.adapters.registry.registry import Registry
+    from loragate.adapters.registry.retention import Pruned, Retention
 
 _KINDS = {
     "exposures": ("Exposures of ended trials", "observations_days"),
@@ -64,8 +64,8 @@ def prune(
     import msgspec
 
     from loragate.adapters.home import Home
-    from loragate.adapters.registry import Registry
-    from loragate.adapters.retention import Retention
+    from loragate.adapters.registry.registry import Registry
+    from loragate.adapters.registry.retention import Retention
     from loragate.adapters.store import ArtifactStore
     from loragate.server.config import load_config
 
@@ -104,7 +104,7 @@ def _prune(
     from rich.console import Console
     from rich.progress import Progress
 
-    from loragate.adapters.retention import PAUSE_SECONDS, Pruned
+    from loragate.adapters.registry.retention import PAUSE_SECONDS, Pruned
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("counting rows", total=None)

@@ -81,8 +81,8 @@ def start(
     the version is the adapter's champion.
     """
     from loragate.adapters.names import AdapterName
-    from loragate.server.admin.port import open_admin
     from loragate.server.admin.trial_views import RolloutRequest
+    from loragate.server.admin_client.interface import open_admin
 
     body = RolloutRequest(
         to=to,

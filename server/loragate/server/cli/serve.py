@@ -65,7 +65,8 @@ def serve(
     import uvloop
 
     from loragate.adapters.home import Home
-    from loragate.server import serving, vllm_start
+    from loragate.server import serving
+    from loragate.server.engine.vllm import forkserver as vllm_start
     from loragate.server.logs import configure_logs
 
     configure_logs(settings.server.log_level)
@@ -76,7 +77,7 @@ def serve(
 
 @asynccontextmanager
 async def _make(settings: "Config", home: "Home") -> AsyncIterator["Server"]:
-    from loragate.server.daemon_threads import in_daemon_thread
+    from loragate.server.concurrency.daemon_threads import in_daemon_thread
 
     app = await in_daemon_thread(_import_app)  # probes are answered meanwhile
     async with app.build_from_settings(settings, home) as server:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.adapters.registry.pages import MOST_ROWS, Page
 from loragate.server.cli.options import AdminKey, After, Json, Limit, Tenant, Url, examples
 from loragate.server.cli.output import (
     name_next,
@@ -61,8 +61,8 @@ def create(
     key: AdminKey = None,
 ) -> None:
     """Create a tenant; its first key is shown this once."""
-    from loragate.adapters.snapshot import Limits
-    from loragate.server.admin.port import open_admin
+    from loragate.adapters.registry.snapshot import Limits
+    from loragate.server.admin_client.interface import open_admin
 
     limits = Limits(requests_per_minute, tokens_per_minute, max_concurrent)
     with open_admin(url, key) as admin:
@@ -83,7 +83,7 @@ def list_tenants(
     key: AdminKey = None,
 ) -> None:
     """List the tenants and their limits."""
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     with open_admin(url, key) as admin:
         tenants = admin.list_tenants(Page(limit, after))
@@ -120,8 +120,8 @@ def limit(
     key: AdminKey = None,
 ) -> None:
     """Set a tenant's limits; what is not named stays as it is."""
-    from loragate.server.admin.port import open_admin
     from loragate.server.admin.views import LimitsChange
+    from loragate.server.admin_client.interface import open_admin
 
     options = {
         "requests_per_minute": requests_per_minute,
@@ -157,7 +157,7 @@ def delete(
 
     Its keys stop working, its adapters are served no more, its id is never given again.
     """
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     if not yes:
         typer.confirm(f"Delete tenant {tenant}? This cannot be undone", abort=True, err=True)

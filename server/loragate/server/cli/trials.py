@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.adapters.registry.pages import MOST_ROWS, Page
 from loragate.server.cli.options import Adapter, AdminKey, After, Json, Limit, Reason, Url
 from loragate.server.cli.output import (
     console,
@@ -89,7 +89,7 @@ def reporting(kind: Kind) -> Callable[..., None]:
         key: AdminKey = None,
     ) -> None:
         from loragate.adapters.names import AdapterName
-        from loragate.server.admin.port import open_admin
+        from loragate.server.admin_client.interface import open_admin
 
         with open_admin(url, key) as admin:
             report = admin.trial_report(AdapterName.parse(adapter), kind)
@@ -118,7 +118,7 @@ def listing(kind: Kind) -> Callable[..., None]:
         url: Url = None,
         key: AdminKey = None,
     ) -> None:
-        from loragate.server.admin.port import open_admin
+        from loragate.server.admin_client.interface import open_admin
 
         with open_admin(url, key) as admin:
             trials = admin.trials(tenant, kind, Page(limit, after))
@@ -159,8 +159,8 @@ def change(
 ) -> None:
     """Moves the adapter's trial on and says how it stands then."""
     from loragate.adapters.names import AdapterName
-    from loragate.server.admin.port import open_admin
     from loragate.server.admin.trial_views import TrialChange
+    from loragate.server.admin_client.interface import open_admin
 
     with open_admin(url, key) as admin:
         body = TrialChange(action=action, arm=arm, kind=kind, reason=reason)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from loragate.adapters.pages import MOST_ROWS, Page
+from loragate.adapters.registry.pages import MOST_ROWS, Page
 from loragate.server.cli.options import AdminKey, After, Json, Limit, Url, examples
 from loragate.server.cli.output import name_next, print_table, print_views
 
@@ -41,7 +41,7 @@ def usage(
     key: AdminKey = None,
 ) -> None:
     """Sum up requests and tokens by tenant and adapter."""
-    from loragate.server.admin.port import open_admin
+    from loragate.server.admin_client.interface import open_admin
 
     start = None if since is None else _parse_since(since, datetime.now(UTC))
     with open_admin(url, key) as admin:

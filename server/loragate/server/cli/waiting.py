@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from loragate.adapters.names import AdapterName
-    from loragate.server.admin.port import AdminPort
     from loragate.server.admin.views import AdapterPageView
+    from loragate.server.admin_client.interface import AdminPort
 
 
 class DoesNotServe(LoragateError):

@@ -7,7 +7,7 @@ from loragate.server.comparison.agreement import Agreement, agree, diverge
 from loragate.server.comparison.asking import Answered, Asker, Scores, Subject, Timed
 from loragate.server.comparison.prompts import Conversation
 from loragate.server.comparison.speed import Speed, measure, speed_of
-from loragate.server.memory import gib
+from loragate.server.engine.memory import gib
 
 # The bounds that a merge in bfloat16 is proved by, see the trainer's `merging`.
 _MOST_KL = 5e-3

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from loragate.server.comparison.agreement import Agreement
 from loragate.server.comparison.comparing import Measured
-from loragate.server.svg import drawn
+from loragate.server.experiments.svg import drawn
 
 _COLOURS = ("#8a94a0", "#2463a6", "#2e7d4f")  # base, unmerged, merged
 

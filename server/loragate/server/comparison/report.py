@@ -13,7 +13,7 @@ from loragate.server.comparison.plots import (
     plot_memory,
     plot_speeds,
 )
-from loragate.server.memory import gib
+from loragate.server.engine.memory import gib
 
 
 def to_terminal(comparison: Comparison) -> RenderableType:

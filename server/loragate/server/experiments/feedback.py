@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from loragate.adapters.errors import RequestNotFound
-from loragate.adapters.trial_records import FeedbackRow
+from loragate.adapters.registry.trial_records import FeedbackRow
+from loragate.server.concurrency.pools import in_pool
 from loragate.server.errors import InvalidRequest, Overloaded
 from loragate.server.experiments.metrics import check_feedback
 from loragate.server.experiments.places import Clock, Places, wall_clock
-from loragate.server.pools import in_pool
 
 LONGEST_COMMENT = 2000  # characters
 _MOST_UNDER_WAY = 16  # of one tenant

@@ -5,9 +5,9 @@ from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from loragate.adapters.trial_records import ExposureRow, OutcomeRow, ShadowRow
-from loragate.server.background import BackgroundTasks
-from loragate.server.batches import BatchWriter
+from loragate.adapters.registry.trial_records import ExposureRow, OutcomeRow, ShadowRow
+from loragate.server.concurrency.tasks import BackgroundTasks
+from loragate.server.telemetry.batch_writer import BatchWriter
 
 Row = ExposureRow | OutcomeRow | ShadowRow
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 from loragate.adapters.errors import AliasNotFound, TrialNotFound
 from loragate.adapters.names import AdapterName, parse_version
-from loragate.adapters.pages import FIRST_PAGE, Page
-from loragate.adapters.records import AdapterRecord
-from loragate.adapters.registry import Registry
-from loragate.adapters.trial_records import ArmMode, NewArm, Trial, TrialKind
+from loragate.adapters.registry.pages import FIRST_PAGE, Page
+from loragate.adapters.registry.records import AdapterRecord
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.trial_records import ArmMode, NewArm, Trial, TrialKind
 from loragate.server.core import BASE
 from loragate.server.errors import InvalidRequest, RolloutMoveRefused
 from loragate.server.experiments import rollout_plan

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.trial_records import Arm, ExposureRow, FeedbackRow
+from loragate.adapters.registry.trial_records import Arm, ExposureRow, FeedbackRow
 from loragate.server.core import Route
 from loragate.server.experiments.assignment import Unit, bucket, is_in
 from loragate.server.experiments.metrics import Outcome

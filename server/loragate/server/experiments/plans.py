@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from loragate.adapters.trial_records import Trial
+from loragate.adapters.registry.trial_records import Trial
 from loragate.server.errors import InvalidRequest, UnreadablePlan
 from loragate.server.experiments.assignment import Split
 from loragate.server.experiments.gates import Gate, parse_gate

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from loragate.server.experiments.gates import Gate
+from loragate.server.experiments.svg import drawn
 from loragate.server.experiments.tally import ArmTally
-from loragate.server.svg import drawn
 
 _BLUE, _GREY, _RED = "#2463a6", "#8a94a0", "#b3392f"
 

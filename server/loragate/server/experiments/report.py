@@ -15,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 
-from loragate.adapters.trial_records import ShadowRow, Trial
+from loragate.adapters.registry.trial_records import ShadowRow, Trial
 from loragate.server.experiments.gates import Gate, GateAnswer, GateState, measure
 from loragate.server.experiments.plans import CHAMPION, to_json
 from loragate.server.experiments.rollout_plan import RolloutPlan

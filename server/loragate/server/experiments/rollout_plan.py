@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from loragate.adapters.trial_records import Standing
+from loragate.adapters.registry.trial_records import Standing
 from loragate.server.errors import InvalidRequest, RolloutMoveRefused, UnreadablePlan
 from loragate.server.experiments.gates import Gate
 from loragate.server.experiments.plan_bounds import (

@@ -23,13 +23,15 @@ from loragate.adapters.errors import (
     VersionNotFound,
     VersionRetired,
 )
-from loragate.adapters.listings import AliasVersions
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.registry import Registry
-from loragate.adapters.snapshot import SnapshotWatcher
-from loragate.adapters.trial_records import Trial
-from loragate.server.background import BackgroundTasks
-from loragate.server.daemon_threads import in_daemon_thread
+from loragate.adapters.registry.listings import AliasVersions
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.snapshot import SnapshotWatcher
+from loragate.adapters.registry.trial_records import Trial
+from loragate.server.concurrency.daemon_threads import in_daemon_thread
+from loragate.server.concurrency.pools import in_pool
+from loragate.server.concurrency.retries import Backoff
+from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.errors import AdapterUnavailable, EngineDead, UnreadablePlan
 from loragate.server.experiments.places import Clock, Places, Station, wall_clock
 from loragate.server.experiments.plan_bounds import LONGEST_REASON
@@ -48,8 +50,6 @@ from loragate.server.experiments.rollout_plan import (
 )
 from loragate.server.experiments.running import RunningTrial
 from loragate.server.experiments.verdict import Verdict, decide
-from loragate.server.pools import in_pool
-from loragate.server.supervision import Backoff
 
 logger = logging.getLogger(__name__)
 ACTOR = "server"

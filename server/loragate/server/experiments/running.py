@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from loragate.adapters.step_figures import (
+from loragate.adapters.registry.step_figures import (
     CountingRule,
     Event,
     FirstExposure,
@@ -20,7 +20,7 @@ from loragate.adapters.step_figures import (
     UnitFeedback,
     UnitOutcome,
 )
-from loragate.adapters.trial_records import (
+from loragate.adapters.registry.trial_records import (
     Arm,
     ExposureRow,
     FeedbackRow,

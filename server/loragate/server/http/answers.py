@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from loragate.server.choices import Choice, collect, has_many_scores, says_something
+from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import (
     ChatRequest,
     Delta,
@@ -17,8 +17,8 @@ from loragate.server.core import (
     ToolCallDelta,
     Usage,
 )
-from loragate.server.fair_threads import FairThreads
-from loragate.server.gateway import Generation
+from loragate.server.gateway.choices import Choice, collect, has_many_scores, says_something
+from loragate.server.gateway.gateway import Generation
 
 _encoder = msgspec.json.Encoder()
 DONE = b"data: [DONE]\n\n"

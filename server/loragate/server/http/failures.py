@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from loragate.server.admission import retry_after_header, retry_after_ms_header
+from loragate.server.admission.admission import retry_after_header, retry_after_ms_header
 from loragate.server.errors import (
     InvalidRequest,
     MethodNotAllowed,

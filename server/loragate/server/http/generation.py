@@ -7,9 +7,9 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from loragate.server import core
-from loragate.server.admission import Arrival
-from loragate.server.fair_threads import FairThreads
-from loragate.server.gateway import Gateway, Generation
+from loragate.server.admission.admission import Arrival
+from loragate.server.concurrency.fair_threads import FairThreads
+from loragate.server.gateway.gateway import Gateway, Generation
 from loragate.server.http.answers import DONE, Writer
 from loragate.server.http.failures import error_body
 

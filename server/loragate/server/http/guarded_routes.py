@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loragate.server.fair_threads import FairThreads
+from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.http.json_bodies import BoundedJsonRoute
 
 Guard = Callable[[Request], AbstractContextManager[str]]

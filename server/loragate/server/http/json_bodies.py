@@ -16,10 +16,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 
-from loragate.server.bounds import SMALL_MESSAGE
+from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.errors import InvalidRequest, UnsupportedBody
-from loragate.server.fair_threads import FairThreads
-from loragate.server.json_shape import check_json
+from loragate.server.gateway.bounds import SMALL_MESSAGE
+from loragate.server.gateway.json_shape import check_json
 
 T = TypeVar("T")
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})

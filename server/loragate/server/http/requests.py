@@ -16,7 +16,6 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from loragate.server import bounds
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
@@ -29,6 +28,7 @@ from loragate.server.core import (
     ToolChoice,
 )
 from loragate.server.errors import InvalidRequest
+from loragate.server.gateway import bounds
 
 _MOST_FIELDS = 128  # of an object whose unknown fields are each an error
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")

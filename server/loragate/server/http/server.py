@@ -26,20 +26,20 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
 
 from loragate.adapters.errors import LoragateError
-from loragate.server.admission import Arrival
+from loragate.server.admission.admission import Arrival
+from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import Caller
 from loragate.server.errors import PermissionDenied, Unauthenticated
-from loragate.server.fair_threads import FairThreads
-from loragate.server.gateway import Gateway
-from loragate.server.health import Health
+from loragate.server.gateway.gateway import Gateway
+from loragate.server.gateway.routing import ModelCard
 from loragate.server.http.failures import answer_error
 from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import Answer
 from loragate.server.http.guarded_routes import bearer_key, guarded_by
 from loragate.server.http.middleware import BodyLimit, Envelope, HeadLimit
 from loragate.server.http.requests import ChatBody, CompletionBody
-from loragate.server.metrics import Metrics
-from loragate.server.routing import ModelCard
+from loragate.server.telemetry.health import Health
+from loragate.server.telemetry.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from loragate.server.choices import Choice, says_something
 from loragate.server.core import (
     Delta,
     TokenLogprob,
@@ -10,8 +9,9 @@ from loragate.server.core import (
     ToolCallDelta,
     Usage,
 )
-from loragate.server.gateway import Generation
-from loragate.server.routing import ModelCard
+from loragate.server.gateway.choices import Choice, says_something
+from loragate.server.gateway.gateway import Generation
+from loragate.server.gateway.routing import ModelCard
 from loragate.v1 import inference_pb2 as pb
 
 

@@ -19,12 +19,12 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from loragate.server.admin.administration import check_admin_key
-from loragate.server.admission import Arrival
-from loragate.server.bounds import SMALL_MESSAGE
+from loragate.server.admission.admission import Arrival
+from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import Caller, Route
 from loragate.server.errors import ClientTooSlow, Failure, InvalidRequest, describe
-from loragate.server.fair_threads import FairThreads
-from loragate.server.gateway import Gateway
+from loragate.server.gateway.bounds import SMALL_MESSAGE
+from loragate.server.gateway.gateway import Gateway
 from loragate.server.rpc.field_count import check_fields
 
 if TYPE_CHECKING:

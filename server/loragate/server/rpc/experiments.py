@@ -7,7 +7,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.trial_records import Trial, TrialKind
+from loragate.adapters.registry.trial_records import Trial, TrialKind
 from loragate.server.admin.administration import Administration
 from loragate.server.admin.trial_shapes import report_view, trial_view
 from loragate.server.admin.trial_views import Action

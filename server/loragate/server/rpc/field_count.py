@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from loragate.server import bounds
 from loragate.server.errors import InvalidRequest
+from loragate.server.gateway import bounds
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _SIZES = {_FIXED64: 8, _FIXED32: 4}

@@ -10,8 +10,6 @@ from typing import Literal, TypeVar
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message as Wire
 
-from loragate.server import bounds
-from loragate.server.bounds import check_characters, check_count
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
@@ -24,6 +22,8 @@ from loragate.server.core import (
     ToolChoice,
 )
 from loragate.server.errors import InvalidRequest
+from loragate.server.gateway import bounds
+from loragate.server.gateway.bounds import check_characters, check_count
 from loragate.v1 import inference_pb2 as pb
 
 T = TypeVar("T")

@@ -5,9 +5,9 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from loragate.adapters.merged_states import Mode
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.registry import (
+from loragate.adapters.registry.merged_states import Mode
+from loragate.adapters.registry.registry import (
     AdapterListing,
     AdapterRecord,
     AdapterState,
@@ -19,7 +19,7 @@ from loragate.adapters.registry import (
     TenantRecord,
     VersionRecord,
 )
-from loragate.server.engines import EngineStanding
+from loragate.server.merged.engine_status import EngineStanding
 from loragate.v1 import registry_pb2 as pb
 
 _STATES = {

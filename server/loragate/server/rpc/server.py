@@ -14,12 +14,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from loragate.server.admin.administration import Administration
-from loragate.server.bounds import SMALL_MESSAGE
-from loragate.server.choices import collect, has_many_scores
+from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.experiments.feedback import Feedback
-from loragate.server.fair_threads import FairThreads
-from loragate.server.gateway import Gateway
-from loragate.server.routing import ModelCard
+from loragate.server.gateway.bounds import SMALL_MESSAGE
+from loragate.server.gateway.choices import collect, has_many_scores
+from loragate.server.gateway.gateway import Gateway
+from loragate.server.gateway.routing import ModelCard
 from loragate.server.rpc import answers
 from loragate.server.rpc.calls import AdminCalls, GuardingInterceptor, InferenceCalls, announce
 from loragate.server.rpc.experiments import ExperimentsService

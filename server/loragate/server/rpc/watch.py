@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-from loragate.adapters.listings import AdapterListing
-from loragate.adapters.pages import EVERYTHING
-from loragate.adapters.records import AuditRow
-from loragate.adapters.snapshot import Snapshot
+from loragate.adapters.registry.listings import AdapterListing
+from loragate.adapters.registry.pages import EVERYTHING
+from loragate.adapters.registry.records import AuditRow
+from loragate.adapters.registry.snapshot import Snapshot
 from loragate.server.admin.administration import Administration
 from loragate.server.errors import Draining
 from loragate.server.rpc import records

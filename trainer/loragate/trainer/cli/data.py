@@ -10,7 +10,7 @@ import typer
 from loragate.trainer.cli.options import Json, examples, print_json
 
 if TYPE_CHECKING:
-    from loragate.adapters.rendering import Renderer
+    from loragate.adapters.rendering.renderer import Renderer
     from loragate.trainer.data.report import Report
     from loragate.trainer.data.settings import DataSettings, Track
     from loragate.trainer.data.split_folder import SplitFolder
@@ -265,10 +265,10 @@ def _settings(
 
 def _renderer(model: str | None) -> "Renderer | None":
     """The base model's; none where no model is named and the built-in one is not prepared."""
-    from loragate.adapters.base_model import DEFAULT_MODEL, find
+    from loragate.adapters.base_models.preparation import DEFAULT_MODEL, find
     from loragate.adapters.errors import BaseModelError
     from loragate.adapters.home import Home
-    from loragate.adapters.rendering import Renderer
+    from loragate.adapters.rendering.renderer import Renderer
     from loragate.adapters.settings import read_settings
 
     try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from loragate.trainer.evaluation.evaluation import Evaluation
-    from loragate.trainer.run_folder import RunFolder
+    from loragate.trainer.run.folder import RunFolder
 
 
 def add_to(app: typer.Typer) -> None:
@@ -80,7 +80,7 @@ def evaluate(
     from loragate.trainer.evaluation.errors import EvaluationError
     from loragate.trainer.evaluation.evaluation import Evaluation
     from loragate.trainer.evaluation.rubric import write_sheet
-    from loragate.trainer.evaluation.runs import Remote, evaluate_run
+    from loragate.trainer.pipeline.evaluating import Remote, evaluate_run
 
     if bool(url) != bool(new):
         raise typer.BadParameter("--url and --new belong together: which model is the new one?")
@@ -102,8 +102,8 @@ def evaluate(
 
 
 def _run_folder(run: Path) -> "RunFolder":
-    from loragate.trainer.run_file import read_run_file
-    from loragate.trainer.run_folder import RunFolder
+    from loragate.trainer.run.file import read_run_file
+    from loragate.trainer.run.folder import RunFolder
 
     if run.is_dir():
         return RunFolder(run)
@@ -114,7 +114,7 @@ def _with_ratings(folder: "RunFolder", found: "Evaluation", sheets: list[Path]) 
     from dataclasses import replace
 
     from loragate.trainer.evaluation.rubric import read_sheets
-    from loragate.trainer.evaluation.runs import write_evaluation
+    from loragate.trainer.pipeline.evaluating import write_evaluation
 
     rated = replace(found, ratings=read_sheets(found, sheets))
     write_evaluation(rated, folder)

@@ -10,7 +10,7 @@ from loragate.trainer.settings.publish import MergeDtype
 
 if TYPE_CHECKING:
     from loragate.adapters.names import AdapterName, AdapterVersion
-    from loragate.adapters.registry import Registry
+    from loragate.adapters.registry.registry import Registry
 
 _TO_BE_SERVED = (
     "is to be served merged, as soon as a server has started an engine for it; see "
@@ -74,7 +74,7 @@ def merge(
     """
     import msgspec
 
-    from loragate.adapters.base_model import find
+    from loragate.adapters.base_models.preparation import find
     from loragate.adapters.home import Home
     from loragate.adapters.names import AdapterName
     from loragate.trainer.data.split_folder import SplitFolder
@@ -100,7 +100,7 @@ def merge(
         from loragate.trainer.cli.progress import hush_libraries
 
         hush_libraries()  # before the others are imported: some speak at once
-        from loragate.trainer.merged_versions import merge_version
+        from loragate.trainer.publishing.merged_versions import merge_version
 
         merged = merge_version(
             registry,
@@ -140,7 +140,7 @@ def _is_merged(
     import msgspec
 
     from loragate.adapters.errors import NotMerged
-    from loragate.adapters.merged_files import REPORT
+    from loragate.adapters.format.merged_files import REPORT
 
     try:
         folder = registry.merged_model(adapter, number)

@@ -45,13 +45,13 @@ def reference(
     where its scale is read wrongly, its weights were changed or its base model is another. Do this
     with the folder as it was trained, then publish it.
     """
-    from loragate.adapters.adapter_files import MANIFEST, inspect
-    from loragate.adapters.base_model import DEFAULT_MODEL, find
+    from loragate.adapters.base_models.preparation import DEFAULT_MODEL, find
+    from loragate.adapters.format.files import MANIFEST, inspect
     from loragate.adapters.home import Home
-    from loragate.adapters.rendering import Renderer
+    from loragate.adapters.rendering.renderer import Renderer
     from loragate.adapters.settings import read_settings
     from loragate.trainer.data.example import read_examples
-    from loragate.trainer.reference import compute_reference, write_reference
+    from loragate.trainer.publishing.reference import compute_reference, write_reference
 
     # As a server here renders what the version is asked.
     template = inspect(folder).manifest.contract.chat_template or read_settings().read_template()

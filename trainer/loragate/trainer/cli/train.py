@@ -10,8 +10,8 @@ from loragate.trainer.cli.options import Json, examples, print_json
 
 if TYPE_CHECKING:
     from loragate.trainer.evaluation.evaluation import Evaluation
-    from loragate.trainer.pipeline import Workshop
-    from loragate.trainer.run_folder import RunFolder, RunResult
+    from loragate.trainer.pipeline.pipeline import Workshop
+    from loragate.trainer.run.folder import RunFolder, RunResult
     from loragate.trainer.training.sweep import Tried
 
 _INTERRUPTED = 130  # as a shell says it of what Ctrl-C ended
@@ -73,7 +73,7 @@ def train(
     hush_libraries()  # before they are imported: some speak at once
 
     from loragate.adapters.home import Home
-    from loragate.trainer.pipeline import Workshop
+    from loragate.trainer.pipeline.pipeline import Workshop
     from loragate.trainer.training.train import Interrupted
 
     console = Console(stderr=True, highlight=False)
@@ -99,8 +99,8 @@ def train(
 def _train(
     workshop: "Workshop", as_json: bool, resume: bool, overwrite: bool, only_train: bool
 ) -> None:
-    from loragate.trainer.costs import Estimate, reckon
-    from loragate.trainer.pipeline import evaluate, open_folder, publish, train_run
+    from loragate.trainer.cost.costs import Estimate, reckon
+    from loragate.trainer.pipeline.pipeline import evaluate, open_folder, publish, train_run
     from loragate.trainer.registry import require_tenant
     from loragate.trainer.training import processes
 
@@ -144,8 +144,8 @@ def _train(
 
 
 def _sweep(workshop: "Workshop", choices: Sequence[str], as_json: bool, *, overwrite: bool) -> None:
-    from loragate.trainer.pipeline import sweep
-    from loragate.trainer.run_folder import RunFolder
+    from loragate.trainer.pipeline.pipeline import sweep
+    from loragate.trainer.run.folder import RunFolder
 
     folder = RunFolder(workshop.folder().root.with_name(f"{workshop.folder().root.name}-sweep"))
     if overwrite:
@@ -172,9 +172,9 @@ def _estimate(workshop: "Workshop", as_json: bool) -> None:
 
     from rich.console import Console
 
-    from loragate.trainer.cost_table import cost_tables
-    from loragate.trainer.costs import estimate
-    from loragate.trainer.pipeline import ready_data
+    from loragate.trainer.cost.cost_table import cost_tables
+    from loragate.trainer.cost.costs import estimate
+    from loragate.trainer.pipeline.pipeline import ready_data
 
     run, folder = workshop.run_file(), workshop.folder()
     folder.claim()

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.demographics import (
     Association,
     Lexicon,

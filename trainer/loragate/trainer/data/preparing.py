@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.cleaning import Cleaned, clean
 from loragate.trainer.data.example import DataError, digest_of, read_examples, write_examples
 from loragate.trainer.data.judging import Finding, Judgement, findings_on_volume, judge

@@ -14,7 +14,7 @@ from loragate.trainer.evaluation.errors import EvaluationError
 from loragate.trainer.evaluation.requirements import Verdict
 from loragate.trainer.evaluation.rubric import Ratings
 from loragate.trainer.evaluation.statistics import Interval
-from loragate.trainer.run_folder import write_whole
+from loragate.trainer.run.folder import write_whole
 
 FILE: Final = "evaluation.json"
 

@@ -19,8 +19,8 @@ import numpy as np
 from rich.progress import Progress
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from loragate.adapters.base_model import BaseModel
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example
 from loragate.trainer.evaluation.answers import Answer, label_in
 from loragate.trainer.evaluation.contenders import Contender

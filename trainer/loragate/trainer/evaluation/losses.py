@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from loragate.adapters.rendering import Renderer, Supervised
-from loragate.trainer.adapter_loading import load_adapter
+from loragate.adapters.rendering.renderer import Renderer, Supervised
+from loragate.trainer.training.adapter_loading import load_adapter
 
 _IGNORED: Final = -100
 _BATCH_TOKENS: Final = 2048  # logits of so many tokens are held at once

@@ -15,7 +15,7 @@ from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.metrics import METRICS, Metric
 from loragate.trainer.evaluation.rubric import CRITERIA
 from loragate.trainer.evaluation.statistics import Interval
-from loragate.trainer.run_folder import write_whole
+from loragate.trainer.run.folder import write_whole
 
 FILE: Final = "report.html"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from loragate.trainer.data.example import Example, Message
 from loragate.trainer.data.split_folder import SplitFolder
-from loragate.trainer.run_file import RunFile
-from loragate.trainer.run_folder import RunFolder
+from loragate.trainer.run.file import RunFile
+from loragate.trainer.run.folder import RunFolder
 
 
 def read_test_rows(run: RunFolder, settings: RunFile) -> list[Example]:

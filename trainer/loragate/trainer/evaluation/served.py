@@ -21,12 +21,12 @@ from typing import Final
 import httpx
 from rich.progress import Progress
 
-from loragate.adapters.base_model import prepare
+from loragate.adapters.base_models.preparation import prepare
+from loragate.adapters.format.peft_config import CONFIG, read_config
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.adapters.peft_config import CONFIG, read_config
-from loragate.adapters.registry import Registry
-from loragate.adapters.states import AdapterState
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.states import AdapterState
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Message

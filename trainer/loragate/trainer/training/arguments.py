@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trl.trainer.sft_config import SFTConfig
 
-from loragate.trainer.run_file import RunFile
+from loragate.trainer.run.file import RunFile
 from loragate.trainer.settings.section import settled
 from loragate.trainer.training.plan import Plan
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from loragate.trainer.run_folder import Verdict
+from loragate.trainer.run.folder import Verdict
 
 
 def draw_curve(lines: Sequence[Mapping[str, float]], verdict: Verdict) -> bytes:

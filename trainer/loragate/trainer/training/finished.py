@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from safetensors.torch import load_file, save_file
 
-from loragate.adapters.base_model import BaseModel
+from loragate.adapters.base_models.preparation import BaseModel
 from loragate.trainer.settings.method import MethodSettings
 
 _WEIGHTS = "adapter_model.safetensors"

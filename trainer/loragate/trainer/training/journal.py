@@ -4,7 +4,7 @@ from pathlib import Path
 
 import msgspec
 
-from loragate.trainer.run_folder import write_whole
+from loragate.trainer.run.folder import write_whole
 
 FILE = "journal.json"
 

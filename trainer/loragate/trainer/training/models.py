@@ -12,11 +12,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
 
-from loragate.trainer.adapter_loading import AdapterNotApplied, require_applied
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.settings.method import MethodSettings
 from loragate.trainer.settings.section import settled
 from loragate.trainer.settings.training import Precision
+from loragate.trainer.training.adapter_loading import AdapterNotApplied, require_applied
 from loragate.trainer.training.attention import offer_float32_attention
 
 

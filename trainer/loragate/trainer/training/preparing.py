@@ -6,13 +6,13 @@ from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
 
-from loragate.adapters.base_model import BaseModel, find
+from loragate.adapters.base_models.preparation import BaseModel, find
 from loragate.adapters.home import Home
-from loragate.adapters.rendering import Renderer
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example
 from loragate.trainer.data.split_folder import SplitFolder
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.run_file import RunFile
+from loragate.trainer.run.file import RunFile
 from loragate.trainer.settings.data import DataSettings
 from loragate.trainer.settings.section import settled
 from loragate.trainer.training import processes

@@ -11,8 +11,8 @@ import msgspec
 from transformers import PretrainedConfig
 
 from loragate.trainer.errors import RunFileError
-from loragate.trainer.run_file import RunFile
-from loragate.trainer.run_paths import with_absolute_paths
+from loragate.trainer.run.file import RunFile
+from loragate.trainer.run.paths import with_absolute_paths
 from loragate.trainer.settings.data import DataSettings
 from loragate.trainer.settings.method import PROJECTIONS, MethodSettings
 from loragate.trainer.settings.training import TrainingSettings

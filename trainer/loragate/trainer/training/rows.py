@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from loragate.adapters.rendering import Renderer, RenderingError, Turn
+from loragate.adapters.rendering.renderer import Renderer, RenderingError, Turn
 from loragate.trainer.data.example import Example
 from loragate.trainer.errors import TrainingError
 

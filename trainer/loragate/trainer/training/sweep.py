@@ -9,8 +9,8 @@ from typing import cast
 import msgspec
 
 from loragate.trainer.errors import RunFileError
-from loragate.trainer.run_file import RunFile, convert_run_file
-from loragate.trainer.run_folder import RunFolder, RunResult, write_whole
+from loragate.trainer.run.file import RunFile, convert_run_file
+from loragate.trainer.run.folder import RunFolder, RunResult, write_whole
 
 TABLE = "sweep.json"
 

@@ -9,9 +9,9 @@ from rich.progress import Progress
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-from loragate.adapters.base_profile import tokenizer_hash
+from loragate.adapters.format.base_profile import tokenizer_hash
 from loragate.trainer.errors import RunFolderError, TrainingError
-from loragate.trainer.run_folder import RunFolder, RunResult, Verdict, write_whole
+from loragate.trainer.run.folder import RunFolder, RunResult, Verdict, write_whole
 from loragate.trainer.settings.section import settled
 from loragate.trainer.training import machine, processes
 from loragate.trainer.training.adapter_trainer import AdapterTrainer

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from loragate.trainer.run_folder import Verdict
+from loragate.trainer.run.folder import Verdict
 from loragate.trainer.training.journal import Validation
 
 # Loss, as a share of the minimum: below this, two validations are equal for a reader.

@@ -1,0 +1,124 @@
+"""The files of a folder to publish: which are taken, and whether they can be read as an adapter.
+
+Whether the adapter can be served is the question of `gate`. No tensor is loaded here.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.format.manifest import AdapterManifest
+from loragate.adapters.format.peft_config import CONFIG, AdapterConfig, read_config
+from loragate.adapters.format.safetensors_header import Tensor, read_header
+
+__all__ = ["CONFIG", "MANIFEST", "WEIGHTS", "AdapterFiles", "SourceFile", "inspect"]
+
+WEIGHTS: Final = "adapter_model.safetensors"
+MANIFEST: Final = "manifest.json"
+
+_REQUIRED: Final = (CONFIG, WEIGHTS)
+_TAKEN: Final = (CONFIG, WEIGHTS, MANIFEST, "README.md")
+_PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl"})
+_TEXT_LIMIT_BYTES: Final = 1 << 20
+_WEIGHTS_LIMIT_BYTES: Final = 16 << 30  # more than rank 512 on every layer of a 70B model
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    name: str
+    path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """A folder that passed the check, and the files of it to take; all else in it stays behind."""
+
+    folder: Path
+    config: AdapterConfig
+    manifest: AdapterManifest
+    tensors: Mapping[str, Tensor]
+    files: tuple[SourceFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+def inspect(folder: Path) -> AdapterFiles:
+    """Check the folder. Raises InvalidAdapter, whose code says which rule was broken."""
+    try:
+        files = _files(folder)
+        config = read_config(folder / CONFIG)
+        manifest = _read_manifest(files, config)
+        tensors = read_header(folder / WEIGHTS)
+    except OSError as error:
+        raise InvalidAdapter(
+            "unreadable", f"{error.filename} cannot be read ({error.strerror}); allow this user to"
+        ) from error
+    return AdapterFiles(folder, config, manifest, tensors, files)
+
+
+def _files(folder: Path) -> tuple[SourceFile, ...]:
+    if not folder.is_dir():
+        raise InvalidAdapter(
+            "not_a_folder", f"{folder} is not a folder; give the folder that holds {CONFIG}"
+        )
+    entries = sorted(folder.iterdir())
+    for entry in entries:
+        _check_entry(entry)
+    taken = [entry for entry in entries if entry.name in _TAKEN]
+    missing = [name for name in _REQUIRED if name not in {entry.name for entry in taken}]
+    if missing:
+        raise InvalidAdapter(
+            "missing_file",
+            f"{folder} has no {' and no '.join(missing)}; save the adapter with "
+            "PEFT's save_pretrained and publish that folder",
+        )
+    return tuple(SourceFile(entry.name, entry, entry.stat().st_size) for entry in taken)
+
+
+def _check_entry(entry: Path) -> None:
+    if entry.is_symlink():
+        raise InvalidAdapter(
+            "symlink", f"{entry.name} is a symbolic link; put the file itself into the folder"
+        )
+    if entry.suffix.lower() in _PICKLE_SUFFIXES:
+        raise InvalidAdapter(
+            "pickle_file",
+            f"{entry.name} is a pickle file, which can run code when it is loaded; save the "
+            "adapter as safetensors (save_pretrained does by default) and remove this file",
+        )
+    if entry.name not in _TAKEN:
+        return
+    status = entry.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidAdapter("missing_file", f"{entry.name} is not a file; put a plain file there")
+    limit_bytes = _WEIGHTS_LIMIT_BYTES if entry.name == WEIGHTS else _TEXT_LIMIT_BYTES
+    if status.st_size > limit_bytes:
+        raise InvalidAdapter(
+            "file_too_large",
+            f"{entry.name} has {status.st_size} bytes; shorten it to {limit_bytes} at most",
+        )
+
+
+def _read_manifest(files: tuple[SourceFile, ...], config: AdapterConfig) -> AdapterManifest:
+    derived = AdapterManifest(config.rank, config.alpha, config.target_modules)
+    path = next((file.path for file in files if file.name == MANIFEST), None)
+    if path is None:
+        return derived
+    manifest = AdapterManifest.from_json(path.read_bytes(), derived)
+    manifest.check_bounds()
+    for name in ("rank", "alpha"):
+        if getattr(manifest, name) != getattr(derived, name):
+            raise InvalidAdapter(
+                "invalid_manifest",
+                f"{MANIFEST} says {name} {getattr(manifest, name)} where {CONFIG} says "
+                f"{getattr(derived, name)}; leave it out of {MANIFEST} or make them agree",
+            )
+    return manifest

@@ -1,0 +1,1 @@
+"""What is recorded: tenants, versions, aliases, trials, usage, audit."""

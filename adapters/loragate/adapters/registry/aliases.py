@@ -1,0 +1,227 @@
+"""The registry's aliases: where each is to point, and which version serves by it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from loragate.adapters.errors import (
+    AliasMovedOn,
+    NothingToRollBack,
+    NotServedMerged,
+    VersionNotReady,
+)
+from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, parse_alias
+from loragate.adapters.registry.audit import record
+from loragate.adapters.registry.database import Database
+from loragate.adapters.registry.merged_states import Mode
+from loragate.adapters.registry.rows import (
+    existing_adapter_row,
+    existing_alias_row,
+    existing_version_row,
+    is_usable,
+    usable_version_row,
+    version_of,
+    version_row,
+)
+from loragate.adapters.registry.states import AdapterState
+from loragate.adapters.registry.tables import Adapters, Aliases, Audit, Versions
+from loragate.adapters.registry.transitions import move_version
+
+ALIAS_ACTIONS: Final = "alias."
+"""How those of the audit rows begin that are an alias's history; `rollback` reads all of it."""
+SET_ALIAS: Final = "alias.set"
+_SERVE: Final = "alias.serve"
+_DELETE: Final = "alias.delete"
+_ROLLBACK: Final = "alias.rollback"
+
+
+class Aliasing:
+    """The part of `Registry` that knows aliases. ``actor`` is who asked, for the audit."""
+
+    _database: Database
+
+    def set_alias(
+        self,
+        adapter: AdapterName,
+        alias: str,
+        number: int,
+        actor: str = "cli",
+        reason: str = "",
+        mode: Mode = "unmerged",
+    ) -> AdapterVersion:
+        """Say where an alias, new or not, is to point; ``champion`` is what serves by plain name.
+
+        What serves by it now goes on until a server has loaded and checked the version, and calls
+        `set_serving`. A FAILED version becomes PUBLISHED, to be tried again. With the mode
+        ``merged`` its merged model answers, and the version itself whenever that cannot. Raises
+        InvalidName, AdapterNotFound, TenantNotFound, VersionNotFound, VersionRetired, and
+        NotServedMerged where `serve_merged` has not asked for the merged model.
+        """
+        parse_alias(alias)
+        with self._database.changing() as session:
+            row = existing_adapter_row(session, adapter)
+            version = usable_version_row(session, row, adapter, number)
+            if mode == "merged" and version.merged_since is None:
+                raise NotServedMerged(adapter.tenant, adapter.name, f"v{number}")
+            wish(session, row, adapter, alias, version, actor, SET_ALIAS, reason, mode)
+            return version_of(adapter.tenant, adapter.name, version)
+
+    def set_serving(
+        self, adapter: AdapterName, alias: str, number: int, actor: str, reason: str = ""
+    ) -> AdapterVersion:
+        """From now on requests by the alias go to this version.
+
+        Raises VersionNotReady unless it is READY, and AliasMovedOn if the alias is to point
+        elsewhere by now, so that a rollback cannot be overtaken by what it rolled back; further
+        AdapterNotFound, TenantNotFound, AliasNotFound and VersionNotFound.
+        """
+        with self._database.changing_states() as session:
+            row = existing_adapter_row(session, adapter)
+            found = existing_alias_row(session, row, adapter, alias)
+            version = existing_version_row(session, row, adapter, number)
+            _require_ready(session, adapter, found, version)
+            before = found.serving_id
+            if before != version.id:
+                found.serving_id = version.id
+                found.serving_mode = found.desired_mode
+                found.updated_at = datetime.now(UTC)
+                record(
+                    session,
+                    actor,
+                    _SERVE,
+                    f"{adapter}@{alias}",
+                    touched=[row],
+                    from_version=_number(session, before),
+                    to_version=number,
+                    digest=version.digest,
+                    reason=reason,
+                )
+            return version_of(adapter.tenant, adapter.name, version)
+
+    def rollback(self, adapter: AdapterName, actor: str = "cli") -> AdapterVersion:
+        """Let the champion point back to the version that served before; again goes further back,
+        never forward.
+
+        While nothing ever served by it, its earlier wishes count. Versions that failed or were
+        retired since are passed over. Raises AdapterNotFound, TenantNotFound, AliasNotFound (no
+        champion) and NothingToRollBack.
+        """
+        with self._database.changing() as session:
+            row = existing_adapter_row(session, adapter)
+            current = existing_alias_row(session, row, adapter, CHAMPION)
+            now = session.get_one(Versions, current.desired_id)
+            for number in _earlier_champions(session, adapter):
+                version = version_row(session, row, number)
+                if version is not None and version is not now and _can_return(version):
+                    wish(session, row, adapter, CHAMPION, version, actor, _ROLLBACK, "")
+                    return version_of(adapter.tenant, adapter.name, version)
+            raise NothingToRollBack(adapter.tenant, adapter.name, f"v{now.number}")
+
+    def delete_alias(self, adapter: AdapterName, alias: str, actor: str = "cli") -> None:
+        """Raises AdapterNotFound, TenantNotFound and AliasNotFound."""
+        with self._database.changing() as session:
+            row = existing_adapter_row(session, adapter)
+            found = existing_alias_row(session, row, adapter, alias)
+            version = session.get_one(Versions, found.desired_id)
+            session.delete(found)
+            record(
+                session,
+                actor,
+                _DELETE,
+                f"{adapter}@{alias}",
+                touched=[row],
+                from_version=version.number,
+                digest=version.digest,
+            )
+
+
+def wish(
+    session: Session,
+    row: Adapters,
+    adapter: AdapterName,
+    alias: str,
+    version: Versions,
+    actor: str,
+    action: str,
+    reason: str,
+    mode: Mode = "unmerged",
+) -> None:
+    """Move the wish and record it, unless it is that already."""
+    if version.state == AdapterState.FAILED:
+        move_version(session, row, version, AdapterState.PUBLISHED, actor, "to be tried again")
+    before: tuple[int, str] | None = None
+    found = session.get(Aliases, (row.id, alias))
+    if found is None:
+        found = Aliases(adapter_id=row.id, name=alias)
+        session.add(found)
+    else:
+        before = found.desired_id, found.desired_mode
+    if before == (version.id, mode):
+        return
+    found.desired_id, found.desired_mode = version.id, mode
+    if found.serving_id == version.id:
+        found.serving_mode = mode  # nothing has to be loaded for it
+    found.updated_at = datetime.now(UTC)
+    record(
+        session,
+        actor,
+        action,
+        f"{adapter}@{alias}",
+        touched=[row],
+        from_version=_number(session, before and before[0]),
+        to_version=version.number,
+        digest=version.digest,
+        reason=": ".join(filter(None, ("merged" if mode == "merged" else "", reason))),
+    )
+
+
+def _require_ready(
+    session: Session, adapter: AdapterName, alias: Aliases, version: Versions
+) -> None:
+    named = adapter.tenant, adapter.name
+    if alias.desired_id != version.id:
+        desired = session.get_one(Versions, alias.desired_id)
+        raise AliasMovedOn(*named, alias.name, f"v{version.number}", f"v{desired.number}")
+    if version.state != AdapterState.READY:
+        raise VersionNotReady(*named, f"v{version.number}", version.state)
+
+
+def _number(session: Session, version_id: int | None) -> int | None:
+    return None if version_id is None else session.get_one(Versions, version_id).number
+
+
+def _can_return(version: Versions) -> bool:
+    return is_usable(version) and version.state != AdapterState.FAILED
+
+
+def _earlier_champions(session: Session, adapter: AdapterName) -> list[int]:
+    """What the champion was to be before, latest first, without what was rolled back.
+
+    Those that served come first; the others count only where none of those can be had again.
+    """
+    rows = session.scalars(
+        select(Audit).where(Audit.subject == f"{adapter}@{CHAMPION}").order_by(Audit.id)
+    )
+    numbers: list[int] = []
+    served: set[int] = set()
+    for row in rows:
+        match row.action, row.to_version:
+            case (str(action), int(number)) if action == _SERVE:
+                served.add(number)
+            case (str(action), int(number)) if action == _ROLLBACK:
+                del numbers[_last_index(numbers, number) + 1 :]
+            case (_, int(number)):
+                numbers.append(number)
+            case _:
+                numbers.clear()
+                served.clear()
+    earlier = numbers[-2::-1]
+    return [number for number in earlier if number in served] or earlier
+
+
+def _last_index(numbers: list[int], number: int) -> int:
+    return len(numbers) - 1 - numbers[::-1].index(number)

@@ -1,0 +1,1 @@
+"""Messages to token ids, alike in training and serving."""

@@ -1,0 +1,1 @@
+"""Who may go on: budgets, the queue of requests, LoRA slots, deadlines."""

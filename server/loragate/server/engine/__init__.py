@@ -1,0 +1,1 @@
+"""What generates: the interface that the gateway asks, its supervision, and memory."""

@@ -1,0 +1,1 @@
+"""What replaces parts of vLLM inside its worker on a CPU."""

@@ -1,0 +1,230 @@
+"""Loads adapters inside vLLM's worker, beside its steps instead of between them.
+
+vLLM's own `add_lora` reads, converts and places an adapter in the engine's loop, at once: every
+stream of every tenant waits meanwhile, for some fifty milliseconds. Here a thread reads what the
+server has converted before, and the loop places some layers of it after each step. vLLM mixes
+`AdapterStaging` into its worker (`worker_extension_cls`).
+"""
+
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+import torch
+from vllm.lora.layers import LoRAMapping
+from vllm.lora.lora_model import LoRAModel
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.request import LoRARequest
+
+from loragate.adapters.format.files import WEIGHTS
+from loragate.adapters.format.safetensors_header import read_data_start, read_header
+from loragate.server.engine.vllm.lora_cast import DTYPES, TRANSPOSED
+from loragate.server.engine.vllm.lora_slots import LoraSlots, Reservation, SlotTaken
+
+if TYPE_CHECKING:
+    from vllm.lora.model_manager import LRUCacheLoRAModelManager
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+# Placed after one step: five milliseconds, with 14 matrices of rank 16 a layer.
+_LAYERS_AT_ONCE = 8
+
+SlotCheck = Literal["idle", "step"]
+
+
+class AdapterStaging:
+    """What the worker can do besides; each method is called through `collective_rpc`."""
+
+    if TYPE_CHECKING:
+        model_runner: GPUModelRunner
+
+    def guard_slots(self, check: SlotCheck) -> None:
+        """Makes steps and placements keep out of each other's slots. Once, before the first load.
+
+        With the check "step" all slots are compared with what was placed before each step, which
+        takes tens of milliseconds; what is wrong ends the engine. For tests.
+        """
+        workers = self.model_runner.lora_manager
+        self._slots = LoraSlots(cast("LRUCacheLoRAModelManager", workers._adapter_manager))
+        self._staged: _Placement | None = None
+        self._next_checked = 0
+        set_active_adapters = workers.set_active_adapters
+
+        def set_active(requests: set[LoRARequest], mapping: LoRAMapping | None) -> None:
+            self._slots.make_way(len({request.lora_int_id for request in requests}))
+            set_active_adapters(requests, mapping)
+            if check == "step" and (faults := self._slots.faults(workers.lora_config.max_loras)):
+                raise RuntimeError("; ".join(faults[:4]))
+
+        workers.set_active_adapters = set_active
+
+    def stage_adapter(self, lora_id: int, path: str) -> None:
+        """Begins to read the adapter in the folder; returns at once. One at a time: another that
+        was begun and not finished is given up.
+        """
+        if self._staged is not None:
+            self._staged.give_up()
+        self._staged = _Placement(self.model_runner.lora_manager, self._slots, lora_id, Path(path))
+
+    def add_staged_adapter(self, lora_id: int) -> bool | None:
+        """Puts some layers of it into its slot; False says to ask again, for the next ones, None
+        that it is still being read. Only the last call makes the adapter known to requests.
+
+        Raises what was met on the way: the adapter cannot be read, or does not fit; RuntimeError
+        where another one has been staged since.
+        """
+        staged = self._staged
+        if staged is None or staged.lora_id != lora_id:
+            raise RuntimeError(f"adapter {lora_id} is not the one that is being placed")
+        try:
+            is_done = staged.go_on()
+        except BaseException:
+            self._staged = None
+            raise
+        if is_done:
+            self._staged = None  # with the file's content, which may outlive the adapter otherwise
+        return is_done
+
+    def give_up_staged_adapter(self, lora_id: int) -> None:
+        """Ends a placement that nobody waits for any more. Does nothing where there is none."""
+        if self._staged is not None and self._staged.lora_id == lora_id:
+            self._staged.give_up()
+            self._staged = None
+
+    def check_slot(self) -> tuple[str, ...]:
+        """Compares the next slot with what was placed there, a slot a call; what is wrong.
+
+        A slot that is wrong is taken from its adapter, which is placed anew when it runs again.
+        """
+        slot = self._next_checked
+        self._next_checked = (slot + 1) % self.model_runner.lora_manager.lora_config.max_loras
+        faults = self._slots.faults(1, slot)
+        if faults:
+            self._slots.drop(slot)
+        return faults
+
+
+class _Placement:
+    """One adapter's way into a slot."""
+
+    def __init__(
+        self,
+        worker_manager: "LRUCacheWorkerLoRAManager",
+        slots: LoraSlots,
+        lora_id: int,
+        folder: Path,
+    ) -> None:
+        self._worker_manager = worker_manager
+        self._manager = cast("LRUCacheLoRAModelManager", worker_manager._adapter_manager)
+        self._slots = slots
+        self._reserved: Reservation | None = None
+        self.lora_id = lora_id
+        self._content: Future[np.ndarray] = Future()
+        weights = folder / WEIGHTS
+        threading.Thread(target=self._read, args=(weights,), name="read", daemon=True).start()
+        self._helper = PEFTHelper.from_local_dir(
+            str(folder), worker_manager.max_position_embeddings
+        )
+        self._helper.validate_legal(worker_manager.lora_config)
+        self._layout = _Layout(weights)
+        self._parts = self._place()
+
+    def go_on(self) -> bool | None:
+        """Does a part of the work; whether it was the last, None where there is none to do yet."""
+        try:
+            return next(self._parts, True)
+        except SlotTaken:
+            self._parts = self._place()  # from the first layer on, in another slot
+            return False
+        except BaseException:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        """Gives the slot back; requests never knew of the adapter."""
+        if self._reserved is not None:
+            self._slots.release(self._reserved)
+            self._reserved = None
+
+    def _read(self, path: Path) -> None:
+        # Nothing else in this thread: it would take Python's lock from the engine's loop.
+        try:
+            self._content.set_result(np.fromfile(path, np.uint8))
+        except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
+            self._content.set_exception(error)
+
+    def _place(self) -> Iterator[bool | None]:
+        """Yields False after each part, None while there is nothing to place.
+
+        Steps run between two parts, so nothing that vLLM's tables said before a `yield` holds after
+        it; `LoraSlots.write` looks again.
+        """
+        while not self._content.done():
+            yield None
+        content = self._content.result()
+        reserved = self._reserved = self._slots.reserve()
+        adapter = LoRAModel(self.lora_id, self._helper.r, {})
+        for index, names in enumerate(self._layout.names_by_layers(_LAYERS_AT_ONCE)):
+            if index:
+                yield False
+            part = self._parse(self._layout.tensors(names, content))
+            self._slots.write(reserved, part)
+            adapter.loras.update(part.loras)
+        self._slots.hand_over(reserved, adapter)
+        self._reserved = None
+
+    def _parse(self, tensors: dict[str, torch.Tensor]) -> LoRAModel:
+        """As vLLM's worker does with a whole adapter; whole layers can be parsed alone."""
+        model = self._manager.model
+        mapper = getattr(model, "hf_to_vllm_mapper", None)
+        part = LoRAModel.from_lora_tensors(
+            self.lora_id,
+            tensors,
+            self._helper,
+            device="cpu",
+            dtype=cast(torch.dtype, self._worker_manager.lora_config.lora_dtype),
+            model_vocab_size=self._worker_manager.vocab_size,
+            weights_mapper=mapper and mapper.get_rename_mapper(),
+            skip_prefixes=getattr(model, "lora_skip_prefixes", None),
+        )
+        self._manager._create_merged_loras_inplace(part)
+        return part
+
+
+class _Layout:
+    """Where a file's tensors lie, all of one dtype."""
+
+    def __init__(self, path: Path) -> None:
+        self._header = read_header(path)
+        [self._dtype] = {DTYPES[tensor.dtype] for tensor in self._header.values()}
+        with path.open("rb") as file:
+            self._start = read_data_start(file)
+
+    def names_by_layers(self, count: int) -> Iterator[list[str]]:
+        """Names in the file, of so many layers of the model at once.
+
+        What vLLM merges, such as q, k and v, lies in one layer.
+        """
+        layers = [list(names) for _, names in groupby(sorted(self._header), key=_layer)]
+        for first in range(0, len(layers), count):
+            yield [name for names in layers[first : first + count] for name in names]
+
+    def tensors(self, names: Iterable[str], content: np.ndarray) -> dict[str, torch.Tensor]:
+        """Views of the file's `content`, by their names in the adapter."""
+        data = torch.from_numpy(content[self._start :]).view(self._dtype)
+        return {name.removesuffix(TRANSPOSED): self._tensor(name, data) for name in names}
+
+    def _tensor(self, name: str, data: torch.Tensor) -> torch.Tensor:
+        tensor, size = self._header[name], self._dtype.itemsize
+        view = data[tensor.begin // size : tensor.end // size].view(tensor.shape)
+        return view.T if name.endswith(TRANSPOSED) else view
+
+
+def _layer(name: str) -> str:
+    """`model.layers.7` of `model.layers.7.mlp.up_proj.lora_A.weight`."""
+    parts = name.split(".")
+    return ".".join(parts[: 1 + next((i for i, part in enumerate(parts) if part.isdigit()), -1)])

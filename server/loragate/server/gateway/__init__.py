@@ -1,0 +1,1 @@
+"""One request, from its key to its answer."""

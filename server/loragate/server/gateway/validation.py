@@ -1,0 +1,255 @@
+"""Checks a request before anything is spent on it: ranges, counts, and what contradicts itself.
+
+One place for both transports. Each refusal names the field as OpenAI's API does.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loragate.server.core import (
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    Options,
+    Request,
+    SamplingParams,
+    StructuredOutput,
+    Tool,
+)
+from loragate.server.errors import InvalidRequest
+from loragate.server.gateway import bounds
+from loragate.server.gateway.bounds import check_characters, check_count
+from loragate.server.gateway.json_shape import check_json
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_INT64 = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Bounds that the served model and the configuration set."""
+
+    vocab_size: int
+    max_logprobs: int
+    max_choices: int
+
+
+def validate(request: Request, limits: RequestLimits) -> None:
+    """Raises InvalidRequest for the first thing that is wrong."""
+    _check_sampling(request.sampling, limits)
+    _check_options(request.options)
+    if isinstance(request, ChatRequest):
+        _check_chat(request)
+        prompts = 1
+    else:
+        _check_completion(request, limits)
+        prompts = len(request.prompts)
+    if prompts * request.sampling.n > limits.max_choices:
+        raise InvalidRequest(
+            f"The request asks for {prompts * request.sampling.n} choices, more than the "
+            f"{limits.max_choices} that one request may have; lower n or send fewer prompts.",
+            param="n",
+        )
+
+
+def _check_sampling(sampling: SamplingParams, limits: RequestLimits) -> None:
+    _within("n", sampling.n, 1, limits.max_choices)
+    _within("max_tokens", sampling.max_tokens, 0, _INT64)
+    _within("min_tokens", sampling.min_tokens, 0, _INT64)
+    _within("temperature", sampling.temperature, 0, 10)
+    _within("top_p", sampling.top_p, 0, 1, low_excluded=True)
+    _within("top_k", sampling.top_k, -1, _INT64)
+    _within("min_p", sampling.min_p, 0, 1)
+    _within("presence_penalty", sampling.presence_penalty, -2, 2)
+    _within("frequency_penalty", sampling.frequency_penalty, -2, 2)
+    _within("repetition_penalty", sampling.repetition_penalty, 0, 10, low_excluded=True)
+    _within("seed", sampling.seed, -_INT64, _INT64 - 1)
+    _within("logprobs", sampling.logprobs, 0, limits.max_logprobs)
+    _within("prompt_logprobs", sampling.prompt_logprobs, 0, limits.max_logprobs)
+    if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
+        raise InvalidRequest("min_tokens is larger than max_tokens.", param="min_tokens")
+    for param, texts, most_texts in (
+        ("stop", sampling.stop, bounds.MOST_STOPS),
+        ("bad_words", sampling.bad_words, bounds.MOST_BAD_WORDS),
+    ):
+        check_count(param, len(texts), most_texts)
+        check_characters(param, texts, bounds.MOST_SHORT_TEXT)
+        if not all(texts):
+            raise InvalidRequest(f"{param} has an empty string.", param=param)
+    for param, ids, most_ids in (
+        ("stop_token_ids", sampling.stop_token_ids, bounds.MOST_STOP_TOKENS),
+        ("allowed_token_ids", sampling.allowed_token_ids, bounds.MOST_ALLOWED_TOKENS),
+        ("logprob_token_ids", sampling.logprob_token_ids, bounds.MOST_LOGPROB_TOKENS),
+    ):
+        check_count(param, len(ids), most_ids)
+        _check_token_ids(param, ids, limits.vocab_size)
+    check_count("logit_bias", len(sampling.logit_bias), bounds.MOST_LOGIT_BIASES)
+    _check_logit_bias(sampling.logit_bias, limits.vocab_size)
+    if sampling.structured is not None:
+        _check_structured(sampling.structured)
+
+
+def _within(
+    param: str,
+    value: float | None,
+    low: float,
+    high: float,
+    *,
+    low_excluded: bool = False,
+) -> None:
+    if value is None:
+        return
+    # Compared before it is shown: a whole number of JSON may be too large for a float.
+    if not low <= value <= high or (low_excluded and value == low):
+        above = "above" if low_excluded else "at least"
+        upper = f" and at most {high:g}" if high < _INT64 - 1 else ""
+        raise InvalidRequest(
+            f"{param} has to be {above} {low:g}{upper}, not {_shown(value)}.", param=param
+        )
+
+
+def _shown(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) or abs(value) < _INT64 else "so large a number"
+
+
+def _check_token_ids(param: str, ids: Sequence[int], vocab_size: int) -> None:
+    for token_id in (min(ids, default=0), max(ids, default=0)):  # the quickest way to look at all
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest(
+                f"{param} has {_shown(token_id)}, which is no token: ids go from 0 to "
+                f"{vocab_size - 1}.",
+                param=param,
+            )
+
+
+def _check_logit_bias(bias: Mapping[int, float], vocab_size: int) -> None:
+    _check_token_ids("logit_bias", list(bias), vocab_size)
+    for token_id, value in bias.items():
+        if not -100 <= value <= 100:
+            raise InvalidRequest(
+                f"logit_bias of token {token_id} has to be from -100 to 100, not {value:g}.",
+                param="logit_bias",
+            )
+
+
+def _check_structured(structured: StructuredOutput) -> None:
+    if structured.kind == "choice":
+        if not structured.choices or not all(structured.choices):
+            raise InvalidRequest(
+                "A choice constraint needs at least one choice, none of them empty.",
+                param=structured.param,
+            )
+    elif structured.kind != "json_object" and not structured.value:
+        raise InvalidRequest(f"The {structured.kind} constraint is empty.", param=structured.param)
+    if structured.kind == "json_schema":
+        _check_json_object(structured.param, structured.value, "The JSON schema")
+
+
+def _check_json_object(param: str, text: str, what: str) -> None:
+    encoded = text.encode("utf-8", "surrogatepass")
+    check_json(encoded, what, param, bounds.MOST_INNER_VALUES)
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidRequest(f"{what} is not valid JSON.", param=param) from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{what} has to be a JSON object.", param=param)
+
+
+def _check_options(options: Options) -> None:
+    if options.user is not None and len(options.user) > 512:
+        raise InvalidRequest("user may have 512 characters at most.", param="user")
+    if len(options.cache_salt) > 512:
+        raise InvalidRequest("cache_salt may have 512 characters at most.", param="cache_salt")
+    if not options.stream and (options.include_usage or options.continuous_usage):
+        raise InvalidRequest(
+            "stream_options only make sense with stream set to true.", param="stream_options"
+        )
+    _within("truncate_prompt_tokens", options.truncate_prompt_tokens, -1, _INT64)
+    if options.truncate_prompt_tokens == 0:
+        raise InvalidRequest(
+            "truncate_prompt_tokens of 0 would leave nothing of the prompt.",
+            param="truncate_prompt_tokens",
+        )
+
+
+def _check_chat(request: ChatRequest) -> None:
+    if not request.messages:
+        raise InvalidRequest("messages is empty; send at least one.", param="messages")
+    check_count("messages", len(request.messages), bounds.MOST_MESSAGES)
+    check_count("tools", len(request.tools), bounds.MOST_TOOLS)
+    for position, message in enumerate(request.messages):
+        _check_message(message, position)
+    if request.sampling.max_tokens == 0:
+        raise InvalidRequest("max_tokens has to be at least 1.", param="max_tokens")
+    if request.continue_final_message and request.add_generation_prompt:
+        raise InvalidRequest(
+            "continue_final_message and add_generation_prompt contradict each other; "
+            "set add_generation_prompt to false.",
+            param="continue_final_message",
+        )
+    _check_tools(request)
+
+
+def _check_message(message: Message, position: int) -> None:
+    param = f"messages[{position}]"
+    if message.role not in ROLES:
+        raise InvalidRequest(
+            f"{param}.role is '{message.role}'; it has to be one of {', '.join(sorted(ROLES))}.",
+            param=f"{param}.role",
+        )
+    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        raise InvalidRequest(f"{param} has no content.", param=f"{param}.content")
+    check_count(f"{param}.tool_calls", len(message.tool_calls), bounds.MOST_TOOL_CALLS)
+    for call in message.tool_calls:
+        _check_json_object(
+            f"{param}.tool_calls", call.arguments or "{}", f"The arguments of '{call.name}'"
+        )
+
+
+def _check_tools(request: ChatRequest) -> None:
+    names = [tool.name for tool in request.tools]
+    for tool in request.tools:
+        _check_tool(tool)
+    if len(set(names)) != len(names):
+        raise InvalidRequest("tools has two functions of one name.", param="tools")
+    choice = request.tool_choice
+    if choice is None or choice.kind == "none":
+        return
+    if not names:
+        raise InvalidRequest("tool_choice is set but tools is empty.", param="tool_choice")
+    if choice.kind == "named" and choice.name not in names:
+        raise InvalidRequest(
+            f"tool_choice names '{choice.name}', which is not among tools.", param="tool_choice"
+        )
+    if request.sampling.structured is not None and choice.kind in ("required", "named"):
+        raise InvalidRequest(
+            "response_format and a forced tool_choice contradict each other.",
+            param="response_format",
+        )
+
+
+def _check_tool(tool: Tool) -> None:
+    if not _TOOL_NAME.fullmatch(tool.name):
+        raise InvalidRequest(
+            f"The function name '{tool.name[:80]}' has to be 1 to 64 of the characters "
+            "a-z, A-Z, 0-9, '_', '-' and '.'.",
+            param="tools",
+        )
+    _check_json_object("tools", tool.parameters, f"The parameters of '{tool.name}'")
+
+
+def _check_completion(request: CompletionRequest, limits: RequestLimits) -> None:
+    check_count("prompt", len(request.prompts), bounds.MOST_PROMPTS)
+    if not request.prompts:
+        raise InvalidRequest("prompt is empty; send at least one.", param="prompt")
+    for prompt in request.prompts:
+        if not prompt:
+            raise InvalidRequest("prompt has an empty text or list of tokens.", param="prompt")
+        if not isinstance(prompt, str):
+            _check_token_ids("prompt", prompt, limits.vocab_size)
+    if request.sampling.max_tokens == 0 and not request.echo:
+        raise InvalidRequest("max_tokens of 0 only makes sense with echo.", param="max_tokens")

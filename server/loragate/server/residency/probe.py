@@ -1,0 +1,198 @@
+"""The gate's last part, in the engine: does an adapter do there what it was trained to do?
+
+An adapter whose tensors match no module, or are all zero, is served as the base model without a
+word from the engine. So before an alias may point at a version, the log-probabilities of fixed
+prompts are compared with the base model's. And one whose scale is read wrongly, or that belongs to
+another base model, is served as something else: so where the manifest brings log-probabilities of
+the training, the engine's have to be the same.
+"""
+
+import asyncio
+import math
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.format.reference import Reference, differences, mean_difference
+from loragate.adapters.rendering.renderer import Renderer
+from loragate.server.core import SamplingParams, TokenLogprob
+from loragate.server.engine.protocol import GATE_ID_PREFIX, Engine, EngineRequest, LoadedAdapter
+from loragate.server.errors import InvalidRequest, MachineFault
+
+# Two kinds of text, in one short prompt: on a CPU each token of it takes about a millisecond.
+_PROMPTS = ('Which documents do I need? {"city": "Paris", "population":',)
+# In nats. Rounding between two runs in bfloat16 stays well below; trained adapters are far above.
+_LEAST_EFFECT = 0.02
+# How much weaker or stronger than in training an adapter has to be for its scale to be suspected.
+_SUSPECT_SCALE = 1.2
+_LARGEST = 1e30  # of a log-probability, in nats; beyond it there is no number left
+
+
+class Probe:
+    """Scores prompts with and without an adapter. Remembers the base model's scores of its own."""
+
+    def __init__(self, engine: Engine, renderer: Renderer) -> None:
+        self._engine = engine
+        self._prompts = [renderer.encode(text, add_special_tokens=False) for text in _PROMPTS]
+        self._base: list[float] = []
+        self._one_warms = asyncio.Lock()
+        self._count = 0
+
+    async def warm(self) -> None:
+        """Scores the base model, so that no check has to wait for the engine's slow first steps.
+
+        Raises MachineFault where the base model's own scores are no numbers, and EngineDead.
+        """
+        async with self._one_warms:
+            if not self._base:
+                self._base = await self._score_base(self._prompts)
+
+    async def check(self, adapter: LoadedAdapter, reference: Reference | None = None) -> None:
+        """Raises InvalidAdapter: `no_effect` for an adapter that changes nothing, `not_finite` for
+        one with which the engine computes no numbers, `reference_mismatch` for one that differs
+        from its reference, `unusable_reference` where this model cannot score the reference's
+        prompts. MachineFault and EngineDead say nothing about the adapter.
+        """
+        await self.warm()
+        scores = await self._score_adapter(self._prompts, adapter)
+        effect = max(differences(scores, self._base))
+        if not effect >= _LEAST_EFFECT:
+            raise InvalidAdapter(
+                "no_effect",
+                f"With this adapter the engine says what the base model says (log-probabilities "
+                f"differ by {effect:.4f} at most): its weights are zero, untrained, or of modules "
+                "that this model does not have. Train it longer, or for this base model.",
+            )
+        if reference is not None:
+            await self._compare(adapter, reference)
+
+    async def _compare(self, adapter: LoadedAdapter, reference: Reference) -> None:
+        self._check_prompts(reference)
+        prompts = [prompt.token_ids for prompt in reference.prompts]
+        try:
+            scores = await self._score_adapter(prompts, adapter)
+        except InvalidRequest as error:
+            raise InvalidAdapter(
+                "unusable_reference",
+                f"The engine does not score the prompts of the manifest's reference: {error} Make "
+                "the reference with the model that is served.",
+            ) from error
+        differing = list(differences(scores, reference.adapter))
+        mean = fmean(differing)
+        if mean <= reference.allowed:
+            return
+        # Only to tell the cause: what passes is not held up by it.
+        base = await self._score_base(prompts)
+        raise InvalidAdapter(
+            "reference_mismatch",
+            f"In the engine this adapter is not what was trained: log-probabilities differ from "
+            f"the manifest's reference ({reference.dtype}) by {mean:.3f} nats on average, "
+            f"{max(differing):.3f} at most, and the tolerance is {reference.allowed:.3f} on "
+            f"average. {_cause(reference, scores, base)}",
+        )
+
+    def _check_prompts(self, reference: Reference) -> None:
+        model = self._engine.model
+        largest_id = max(max(prompt.token_ids) for prompt in reference.prompts)
+        longest = max(len(prompt.token_ids) for prompt in reference.prompts)
+        if largest_id >= model.vocab_size or longest >= model.max_model_len:
+            raise InvalidAdapter(
+                "unusable_reference",
+                f"The manifest's reference has the token {largest_id} and up to {longest} tokens "
+                f"a prompt; this model knows {model.vocab_size} tokens and takes fewer than "
+                f"{model.max_model_len} at once. Make the reference with the model that is served "
+                "and with shorter prompts.",
+            )
+
+    async def _score_adapter(
+        self, prompts: Sequence[Sequence[int]], adapter: LoadedAdapter
+    ) -> list[float]:
+        """Raises InvalidAdapter where any score is no number."""
+        scores = await self._score(prompts, adapter)
+        # Every later comparison is of finite numbers only: each one with NaN would be false.
+        if not _are_numbers(scores):
+            raise InvalidAdapter(
+                "not_finite",
+                "With this adapter the engine computes log-probabilities that are no numbers (NaN "
+                "or infinite): its weights or its alpha are too large for the engine's dtype, or "
+                "the training diverged. Train again with a lower learning rate, or publish an "
+                "earlier checkpoint.",
+            )
+        return scores
+
+    async def _score_base(self, prompts: Sequence[Sequence[int]]) -> list[float]:
+        scores = await self._score(prompts, None)
+        if not _are_numbers(scores):
+            raise MachineFault(
+                "The base model itself gives log-probabilities that are no numbers, so no adapter "
+                "can be checked beside it.",
+                reason="the base model's own log-probabilities are no numbers (NaN or infinite), "
+                "so no adapter can be checked; choose another engine.dtype, or download the base "
+                "model again",
+            )
+        return scores
+
+    async def _score(
+        self, prompts: Sequence[Sequence[int]], adapter: LoadedAdapter | None
+    ) -> list[float]:
+        """The log-probability of every prompt token but the first of each; NaN for one that the
+        engine does not tell.
+        """
+        scores: list[float] = []
+        # One after the other: a small step of the engine each, between those of its requests.
+        for prompt_ids in prompts:
+            scores += await self._score_prompt(prompt_ids, adapter)
+        return scores
+
+    async def _score_prompt(
+        self, prompt_ids: Sequence[int], adapter: LoadedAdapter | None
+    ) -> list[float]:
+        self._count += 1
+        request = EngineRequest(
+            id=f"{GATE_ID_PREFIX}{self._count}",
+            prompt_ids=prompt_ids,
+            sampling=SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0),
+            adapter=adapter,
+            cache_salt="probe",
+        )
+        entries: list[TokenLogprob | None] = []
+        async for delta in self._engine.generate(request):
+            entries += delta.prompt_logprobs or ()
+        scores = [_number(entry) for entry in entries[1:]]
+        expected = len(prompt_ids) - 1
+        # As many as there are tokens, whatever the engine does: they are compared one by one.
+        return [*scores[:expected], *[math.nan] * (expected - len(scores))]
+
+
+def _are_numbers(scores: Iterable[float]) -> bool:
+    """False for NaN and infinity, and for what would add up to one."""
+    return all(abs(score) < _LARGEST for score in scores)
+
+
+def _number(entry: TokenLogprob | None) -> float:
+    score: object = None if entry is None else entry.logprob
+    return float(score) if isinstance(score, float | int) else math.nan
+
+
+def _cause(reference: Reference, scores: Sequence[float], base: Sequence[float]) -> str:
+    """The likeliest cause, and what to do about it."""
+    base_gap = mean_difference(base, reference.base)
+    if base_gap > reference.tolerance.nats:
+        return (
+            f"The base model alone differs by {base_gap:.3f}: it is not the one of the training, "
+            "or is quantised otherwise. Train on the base model that is served, or state the "
+            "tolerance that its quantisation needs."
+        )
+    strength = mean_difference(scores, base) / reference.effect
+    if not 1 / _SUSPECT_SCALE < strength < _SUSPECT_SCALE:
+        return (
+            f"Its effect is {strength:.2f} times that of the training. Most likely its scale is "
+            "read wrongly: use_rslora (alpha/sqrt(r) in place of alpha/r), lora_alpha or r of "
+            "adapter_config.json are not those of the training; or the weights are of another run. "
+            "Correct that and publish again."
+        )
+    return (
+        "The base model is the one of the training, so the weights are not: they are of another "
+        "run, were changed afterwards, or r and lora_alpha are. Publish the folder that the "
+        "reference was computed from."
+    )

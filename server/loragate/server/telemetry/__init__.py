@@ -1,0 +1,1 @@
+"""What is known of the server: metrics, usage, health, background tasks."""

@@ -1,0 +1,1 @@
+"""What training, serving and prompting cost."""

@@ -1,0 +1,1 @@
+"""A run from end to end, and the evaluation of a run that has ended."""

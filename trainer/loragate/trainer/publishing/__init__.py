@@ -1,0 +1,1 @@
+"""What a run's adapter becomes: merged, referenced, described, published."""

@@ -1,0 +1,159 @@
+"""A run's adapter as a version in the registry: with its lineage, its reference and its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from loragate.adapters.base_models.preparation import find
+from loragate.adapters.errors import LoragateError
+from loragate.adapters.format.files import CONFIG, MANIFEST, WEIGHTS, inspect
+from loragate.adapters.format.manifest import Contract, Fact
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.rendering.renderer import Renderer
+from loragate.adapters.temporary_folders import temporary_folder
+from loragate.trainer.evaluation.evaluation import Evaluation
+from loragate.trainer.evaluation.rows import read_test_rows
+from loragate.trainer.publishing.merged_versions import MergedVersion, merge_version
+from loragate.trainer.publishing.model_card import model_card
+from loragate.trainer.publishing.reference import compute_reference, write_reference
+from loragate.trainer.registry import open_registry
+from loragate.trainer.run.file import RunFile
+from loragate.trainer.run.folder import RunFolder, RunResult
+from loragate.trainer.training.resolve import template_of
+
+_ACTOR = "trainer"
+
+
+class PublishRefused(LoragateError):
+    """A run that has nothing to publish, or does not hold what was required of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a run put into the registry; `merged` where its settings ask for it."""
+
+    version: AdapterVersion
+    merged: MergedVersion | None
+
+
+def publish_run(run: RunFolder, home: Home, evaluation: Evaluation | None) -> Published:
+    """The whole way: assemble, compute the reference for the gate, publish, merge.
+
+    Raises PublishRefused, TrainingError for an adapter that hardly does anything, MergeRefused, and
+    what `Registry.publish` raises.
+    """
+    settings = run.resolved()
+    wanted = settings.publish
+    base = find(settings.model.base, home.models)
+    rows = read_test_rows(run, settings)
+    renderer = Renderer.load(base.path, template_of(settings, run.root))
+    with (
+        open_registry(home, base) as registry,
+        temporary_folder("publish", home.root) as scratch,
+    ):
+        folder = assemble(run, scratch / "adapter", evaluation)
+        if wanted.reference_prompts:
+            prompts = [renderer.supervise(row.turns()).input_ids for row in rows]
+            reference = compute_reference(base.path, folder, prompts, wanted.reference_prompts)
+            write_reference(folder, reference)
+        version = publish(registry, folder, settings, evaluation)
+        merged = None
+        if wanted.merge:
+            merged = merge_version(
+                registry,
+                version,
+                base,
+                home,
+                dtype=wanted.merge_dtype,
+                max_shard_size=wanted.max_shard_size,
+                rows=rows,
+            )
+    return Published(version, merged)
+
+
+def assemble(run: RunFolder, out: Path, evaluation: Evaluation | None = None) -> Path:
+    """Write the folder that is published: weights, configuration, manifest and card.
+
+    Raises PublishRefused for a run that made no adapter.
+    """
+    settings, result = run.resolved(), run.result()
+    if result.method == "full":
+        raise PublishRefused(
+            "a full training changes the base model itself, so there is no adapter to publish; "
+            f"serve it alone with `loragate serve --model {run.adapter}`"
+        )
+    out.mkdir(parents=True)
+    shutil.copyfile(run.adapter / WEIGHTS, out / WEIGHTS)
+    shutil.copyfile(run.adapter / CONFIG, out / CONFIG)
+    (out / "README.md").write_text(model_card(settings, result, evaluation), encoding="utf-8")
+    manifest = dataclasses.replace(
+        inspect(out).manifest,
+        base_model_digest=result.base_model_digest,
+        chat_template_hash=result.chat_template_hash,
+        tokenizer_hash=result.tokenizer_hash,
+        metrics=MappingProxyType(
+            result.metrics | (evaluation.figures() if evaluation is not None else {})
+        ),
+        lineage=MappingProxyType(_lineage(run, settings, result)),
+        contract=_contract(run, settings),
+    )
+    (out / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return out
+
+
+def publish(
+    registry: Registry, folder: Path, settings: RunFile, evaluation: Evaluation | None
+) -> AdapterVersion:
+    """Store an assembled folder as the next version, and let it serve where the run asks for that.
+
+    Raises PublishRefused where the evaluation says no, and what `Registry.publish` raises.
+    """
+    if not settings.publish.adapter:
+        raise PublishRefused(
+            "the run names no adapter to publish; set [publish] adapter = 'TENANT/ADAPTER'"
+        )
+    if evaluation is not None and not evaluation.verdict.holds:
+        raise PublishRefused(evaluation.verdict.sentence)
+    adapter = AdapterName.parse(settings.publish.adapter)
+    version = registry.publish(adapter, folder, _ACTOR)
+    if settings.publish.promote:
+        registry.set_alias(adapter, "champion", version.number, _ACTOR, "promoted by its run")
+    return version
+
+
+def _contract(run: RunFolder, settings: RunFile) -> Contract:
+    return Contract(
+        chat_template=template_of(settings, run.root),
+        system_prompt=settings.data.system_prompt or None,
+        sampling_defaults=MappingProxyType(msgspec.to_builtins(settings.publish.sampling)),
+        max_tokens_cap=settings.publish.max_tokens_cap,
+        stop=settings.publish.stop,
+    )
+
+
+def _lineage(run: RunFolder, settings: RunFile, result: RunResult) -> dict[str, Fact]:
+    packages = {f"package.{name}": version for name, version in result.packages.items()}
+    quantization = settings.method.quantization if result.method == "qlora" else ""
+    return {
+        "data_digest": result.data_digest,
+        "base_model": result.base_model,
+        "continued_from": result.continued_from,
+        "method": result.method,
+        "quantization": quantization,
+        "seed": result.seed,
+        "steps": result.steps,
+        "training_tokens": result.training_tokens,
+        "training_seconds": round(result.training_seconds, 1),
+        "machine": result.machine,
+        "adapter_digest": result.adapter_digest,
+        "run_toml": run.run_file.read_text("utf-8"),
+        "resolved_toml": run.resolved_file.read_text("utf-8"),
+    } | packages
