@@ -29,7 +29,7 @@ OUT := proto
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
 	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-bombs \
-	bench-train loadtest check fmt generate lock clean
+	bench-train loadtest structure check fmt generate lock clean
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -120,6 +120,9 @@ bench-train: setup ## Measure training beside a plain SFTTrainer
 
 loadtest: setup ## Run a load test: make loadtest SCENARIO=steady
 	$(BIN)/python -m loadtests run $(SCENARIO) $(ARGS)
+
+structure: ## Count the packages' rooms, levels, arrows, cycles and lines (ARGS="--path FOLDER")
+	@$(PYTHON) -m bench.structure $(ARGS)
 
 check: setup ## Check format, lint, types, import arrows, and that the stubs are as generated
 	$(BIN)/ruff format --check .

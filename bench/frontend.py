@@ -172,7 +172,7 @@ async def _run(parent: Connection) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-frontend-") as folder:
         home = Home(Path(folder)).ensure()
         with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-            key = registry.create_tenant("bench").key
+            key = registry.tenants.create("bench").key
         engine = EmittingEngine(base)
 
         @asynccontextmanager

@@ -141,9 +141,9 @@ async def serving(folder: Path, adapters: int) -> AsyncIterator[Registry]:
     home = Home(folder).ensure()
     registry = Registry(home.database_url, ArtifactStore(home.artifacts))
     fill(home.database_url, adapters)
-    registry.create_tenant(PROMOTED.tenant)
+    registry.tenants.create(PROMOTED.tenant)
     for seed in (1, 2):
-        registry.publish(PROMOTED, make_adapter(folder / f"v{seed}", base.path, seed))
+        registry.versions.publish(PROMOTED, make_adapter(folder / f"v{seed}", base.path, seed))
 
     @asynccontextmanager
     async def start() -> AsyncIterator[IdleEngine]:
@@ -173,13 +173,15 @@ async def measure_changes(adapters: int, rounds: int) -> None:
             quiet = statistics.median(idle)
 
             def limits(number: int) -> None:
-                registry.set_limits("tenant-7", Limits(max_concurrent=number + 1))
+                registry.tenants.set_limits("tenant-7", Limits(max_concurrent=number + 1))
 
             def retire(number: int) -> None:
-                registry.retire(AdapterName("tenant-7", f"adapter-{7 + TENANTS * number}"), 1)
+                registry.states.retire(
+                    AdapterName("tenant-7", f"adapter-{7 + TENANTS * number}"), 1
+                )
 
             def promote(number: int) -> None:
-                registry.set_alias(PROMOTED, "champion", number % 2 + 1)
+                registry.aliases.set(PROMOTED, "champion", number % 2 + 1)
 
             for number in range(2):  # the first load of each reads and checks its files
                 await asyncio.to_thread(promote, number)

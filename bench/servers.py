@@ -201,12 +201,12 @@ def publish(home: Home, versions: Mapping[str, Sequence[Path]]) -> dict[str, str
     """Each tenant's adapter, with these versions, the first promoted; returns keys by tenant."""
     keys: dict[str, str] = {}
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        keys["nobody"] = registry.create_tenant("nobody").key
+        keys["nobody"] = registry.tenants.create("nobody").key
         for tenant, folders in versions.items():
-            keys[tenant] = registry.create_tenant(tenant).key
+            keys[tenant] = registry.tenants.create(tenant).key
             name = AdapterName(tenant, "adapter")
-            published = [registry.publish(name, folder) for folder in folders]
-            registry.set_alias(name, "champion", published[0].number)
+            published = [registry.versions.publish(name, folder) for folder in folders]
+            registry.aliases.set(name, "champion", published[0].number)
     return keys
 
 

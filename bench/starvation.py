@@ -26,7 +26,7 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.admission.fair_queue import FairQueue, QueueBounds, Turn
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds, QueueGrant
 from loragate.server.app import MakeQueue, Server, build, fair_queue
 from loragate.server.config import Config, EngineConfig, LimitsConfig, ServerConfig
 from loragate.server.core import ChatRequest, Delta, Route, TokenLogprob
@@ -135,8 +135,8 @@ def _scored(request: EngineRequest) -> Delta:
     return Delta(index=0, prompt_logprobs=(None, *scores), finish_reason="length")
 
 
-class FifoTurn(Turn):
-    """A place, and a claim on the adapter's slot, both until the request ends."""
+class FifoTurn(QueueGrant):
+    """A permit, and a claim on the adapter's slot, both until the request ends."""
 
     def __init__(self, queue: "FifoQueue", route: Route) -> None:
         self._fifo = queue
@@ -146,7 +146,7 @@ class FifoTurn(Turn):
         """First come, first served keeps no accounts."""
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[int]:
+    async def permit(self) -> AsyncIterator[int]:
         yield 0  # the benchmark's requests have one sequence each
 
     def end(self) -> None:
@@ -154,16 +154,17 @@ class FifoTurn(Turn):
 
 
 class FifoQueue(FairQueue):
-    """What a fair queue is compared with: places first come, first served, and held while a slot is
+    """What a fair queue is compared with: permits first come, first served, and held while a slot
+    is
     waited for; a slot stays with its adapter as long as anybody asks for that.
     """
 
-    def __init__(self, places: int, slots: int, bounds: QueueBounds) -> None:
-        super().__init__(places=places, slots=slots, bounds=bounds, turn_seconds=0.0)
+    def __init__(self, permits: int, slots: int, bounds: QueueBounds) -> None:
+        super().__init__(permits=permits, slots=slots, bounds=bounds, turn_seconds=0.0)
         self._line: deque[asyncio.Future[None]] = deque()
 
-    async def take(self, route: Route, prompt_tokens: int) -> Turn:
-        if self.in_flight >= self._places:
+    async def take(self, route: Route, prompt_tokens: int) -> QueueGrant:
+        if self.in_flight >= self._permits:
             turn = asyncio.get_running_loop().create_future()
             self._line.append(turn)
             await turn
@@ -171,7 +172,7 @@ class FifoQueue(FairQueue):
             self.in_flight += 1
         if route.version is not None:
             try:
-                await self.claim(route.version)
+                await self.acquire_slot(route.version)
             except BaseException:
                 self._pass_place()
                 raise
@@ -179,7 +180,7 @@ class FifoQueue(FairQueue):
 
     def leave(self, route: Route) -> None:
         if route.version is not None:
-            self.release(route.version)
+            self.release_slot(route.version)
         self._pass_place()
 
     def _pass_place(self) -> None:
@@ -283,18 +284,18 @@ async def serving(
         with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
             keys = {}
             for seed, tenant in enumerate(("acme", "globex")):
-                keys[tenant] = registry.create_tenant(tenant).key
+                keys[tenant] = registry.tenants.create(tenant).key
                 bot = AdapterName(tenant, "bot")
                 # Without a manifest: this engine's scores are nobody's reference.
                 weights = make_adapter(Path(folder) / tenant, base.path, seed)
-                version = registry.publish(bot, weights)
-                registry.set_alias(bot, "champion", version.number)
+                version = registry.versions.publish(bot, weights)
+                registry.aliases.set(bot, "champion", version.number)
             start = PacedEngine(base, config.engine).started
             async with build(config, home, base, start, make_queue) as server:
                 async with asyncio.timeout(30):
                     # The registry has no event.
                     while any(  # noqa: ASYNC110
-                        wish.serving is None for wish in registry.snapshot().wishes()
+                        target.serving is None for target in registry.snapshot().desired_aliases()
                     ):
                         await asyncio.sleep(0.05)
                 async with server.listening():

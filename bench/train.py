@@ -52,7 +52,7 @@ def turn(side: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 def splits_of(folder: Path) -> Any:
     from loragate.trainer.data.example import Example, read_examples
-    from loragate.trainer.data.split_folder import SplitName, write_split_folder
+    from loragate.trainer.data.splits import SplitName, write_split_folder
 
     examples = tuple(read_examples(DATA))
     parts: dict[SplitName, tuple[Example, ...]] = {
@@ -69,10 +69,11 @@ def train_ours(folder: Path, steps: int, arguments: argparse.Namespace) -> dict[
     from loragate.adapters.home import Home
     from loragate.trainer.run.file import convert_run_file
     from loragate.trainer.run.folder import RunFolder
-    from loragate.trainer.training.preparing import prepare
+    from loragate.trainer.run.run import Run
+    from loragate.trainer.training.plan import make_plan
     from loragate.trainer.training.train import train
 
-    run = convert_run_file(
+    settings = convert_run_file(
         {
             "data": {"splits": "splits"},
             "method": {"rank": RANK, "alpha": float(ALPHA)},
@@ -86,10 +87,10 @@ def train_ours(folder: Path, steps: int, arguments: argparse.Namespace) -> dict[
             },
         }
     )
-    prepared = prepare(run, folder, splits_of(folder), Home.from_environment())
     run_folder = RunFolder(folder / "run")
     run_folder.root.mkdir()
-    train(prepared, run_folder, Progress(disable=True))
+    run = Run(settings, folder, run_folder, Home.from_environment(), Progress(disable=True))
+    train(run, make_plan(run, splits_of(folder)))
     lines = [line for line in run_folder.steps() if "seconds" in line]
     first, last = lines[WARM_UP - 1], lines[-1]
     tokens = last["tokens"] - first["tokens"]
@@ -120,7 +121,7 @@ def _train_trl(
 
     from loragate.adapters.base_models.preparation import DEFAULT_MODEL, find
     from loragate.adapters.home import Home
-    from loragate.trainer.settings.method import PROJECTIONS
+    from loragate.trainer.settings import PROJECTIONS
 
     torch.set_num_threads(arguments.threads)
     base = str(find(DEFAULT_MODEL, Home.from_environment().models).path)

@@ -84,19 +84,21 @@ def _run(config: Config, question: str, once: bool) -> int:
             console.print("\nstopping")
         finally:
             for key in keys.values():
-                registry.revoke_key(key.key_id, "demo")
+                registry.tenants.revoke_key(key.key_id, "demo")
     return 0
 
 
 def _set_up(registry: Registry, tenant: Tenant) -> NewKey:
     """Makes the tenant with its adapter, or finds what an earlier run made; returns a fresh key."""
     try:
-        key = registry.create_tenant(tenant.name, actor="demo")
+        key = registry.tenants.create(tenant.name, actor="demo")
     except TenantExists:
-        key = registry.create_key(tenant.name, "demo", "demo")
+        key = registry.tenants.create_key(tenant.name, "demo", "demo")
     adapter = AdapterName(tenant.name, tenant.adapter)
-    version = registry.publish(adapter, EXAMPLES / f"{tenant.name}-{tenant.adapter}", "demo")
-    registry.set_alias(adapter, "champion", version.number, "demo", "demo")
+    version = registry.versions.publish(
+        adapter, EXAMPLES / f"{tenant.name}-{tenant.adapter}", "demo"
+    )
+    registry.aliases.set(adapter, "champion", version.number, "demo", "demo")
     console.print(f"[green]✓[/] published [bold]{version}[/]: {tenant.about}")
     return key
 

@@ -88,9 +88,9 @@ def _run(requests: int, out: Path) -> None:
 
 def _publish(home: Home) -> str:
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        key = registry.create_tenant(ADAPTER.tenant, actor="demo").key
-        version = registry.publish(ADAPTER, FOLDER, "demo")
-        registry.set_alias(ADAPTER, "champion", version.number, "demo")
+        key = registry.tenants.create(ADAPTER.tenant, actor="demo").key
+        version = registry.versions.publish(ADAPTER, FOLDER, "demo")
+        registry.aliases.set(ADAPTER, "champion", version.number, "demo")
     return key
 
 

@@ -107,9 +107,9 @@ def _tenant_key() -> str:
     home = Home.from_environment().ensure()
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
         try:
-            return registry.create_tenant("acme", actor="demo").key
+            return registry.tenants.create("acme", actor="demo").key
         except TenantExists:
-            return registry.create_key("acme", "demo", "demo").key
+            return registry.tenants.create_key("acme", "demo", "demo").key
 
 
 def _loragate(times: Times, *arguments: str) -> None:

@@ -35,14 +35,14 @@ def make(name: str, adapter: AdapterName, home: Home) -> None:
     home.models.symlink_to(Home.from_environment().models)
     run, out = ROOT / "runs" / name, ROOT / "examples/adapters" / f"{adapter.tenant}-{adapter.name}"
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.create_tenant(adapter.tenant, actor="demo")
+        registry.tenants.create(adapter.tenant, actor="demo")
         subprocess.run(
             [str(LORAGATE), "train", f"examples/train/{name}.toml", "--overwrite"],
             check=True,
             cwd=ROOT,
             env=os.environ | {"LORAGATE_HOME": str(home.root)},
         )
-        [version] = registry.show(adapter).versions
+        [version] = registry.versions.show(adapter).versions
         artifact = home.artifacts / version.version.digest
         for file in PUBLISHED:
             shutil.copyfile(artifact / file, out / file)

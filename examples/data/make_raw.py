@@ -74,7 +74,7 @@ class Speech:
 
     def is_new(self, text: str) -> bool:
         """Whether nothing near was said, in which case it is said now."""
-        if any(likeness(text, other) >= FARTHEST for other in self._said):
+        if any(similarity(text, other) >= FARTHEST for other in self._said):
             return False
         self._said.append(text)
         return True
@@ -102,7 +102,7 @@ class Speech:
                 return draw.choice(SLOTS[slot if slot in SLOTS else slot.rstrip("2")])
 
 
-def likeness(one: str, other: str) -> float:
+def similarity(one: str, other: str) -> float:
     first, second = pieces(one), pieces(other)
     common = len(first & second)
     return common / (len(first) + len(second) - common)
@@ -173,7 +173,7 @@ def plant_tickets(found: list[Ticket], speech: Speech) -> list[Ticket]:
     for number in range(16):
         one = next(originals)
         text = _nearly(one.text, number, draw)
-        assert likeness(text, one.text) > 0.82, text
+        assert similarity(text, one.text) > 0.82, text
         planted.append(Ticket(text, one.queue, f"C91{number:02}", "near", one))
     for number in range(6):
         one = next(originals)

@@ -26,26 +26,26 @@ SUPPORT = AdapterName("acme", "support")
 
 
 def promote_the_other(registry: Registry, _folder: Path) -> None:
-    [wish] = registry.snapshot().wishes()
-    registry.set_alias(SUPPORT, "champion", 3 - wish.desired.number)
+    [target] = registry.snapshot().desired_aliases()
+    registry.aliases.set(SUPPORT, "champion", 3 - target.desired.number)
 
 
 def serve_the_wish(registry: Registry, _folder: Path) -> None:
-    [wish] = registry.snapshot().wishes()
-    registry.set_serving(SUPPORT, "champion", wish.desired.number, "server")
+    [target] = registry.snapshot().desired_aliases()
+    registry.aliases.set_serving(SUPPORT, "champion", target.desired.number, "server")
 
 
 def publish(registry: Registry, folder: Path) -> None:
-    registry.publish(SUPPORT, folder)
+    registry.versions.publish(SUPPORT, folder)
 
 
 def drain_v2(registry: Registry, _folder: Path) -> None:
     version = registry.snapshot().resolve("acme", "support", "v2")
-    registry.set_state(version, AdapterState.DRAINING, "server")
+    registry.states.set(version, AdapterState.DRAINING, "server")
 
 
 def collect(registry: Registry, _folder: Path) -> None:
-    registry.collect()
+    registry.artifacts.collect()
 
 
 CHANGES = {

@@ -31,8 +31,8 @@ def fill(url: str, store: ArtifactStore, folder: Path, tenants: int, each: int) 
     """
     support = AdapterName("acme", "support")
     with Registry(url, store) as registry:
-        registry.create_tenant("acme")
-        registry.publish(support, folder)
+        registry.tenants.create("acme")
+        registry.versions.publish(support, folder)
         let_serve(registry, support, "champion", 1)
         revision = registry.revision()
     names = [(f"tenant-{number}", "2030-01-01 00:00:00.000000") for number in range(tenants)]

@@ -24,15 +24,16 @@ SUPPORT = AdapterName("acme", "support")
 @pytest.fixture
 def versions(registry: Registry, write_adapter: WriteAdapter) -> list[AdapterVersion]:
     """Four versions, v1 first."""
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     return [
-        registry.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed)) for seed in (1, 2, 3, 4)
+        registry.versions.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
+        for seed in (1, 2, 3, 4)
     ]
 
 
 def fail(registry: Registry, version: AdapterVersion, reason: str = "it has no effect") -> None:
-    registry.set_state(version, AdapterState.LOADING, "server")
-    registry.set_state(version, AdapterState.FAILED, "server", reason)
+    registry.states.set(version, AdapterState.LOADING, "server")
+    registry.states.set(version, AdapterState.FAILED, "server", reason)
 
 
 def champion(registry: Registry) -> AdapterVersion:
@@ -42,15 +43,15 @@ def champion(registry: Registry) -> AdapterVersion:
 def test_first_promotion_serves_nothing_until_a_server_has_made_it_ready(
     registry: Registry, versions: list[AdapterVersion]
 ):
-    registry.set_alias(SUPPORT, "champion", 1)
+    registry.aliases.set(SUPPORT, "champion", 1)
     with pytest.raises(AliasNotServing, match="v1 is PUBLISHED"):
         champion(registry)
-    registry.set_state(versions[0], AdapterState.LOADING, "server")
+    registry.states.set(versions[0], AdapterState.LOADING, "server")
     with pytest.raises(AliasNotServing, match="v1 is LOADING"):
         champion(registry)
-    registry.set_state(versions[0], AdapterState.READY, "server")
+    registry.states.set(versions[0], AdapterState.READY, "server")
 
-    registry.set_serving(SUPPORT, "champion", 1, "server")
+    registry.aliases.set_serving(SUPPORT, "champion", 1, "server")
 
     assert champion(registry) == versions[0]
 
@@ -59,13 +60,13 @@ def test_what_serves_goes_on_until_its_successor_is_made_to_serve(
     registry: Registry, versions: list[AdapterVersion]
 ):
     let_serve(registry, SUPPORT, "champion", 1)
-    make_ready(registry, registry.set_alias(SUPPORT, "champion", 2))
+    make_ready(registry, registry.aliases.set(SUPPORT, "champion", 2))
     assert champion(registry) == versions[0]
 
-    registry.set_serving(SUPPORT, "champion", 2, "server", reason="passed the gate")
+    registry.aliases.set_serving(SUPPORT, "champion", 2, "server", reason="passed the gate")
 
     assert champion(registry) == versions[1]
-    row = registry.audit("acme/support", limit=1)[0]
+    row = registry.audit.list("acme/support", limit=1)[0]
     assert (row.action, row.actor, row.subject) == ("alias.serve", "server", f"{SUPPORT}@champion")
     assert (row.from_version, row.to_version, row.digest) == (1, 2, versions[1].digest)
     assert row.reason == "passed the gate"
@@ -76,15 +77,15 @@ def test_version_that_is_not_ready_is_not_made_to_serve(
     registry: Registry, versions: list[AdapterVersion], state: AdapterState | None
 ):
     let_serve(registry, SUPPORT, "champion", 1)
-    registry.set_alias(SUPPORT, "champion", 2)
+    registry.aliases.set(SUPPORT, "champion", 2)
     if state is not None:
-        registry.set_state(versions[1], AdapterState.LOADING, "server")
+        registry.states.set(versions[1], AdapterState.LOADING, "server")
     if state is AdapterState.FAILED:
-        registry.set_state(versions[1], AdapterState.FAILED, "server", "it has no effect")
+        registry.states.set(versions[1], AdapterState.FAILED, "server", "it has no effect")
     revision = registry.revision()
 
     with pytest.raises(VersionNotReady, match=f"v2 is {state or 'PUBLISHED'}"):
-        registry.set_serving(SUPPORT, "champion", 2, "server")
+        registry.aliases.set_serving(SUPPORT, "champion", 2, "server")
 
     assert champion(registry) == versions[0]
     assert registry.revision() == revision
@@ -94,14 +95,14 @@ def test_version_that_was_rolled_back_while_it_loaded_is_not_made_to_serve(
     registry: Registry, versions: list[AdapterVersion]
 ):
     let_serve(registry, SUPPORT, "champion", 1)
-    registry.set_alias(SUPPORT, "champion", 2)
-    registry.rollback(SUPPORT)
+    registry.aliases.set(SUPPORT, "champion", 2)
+    registry.aliases.rollback(SUPPORT)
     make_ready(registry, versions[1])
 
     with pytest.raises(AliasMovedOn, match="v1 by now"):
-        registry.set_serving(SUPPORT, "champion", 2, "server")
+        registry.aliases.set_serving(SUPPORT, "champion", 2, "server")
     with pytest.raises(AliasNotFound):
-        registry.set_serving(SUPPORT, "challenger", 2, "server")
+        registry.aliases.set_serving(SUPPORT, "challenger", 2, "server")
 
     assert champion(registry) == versions[0]
 
@@ -110,7 +111,7 @@ def test_serving_the_same_again_changes_nothing(registry: Registry, versions: li
     let_serve(registry, SUPPORT, "champion", 1)
     revision = registry.revision()
 
-    registry.set_serving(SUPPORT, "champion", 1, "server")
+    registry.aliases.set_serving(SUPPORT, "champion", 1, "server")
 
     assert registry.revision() == revision
 
@@ -119,7 +120,7 @@ def test_failed_successor_leaves_what_serves_and_keeps_its_reason(
     registry: Registry, versions: list[AdapterVersion]
 ):
     let_serve(registry, SUPPORT, "champion", 1)
-    registry.set_alias(SUPPORT, "champion", 2)
+    registry.aliases.set(SUPPORT, "champion", 2)
     fail(registry, versions[1])
 
     snapshot = registry.snapshot()
@@ -133,7 +134,7 @@ def test_failed_successor_leaves_what_serves_and_keeps_its_reason(
 def test_first_version_that_failed_says_why_by_its_alias_too(
     registry: Registry, versions: list[AdapterVersion]
 ):
-    registry.set_alias(SUPPORT, "champion", 1)
+    registry.aliases.set(SUPPORT, "champion", 1)
     fail(registry, versions[0], "its rank is 64")
 
     with pytest.raises(VersionFailed, match="its rank is 64"):
@@ -143,14 +144,14 @@ def test_first_version_that_failed_says_why_by_its_alias_too(
 def test_failed_version_that_is_promoted_again_is_tried_again(
     registry: Registry, versions: list[AdapterVersion]
 ):
-    registry.set_alias(SUPPORT, "champion", 1)
+    registry.aliases.set(SUPPORT, "champion", 1)
     fail(registry, versions[0])
 
-    registry.set_alias(SUPPORT, "champion", 1, actor="ada")
+    registry.aliases.set(SUPPORT, "champion", 1, actor="ada")
 
     snapshot = registry.snapshot()
     assert snapshot.state(versions[0]) is AdapterState.PUBLISHED
-    row = registry.audit("acme/support", limit=1)[0]
+    row = registry.audit.list("acme/support", limit=1)[0]
     assert (row.actor, row.from_state, row.to_state) == ("ada", "FAILED", "PUBLISHED")
 
 
@@ -158,7 +159,7 @@ def test_version_that_serves_and_fails_after_a_restart_says_so(
     registry: Registry, versions: list[AdapterVersion]
 ):
     let_serve(registry, SUPPORT, "champion", 1)
-    registry.reset_states("server")
+    registry.states.reset("server")
     assert champion(registry) == versions[0]
 
     fail(registry, versions[0], "its file is damaged")
@@ -171,12 +172,12 @@ def test_rollback_goes_to_what_served_and_not_to_what_was_only_wished_for(
     registry: Registry, versions: list[AdapterVersion]
 ):
     let_serve(registry, SUPPORT, "champion", 1)
-    registry.set_alias(SUPPORT, "champion", 2)  # overtaken before it was loaded
+    registry.aliases.set(SUPPORT, "champion", 2)  # overtaken before it was loaded
     let_serve(registry, SUPPORT, "champion", 3)
 
-    assert registry.rollback(SUPPORT) == versions[0]
+    assert registry.aliases.rollback(SUPPORT) == versions[0]
     with pytest.raises(NothingToRollBack):
-        registry.rollback(SUPPORT)
+        registry.aliases.rollback(SUPPORT)
 
 
 def test_rollback_of_what_failed_goes_to_what_serves(
@@ -184,11 +185,11 @@ def test_rollback_of_what_failed_goes_to_what_serves(
 ):
     let_serve(registry, SUPPORT, "champion", 1)
     for version in versions[1:3]:
-        fail(registry, registry.set_alias(SUPPORT, "champion", version.number))
+        fail(registry, registry.aliases.set(SUPPORT, "champion", version.number))
 
-    assert registry.rollback(SUPPORT) == versions[0]
-    [wish] = registry.snapshot().wishes()
-    assert (wish.desired, wish.serving) == (versions[0], versions[0])
+    assert registry.aliases.rollback(SUPPORT) == versions[0]
+    [target] = registry.snapshot().desired_aliases()
+    assert (target.desired, target.serving) == (versions[0], versions[0])
 
 
 def test_rollback_passes_over_what_served_once_and_failed_since(
@@ -196,32 +197,32 @@ def test_rollback_passes_over_what_served_once_and_failed_since(
 ):
     for number in (1, 2, 3):
         let_serve(registry, SUPPORT, "champion", number)
-    registry.set_state(versions[1], AdapterState.LOADING, "server", "the engine started anew")
-    registry.set_state(versions[1], AdapterState.FAILED, "server", "its file is damaged")
+    registry.states.set(versions[1], AdapterState.LOADING, "server", "the engine started anew")
+    registry.states.set(versions[1], AdapterState.FAILED, "server", "its file is damaged")
 
-    assert registry.rollback(SUPPORT) == versions[0]
+    assert registry.aliases.rollback(SUPPORT) == versions[0]
 
 
 def test_version_that_serves_is_in_use_though_another_is_wished_for(
     registry: Registry, versions: list[AdapterVersion]
 ):
     let_serve(registry, SUPPORT, "champion", 1)
-    registry.set_alias(SUPPORT, "champion", 2)
+    registry.aliases.set(SUPPORT, "champion", 2)
 
     for number in (1, 2):
         with pytest.raises(VersionInUse, match="champion"):
-            registry.retire(SUPPORT, number)
+            registry.states.retire(SUPPORT, number)
 
 
 def test_deleted_alias_forgets_its_wish_and_what_served(
     registry: Registry, versions: list[AdapterVersion]
 ):
     let_serve(registry, SUPPORT, "champion", 1)
-    registry.delete_alias(SUPPORT, "champion")
+    registry.aliases.delete(SUPPORT, "champion")
 
-    assert list(registry.snapshot().wishes()) == []
-    registry.set_alias(SUPPORT, "champion", 2)
+    assert list(registry.snapshot().desired_aliases()) == []
+    registry.aliases.set(SUPPORT, "champion", 2)
     with pytest.raises(AliasNotServing):
         champion(registry)
     with pytest.raises(NothingToRollBack):
-        registry.rollback(SUPPORT)
+        registry.aliases.rollback(SUPPORT)

@@ -28,26 +28,26 @@ SUPPORT = AdapterName("acme", "support")
 @pytest.fixture
 def folder(registry: Registry, write_adapter: WriteAdapter) -> Path:
     """Published as v1, which is retired, and as v2 of acme."""
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     folder = write_adapter("v1", seed=1)
-    registry.publish(SUPPORT, folder)
-    registry.retire(SUPPORT, 1)
-    registry.publish(SUPPORT, folder)
+    registry.versions.publish(SUPPORT, folder)
+    registry.states.retire(SUPPORT, 1)
+    registry.versions.publish(SUPPORT, folder)
     return folder
 
 
 def test_artifact_that_another_version_needs_stays(
     registry: Registry, store: ArtifactStore, folder: Path
 ):
-    assert registry.collect() == registry.collectable() == ()
+    assert registry.artifacts.collect() == registry.artifacts.collectable() == ()
 
-    version = registry.retire(SUPPORT, 2)
+    version = registry.states.retire(SUPPORT, 2)
 
-    assert registry.collectable() == (version.digest,)
-    assert registry.collect("ada") == (version.digest,)
+    assert registry.artifacts.collectable() == (version.digest,)
+    assert registry.artifacts.collect("ada") == (version.digest,)
     assert not store.has(version.digest)
-    assert (registry.collectable(), registry.collect()) == ((), ())
-    row = registry.audit(limit=1)[0]
+    assert (registry.artifacts.collectable(), registry.artifacts.collect()) == ((), ())
+    row = registry.audit.list(limit=1)[0]
     assert (row.action, row.actor, row.digest) == ("artifact.collect", "ada", version.digest)
 
 
@@ -57,33 +57,33 @@ def test_artifact_that_an_engine_holds_stays_even_for_a_deleted_tenant(
 ):
     version = registry.snapshot().resolve("acme", "support", "v2")
     for step in ("LOADING", "READY", "DRAINING"):
-        registry.set_state(version, AdapterState(step), "server")
+        registry.states.set(version, AdapterState(step), "server")
         if step == state:
             break
-    registry.delete_tenant("acme")
-    assert registry.collect() == ()
+    registry.tenants.delete("acme")
+    assert registry.artifacts.collect() == ()
 
-    registry.reset_states("server")
+    registry.states.reset("server")
 
-    assert registry.collect() == (version.digest,)
+    assert registry.artifacts.collect() == (version.digest,)
     assert not store.has(version.digest)
 
 
 def test_artifact_of_another_tenant_stays(registry: Registry, folder: Path):
-    registry.create_tenant("globex")
-    make_ready(registry, registry.publish(AdapterName("globex", "router"), folder))
-    registry.retire(SUPPORT, 2)
+    registry.tenants.create("globex")
+    make_ready(registry, registry.versions.publish(AdapterName("globex", "router"), folder))
+    registry.states.retire(SUPPORT, 2)
 
-    assert registry.collect() == ()
+    assert registry.artifacts.collect() == ()
 
 
 def test_collected_adapter_can_be_published_again(
     registry: Registry, store: ArtifactStore, folder: Path
 ):
-    registry.retire(SUPPORT, 2)
-    registry.collect()
+    registry.states.retire(SUPPORT, 2)
+    registry.artifacts.collect()
 
-    version = registry.publish(SUPPORT, folder)
+    version = registry.versions.publish(SUPPORT, folder)
 
     assert version.number == 3
     store.verify(version.digest)
@@ -112,7 +112,7 @@ class DyingStore(ArtifactStore):
         print(super().put(files), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 url, root, folder = sys.argv[1:]
-Registry(url, DyingStore(Path(root))).publish(AdapterName("acme", "support"), Path(folder))
+Registry(url, DyingStore(Path(root))).versions.publish(AdapterName("acme", "support"), Path(folder))
 """
 LONG_AGO = 1_000_000_000.0  # seconds since 1970
 DAY = 86_400.0
@@ -139,7 +139,7 @@ def make_old(store: ArtifactStore, digest: str) -> str:
 @pytest.fixture
 def orphan(registry: Registry, store: ArtifactStore, write_adapter: WriteAdapter) -> Path:
     """An adapter's folder whose copy is in the store for long, and in no version."""
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     folder = write_adapter()
     make_old(store, store.put(inspect(folder)))
     return folder
@@ -152,7 +152,7 @@ def test_what_a_publication_killed_before_its_commit_left_goes_once_it_is_old(
     write_adapter: WriteAdapter,
     tmp_path: Path,
 ):
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     publish = [sys.executable, "-c", DIES_BEFORE_ITS_COMMIT]
     killed = subprocess.run(
         [*publish, database_url, tmp_path / "artifacts", write_adapter()],
@@ -162,17 +162,19 @@ def test_what_a_publication_killed_before_its_commit_left_goes_once_it_is_old(
     )
     assert killed.returncode == -signal.SIGKILL
     digest = killed.stdout.strip()
-    assert registry.collect() == registry.collect_orphans() == ()  # it could be under way
+    assert (
+        registry.artifacts.collect() == registry.artifacts.collect_orphans() == ()
+    )  # it could be under way
     make_old(store, digest)
 
-    assert registry.collectable() == (digest,)
-    assert registry.collectable(orphans_after_seconds=10**12) == ()
-    assert registry.collect_orphans("ada") == (digest,)
+    assert registry.artifacts.collectable() == (digest,)
+    assert registry.artifacts.collectable(orphans_after_seconds=10**12) == ()
+    assert registry.artifacts.collect_orphans("ada") == (digest,)
 
     assert list((tmp_path / "artifacts").iterdir()) == []
-    row = registry.audit(limit=1)[0]
+    row = registry.audit.list(limit=1)[0]
     assert (row.action, row.actor, row.digest) == ("artifact.collect", "ada", digest)
-    assert registry.collectable() == ()
+    assert registry.artifacts.collectable() == ()
 
 
 def test_publication_that_finds_an_old_orphan_keeps_it_from_a_collection_at_the_same_time(
@@ -180,33 +182,33 @@ def test_publication_that_finds_an_old_orphan_keeps_it_from_a_collection_at_the_
 ):
     found: list[tuple[str, ...]] = []
     interrupted = InterruptedStore(
-        tmp_path / "artifacts", lambda: found.append(registry.collect(unreferenced=True))
+        tmp_path / "artifacts", lambda: found.append(registry.artifacts.collect(unreferenced=True))
     )
 
     with Registry(database_url, interrupted) as publishing:
-        version = publishing.publish(SUPPORT, orphan)
+        version = publishing.versions.publish(SUPPORT, orphan)
 
     assert found == [()]
     store.verify(version.digest)
     make_old(store, version.digest)
-    assert registry.collectable(unreferenced=True) == registry.collect() == ()
+    assert registry.artifacts.collectable(unreferenced=True) == registry.artifacts.collect() == ()
 
 
 def test_publication_that_takes_longer_than_an_orphans_time_fails_whole(
     registry: Registry, database_url: str, orphan: Path, tmp_path: Path
 ):
     interrupted = InterruptedStore(
-        tmp_path / "artifacts", lambda: registry.collect(orphans_after_seconds=0)
+        tmp_path / "artifacts", lambda: registry.artifacts.collect(orphans_after_seconds=0)
     )
 
     with (
         Registry(database_url, interrupted) as publishing,
         pytest.raises(StoreError, match="publish its folder again"),
     ):
-        publishing.publish(SUPPORT, orphan)
+        publishing.versions.publish(SUPPORT, orphan)
 
     assert list(registry.snapshot().versions()) == []
-    assert registry.publish(SUPPORT, orphan).number == 1
+    assert registry.versions.publish(SUPPORT, orphan).number == 1
 
 
 def test_orphan_that_is_put_again_while_its_removal_waits_for_the_lock_stays(
@@ -231,7 +233,7 @@ def test_orphan_that_is_put_again_while_its_removal_waits_for_the_lock_stays(
 def test_every_collection_among_many_publications_leaves_what_they_recorded(
     registry: Registry, store: ArtifactStore, database_url: str, write_adapter: WriteAdapter
 ):
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     folders = [write_adapter(f"of-{seed}", seed=seed) for seed in range(8)]
     for folder in folders:
         make_old(store, store.put(inspect(folder)))
@@ -240,12 +242,12 @@ def test_every_collection_among_many_publications_leaves_what_they_recorded(
     def collect() -> None:
         with Registry(database_url, store) as collecting:
             while not is_over.is_set():
-                collecting.collect(unreferenced=True)
+                collecting.artifacts.collect(unreferenced=True)
 
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(collect)
         for number, folder in enumerate(folders):
-            registry.publish(AdapterName("acme", f"adapter-{number}"), folder)
+            registry.versions.publish(AdapterName("acme", f"adapter-{number}"), folder)
         is_over.set()
         running.result(30)
 
@@ -262,10 +264,15 @@ def test_files_of_another_registry_are_taken_only_where_that_is_said(
     digest = make_old(store, registry.snapshot().resolve("acme", "support", "v2").digest)
 
     with Registry(f"sqlite:///{tmp_path / 'another.db'}", store) as another:
-        assert another.collectable() == another.collect() == another.collect_orphans() == ()
+        assert (
+            another.artifacts.collectable()
+            == another.artifacts.collect()
+            == another.artifacts.collect_orphans()
+            == ()
+        )
         assert store.has(digest)
-        assert another.collectable(unreferenced=True) == (digest,)
-        assert another.collect(unreferenced=True) == (digest,)
+        assert another.artifacts.collectable(unreferenced=True) == (digest,)
+        assert another.artifacts.collect(unreferenced=True) == (digest,)
 
 
 def test_version_whose_publication_was_killed_right_after_its_commit_is_no_orphan(
@@ -274,7 +281,7 @@ def test_version_whose_publication_was_killed_right_after_its_commit_is_no_orpha
     digest = registry.snapshot().resolve("acme", "support", "v2").digest
     store.unsettle(make_old(store, digest))
 
-    assert registry.collectable() == registry.collect_orphans() == ()
+    assert registry.artifacts.collectable() == registry.artifacts.collect_orphans() == ()
 
     assert store.unsettled() == []
     store.verify(digest)
@@ -283,7 +290,7 @@ def test_version_whose_publication_was_killed_right_after_its_commit_is_no_orpha
 def test_files_of_retired_versions_are_left_to_an_operator(
     registry: Registry, store: ArtifactStore, folder: Path
 ):
-    make_old(store, registry.retire(SUPPORT, 2).digest)
+    make_old(store, registry.states.retire(SUPPORT, 2).digest)
 
-    assert registry.collect_orphans() == ()
-    assert len(registry.collectable()) == 1
+    assert registry.artifacts.collect_orphans() == ()
+    assert len(registry.artifacts.collectable()) == 1

@@ -44,9 +44,10 @@ def open_registry(
     """v1 serves as champion; v2 is loaded."""
     Path(database_url.removeprefix("sqlite:///")).write_bytes(empty_registry.read_bytes())
     with Registry(database_url, store) as registry:
-        registry.create_tenant("acme")
+        registry.tenants.create("acme")
         versions = [
-            registry.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed)) for seed in (1, 2)
+            registry.versions.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
+            for seed in (1, 2)
         ]
         make_ready(registry, versions[1])
         let_serve(registry, SUPPORT, "champion", 1)
@@ -70,11 +71,11 @@ def test_killed_promotion_leaves_the_old_wish_or_the_new_one(
     outcomes: set[bool] = set()
     for call in points(kill(changes.promote_the_other, AT_ITS_END), 1):
         with open_registry() as registry:
-            [before] = registry.snapshot().wishes()
+            [before] = registry.snapshot().desired_aliases()
         kill(changes.promote_the_other, call)
         with open_registry() as registry:
-            [after] = registry.snapshot().wishes()
-            [latest] = registry.audit(f"{SUPPORT}@champion", limit=1)
+            [after] = registry.snapshot().desired_aliases()
+            [latest] = registry.audit.list(f"{SUPPORT}@champion", limit=1)
             assert registry.snapshot().resolve("acme", "support", "champion").number == 1
         assert latest.to_version == after.desired.number
         outcomes.add(after.desired == before.desired)
@@ -86,15 +87,15 @@ def test_killed_swap_serves_the_old_version_or_the_new_one(
 ):
     outcomes: set[bool] = set()
     with open_registry() as registry:
-        registry.set_alias(SUPPORT, "champion", 2)
+        registry.aliases.set(SUPPORT, "champion", 2)
     for call in points(kill(changes.serve_the_wish, AT_ITS_END), 2):
         with open_registry() as registry:
             before = registry.snapshot().resolve("acme", "support", "champion").number
-            registry.set_alias(SUPPORT, "champion", 3 - before)
+            registry.aliases.set(SUPPORT, "champion", 3 - before)
         kill(changes.serve_the_wish, call)
         with open_registry() as registry:
             after = registry.snapshot().resolve("acme", "support", "champion").number
-            served = [row for row in registry.audit() if row.action == "alias.serve"]
+            served = [row for row in registry.audit.list() if row.action == "alias.serve"]
         assert served[0].to_version == after
         outcomes.add(after == before)
     assert outcomes == {True, False}
@@ -124,11 +125,13 @@ def test_killed_publication_leaves_a_whole_version_or_none(
     assert outcomes == {True, False}
     store.sweep()
     with open_registry() as registry:
-        again = registry.publish(SUPPORT, folder)  # whatever was left behind is in nobody's way
+        again = registry.versions.publish(
+            SUPPORT, folder
+        )  # whatever was left behind is in nobody's way
         for version in registry.snapshot().versions():
             store.verify(version.digest)
         assert [*registry.snapshot().versions()][-1] == again
-        registry.collect_orphans(orphans_after_seconds=0)
+        registry.artifacts.collect_orphans(orphans_after_seconds=0)
         published = {version.digest for version in registry.snapshot().versions()}
     assert {*store.digests()} == published  # and nothing stays for ever
 
@@ -140,11 +143,11 @@ def test_killed_move_leaves_the_old_state_or_the_new_one(
         with open_registry() as registry:
             version = registry.snapshot().resolve("acme", "support", "v2")
             if registry.snapshot().state(version) is AdapterState.DRAINING:
-                registry.set_state(version, AdapterState.READY, "server")
+                registry.states.set(version, AdapterState.READY, "server")
         kill(changes.drain_v2, call)
         with open_registry() as registry:
             state = registry.snapshot().state(version)
-            latest = next(row for row in registry.audit() if row.subject == str(version))
+            latest = next(row for row in registry.audit.list() if row.subject == str(version))
         assert state in (AdapterState.READY, AdapterState.DRAINING)
         assert latest.to_state == state
 
@@ -160,7 +163,9 @@ def test_killed_collection_removes_only_what_is_retired(
 
     def retire_one() -> str:
         with open_registry() as registry:
-            return registry.retire(SUPPORT, registry.publish(SUPPORT, folder).number).digest
+            return registry.states.retire(
+                SUPPORT, registry.versions.publish(SUPPORT, folder).number
+            ).digest
 
     digest = retire_one()
     for call in points(kill(changes.collect, AT_ITS_END), 5):
@@ -169,6 +174,6 @@ def test_killed_collection_removes_only_what_is_retired(
         with open_registry() as registry:
             for version in registry.snapshot().versions():
                 store.verify(version.digest)
-            assert registry.collectable() == ((digest,) if store.has(digest) else ())
+            assert registry.artifacts.collectable() == ((digest,) if store.has(digest) else ())
         if store.has(digest):
             store.verify(digest)

@@ -139,10 +139,10 @@ def test_connections_that_are_all_busy_are_told_as_such(database_url: str):
 
 
 def test_a_number_that_cannot_be_kept_is_refused_with_a_sentence(registry: Registry):
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
 
     with pytest.raises(InvalidRecord, match="cannot keep"):
-        registry.set_limits("acme", Limits(max_concurrent=2**70))
+        registry.tenants.set_limits("acme", Limits(max_concurrent=2**70))
 
 
 DRIVERS_OWN = sqlite3.OperationalError("the driver's words\nand the statement's")

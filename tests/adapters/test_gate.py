@@ -31,7 +31,7 @@ from loragate.adapters.errors import BaseModelName, InvalidAdapter
 from loragate.adapters.format.base_profile import BaseProfile, template_hash
 from loragate.adapters.format.files import MANIFEST, WEIGHTS, inspect
 from loragate.adapters.format.peft_config import CONFIG
-from loragate.adapters.format.publish_check import StaticGate
+from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
@@ -48,8 +48,8 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> BaseProfile:
 
 
 @pytest.fixture(scope="module")
-def gate(profile: BaseProfile) -> StaticGate:
-    return StaticGate(profile, max_rank=16)
+def publish_check(profile: BaseProfile) -> PublishCheck:
+    return PublishCheck(profile, max_rank=16)
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,9 @@ def plain(plain_adapter: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def refusal(gate: StaticGate, folder: Path) -> InvalidAdapter:
+def refusal(publish_check: PublishCheck, folder: Path) -> InvalidAdapter:
     with pytest.raises(InvalidAdapter) as refused:
-        gate.check(inspect(folder))
+        publish_check.check(inspect(folder))
     return refused.value
 
 
@@ -116,28 +116,30 @@ def change_weights(folder: Path, change: Callable[[Tensors], Tensors]) -> Path:
     ids=str,
 )
 def test_adapter_that_the_engine_serves_right_passes(
-    gate: StaticGate, tmp_path: Path, config: dict[str, Any]
+    publish_check: PublishCheck, tmp_path: Path, config: dict[str, Any]
 ):
-    gate.check(inspect(save(adapt(**config), tmp_path / "adapter")))
+    publish_check.check(inspect(save(adapt(**config), tmp_path / "adapter")))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_three_types_of_floats_pass(gate: StaticGate, tmp_path: Path, dtype: torch.dtype):
-    gate.check(inspect(save(adapt().to(dtype), tmp_path / "adapter")))
+def test_three_types_of_floats_pass(
+    publish_check: PublishCheck, tmp_path: Path, dtype: torch.dtype
+):
+    publish_check.check(inspect(save(adapt().to(dtype), tmp_path / "adapter")))
 
 
 def test_adapter_of_a_quantised_layer_is_checked_by_name_only(
-    profile: BaseProfile, plain: Path, gate: StaticGate
+    profile: BaseProfile, plain: Path, publish_check: PublishCheck
 ):
-    hidden = StaticGate(replace(profile, modules=dict.fromkeys(profile.modules)), 16)
+    hidden = PublishCheck(replace(profile, modules=dict.fromkeys(profile.modules)), 16)
     hidden.check(inspect(plain))
 
-    nameless = StaticGate(replace(profile, modules={}), 16)
+    nameless = PublishCheck(replace(profile, modules={}), 16)
     nameless.check(inspect(plain))
 
 
 def test_manifest_that_agrees_with_the_base_model_passes(
-    gate: StaticGate, profile: BaseProfile, plain: Path
+    publish_check: PublishCheck, profile: BaseProfile, plain: Path
 ):
     write_manifest(
         plain,
@@ -146,7 +148,7 @@ def test_manifest_that_agrees_with_the_base_model_passes(
         chat_template_hash=profile.chat_template_hash,
     )
 
-    gate.check(inspect(plain))
+    publish_check.check(inspect(plain))
 
 
 # What PEFT can do and the engine cannot
@@ -209,15 +211,15 @@ FEATURES = [
 @pytest.mark.filterwarnings("ignore")  # PEFT warns of what is tried here
 @pytest.mark.parametrize(("code", "remedy", "config"), FEATURES, ids=range(len(FEATURES)))
 def test_feature_that_cannot_be_served_is_refused_with_what_would_help(
-    gate: StaticGate, tmp_path: Path, code: str, remedy: str, config: dict[str, Any]
+    publish_check: PublishCheck, tmp_path: Path, code: str, remedy: str, config: dict[str, Any]
 ):
     folder = save(adapt(**config), tmp_path / "adapter", save_embedding_layers=False)
 
-    refused = refusal(gate, folder)
+    refused = refusal(publish_check, folder)
 
     assert refused.code == code
     assert remedy in str(refused)
-    assert refusal(StaticGate(None, None), folder).code == code
+    assert refusal(PublishCheck(None, None), folder).code == code
 
 
 @pytest.mark.parametrize(
@@ -237,21 +239,23 @@ def test_feature_that_cannot_be_served_is_refused_with_what_would_help(
     ids=str,
 )
 def test_setting_that_cannot_be_served_is_refused(
-    gate: StaticGate, plain: Path, code: str, settings: dict[str, object]
+    publish_check: PublishCheck, plain: Path, code: str, settings: dict[str, object]
 ):
-    assert refusal(gate, configure(plain, **settings)).code == code
+    assert refusal(publish_check, configure(plain, **settings)).code == code
 
 
-def test_setting_that_is_unknown_and_off_is_no_matter(gate: StaticGate, plain: Path):
-    gate.check(inspect(configure(plain, use_tomorrow=False, tomorrow_config=None, remark="mine")))
+def test_setting_that_is_unknown_and_off_is_no_matter(publish_check: PublishCheck, plain: Path):
+    publish_check.check(
+        inspect(configure(plain, use_tomorrow=False, tomorrow_config=None, remark="mine"))
+    )
 
 
-def test_method_other_than_lora_is_refused(gate: StaticGate, tmp_path: Path):
+def test_method_other_than_lora_is_refused(publish_check: PublishCheck, tmp_path: Path):
     config = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
     adapted = get_peft_model(tiny_llama(), config)
     assert isinstance(adapted, PeftModel)
 
-    refused = refusal(gate, save(adapted, tmp_path / "adapter"))
+    refused = refusal(publish_check, save(adapted, tmp_path / "adapter"))
 
     assert refused.code == "not_lora"
     assert "IA3" in str(refused)
@@ -260,9 +264,9 @@ def test_method_other_than_lora_is_refused(gate: StaticGate, tmp_path: Path):
 @pytest.mark.parametrize("key", ["(a+)+", "layers.*", "", "[q]", "q_proj|k_proj", r"\1"])
 @pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])
 def test_pattern_that_is_no_name_is_refused_before_the_engine_runs_it(
-    gate: StaticGate, plain: Path, key: str, pattern: str
+    publish_check: PublishCheck, plain: Path, key: str, pattern: str
 ):
-    assert refusal(gate, configure(plain, **{pattern: {key: 4}})).code == "invalid_pattern"
+    assert refusal(publish_check, configure(plain, **{pattern: {key: 4}})).code == "invalid_pattern"
 
 
 # The conversions that the refusals name
@@ -278,14 +282,16 @@ def test_pattern_that_is_no_name_is_refused_before_the_engine_runs_it(
     ],
     ids=str,
 )
-def test_variant_passes_once_converted(gate: StaticGate, tmp_path: Path, config: dict[str, Any]):
+def test_variant_passes_once_converted(
+    publish_check: PublishCheck, tmp_path: Path, config: dict[str, Any]
+):
     save_as_lora(str(tmp_path / "adapter"), adapt(**config), rank=8)
 
-    gate.check(inspect(tmp_path / "adapter"))
+    publish_check.check(inspect(tmp_path / "adapter"))
 
 
 @pytest.mark.filterwarnings("ignore:PiSSA changes the base weights")
-def test_pissa_passes_once_converted(gate: StaticGate, tmp_path: Path):
+def test_pissa_passes_once_converted(publish_check: PublishCheck, tmp_path: Path):
     adapted = get_peft_model(
         tiny_llama(),
         LoraConfig(r=4, target_modules=list(TARGETS), init_lora_weights="pissa"),
@@ -304,7 +310,7 @@ def test_pissa_passes_once_converted(gate: StaticGate, tmp_path: Path):
         path_initial_model_for_weight_conversion=str(untrained),
     )
 
-    gate.check(inspect(folder))
+    publish_check.check(inspect(folder))
     assert inspect(folder).config.rank == 8
 
 
@@ -314,75 +320,77 @@ def test_pissa_passes_once_converted(gate: StaticGate, tmp_path: Path):
 def test_rank_above_the_engines_is_refused_with_both_numbers(profile: BaseProfile, tmp_path: Path):
     folder = save(adapt(rank=32), tmp_path / "adapter")
 
-    refused = refusal(StaticGate(profile, 16), folder)
+    refused = refusal(PublishCheck(profile, 16), folder)
 
     assert refused.code == "rank_too_high"
     assert "needs rank 32, the engine allows 16; raise engine.max_lora_rank" in str(refused)
-    StaticGate(profile, 32).check(inspect(folder))
-    StaticGate(profile, None).check(inspect(folder))
+    PublishCheck(profile, 32).check(inspect(folder))
+    PublishCheck(profile, None).check(inspect(folder))
 
 
-def test_largest_rank_of_a_pattern_counts(gate: StaticGate, tmp_path: Path):
+def test_largest_rank_of_a_pattern_counts(publish_check: PublishCheck, tmp_path: Path):
     folder = save(adapt(rank_pattern={"q_proj": 32}), tmp_path / "adapter")
 
-    assert refusal(gate, folder).code == "rank_too_high"
+    assert refusal(publish_check, folder).code == "rank_too_high"
 
 
-def test_rank_that_the_weights_do_not_have_is_refused(gate: StaticGate, plain: Path):
-    refused = refusal(gate, configure(plain, r=8))
+def test_rank_that_the_weights_do_not_have_is_refused(publish_check: PublishCheck, plain: Path):
+    refused = refusal(publish_check, configure(plain, r=8))
 
     assert refused.code == "wrong_rank"
     assert "[4, 96]" in str(refused)
 
 
-def test_pattern_that_the_weights_do_not_have_is_refused(gate: StaticGate, plain: Path):
-    assert refusal(gate, configure(plain, rank_pattern={"q_proj": 2})).code == "wrong_rank"
+def test_pattern_that_the_weights_do_not_have_is_refused(publish_check: PublishCheck, plain: Path):
+    assert refusal(publish_check, configure(plain, rank_pattern={"q_proj": 2})).code == "wrong_rank"
 
 
-def test_target_that_the_base_model_lacks_is_refused(gate: StaticGate, tmp_path: Path):
+def test_target_that_the_base_model_lacks_is_refused(publish_check: PublishCheck, tmp_path: Path):
     folder = save(adapt(target_modules=["q_proj", "query"]), tmp_path / "adapter")
 
-    refused = refusal(gate, folder)
+    refused = refusal(publish_check, folder)
 
     assert refused.code == "unknown_target"
     assert "'query'" in str(refused)
     assert "down_proj, gate_proj, k_proj" in str(refused)
 
 
-def test_adapter_of_another_base_model_is_refused_by_its_shapes(gate: StaticGate, tmp_path: Path):
+def test_adapter_of_another_base_model_is_refused_by_its_shapes(
+    publish_check: PublishCheck, tmp_path: Path
+):
     folder = save(adapt(model=tiny_llama(width=32)), tmp_path / "adapter")
 
-    assert refusal(gate, folder).code == "wrong_shape"
+    assert refusal(publish_check, folder).code == "wrong_shape"
 
 
 def test_adapter_of_the_model_without_its_head_is_refused_by_its_names(
-    gate: StaticGate, plain: Path
+    publish_check: PublishCheck, plain: Path
 ):
     folder = change_weights(
         plain,
         lambda tensors: {name.replace("model.layers", "layers"): tensors[name] for name in tensors},
     )
 
-    assert refusal(gate, folder).code == "unknown_module"
+    assert refusal(publish_check, folder).code == "unknown_module"
 
 
 def without(*names: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {name: tensors[name] for name in tensors if name not in names}
 
 
-def test_half_of_a_pair_is_refused(gate: StaticGate, plain: Path):
+def test_half_of_a_pair_is_refused(publish_check: PublishCheck, plain: Path):
     change_weights(plain, without(f"{PREFIX}.lora_B.weight"))
 
-    refused = refusal(gate, plain)
+    refused = refusal(publish_check, plain)
 
     assert refused.code == "missing_pair"
     assert "lora_A and no lora_B" in str(refused)
 
 
-def test_declared_target_without_matrices_is_refused(gate: StaticGate, plain: Path):
+def test_declared_target_without_matrices_is_refused(publish_check: PublishCheck, plain: Path):
     change_weights(plain, without(f"{PREFIX}.lora_A.weight", f"{PREFIX}.lora_B.weight"))
 
-    refused = refusal(gate, plain)
+    refused = refusal(publish_check, plain)
 
     assert refused.code == "missing_tensors"
     assert "model.layers.0.self_attn.q_proj" in str(refused)
@@ -405,33 +413,37 @@ def added(name: str) -> Callable[[Tensors], Tensors]:
     ],
 )
 def test_tensor_that_the_engine_could_not_place_is_refused(
-    gate: StaticGate, plain: Path, name: str, code: str
+    publish_check: PublishCheck, plain: Path, name: str, code: str
 ):
-    assert refusal(gate, change_weights(plain, added(name))).code == code
+    assert refusal(publish_check, change_weights(plain, added(name))).code == code
 
 
-def test_tensors_without_pefts_prefix_are_refused_with_what_to_do(gate: StaticGate, plain: Path):
+def test_tensors_without_pefts_prefix_are_refused_with_what_to_do(
+    publish_check: PublishCheck, plain: Path
+):
     change_weights(
         plain, lambda tensors: {name.removeprefix(PEFT): tensors[name] for name in tensors}
     )
 
-    refused = refusal(gate, plain)
+    refused = refusal(publish_check, plain)
 
     assert refused.code == "missing_prefix"
     assert "put the prefix before each name" in str(refused)
 
 
-def test_what_was_published_without_the_prefix_is_still_loaded(gate: StaticGate, plain: Path):
+def test_what_was_published_without_the_prefix_is_still_loaded(
+    publish_check: PublishCheck, plain: Path
+):
     change_weights(
         plain, lambda tensors: {name.removeprefix(PEFT): tensors[name] for name in tensors}
     )
 
-    assert gate.check_header(inspect(plain))
+    assert publish_check.check_header(inspect(plain))
 
 
 @pytest.mark.parametrize("before", ["model.", "base_model.model.", "module.", "x"])
 def test_tensors_of_modules_that_the_base_has_not_are_refused(
-    gate: StaticGate, plain: Path, before: str
+    publish_check: PublishCheck, plain: Path, before: str
 ):
     change_weights(
         plain,
@@ -440,27 +452,27 @@ def test_tensors_of_modules_that_the_base_has_not_are_refused(
         },
     )
 
-    assert refusal(gate, plain).code == "unknown_module"
+    assert refusal(publish_check, plain).code == "unknown_module"
 
 
-def test_embeddings_that_were_saved_along_are_refused(gate: StaticGate, tmp_path: Path):
+def test_embeddings_that_were_saved_along_are_refused(publish_check: PublishCheck, tmp_path: Path):
     folder = save(adapt(), tmp_path / "adapter", save_embedding_layers=True)
 
-    refused = refusal(gate, folder)
+    refused = refusal(publish_check, folder)
 
     assert refused.code == "saved_embeddings"
     assert "save_embedding_layers=False" in str(refused)
 
 
-def test_weights_without_tensors_are_refused(gate: StaticGate, plain: Path):
-    assert refusal(gate, change_weights(plain, lambda _: {})).code == "no_tensors"
+def test_weights_without_tensors_are_refused(publish_check: PublishCheck, plain: Path):
+    assert refusal(publish_check, change_weights(plain, lambda _: {})).code == "no_tensors"
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int8])
-def test_other_types_are_refused(gate: StaticGate, plain: Path, dtype: type):
+def test_other_types_are_refused(publish_check: PublishCheck, plain: Path, dtype: type):
     change_weights(plain, lambda tensors: {name: tensors[name].astype(dtype) for name in tensors})
 
-    assert refusal(gate, plain).code == "unsupported_dtype"
+    assert refusal(publish_check, plain).code == "unsupported_dtype"
 
 
 # What the manifest says it was trained on
@@ -479,23 +491,25 @@ def write_manifest(folder: Path, **fields: object) -> None:
     ],
 )
 def test_manifest_of_another_base_model_is_refused(
-    gate: StaticGate, plain: Path, field: str, code: str
+    publish_check: PublishCheck, plain: Path, field: str, code: str
 ):
     write_manifest(plain, **{field: "sha256:other"})
 
-    assert refusal(gate, plain).code == code
-    StaticGate(None, 16).check(inspect(plain))
+    assert refusal(publish_check, plain).code == code
+    PublishCheck(None, 16).check(inspect(plain))
 
 
-def test_template_that_the_adapter_brings_is_the_one_that_counts(gate: StaticGate, plain: Path):
+def test_template_that_the_adapter_brings_is_the_one_that_counts(
+    publish_check: PublishCheck, plain: Path
+):
     own = TEMPLATE + "!"
     write_manifest(plain, chat_template_hash=template_hash(own), contract={"chat_template": own})
-    gate.check(inspect(plain))
+    publish_check.check(inspect(plain))
 
     write_manifest(
         plain, chat_template_hash=template_hash(TEMPLATE), contract={"chat_template": own}
     )
-    assert refusal(gate, plain).code == "other_chat_template"
+    assert refusal(publish_check, plain).code == "other_chat_template"
 
 
 @pytest.mark.parametrize(
@@ -505,10 +519,12 @@ def test_template_that_the_adapter_brings_is_the_one_that_counts(gate: StaticGat
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     ],
 )
-def test_template_that_cannot_be_served_is_refused(gate: StaticGate, plain: Path, template: str):
+def test_template_that_cannot_be_served_is_refused(
+    publish_check: PublishCheck, plain: Path, template: str
+):
     write_manifest(plain, contract={"chat_template": template})
 
-    refused = refusal(gate, plain)
+    refused = refusal(publish_check, plain)
 
     assert refused.code == "invalid_template"
     assert "contract.chat_template" in str(refused)
@@ -520,19 +536,19 @@ def test_template_that_cannot_be_served_is_refused(gate: StaticGate, plain: Path
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_number_that_is_not_finite_is_refused(
-    gate: StaticGate, tmp_path: Path, number: float, dtype: torch.dtype
+    publish_check: PublishCheck, tmp_path: Path, number: float, dtype: torch.dtype
 ):
     adapted = adapt().to(dtype)
     with torch.no_grad():
         adapted.get_parameter(f"{PREFIX}.lora_B.default.weight")[-1, -1] = number
 
-    refused = refusal(gate, save(adapted, tmp_path / "adapter"))
+    refused = refusal(publish_check, save(adapted, tmp_path / "adapter"))
 
     assert refused.code == "not_finite"
     assert "model.layers.0.self_attn.q_proj.lora_B" in str(refused)
 
 
-def test_largest_numbers_of_each_type_are_finite(gate: StaticGate, plain: Path):
+def test_largest_numbers_of_each_type_are_finite(publish_check: PublishCheck, plain: Path):
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         largest = torch.finfo(dtype).max
         shapes = {name: tensor.shape for name, tensor in load_file(plain / WEIGHTS).items()}
@@ -540,14 +556,14 @@ def test_largest_numbers_of_each_type_are_finite(gate: StaticGate, plain: Path):
             {name: torch.full(shape, -largest, dtype=dtype) for name, shape in shapes.items()},
             plain / WEIGHTS,
         )
-        gate.check(inspect(plain))
+        publish_check.check(inspect(plain))
 
 
-def test_adapter_as_before_training_is_refused(gate: StaticGate, tmp_path: Path):
+def test_adapter_as_before_training_is_refused(publish_check: PublishCheck, tmp_path: Path):
     adapted = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=list(TARGETS)))
     assert isinstance(adapted, PeftModel)
 
-    refused = refusal(gate, save(adapted, tmp_path / "adapter"))
+    refused = refusal(publish_check, save(adapted, tmp_path / "adapter"))
 
     assert refused.code == "no_effect"
 
@@ -555,7 +571,7 @@ def test_adapter_as_before_training_is_refused(gate: StaticGate, tmp_path: Path)
 @pytest.mark.parametrize("side", ["lora_A", "lora_B"])
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_adapter_whose_products_are_all_zero_is_refused(
-    gate: StaticGate, plain: Path, side: str, zero: float
+    publish_check: PublishCheck, plain: Path, side: str, zero: float
 ):
     change_weights(
         plain,
@@ -565,31 +581,31 @@ def test_adapter_whose_products_are_all_zero_is_refused(
         },
     )
 
-    assert refusal(gate, plain).code == "no_effect"
+    assert refusal(publish_check, plain).code == "no_effect"
 
 
 def test_numbers_beyond_the_first_block_are_read(tmp_path: Path, write_adapter: WriteAdapter):
     folder, width = write_adapter(), (8 << 20) // 4
     a, b = np.zeros((2, width), np.float32), np.ones((4, 2), np.float32)
     names = (f"{PREFIX}.lora_A.weight", f"{PREFIX}.lora_B.weight")
-    gate = StaticGate(None, None)
+    check = PublishCheck(None, None)
     a[-1, -1] = 1
     save_file(dict(zip(names, (a, b), strict=True)), folder / WEIGHTS)
-    gate.check(inspect(folder))
+    check.check(inspect(folder))
 
     a[-1, -1] = np.nan
     save_file(dict(zip(names, (a, b), strict=True)), folder / WEIGHTS)
-    assert refusal(gate, folder).code == "not_finite"
+    assert refusal(check, folder).code == "not_finite"
 
 
-def test_weights_that_change_under_the_check_are_refused(gate: StaticGate, plain: Path):
+def test_weights_that_change_under_the_check_are_refused(publish_check: PublishCheck, plain: Path):
     files = inspect(plain)
     (plain / WEIGHTS).write_bytes((plain / WEIGHTS).read_bytes()[:-1])
     with pytest.raises(InvalidAdapter) as shrunk:
-        gate.check(files)
+        publish_check.check(files)
     (plain / WEIGHTS).unlink()
     with pytest.raises(InvalidAdapter) as gone:
-        gate.check(files)
+        publish_check.check(files)
 
     assert (shrunk.value.code, gone.value.code) == ("invalid_safetensors", "unreadable")
 
@@ -601,14 +617,14 @@ def test_registry_publishes_what_its_gate_lets_through(
     database_url: str, store: ArtifactStore, profile: BaseProfile, plain: Path, tmp_path: Path
 ):
     name = AdapterName("acme", "support")
-    with Registry(database_url, store, StaticGate(profile, 8)) as registry:
-        registry.create_tenant("acme")
-        assert registry.publish(name, plain).version == "v1"
+    with Registry(database_url, store, PublishCheck(profile, 8)) as registry:
+        registry.tenants.create("acme")
+        assert registry.versions.publish(name, plain).version == "v1"
         with pytest.raises(InvalidAdapter) as refused:
-            registry.publish(name, save(adapt(rank=16), tmp_path / "large"))
+            registry.versions.publish(name, save(adapt(rank=16), tmp_path / "large"))
 
         assert refused.value.code == "rank_too_high"
-        assert len(registry.show(name).versions) == 1
+        assert len(registry.versions.show(name).versions) == 1
         assert len(list(tmp_path.glob("artifacts/*"))) == 1
 
 
@@ -616,23 +632,23 @@ def test_registry_publishes_what_its_gate_lets_through(
 def test_adapter_named_as_the_base_model_is_refused(
     database_url: str, store: ArtifactStore, profile: BaseProfile, plain: Path, base_name: str
 ):
-    gate = StaticGate(replace(profile, name=base_name), 16)
+    gate = PublishCheck(replace(profile, name=base_name), 16)
     with Registry(database_url, store, gate) as registry:
-        registry.create_tenant("acme")
+        registry.tenants.create("acme")
         with pytest.raises(BaseModelName, match="go to the base model"):
-            registry.publish(AdapterName("acme", "tiny"), plain)
+            registry.versions.publish(AdapterName("acme", "tiny"), plain)
 
         assert not registry.adapters("acme")
-        assert registry.publish(AdapterName("acme", "tiny-2"), plain).version == "v1"
+        assert registry.versions.publish(AdapterName("acme", "tiny-2"), plain).version == "v1"
 
 
 def test_reference_stays_with_the_weights(registry: Registry, store: ArtifactStore, plain: Path):
     scored = {"token_ids": [1, 2], "adapter": [-1.0], "base": [-2.0]}
     write_manifest(plain, reference={"prompts": [scored]})
     name = AdapterName("acme", "support")
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
 
-    version = registry.publish(name, plain)
+    version = registry.versions.publish(name, plain)
 
     kept = inspect(store.path(version.digest)).manifest.reference
     assert kept is not None
@@ -644,9 +660,9 @@ def test_registry_without_a_base_model_refuses_what_none_could_serve(
     registry: Registry, tmp_path: Path, plain: Path
 ):
     name = AdapterName("acme", "support")
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     with pytest.raises(InvalidAdapter) as refused:
-        registry.publish(name, save(adapt(use_dora=True), tmp_path / "dora"))
+        registry.versions.publish(name, save(adapt(use_dora=True), tmp_path / "dora"))
 
     assert refused.value.code == "dora"
-    assert registry.publish(name, plain).version == "v1"
+    assert registry.versions.publish(name, plain).version == "v1"

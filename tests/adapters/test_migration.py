@@ -52,21 +52,21 @@ def registry(database_url: str, store: ArtifactStore) -> Iterator[Registry]:
 
 
 def test_alias_of_old_serves_what_it_pointed_to(registry: Registry):
-    [wish] = registry.snapshot().wishes()
+    [target] = registry.snapshot().desired_aliases()
 
-    assert (wish.desired.number, wish.serving) == (3, wish.desired)
-    assert wish.desired.lora_id == 7
-    states = {row.version.number: row.state for row in registry.show(SUPPORT).versions}
+    assert (target.desired.number, target.serving) == (3, target.desired)
+    assert target.desired.lora_id == 7
+    states = {row.version.number: row.state for row in registry.versions.show(SUPPORT).versions}
     assert states == {1: "RETIRED", 2: "PUBLISHED", 3: "PUBLISHED"}
 
 
 def test_what_is_changed_after_the_migration_is_seen(registry: Registry):
     registry.snapshot()
     version = registry.snapshot().resolve("acme", "support", "v3")
-    registry.set_state(version, AdapterState.LOADING, "server")
+    registry.states.set(version, AdapterState.LOADING, "server")
 
     assert registry.snapshot().state(version) is AdapterState.LOADING
-    assert registry.rollback(SUPPORT).number == 2
+    assert registry.aliases.rollback(SUPPORT).number == 2
 
 
 def test_numbers_of_old_are_not_given_again_and_states_are_checked(

@@ -14,11 +14,11 @@ Part = list[tuple[str, object]]  # each row with the cursor that goes on after i
 
 
 def tenants(registry: Registry, page: Page) -> Part:
-    return [(row.tenant, row) for row in registry.list_tenants(page)]
+    return [(row.tenant, row) for row in registry.tenants.list(page)]
 
 
 def keys(registry: Registry, page: Page) -> Part:
-    return [(row.key_id, row) for row in registry.list_keys("acme", page)]
+    return [(row.key_id, row) for row in registry.tenants.list_keys("acme", page)]
 
 
 def adapters(registry: Registry, page: Page) -> Part:
@@ -30,11 +30,11 @@ def adapters_of_one(registry: Registry, page: Page) -> Part:
 
 
 def usage(registry: Registry, page: Page) -> Part:
-    return [(f"{row.tenant}/{row.adapter}", row) for row in registry.usage_totals(page=page)]
+    return [(f"{row.tenant}/{row.adapter}", row) for row in registry.usage.totals(page=page)]
 
 
 def audit(registry: Registry, page: Page) -> Part:
-    rows = registry.audit("acme", page.limit, page.after_number())
+    rows = registry.audit.list("acme", page.limit, page.after_number())
     return [(str(row.id), row) for row in rows]
 
 
@@ -43,18 +43,18 @@ def filled(registry: Registry, write_adapter: Callable[..., Path]) -> Registry:
     """Five tenants, the first with five keys and three adapters, all with usage of two kinds."""
     folder, now = write_adapter(), datetime(2026, 1, 31, tzinfo=UTC)
     for tenant in TENANTS:
-        registry.create_tenant(tenant)
+        registry.tenants.create(tenant)
         for name in ("support", "router", "writer") if tenant == "acme" else ("support",):
-            registry.publish(AdapterName(tenant, name), folder)
+            registry.versions.publish(AdapterName(tenant, name), folder)
         used = ("base", f"{tenant}/support@v1", "base")
-        registry.add_usage(
+        registry.usage.add(
             [
                 UsageRow("r", now, tenant, each, "", "http", 1, 1, 0, None, 1.0, "stop")
                 for each in used
             ]
         )
     for name in "abcd":
-        registry.create_key("acme", name)
+        registry.tenants.create_key("acme", name)
     return registry
 
 
@@ -71,9 +71,9 @@ def test_parts_put_together_are_the_whole_listing(filled: Registry):
 
 
 def test_listing_goes_on_after_a_row_that_is_gone_by_now(filled: Registry):
-    filled.delete_tenant("globex")
+    filled.tenants.delete("globex")
 
-    rest: Sequence[str] = [row.tenant for row in filled.list_tenants(Page(2, "globex"))]
+    rest: Sequence[str] = [row.tenant for row in filled.tenants.list(Page(2, "globex"))]
 
     assert rest == ["initech", "umbrella"]
 
@@ -85,9 +85,9 @@ def test_a_cursor_that_is_no_number_is_refused(after: str):
 
 
 def test_a_cursor_of_another_listing_is_refused(filled: Registry):
-    [other] = filled.list_keys("globex")
+    [other] = filled.tenants.list_keys("globex")
     with pytest.raises(KeyNotFound):
-        filled.list_keys("acme", Page(1, other.key_id))
-    for read in (filled.adapters, lambda tenant, page: filled.usage_totals(page=page)):
+        filled.tenants.list_keys("acme", Page(1, other.key_id))
+    for read in (filled.adapters, lambda tenant, page: filled.usage.totals(page=page)):
         with pytest.raises(InvalidCursor):
             read(None, Page(1, "acme"))

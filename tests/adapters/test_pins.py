@@ -16,12 +16,16 @@ SUPPORT = AdapterName("acme", "support")
 
 @pytest.fixture
 def versions(registry: Registry, write_adapter: Callable[..., Path]) -> list[AdapterVersion]:
-    registry.create_tenant("acme")
-    return [registry.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed)) for seed in (1, 2)]
+    registry.tenants.create("acme")
+    return [
+        registry.versions.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed)) for seed in (1, 2)
+    ]
 
 
 def shown(registry: Registry, number: int) -> VersionRecord:
-    [record] = [one for one in registry.show(SUPPORT).versions if one.version.number == number]
+    [record] = [
+        one for one in registry.versions.show(SUPPORT).versions if one.version.number == number
+    ]
     return record
 
 
@@ -30,16 +34,16 @@ def test_pin_is_seen_by_servers_in_the_order_of_asking_and_audited(
 ):
     registry.snapshot()
 
-    registry.pin(SUPPORT, "v2", "ada")
-    registry.pin(SUPPORT, "v1", "ada")
+    registry.pins.add(SUPPORT, "v2", "ada")
+    registry.pins.add(SUPPORT, "v1", "ada")
 
     assert registry.snapshot().pinned() == (versions[1], versions[0])
-    row = registry.audit(str(SUPPORT), 1)[0]
+    row = registry.audit.list(str(SUPPORT), 1)[0]
     assert (row.actor, row.action, row.subject) == ("ada", "version.pin", "acme/support@v1")
     assert row.digest == versions[0].digest
     assert shown(registry, 1).pinned_at is not None
 
-    registry.unpin(SUPPORT, "v2", "ada")
+    registry.pins.remove(SUPPORT, "v2", "ada")
     assert registry.snapshot().pinned() == (versions[0],)
 
 
@@ -47,20 +51,20 @@ def test_pin_by_alias_is_of_the_version_that_serves_and_stays_with_it(
     registry: Registry, versions: list[AdapterVersion]
 ):
     let_serve(registry, SUPPORT, "champion", 1)
-    registry.set_alias(SUPPORT, "champion", 2)
+    registry.aliases.set(SUPPORT, "champion", 2)
 
-    assert registry.pin(SUPPORT, "champion") == versions[0]
+    assert registry.pins.add(SUPPORT, "champion") == versions[0]
 
     let_serve(registry, SUPPORT, "champion", 2)
     assert registry.snapshot().pinned() == (versions[0],)
 
 
 def test_pinning_twice_changes_nothing(registry: Registry, versions: list[AdapterVersion]):
-    registry.pin(SUPPORT, "v1")
+    registry.pins.add(SUPPORT, "v1")
     revision = registry.revision()
 
-    registry.pin(SUPPORT, "v1")
-    registry.unpin(SUPPORT, "v2")
+    registry.pins.add(SUPPORT, "v1")
+    registry.pins.remove(SUPPORT, "v2")
 
     assert registry.revision() == revision
 
@@ -68,8 +72,8 @@ def test_pinning_twice_changes_nothing(registry: Registry, versions: list[Adapte
 def test_what_does_not_exist_or_is_retired_cannot_be_pinned(
     registry: Registry, versions: list[AdapterVersion]
 ):
-    registry.pin(SUPPORT, "v1")
-    registry.retire(SUPPORT, 1)
+    registry.pins.add(SUPPORT, "v1")
+    registry.states.retire(SUPPORT, 1)
 
     assert registry.snapshot().pinned() == ()
     for selector, error in (
@@ -78,13 +82,13 @@ def test_what_does_not_exist_or_is_retired_cannot_be_pinned(
         ("champion", AliasNotFound),
     ):
         with pytest.raises(error):
-            registry.pin(SUPPORT, selector)
+            registry.pins.add(SUPPORT, selector)
 
 
 def test_pins_of_a_deleted_tenant_are_gone(registry: Registry, versions: list[AdapterVersion]):
-    registry.pin(SUPPORT, "v1")
+    registry.pins.add(SUPPORT, "v1")
 
-    registry.delete_tenant("acme")
+    registry.tenants.delete("acme")
 
     assert registry.snapshot().pinned() == ()
 
@@ -92,14 +96,14 @@ def test_pins_of_a_deleted_tenant_are_gone(registry: Registry, versions: list[Ad
 def test_server_that_has_no_room_for_a_pin_is_on_record_until_it_has(
     registry: Registry, versions: list[AdapterVersion]
 ):
-    registry.pin(SUPPORT, "v1")
+    registry.pins.add(SUPPORT, "v1")
 
-    registry.refuse_pin(versions[0], "there is no room", "server")
+    registry.pins.refuse(versions[0], "there is no room", "server")
     assert shown(registry, 1).pin_refusal == "there is no room"
-    assert registry.audit(str(SUPPORT), 1)[0].action == "version.pin_refused"
+    assert registry.audit.list(str(SUPPORT), 1)[0].action == "version.pin_refused"
 
-    registry.refuse_pin(versions[0], "", "server")
+    registry.pins.refuse(versions[0], "", "server")
     assert shown(registry, 1).pin_refusal == ""
     revision = registry.revision()
-    registry.refuse_pin(versions[0], "", "server")
+    registry.pins.refuse(versions[0], "", "server")
     assert registry.revision() == revision

@@ -47,20 +47,20 @@ def test_migrations_make_what_the_tables_say(postgresql_url: str) -> None:
 def test_a_version_is_published_promoted_and_rolled_back(
     on_postgresql: Registry, write_adapter: WriteAdapter
 ) -> None:
-    on_postgresql.create_tenant("acme")
+    on_postgresql.tenants.create("acme")
     for seed in (1, 2):
-        on_postgresql.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
+        on_postgresql.versions.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
         let_serve(on_postgresql, SUPPORT, "champion", seed)
-    assert on_postgresql.rollback(SUPPORT).number == 1
+    assert on_postgresql.aliases.rollback(SUPPORT).number == 1
     assert on_postgresql.snapshot().resolve("acme", "support", "champion").number == 2
-    [wish] = on_postgresql.snapshot().open_wishes()
-    assert wish.desired.number == 1
+    [target] = on_postgresql.snapshot().unserved_aliases()
+    assert target.desired.number == 1
 
 
 def test_connections_that_were_ended_are_made_anew(
     on_postgresql: Registry, postgresql_url: str
 ) -> None:
-    on_postgresql.create_tenant("acme")
+    on_postgresql.tenants.create("acme")
     end_connections(postgresql_url)
     assert on_postgresql.snapshot().has_tenant("acme")
 
@@ -121,10 +121,10 @@ def test_a_row_that_another_holds_is_not_waited_for_without_end(postgresql_url: 
 
 
 def test_a_number_that_cannot_be_kept_is_refused_with_a_sentence(on_postgresql: Registry) -> None:
-    on_postgresql.create_tenant("acme")
+    on_postgresql.tenants.create("acme")
     with pytest.raises(InvalidRecord, match="cannot keep"):
-        on_postgresql.set_limits("acme", Limits(max_concurrent=2**70))
-    on_postgresql.set_limits("acme", Limits(max_concurrent=2**40))
+        on_postgresql.tenants.set_limits("acme", Limits(max_concurrent=2**70))
+    on_postgresql.tenants.set_limits("acme", Limits(max_concurrent=2**40))
 
 
 def test_no_server_there_is_a_store_error_within_seconds(tmp_path: Path) -> None:
@@ -158,32 +158,32 @@ def test_a_server_that_lost_its_lock_says_nothing_more_of_states(
     postgresql_url: str, store: ArtifactStore, write_adapter: WriteAdapter
 ) -> None:
     with Registry(postgresql_url, store) as one, Registry(postgresql_url, store) as other:
-        one.create_tenant("acme")
-        version = one.publish(SUPPORT, write_adapter())
-        one.set_alias(SUPPORT, "champion", 1)
+        one.tenants.create("acme")
+        version = one.versions.publish(SUPPORT, write_adapter())
+        one.aliases.set(SUPPORT, "champion", 1)
         with one.serving_alone() as lock:
-            one.set_state(version, AdapterState.LOADING, "server")
+            one.states.set(version, AdapterState.LOADING, "server")
             end_connections(postgresql_url)
             with other.serving_alone():
-                other.reset_states("server")
+                other.states.reset("server")
                 # It has not looked yet, so it holds its lock as far as it knows.
                 assert lock.is_held
                 for claim in (
-                    lambda: one.set_state(version, AdapterState.LOADING, "server"),
-                    lambda: one.set_serving(SUPPORT, "champion", 1, "server"),
-                    lambda: one.set_merged_state(version, None, "server"),
-                    lambda: one.reset_states("server"),
-                    lambda: one.reset_merged("server"),
-                    lambda: one.refuse_pin(version, "no room", "server"),
+                    lambda: one.states.set(version, AdapterState.LOADING, "server"),
+                    lambda: one.aliases.set_serving(SUPPORT, "champion", 1, "server"),
+                    lambda: one.merged.set_state(version, None, "server"),
+                    lambda: one.states.reset("server"),
+                    lambda: one.merged.reset("server"),
+                    lambda: one.pins.refuse(version, "no room", "server"),
                 ):
                     with pytest.raises(ServingLockLost, match="was lost"):
                         claim()
-                one.create_tenant("globex")  # what anybody may do is not touched
+                one.tenants.create("globex")  # what anybody may do is not touched
                 with pytest.raises(ServedElsewhere):
                     lock.keep()
                 assert not lock.is_held
             lock.keep()
-            one.set_state(version, AdapterState.LOADING, "server")
+            one.states.set(version, AdapterState.LOADING, "server")
 
 
 def test_while_the_database_is_away_the_lock_is_not_held(

@@ -50,8 +50,8 @@ def kept(
     else:
         url = request.getfixturevalue("postgresql_url")
     with Registry(url, store) as registry:
-        registry.create_tenant("acme")
-        registry.create_tenant("globex")
+        registry.tenants.create("acme")
+        registry.tenants.create("globex")
         yield registry
 
 
@@ -84,13 +84,13 @@ def add_trial(registry: Registry, number: int, ended: datetime | None, requests:
         session.add(arm)
     ids = [f"{number}-{place}" for place in range(requests)]
     at = before(199)
-    registry.add_observations(
+    registry.observations.add(
         [ExposureRow(id, number, 0, "acme", id, f"user-{id}", "user", at) for id in ids],
         [OutcomeRow(id, at, False, False, 1.0, 5, 0.1, 0.1) for id in ids],
         [ShadowRow(id, number, 0, at, "a", True, 1, 1, 1, 1.0, "x", "x") for id in ids],
     )
     for id in ids:
-        registry.add_feedback(FeedbackRow("acme", id, "thumbs", 1.0, "", None, at))
+        registry.observations.add_feedback(FeedbackRow("acme", id, "thumbs", 1.0, "", None, at))
 
 
 def used(number: int, tenant: str, adapter: str, at: datetime, tokens: int = 7) -> UsageRow:
@@ -117,7 +117,7 @@ def rows(registry: Registry, table: type[Base]) -> int:
 
 
 def prune(registry: Registry, retention: Retention = RETENTION) -> Pruned:
-    return sum(registry.prune(retention, NOW), start=Pruned())
+    return sum(registry.retention.prune(retention, NOW), start=Pruned())
 
 
 def test_what_a_trial_saw_goes_once_it_has_ended_long_ago_and_never_while_it_is_under_way(
@@ -127,7 +127,7 @@ def test_what_a_trial_saw_goes_once_it_has_ended_long_ago_and_never_while_it_is_
     add_trial(kept, 2, ended=before(29))
     add_trial(kept, 3, ended=None)
 
-    expected = kept.prunable(RETENTION, NOW)
+    expected = kept.retention.prunable(RETENTION, NOW)
     pruned = prune(kept)
 
     assert pruned == expected == Pruned(exposures=10, outcomes=10, shadows=10, feedback=10)
@@ -140,13 +140,13 @@ def test_what_a_trial_saw_goes_once_it_has_ended_long_ago_and_never_while_it_is_
         "shadow_pairs": 20,
         "feedback": 20,
     }
-    assert kept.trial(1).standing.state == "PASSED"
-    assert prune(kept) == kept.prunable(RETENTION, NOW) == Pruned()
+    assert kept.trials.get(1).status.state == "PASSED"
+    assert prune(kept) == kept.retention.prunable(RETENTION, NOW) == Pruned()
 
 
 def test_sums_of_usage_are_the_same_whatever_was_deleted(kept: Registry):
     chance = random.Random(3)
-    kept.add_usage(
+    kept.usage.add(
         [
             used(
                 number,
@@ -159,32 +159,32 @@ def test_sums_of_usage_are_the_same_whatever_was_deleted(kept: Registry):
         ]
     )
     since = before(45).replace(hour=0)
-    totals = kept.usage_totals(), kept.usage_totals("acme"), kept.usage_totals(since=since)
+    totals = kept.usage.totals(), kept.usage.totals("acme"), kept.usage.totals(since=since)
 
-    expected = kept.prunable(RETENTION, NOW)
-    first = next(kept.prune(RETENTION, NOW))
+    expected = kept.retention.prunable(RETENTION, NOW)
+    first = next(kept.retention.prune(RETENTION, NOW))
     assert first.usage <= 4
     rest = prune(kept)
 
     assert first + rest == expected
     assert 0 < expected.usage == 60 - rows(kept, UsageRecords)
     assert totals == (
-        kept.usage_totals(),
-        kept.usage_totals("acme"),
-        kept.usage_totals(since=since),
+        kept.usage.totals(),
+        kept.usage.totals("acme"),
+        kept.usage.totals(since=since),
     )
-    assert all(row.at >= before(30) for row in kept.usage())
-    kept.add_usage([used(60, "acme", "support@v1", before(45))])  # late, of a day that has a sum
+    assert all(row.at >= before(30) for row in kept.usage.list())
+    kept.usage.add([used(60, "acme", "support@v1", before(45))])  # late, of a day that has a sum
     assert prune(kept).usage == 1
-    assert sum(total.requests for total in kept.usage_totals()) == 61
+    assert sum(total.requests for total in kept.usage.totals()) == 61
 
 
 def test_two_who_delete_at_once_count_no_row_twice(kept: Registry):
-    kept.add_usage(
+    kept.usage.add(
         [used(number, "acme", "support@v1", before(31 + number % 3)) for number in range(80)]
     )
     add_trial(kept, 1, ended=before(31), requests=20)
-    totals = kept.usage_totals()
+    totals = kept.usage.totals()
 
     with ThreadPoolExecutor(2) as threads:
         one, other = threads.map(lambda _: prune(kept), range(2))
@@ -192,50 +192,50 @@ def test_two_who_delete_at_once_count_no_row_twice(kept: Registry):
     rest = prune(kept)  # what each has left to the other
     assert (one + other + rest).usage == 80
     assert (one + other + rest).exposures == 20
-    assert kept.usage_totals() == totals
+    assert kept.usage.totals() == totals
 
 
 def test_what_is_written_between_two_steps_waits_for_none_and_stays(kept: Registry):
-    kept.add_usage([used(number, "acme", "support@v1", before(31)) for number in range(12)])
+    kept.usage.add([used(number, "acme", "support@v1", before(31)) for number in range(12)])
 
-    for number, _ in enumerate(kept.prune(RETENTION, NOW)):
-        kept.add_usage([used(100 + number, "acme", "support@v1", NOW)])
+    for number, _ in enumerate(kept.retention.prune(RETENTION, NOW)):
+        kept.usage.add([used(100 + number, "acme", "support@v1", NOW)])
 
-    assert [row.at for row in kept.usage()] == [NOW] * 3
+    assert [row.at for row in kept.usage.list()] == [NOW] * 3
 
 
 def test_feedback_that_no_trial_saw_goes_with_the_usage_records(kept: Registry):
     for number, days in enumerate((31, 29)):
         at = before(days)
-        kept.add_usage([used(number, "acme", "support@v1", at)])
+        kept.usage.add([used(number, "acme", "support@v1", at)])
         said = FeedbackRow("acme", f"req-{number}", "thumbs", 1.0, "", None, at)
-        kept.add_feedback(said)
+        kept.observations.add_feedback(said)
 
-    assert kept.prunable(RETENTION, NOW) == prune(kept) == Pruned(usage=1, feedback=1)
+    assert kept.retention.prunable(RETENTION, NOW) == prune(kept) == Pruned(usage=1, feedback=1)
     assert rows(kept, Feedback) == 1
 
 
 def test_zero_days_keep_for_ever(kept: Registry):
     add_trial(kept, 1, ended=before(199))
-    kept.add_usage([used(1, "acme", "support@v1", before(1000))])
+    kept.usage.add([used(1, "acme", "support@v1", before(1000))])
     for_ever = Retention(0, 0, 0)
 
-    assert kept.prunable(for_ever, NOW) == prune(kept, for_ever) == Pruned()
+    assert kept.retention.prunable(for_ever, NOW) == prune(kept, for_ever) == Pruned()
 
 
 def test_rollback_finds_its_way_after_the_audit_log_was_shortened(
     kept: Registry, write_adapter: Callable[..., Path]
 ):
     for seed in (1, 2):
-        kept.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
+        kept.versions.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
         let_serve(kept, SUPPORT, "champion", seed)
     with kept._database.writing() as session:
         session.execute(update(Audit).values(at=before(31)))
-    actions = Counter(row.action for row in kept.audit(limit=1000))
+    actions = Counter(row.action for row in kept.audit.list(limit=1000))
     others = sum(count for name, count in actions.items() if not name.startswith("alias."))
 
-    assert kept.prunable(RETENTION, NOW) == prune(kept) == Pruned(audit=others)
+    assert kept.retention.prunable(RETENTION, NOW) == prune(kept) == Pruned(audit=others)
 
-    left = Counter(row.action for row in kept.audit(limit=1000))
+    left = Counter(row.action for row in kept.audit.list(limit=1000))
     assert left.total() == actions.total() - others > 0
-    assert kept.rollback(SUPPORT).number == 1
+    assert kept.aliases.rollback(SUPPORT).number == 1

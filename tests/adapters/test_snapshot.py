@@ -42,23 +42,23 @@ from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 url, root = sys.argv[1:]
 with Registry(url, ArtifactStore(Path(root))) as registry:
-    registry.set_serving(AdapterName("acme", "support"), "champion", 2, "server")
+    registry.aliases.set_serving(AdapterName("acme", "support"), "champion", 2, "server")
 """
 
 
 @pytest.fixture
 def two_versions(registry: Registry, write_adapter: WriteAdapter) -> Registry:
     """The champion is v1; v2 is loaded and to follow it."""
-    registry.create_tenant("acme", Limits(max_concurrent=2))
+    registry.tenants.create("acme", Limits(max_concurrent=2))
     for seed in (1, 2):
-        registry.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
+        registry.versions.publish(SUPPORT, write_adapter(f"v{seed}", seed=seed))
     let_serve(registry, SUPPORT, "champion", 1)
-    make_ready(registry, registry.set_alias(SUPPORT, "champion", 2))
+    make_ready(registry, registry.aliases.set(SUPPORT, "champion", 2))
     return registry
 
 
 def let_v2_serve(registry: Registry) -> None:
-    registry.set_serving(SUPPORT, "champion", 2, "server")
+    registry.aliases.set_serving(SUPPORT, "champion", 2, "server")
 
 
 def test_alias_and_version_select(two_versions: Registry):
@@ -75,8 +75,8 @@ def test_alias_and_version_select(two_versions: Registry):
 
 
 def test_what_does_not_resolve_says_why(two_versions: Registry, write_adapter: WriteAdapter):
-    two_versions.publish(SUPPORT, write_adapter("v3", seed=3))
-    retired = two_versions.retire(SUPPORT, 3)
+    two_versions.versions.publish(SUPPORT, write_adapter("v3", seed=3))
+    retired = two_versions.states.retire(SUPPORT, 3)
     snapshot = two_versions.snapshot()
 
     with pytest.raises(AdapterNotFound):
@@ -114,7 +114,7 @@ def test_old_snapshot_stays_as_it_was_when_the_registry_moves_on(two_versions: R
 
 
 def test_snapshot_shows_no_key_hash(registry: Registry):
-    key = registry.create_tenant("acme").key
+    key = registry.tenants.create("acme").key
 
     assert hash_key(key) not in repr(registry.snapshot())
 
@@ -138,9 +138,9 @@ def test_nobody_resolves_another_tenants_adapter(
             keys = {}
             for (tenant, name), count in published.items():
                 if tenant not in keys:
-                    keys[tenant] = registry.create_tenant(tenant).key
+                    keys[tenant] = registry.tenants.create(tenant).key
                 for adapter in two_adapters[:count]:
-                    registry.publish(AdapterName(tenant, name), adapter)
+                    registry.versions.publish(AdapterName(tenant, name), adapter)
                 let_serve(registry, AdapterName(tenant, name), "champion", count)
             snapshot = registry.snapshot()
 

@@ -78,12 +78,14 @@ def costs_of_a_promotion(root: Path, tenants: int, folders: list[Path]) -> list[
     fill(url, store, folders[0], tenants, each=5)
     with counted() as work, Registry(url, store) as registry:
         registry.snapshot()
-        costs = [work.count(lambda: registry.publish(SUPPORT, folders[1]))]
+        costs = [work.count(lambda: registry.versions.publish(SUPPORT, folders[1]))]
         costs.append(work.count(registry.snapshot))
-        version = registry.set_alias(SUPPORT, "champion", 2)
+        version = registry.aliases.set(SUPPORT, "champion", 2)
         costs.append(work.count(lambda: make_ready(registry, version)))
         costs.append(work.count(registry.snapshot))
-        costs.append(work.count(lambda: registry.set_serving(SUPPORT, "champion", 2, "server")))
+        costs.append(
+            work.count(lambda: registry.aliases.set_serving(SUPPORT, "champion", 2, "server"))
+        )
         costs.append(work.count(registry.snapshot))
         costs.append(work.count(registry.revision))
         assert registry.snapshot().resolve("acme", "support", "champion") == version
@@ -132,13 +134,13 @@ def lines_of_a_change(root: Path, tenants: int, folder: Path) -> list[Counter[st
     counts: list[Counter[str]] = []
     with Registry(url, store) as registry:
         registry.snapshot()
-        version = registry.set_alias(SUPPORT, "challenger", 1)
-        registry.pin(SUPPORT, "v1")
+        version = registry.aliases.set(SUPPORT, "challenger", 1)
+        registry.pins.add(SUPPORT, "v1")
         with lines_run() as lines:
             snapshot = registry.snapshot()
         counts.append(lines)
         with lines_run() as lines:
-            assert [wish.alias for wish in snapshot.open_wishes()] == ["challenger"]
+            assert [target.alias for target in snapshot.unserved_aliases()] == ["challenger"]
             assert snapshot.pinned() == (version,)
             assert snapshot.served_merged() == snapshot.unreadable() == ()
             assert snapshot.is_meant(version)
@@ -164,7 +166,7 @@ def test_what_did_not_change_is_shared_with_the_snapshot_before(
     fill(database_url, store, write_adapter(), tenants=3, each=2)
     with Registry(database_url, store) as registry:
         old = registry.snapshot()
-        registry.set_alias(SUPPORT, "challenger", 1)
+        registry.aliases.set(SUPPORT, "challenger", 1)
         new = registry.snapshot()
 
     assert new.adapters("acme")[0] is not old.adapters("acme")[0]
@@ -173,7 +175,7 @@ def test_what_did_not_change_is_shared_with_the_snapshot_before(
 
 
 def test_snapshot_of_an_unchanged_registry_is_the_same_object(registry: Registry):
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
 
     assert registry.snapshot() is registry.snapshot()
 
@@ -181,7 +183,7 @@ def test_snapshot_of_an_unchanged_registry_is_the_same_object(registry: Registry
 def test_database_that_was_put_back_to_an_older_state_is_read_whole(
     registry: Registry, database_url: str
 ):
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     database = Database(database_url)
     with database.reading() as session:
         fresh = read_snapshot(session, Snapshot(revision=99))
@@ -199,8 +201,8 @@ def test_renewed_snapshot_is_the_same_as_one_read_whole(
     database = Database(database_url)
     done: set[str] = set()
     for tenant in "ab":
-        registry.create_tenant(tenant)
-        registry.publish(AdapterName(tenant, "one"), folders[0])
+        registry.tenants.create(tenant)
+        registry.versions.publish(AdapterName(tenant, "one"), folders[0])
     for _ in range(120):
         change = chance.choice(CHANGES)
         try:
@@ -218,9 +220,9 @@ def test_renewed_snapshot_is_the_same_as_one_read_whole(
 
 def check_what_is_looked_up(snapshot: Snapshot) -> None:
     """What followers are told is what they would find by looking at everything."""
-    wishes = list(snapshot.wishes())
-    assert list(snapshot.open_wishes()) == [w for w in wishes if w.desired != w.serving]
-    meant = {version for wish in wishes for version in (wish.desired, wish.serving)}
+    targets = list(snapshot.desired_aliases())
+    assert list(snapshot.unserved_aliases()) == [w for w in targets if w.desired != w.serving]
+    meant = {version for target in targets for version in (target.desired, target.serving)}
     entries = [
         entry
         for listing in snapshot.listings()
@@ -242,59 +244,59 @@ def _adapter(chance: random.Random) -> AdapterName:
 
 def _change_tenant(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
     tenant = chance.choice("ab")
-    registry.set_limits(tenant, Limits(max_concurrent=chance.randint(1, 9)))
-    new = registry.create_key(tenant)
+    registry.tenants.set_limits(tenant, Limits(max_concurrent=chance.randint(1, 9)))
+    new = registry.tenants.create_key(tenant)
     if chance.random() < 0.5:
-        registry.revoke_key(new.key_id)
+        registry.tenants.revoke_key(new.key_id)
 
 
 def _delete(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
     if chance.random() < 0.1:
-        registry.delete_tenant("b")
+        registry.tenants.delete("b")
 
 
 def _publish(registry: Registry, chance: random.Random, folders: list[Path]) -> None:
-    registry.publish(_adapter(chance), chance.choice(folders))
+    registry.versions.publish(_adapter(chance), chance.choice(folders))
 
 
 def _promote(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
     alias = chance.choice(("champion", "challenger"))
-    registry.set_alias(_adapter(chance), alias, chance.randint(1, 3))
+    registry.aliases.set(_adapter(chance), alias, chance.randint(1, 3))
 
 
 def _move(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
-    version = chance.choice(registry.show(_adapter(chance)).versions).version
+    version = chance.choice(registry.versions.show(_adapter(chance)).versions).version
     legal = LEGAL_MOVES[registry.snapshot().state(version)]
     if legal:
-        registry.set_state(version, chance.choice(legal), "server", "by chance")
+        registry.states.set(version, chance.choice(legal), "server", "by chance")
 
 
 def _serve(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
-    for adapter, alias, desired, _ in registry.snapshot().wishes():
+    for adapter, alias, desired, _ in registry.snapshot().desired_aliases():
         if registry.snapshot().state(desired) is AdapterState.READY:
             name = AdapterName(adapter.tenant, adapter.name)
-            registry.set_serving(name, alias, desired.number, "server")
+            registry.aliases.set_serving(name, alias, desired.number, "server")
 
 
 def _go_back(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
-    registry.rollback(_adapter(chance))
+    registry.aliases.rollback(_adapter(chance))
 
 
 def _delete_alias(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
-    registry.delete_alias(_adapter(chance), chance.choice(("champion", "challenger")))
+    registry.aliases.delete(_adapter(chance), chance.choice(("champion", "challenger")))
 
 
 def _retire(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
-    registry.retire(_adapter(chance), chance.randint(1, 3))
+    registry.states.retire(_adapter(chance), chance.randint(1, 3))
 
 
 def _pin(registry: Registry, chance: random.Random, _folders: list[Path]) -> None:
-    change = chance.choice((registry.pin, registry.pin, registry.unpin))
+    change = chance.choice((registry.pins.add, registry.pins.add, registry.pins.remove))
     change(_adapter(chance), f"v{chance.randint(1, 3)}")
 
 
 def _restart(registry: Registry, _chance: random.Random, _folders: list[Path]) -> None:
-    registry.reset_states("server")
+    registry.states.reset("server")
 
 
 CHANGES = [

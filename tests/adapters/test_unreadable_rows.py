@@ -83,12 +83,14 @@ def furnished(
     shutil.copy(empty_registry, path)
     with Registry(f"sqlite:///{path}", ArtifactStore(root / "artifacts")) as registry:
         for number, adapter in enumerate((SUPPORT, ROUTER)):
-            keys[adapter.tenant] = registry.create_tenant(adapter.tenant)
+            keys[adapter.tenant] = registry.tenants.create(adapter.tenant)
             for version in (1, 2):
                 seed = 10 * number + version
-                registry.publish(adapter, write_small_adapter(root / f"adapter-{seed}", seed=seed))
+                registry.versions.publish(
+                    adapter, write_small_adapter(root / f"adapter-{seed}", seed=seed)
+                )
             let_serve(registry, adapter, "champion", 1)
-            registry.set_alias(adapter, "challenger", 2)
+            registry.aliases.set(adapter, "challenger", 2)
     return path, keys
 
 
@@ -124,7 +126,7 @@ def test_a_version_that_cannot_be_read_is_left_out_and_all_others_are_followed(
 ) -> None:
     change, *values = DAMAGES[damage]
     damaged.write(f"UPDATE versions SET {change} WHERE id = 1", *values)
-    damaged.registry.revoke_key(damaged.keys["acme"].key_id)
+    damaged.registry.tenants.revoke_key(damaged.keys["acme"].key_id)
 
     snapshot = damaged.registry.snapshot()
 
@@ -151,7 +153,7 @@ def test_a_version_is_read_again_once_its_record_is_mended(damaged: Damaged) -> 
 def test_what_cannot_be_read_stays_known_while_its_adapter_changes(damaged: Damaged) -> None:
     damaged.write("UPDATE versions SET manifest = 'torn' WHERE id = 1")
     damaged.registry.snapshot()
-    damaged.registry.delete_alias(SUPPORT, "challenger")
+    damaged.registry.aliases.delete(SUPPORT, "challenger")
     assert [each.subject for each in damaged.registry.snapshot().unreadable()] == [
         "acme/support@v1"
     ]
@@ -167,7 +169,7 @@ def test_a_tenant_that_cannot_be_read_is_refused_until_it_can(damaged: Damaged) 
     assert snapshot.limits("globex") == Limits()
     assert [each.subject for each in snapshot.unreadable()] == ["acme"]
 
-    damaged.registry.set_limits("acme", Limits(max_concurrent=5))
+    damaged.registry.tenants.set_limits("acme", Limits(max_concurrent=5))
     snapshot = damaged.registry.snapshot()
     assert snapshot.tenant_of_key(key) == "acme"
     assert snapshot.resolve("acme", "support", "champion").number == 1
@@ -191,8 +193,8 @@ async def test_each_is_named_once_in_the_log(
     damaged.write("UPDATE versions SET manifest = 'torn' WHERE id = 1")
     with caplog.at_level(logging.ERROR):
         await watcher.refresh()
-        damaged.registry.create_key("globex")
-        damaged.registry.delete_alias(SUPPORT, "challenger")
+        damaged.registry.tenants.create_key("globex")
+        damaged.registry.aliases.delete(SUPPORT, "challenger")
         await watcher.refresh()
     [line] = caplog.messages
     assert line.startswith("acme/support@v1 is left out: ")
@@ -276,25 +278,25 @@ def test_whatever_a_record_says_other_tenants_are_served_as_before(
 
 
 QUESTIONS: dict[str, Callable[[Registry], object]] = {
-    "show": lambda registry: registry.show(SUPPORT),
-    "list_tenants": lambda registry: registry.list_tenants(),
-    "list_keys": lambda registry: registry.list_keys("acme"),
+    "show": lambda registry: registry.versions.show(SUPPORT),
+    "list_tenants": lambda registry: registry.tenants.list(),
+    "list_keys": lambda registry: registry.tenants.list_keys("acme"),
     "adapters": lambda registry: registry.adapters(),
-    "audit": lambda registry: registry.audit(),
-    "usage": lambda registry: registry.usage(),
-    "usage_totals": lambda registry: registry.usage_totals(),
-    "trials": lambda registry: registry.trials(),
-    "trials_under_way": lambda registry: registry.trials_under_way(),
-    "collectable": lambda registry: registry.collectable(),
-    "merged_model": lambda registry: registry.merged_model(SUPPORT, 1),
-    "pin": lambda registry: registry.pin(SUPPORT, "v1"),
-    "set_alias": lambda registry: registry.set_alias(SUPPORT, "champion", 2),
-    "rollback": lambda registry: registry.rollback(SUPPORT),
-    "reset_states": lambda registry: registry.reset_states("server"),
-    "reset_merged": lambda registry: registry.reset_merged("server"),
-    "set_limits": lambda registry: registry.set_limits("acme", Limits()),
-    "retire": lambda registry: registry.retire(SUPPORT, 2),
-    "delete_tenant": lambda registry: registry.delete_tenant("acme"),
+    "audit": lambda registry: registry.audit.list(),
+    "usage": lambda registry: registry.usage.list(),
+    "usage_totals": lambda registry: registry.usage.totals(),
+    "trials": lambda registry: registry.trials.list(),
+    "trials_under_way": lambda registry: registry.trials.under_way(),
+    "collectable": lambda registry: registry.artifacts.collectable(),
+    "merged_model": lambda registry: registry.merges.folder(SUPPORT, 1),
+    "pin": lambda registry: registry.pins.add(SUPPORT, "v1"),
+    "set_alias": lambda registry: registry.aliases.set(SUPPORT, "champion", 2),
+    "rollback": lambda registry: registry.aliases.rollback(SUPPORT),
+    "reset_states": lambda registry: registry.states.reset("server"),
+    "reset_merged": lambda registry: registry.merged.reset("server"),
+    "set_limits": lambda registry: registry.tenants.set_limits("acme", Limits()),
+    "retire": lambda registry: registry.states.retire(SUPPORT, 2),
+    "delete_tenant": lambda registry: registry.tenants.delete("acme"),
 }
 
 

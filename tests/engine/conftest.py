@@ -75,11 +75,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     versions: dict[str, AdapterVersion] = {}
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
         for tenant in ("acme", "globex"):
-            keys[tenant] = registry.create_tenant(tenant).key
+            keys[tenant] = registry.tenants.create(tenant).key
         for name, folder in folders.items():
             adapter = AdapterName.parse(name)
-            versions[name] = registry.publish(adapter, folder)
-            registry.set_alias(adapter, "champion", versions[name].number)
+            versions[name] = registry.versions.publish(adapter, folder)
+            registry.aliases.set(adapter, "champion", versions[name].number)
     return World(home, keys, versions, folders, weights)
 
 

@@ -55,7 +55,7 @@ class Served:
 
 @contextmanager
 def running(world: World, log: Path) -> Iterator[Served]:
-    """Starts a server, lends it once all wishes have come true, and kills it."""
+    """Starts a server, lends it once all targets are served, and kills it."""
     with starting(world, log) as server:
         wait_until_started(server)
         yield server
@@ -117,4 +117,6 @@ def _has_started(server: Served) -> bool:
 def _all_serve(world: World) -> bool:
     """Whether the server has loaded, checked and promoted what was wished for."""
     with world.registry() as registry:
-        return all(wish.desired == wish.serving for wish in registry.snapshot().wishes())
+        return all(
+            target.desired == target.serving for target in registry.snapshot().desired_aliases()
+        )

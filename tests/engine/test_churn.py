@@ -39,7 +39,7 @@ class Churn:
     weights: Mapping[str, str]  # by version, as the header names it
 
     def is_settled(self, adapter: AdapterName) -> bool:
-        champion = self.registry.show(adapter).aliases["champion"]
+        champion = self.registry.versions.show(adapter).aliases["champion"]
         return champion.desired == champion.serving
 
     def loads(self) -> int:
@@ -57,15 +57,15 @@ def churn(served: Served) -> Iterator[Churn]:
         for number, adapter in enumerate(ADAPTERS):
             for shift in (0, APART):
                 name = CHURN_WEIGHTS[(number + shift) % len(CHURN_WEIGHTS)]
-                weights[str(registry.publish(adapter, served.world.weights[name]))] = name
-            registry.set_alias(adapter, "champion", 1)
+                weights[str(registry.versions.publish(adapter, served.world.weights[name]))] = name
+            registry.aliases.set(adapter, "champion", 1)
         churn = Churn(served, registry, weights)
         assert wait_for(lambda: all(map(churn.is_settled, ADAPTERS)), SETTLES_SECONDS)
         yield churn
         for adapter in ADAPTERS:
-            registry.delete_alias(adapter, "champion")
+            registry.aliases.delete(adapter, "champion")
             for number in (1, 2):
-                registry.retire(adapter, number)
+                registry.states.retire(adapter, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,9 @@ def move_champions(churn: Churn, ended: threading.Event) -> int:
     for adapter in cycle(ADAPTERS):
         for is_promotion in (True, False):
             if is_promotion:
-                churn.registry.set_alias(adapter, "champion", 2)
+                churn.registry.aliases.set(adapter, "champion", 2)
             else:
-                churn.registry.rollback(adapter)
+                churn.registry.aliases.rollback(adapter)
             is_over = partial(_is_over, churn, adapter, ended)
             assert wait_for(is_over, SETTLES_SECONDS), f"{adapter} did not move"
             if ended.is_set():

@@ -33,10 +33,10 @@ def small_world(world: World, tmp_path: Path) -> World:
     home = Home(tmp_path / "home").ensure()
     small = World(home, {}, {}, {}, world.weights)
     with small.registry() as registry:
-        keys = {tenant: registry.create_tenant(tenant).key for tenant in ("acme", "globex")}
+        keys = {tenant: registry.tenants.create(tenant).key for tenant in ("acme", "globex")}
         for adapter, weights in ((SUPPORT, OLD), (SUPPORT, NEW), (ROUTER, ELSE)):
-            registry.publish(adapter, world.weights[weights])
-            registry.set_alias(adapter, "champion", 1)
+            registry.versions.publish(adapter, world.weights[weights])
+            registry.aliases.set(adapter, "champion", 1)
     return World(home, keys, {}, {}, world.weights)
 
 
@@ -87,7 +87,7 @@ def core_of(server: Served) -> psutil.Process:
 
 def state(world: World, number: int) -> AdapterState:
     with world.registry() as registry:
-        versions = registry.show(SUPPORT).versions
+        versions = registry.versions.show(SUPPORT).versions
     return next(found.state for found in versions if found.version.number == number)
 
 
@@ -128,7 +128,7 @@ def test_promotion_survives_the_death_of_the_core_and_a_rollback_that_of_the_ser
             pool.submit(load_of_another_adapter, first_server, exact, ended) for _ in range(2)
         ]
         try:
-            registry.set_alias(SUPPORT, "champion", 2)
+            registry.aliases.set(SUPPORT, "champion", 2)
             assert wait_for(lambda: state(small_world, 2) is AdapterState.LOADING, 10)
             os.kill(core.pid, signal.SIGKILL)
 
@@ -152,7 +152,7 @@ def test_promotion_survives_the_death_of_the_core_and_a_rollback_that_of_the_ser
 
         assert wait_for(lambda: state(small_world, 1) is AdapterState.PUBLISHED, SETTLES_SECONDS)
         core = core_of(first_server)
-        registry.rollback(SUPPORT)
+        registry.aliases.rollback(SUPPORT)
         assert wait_for(lambda: state(small_world, 1) is AdapterState.LOADING, 10)
         first_server.process.kill()
         first_server.process.wait()

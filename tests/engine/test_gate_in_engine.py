@@ -62,8 +62,8 @@ class Gated:
 
     def promote(self, folder: Path) -> VersionRecord:
         """Publishes and promotes it, and waits for what the server makes of it."""
-        version = self.registry.publish(self.name, folder)
-        self.registry.set_alias(self.name, "champion", version.number)
+        version = self.registry.versions.publish(self.name, folder)
+        self.registry.aliases.set(self.name, "champion", version.number)
         deadline = time.monotonic() + SETTLES_IN_SECONDS
         while (found := self.newest()).state not in SETTLED:
             assert time.monotonic() < deadline, f"{version} is still {found.state}"
@@ -71,7 +71,7 @@ class Gated:
         return found
 
     def newest(self) -> VersionRecord:
-        return self.registry.show(self.name).versions[0]
+        return self.registry.versions.show(self.name).versions[0]
 
     def answers(self) -> str:
         """The version that answers requests by the adapter's plain name."""
@@ -133,13 +133,13 @@ def gated(
 ) -> Iterator[Gated]:
     home = served.world.home
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        key = registry.create_tenant("gatehouse").key
+        key = registry.tenants.create("gatehouse").key
         gated = Gated(served, registry, AdapterName("gatehouse", "clerk"), key)
         sound = folder_of(trained.plain, tmp_path_factory.mktemp("sound") / "v1")
         first = gated.promote(refer(sound, trained.plain_reference))
         assert first.state is AdapterState.READY, first.reason
         yield gated
-        registry.delete_tenant("gatehouse")
+        registry.tenants.delete("gatehouse")
 
 
 def folder_of(adapter: Path, copy: Path) -> Path:
@@ -177,7 +177,7 @@ def assert_refused(gated: Gated, folder: Path, code: str, sentence: str) -> None
     assert f"{refused.version.version} was to serve as champion and failed ({code})" in page
     assert sentence in page
     assert gated.answers() == before
-    assert gated.registry.show(gated.name).aliases["champion"].serving != refused.version
+    assert gated.registry.versions.show(gated.name).aliases["champion"].serving != refused.version
 
 
 def test_rslora_adapter_is_served_as_it_was_trained(

@@ -66,8 +66,8 @@ def rolled(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Served:
     wrong = served.world.folders["acme/loud"]
     with served.world.registry() as registry:
         for version in (first, wrong, _same_in_another_file(first, folder / "v3")):
-            registry.publish(ROLLED, version)
-        registry.set_alias(ROLLED, "champion", 1)
+            registry.versions.publish(ROLLED, version)
+        registry.aliases.set(ROLLED, "champion", 1)
         assert wait_for(lambda: _serves(served, 1), 60)
     return served
 
@@ -134,13 +134,13 @@ def _start(served: Served, **body: Any) -> None:
 
 def _trial(served: Served) -> dict[str, Any]:
     with served.world.registry() as registry:
-        standing = registry.trials("acme")[0].standing
-    return {"state": standing.state, "reason": standing.reason}
+        status = registry.trials.list("acme")[0].status
+    return {"state": status.state, "reason": status.reason}
 
 
 def _serves(served: Served, number: int) -> bool:
     with served.world.registry() as registry:
-        serving = registry.show(ROLLED).aliases["champion"].serving
+        serving = registry.versions.show(ROLLED).aliases["champion"].serving
     return serving is not None and serving.number == number
 
 

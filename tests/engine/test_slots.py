@@ -51,7 +51,7 @@ class Asked:
 
 
 def is_served(registry: Registry, adapter: AdapterName) -> bool:
-    champion = registry.show(adapter).aliases["champion"]
+    champion = registry.versions.show(adapter).aliases["champion"]
     return champion.desired == champion.serving
 
 
@@ -59,23 +59,23 @@ def is_served(registry: Registry, adapter: AdapterName) -> bool:
 def registry(served: Served) -> Iterator[Registry]:
     with served.world.registry() as registry:
         for adapter, weights in RESIDENTS.items():
-            registry.publish(adapter, served.world.weights[weights])
-            registry.set_alias(adapter, "champion", 1)
+            registry.versions.publish(adapter, served.world.weights[weights])
+            registry.aliases.set(adapter, "champion", 1)
         assert wait_for(
             lambda: all(is_served(registry, adapter) for adapter in RESIDENTS), SETTLES_SECONDS
         )
         yield registry
         for adapter in (*RESIDENTS, PROMOTED):
-            registry.delete_alias(adapter, "champion")
-            for version in registry.show(adapter).versions:
-                registry.retire(adapter, version.version.number)
+            registry.aliases.delete(adapter, "champion")
+            for version in registry.versions.show(adapter).versions:
+                registry.states.retire(adapter, version.version.number)
 
 
 def promote_for_ever(served: Served, registry: Registry, ended: threading.Event) -> int:
     """Publishes and promotes until the end; how many were served."""
     for promotions, weights in enumerate(cycle(CHURN_WEIGHTS)):
-        version = registry.publish(PROMOTED, served.world.weights[weights])
-        registry.set_alias(PROMOTED, "champion", version.number)
+        version = registry.versions.publish(PROMOTED, served.world.weights[weights])
+        registry.aliases.set(PROMOTED, "champion", version.number)
         assert wait_for(lambda: ended.is_set() or is_served(registry, PROMOTED), SETTLES_SECONDS), (
             f"{version} was not promoted"
         )

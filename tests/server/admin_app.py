@@ -14,8 +14,8 @@ from loragate.adapters.registry.api_keys import hash_key
 from loragate.adapters.registry.registry import Registry
 from loragate.server.admin.administration import Administration
 from loragate.server.concurrency.fair_threads import FairThreads
-from loragate.server.errors import describe
 from loragate.server.http.admin_routes import build_router
+from loragate.server.statuses import describe
 
 ADMIN_KEY = "lg-admin-test"
 MAX_ADAPTER_BYTES = 100_000

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from loragate.server.admission.fair_queue import FairQueue, Turn
+from loragate.server.admission.fair_queue import FairQueue, QueueGrant
 from loragate.server.core import Route
 
 
@@ -23,7 +23,7 @@ class Crowd:
     """Requests that run until they are told to end."""
 
     queue: FairQueue
-    running: dict[str, Turn] = field(default_factory=dict)
+    running: dict[str, QueueGrant] = field(default_factory=dict)
     tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
     async def start(self, name: str, where: Route, prompt_tokens: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""A workshop for merged models around engines that echo."""
+"""A merged_backend for merged models around engines that echo."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,16 +11,16 @@ from small_server import SUPPORT, Served
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.names import AdapterVersion
-from loragate.server.engine.memory import Need
+from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.engine.protocol import Engine
-from loragate.server.merged.models import Workshop
+from loragate.server.merged.backend import MergedBackend
 
 PLENTY = 64 * 2**30
 
 
 @dataclass
 class Bench:
-    """A workshop whose engines echo; it makes what is missing out of the base model's folder."""
+    """A backend whose engines echo; it makes what is missing out of the base model's folder."""
 
     base: BaseModel
     engines: EchoEngines = field(default_factory=EchoEngines)
@@ -28,7 +28,7 @@ class Bench:
     free_bytes: int = PLENTY
     free_host_bytes: int = PLENTY
     made: list[AdapterVersion] = field(default_factory=list)
-    needs: list[Need] = field(default_factory=list)
+    needs: list[MemoryRequirement] = field(default_factory=list)
     served: Served | None = None
     may_make: asyncio.Event = field(default_factory=asyncio.Event)
     given_up: list[AdapterVersion] = field(default_factory=list)  # while they were made
@@ -43,13 +43,13 @@ class Bench:
         return self.served
 
     @property
-    def workshop(self) -> Workshop:
-        return Workshop(
+    def merged_backend(self) -> MergedBackend:
+        return MergedBackend(
             self._start, self._make, lambda: self.free_bytes, lambda: self.free_host_bytes
         )
 
     @asynccontextmanager
-    async def _start(self, folder: Path, need: Need) -> AsyncIterator[Engine]:
+    async def _start(self, folder: Path, need: MemoryRequirement) -> AsyncIterator[Engine]:
         self.needs.append(need)
         await self.may_start.wait()
         async with self.engines.start() as engine:
@@ -61,5 +61,5 @@ class Bench:
         except asyncio.CancelledError:
             self.given_up.append(version)
             raise
-        self.server.registry.attach_merged(SUPPORT, version.number, self.base.path)
+        self.server.registry.merges.attach(SUPPORT, version.number, self.base.path)
         self.made.append(version)

@@ -26,7 +26,7 @@ from loragate.adapters.store import ArtifactStore
 from loragate.server.app import Server, build
 from loragate.server.config import Config, LimitsConfig, RegistryConfig, Section, ServerConfig
 from loragate.server.engine.supervision import StartEngine
-from loragate.server.merged.models import Workshop
+from loragate.server.merged.backend import MergedBackend
 
 TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>"
@@ -119,9 +119,9 @@ def furnish(root: Path) -> Furnished:
     home = Home(root).ensure()
     home.admin_key({})
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        keys = {tenant: registry.create_tenant(tenant).key for tenant in ("acme", "globex")}
+        keys = {tenant: registry.tenants.create(tenant).key for tenant in ("acme", "globex")}
         for seed, name in enumerate((SUPPORT, AdapterName("globex", "router"))):
-            registry.publish(name, write_adapter(root / f"adapter-{seed}", seed))
+            registry.versions.publish(name, write_adapter(root / f"adapter-{seed}", seed))
             let_serve(registry, name, "champion", 1)
     return Furnished(root, keys)
 
@@ -139,7 +139,7 @@ async def serve(
     engine: EchoEngine,
     config: Config | None = None,
     start: StartEngine | None = None,
-    workshop: Workshop | None = None,
+    merged_backend: MergedBackend | None = None,
 ) -> AsyncIterator[Served]:
     """A server on a copy of the home, over `engine` or over what `start` starts.
 
@@ -149,7 +149,7 @@ async def serve(
     home = Home(root)
     start = start or (lambda: nullcontext(engine))
     config = config or small_config()
-    async with build(config, home, base, start, workshop=workshop) as server:
+    async with build(config, home, base, start, merged_backend=merged_backend) as server:
         # What nobody foresaw is answered with 500 and raised again, for the web server's log.
         transport = httpx.ASGITransport(server.http, raise_app_exceptions=False)
         with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:

@@ -179,14 +179,14 @@ async def test_page_tells_what_serves_and_why_a_version_failed(
     admin: httpx.AsyncClient, registry: Registry, tmp_path: Path
 ) -> None:
     adapter = AdapterName("acme", "support")
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     for seed in (1, 2):
-        registry.publish(adapter, write_adapter(tmp_path / f"v{seed}", seed))
+        registry.versions.publish(adapter, write_adapter(tmp_path / f"v{seed}", seed))
     let_serve(registry, adapter, "champion", 1)
     await admin.put(f"{SUPPORT}/aliases/champion", json={"version": "v2"})
     two = registry.snapshot().resolve("acme", "support", "v2")
-    registry.set_state(two, AdapterState.LOADING, "server")
-    registry.set_state(two, AdapterState.FAILED, "server", "it has no effect")
+    registry.states.set(two, AdapterState.LOADING, "server")
+    registry.states.set(two, AdapterState.FAILED, "server", "it has no effect")
 
     page = (await admin.get(SUPPORT)).json()
 
@@ -218,7 +218,7 @@ async def test_merged_model_is_asked_for_routed_to_and_stopped(
     assert (await admin.put(merged)).json() == published
     assert (await admin.put(f"{SUPPORT}/aliases/champion", json=champion)).json() == published
     one = registry.snapshot().resolve("acme", "support", "v1")
-    registry.set_merged_state(one, MergedState.REFUSED, "server", "there is no room")
+    registry.merged.set_state(one, MergedState.REFUSED, "server", "there is no room")
 
     page = (await admin.get(SUPPORT)).json()
     assert page["modes"] == {"champion": "merged"}
@@ -348,7 +348,7 @@ async def test_nothing_is_read_of_an_upload_without_the_admin_key(
 async def test_file_that_comes_again_after_another_is_refused(
     registry: Registry, incoming: Path
 ) -> None:
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
 
     async def pieces() -> AsyncIterator[tuple[str, bytes]]:
         for name in ("README.md", "manifest.json", "README.md"):
@@ -366,7 +366,7 @@ async def test_file_that_comes_again_after_another_is_refused(
 async def test_upload_that_is_cancelled_leaves_nothing_behind(
     registry: Registry, incoming: Path
 ) -> None:
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     has_begun = asyncio.Event()
 
     async def endless() -> AsyncIterator[tuple[str, bytes]]:
@@ -401,7 +401,7 @@ async def test_upload_that_is_cancelled_leaves_nothing_behind(
 async def test_only_the_admin_key_opens_administration(
     admin: httpx.AsyncClient, registry: Registry, key: str | None, status: int, code: str
 ) -> None:
-    tenant_key = registry.create_tenant("acme").key
+    tenant_key = registry.tenants.create("acme").key
     sent = tenant_key if key == "of a tenant" else key
     admin.headers = httpx.Headers(
         {} if sent is None else {b"authorization": f"Bearer {sent}".encode()}
@@ -413,7 +413,7 @@ async def test_only_the_admin_key_opens_administration(
             route = path.removeprefix("/admin/v1")
             answer = await admin.request(method, route, json={"tenant": "globex"})
             assert code_of(answer) == (status, code), (method, path)
-    assert [record.tenant for record in registry.list_tenants()] == ["acme"]
+    assert [record.tenant for record in registry.tenants.list()] == ["acme"]
 
 
 async def test_audit_tells_what_was_changed_by_whom(

@@ -14,9 +14,7 @@ from loragate.adapters.registry.snapshot import Limits
 from loragate.server.admission.admission import (
     WINDOW_SECONDS,
     Admission,
-    Ticket,
-    retry_after_header,
-    retry_after_ms_header,
+    Reservation,
 )
 from loragate.server.admission.fair_queue import FairQueue, QueueBounds
 from loragate.server.config import LimitsConfig
@@ -29,6 +27,7 @@ from loragate.server.errors import (
     RateLimited,
     RequestExceedsLimit,
 )
+from loragate.server.http.failures import retry_after_header, retry_after_ms_header
 
 FREE = Limits()
 ACME = Route("acme")
@@ -51,7 +50,7 @@ def admission(
 ) -> Admission:
     clock = clock or Clock()
     queue = FairQueue(
-        places=max_in_flight,
+        permits=max_in_flight,
         slots=1,
         bounds=QueueBounds(max_queued, max_queued, queue_timeout_seconds),
         turn_seconds=0,
@@ -63,11 +62,11 @@ def admission(
 @asynccontextmanager
 async def admitted(
     gate: Admission, route: Route, limits: Limits, tokens: int
-) -> AsyncIterator[Ticket]:
+) -> AsyncIterator[Reservation]:
     """A request whole: it arrives, is booked, and takes its turn."""
     with gate.arrive(Caller("key", "req-1", "http"), route.tenant, limits) as arrival:
-        async with gate.admit(arrival, route, tokens) as ticket:
-            yield ticket
+        async with gate.admit(arrival, route, tokens) as reservation:
+            yield reservation
 
 
 class Requests:
@@ -180,7 +179,7 @@ async def _follow(limits: Limits, steps: list[tuple[str, float]]) -> None:
     clock = Clock()
     gate = admission(clock)
     model = Model(limits)
-    open_: list[tuple[AsyncExitStack, Ticket, Booked]] = []
+    open_: list[tuple[AsyncExitStack, Reservation, Booked]] = []
     for step, amount in steps:
         if step == "wait":
             clock.now += amount
@@ -189,7 +188,7 @@ async def _follow(limits: Limits, steps: list[tuple[str, float]]) -> None:
             is_kept_out = model.keeps_out(clock.now)
             is_refused = is_kept_out or model.has_no_tokens_for(clock.now, tokens)
             try:
-                ticket = await stack.enter_async_context(admitted(gate, ACME, limits, tokens))
+                reservation = await stack.enter_async_context(admitted(gate, ACME, limits, tokens))
             except (RateLimited, RequestExceedsLimit):
                 assert is_refused
                 if not is_kept_out:  # it came in, and counts as a request
@@ -198,11 +197,11 @@ async def _follow(limits: Limits, steps: list[tuple[str, float]]) -> None:
             assert not is_refused
             model.booked.append(Booked(clock.now, tokens))
             model.running += 1
-            open_.append((stack, ticket, model.booked[-1]))
+            open_.append((stack, reservation, model.booked[-1]))
         elif open_:
-            stack, ticket, booked = open_.pop(0)
+            stack, reservation, booked = open_.pop(0)
             used = int(booked.tokens * amount)
-            ticket.settle(used)
+            reservation.settle(used)
             booked.tokens = used
             await stack.aclose()
             model.running -= 1
@@ -219,9 +218,9 @@ async def test_of_many_requests_at_once_exactly_as_many_as_the_limits_allow_get_
 
     async def ask() -> None:
         try:
-            async with admitted(gate, ACME, limits, 10) as ticket:
+            async with admitted(gate, ACME, limits, 10) as reservation:
                 await asyncio.sleep(0)
-                ticket.settle(10)
+                reservation.settle(10)
                 outcomes.append("in")
         except RateLimited as error:
             outcomes.append(error.code or "")
@@ -265,8 +264,8 @@ async def test_a_client_that_waits_as_long_as_it_was_told_gets_in_and_not_before
     clock = Clock()
     gate = admission(clock)
     for _ in range(2):
-        async with admitted(gate, ACME, limits, 10) as ticket:
-            ticket.settle(10)
+        async with admitted(gate, ACME, limits, 10) as reservation:
+            reservation.settle(10)
         clock.now += 13.0
     with pytest.raises(RateLimited) as refusal:
         async with admitted(gate, ACME, limits, 10):
@@ -292,8 +291,8 @@ async def test_a_request_larger_than_the_whole_budget_gets_no_hint_to_try_again(
 async def test_what_a_request_reserved_and_did_not_use_comes_back() -> None:
     gate = admission()
     limits = Limits(tokens_per_minute=100)
-    async with admitted(gate, ACME, limits, 100) as ticket:
-        ticket.settle(30)
+    async with admitted(gate, ACME, limits, 100) as reservation:
+        reservation.settle(30)
     async with admitted(gate, ACME, limits, 70):
         with pytest.raises(RateLimited):
             async with admitted(gate, ACME, limits, 1):
@@ -306,9 +305,9 @@ async def test_a_request_that_settles_after_its_minute_does_not_spoil_the_next()
     limits = Limits(tokens_per_minute=100)
     async with admitted(gate, ACME, limits, 100) as slow:
         clock.now += 61
-        async with admitted(gate, ACME, limits, 100) as ticket:
+        async with admitted(gate, ACME, limits, 100) as reservation:
             slow.settle(5)
-            ticket.settle(60)
+            reservation.settle(60)
         async with admitted(gate, ACME, limits, 40):
             pass
         with pytest.raises(RateLimited):
@@ -472,12 +471,12 @@ schedule = st.lists(st.tuples(st.sampled_from(["start", "finish", "cancel"]), st
 
 
 @settings(max_examples=100, deadline=None)
-@given(schedule=schedule, places=st.integers(1, 3), queue=st.integers(0, 3))
+@given(schedule=schedule, permits=st.integers(1, 3), queue=st.integers(0, 3))
 def test_whoever_comes_goes_or_gives_up_no_place_is_lost_or_given_twice(
-    schedule: list[tuple[str, int]], places: int, queue: int
+    schedule: list[tuple[str, int]], permits: int, queue: int
 ) -> None:
     async def follow() -> None:
-        gate = admission(max_in_flight=places, max_queued=queue)
+        gate = admission(max_in_flight=permits, max_queued=queue)
         async with requests(gate) as some:
             for number, (action, which) in enumerate(schedule):
                 alive = [name for name, task in some.tasks.items() if not task.done()]
@@ -488,7 +487,7 @@ def test_whoever_comes_goes_or_gives_up_no_place_is_lost_or_given_twice(
                 elif alive:
                     some.ends[alive[which % len(alive)]].set()
                 await asyncio.sleep(0)
-                assert gate.in_flight <= places
+                assert gate.in_flight <= permits
                 assert gate.queued <= queue
         await gate.drained()
         assert (gate.in_flight, gate.queued) == (0, 0)

@@ -32,8 +32,8 @@ def tenants(watcher: SnapshotWatcher) -> Tenants:
 async def test_a_key_says_whose_it_is(
     registry: Registry, watcher: SnapshotWatcher, tenants: Tenants
 ) -> None:
-    acme, globex = registry.create_tenant("acme").key, registry.create_tenant("globex").key
-    second = registry.create_key("acme").key
+    acme, globex = registry.tenants.create("acme").key, registry.tenants.create("globex").key
+    second = registry.tenants.create_key("acme").key
     await watcher.refresh()
     assert tenants.authenticate(acme) == "acme"
     assert tenants.authenticate(second) == "acme"
@@ -59,9 +59,9 @@ def test_an_unknown_key_is_refused_without_being_repeated(tenants: Tenants, key:
 async def test_a_revoked_key_is_unknown(
     registry: Registry, watcher: SnapshotWatcher, tenants: Tenants
 ) -> None:
-    new = registry.create_tenant("acme")
+    new = registry.tenants.create("acme")
     await watcher.refresh()
-    registry.revoke_key(new.key_id)
+    registry.tenants.revoke_key(new.key_id)
     await watcher.refresh()
     with pytest.raises(Unauthenticated):
         tenants.authenticate(new.key)
@@ -77,8 +77,8 @@ def test_the_admin_key_opens_no_model(tenants: Tenants) -> None:
 async def test_at_another_tenant_s_endpoint_a_key_finds_what_it_finds_where_there_is_none(
     registry: Registry, watcher: SnapshotWatcher, tenants: Tenants
 ) -> None:
-    key = registry.create_tenant("acme").key
-    registry.create_tenant("globex")
+    key = registry.tenants.create("acme").key
+    registry.tenants.create("globex")
     await watcher.refresh()
     assert tenants.authenticate(key, "acme") == "acme"
     refusals: list[str] = []

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from small_server import Served, ServeWith, on_a_socket, until
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from trial_traffic import standing, start_rollout, with_two_versions
+from trial_traffic import start_rollout, status, with_two_versions
 
 from loragate.adapters.errors import StoreError
 from loragate.server import app
@@ -111,9 +111,9 @@ async def test_pauses_grow_from_failure_to_failure_and_shrink_after_a_long_time_
     lives = iter([0.0, 0.0, 0.0, 0.0, 100.0, 0.0])
 
     class Listening(Backoff):
-        def following(self, delay: float | None, lived: float) -> float:
+        def following(self, delay: float | None, uptime: float) -> float:
             delay = None if delay is None else pauses[-1]
-            pauses.append(Backoff(1.0, 4.0, 60.0).following(delay, lived))
+            pauses.append(Backoff(1.0, 4.0, 60.0).following(delay, uptime))
             return 0.0
 
     has_ended = asyncio.Event()
@@ -307,7 +307,7 @@ async def test_a_server_that_cannot_write_usage_is_not_ready_until_it_can(
         rename(served, "away", "usage_records")
         await say(200, "ready")
         await grpc_says(health_pb2.HealthCheckResponse.SERVING)
-        assert len(served.registry.usage()) == 2
+        assert len(served.registry.usage.list()) == 2
 
 
 # By whether they have something to do in a short life.
@@ -362,10 +362,10 @@ async def test_all_that_a_server_does_by_itself_goes_on_after_any_error(
     monkeypatch.setattr(app, "BackgroundTasks", Stumbling)
     async with with_two_versions(serve_with, tmp_path) as served, served.server.listening():
         trial = start_rollout(served, 100.0, gates=())
-        await until(lambda: standing(served, trial) == "PASSED", 10)  # trials
-        await until(lambda: served.registry.snapshot().open_wishes() == (), 10)  # lifecycle
+        await until(lambda: status(served, trial) == "PASSED", 10)  # trials
+        await until(lambda: served.registry.snapshot().unserved_aliases() == (), 10)  # lifecycle
         assert (await served.chat()).headers["x-loragate-adapter"] == "acme/support@v2"
-        await until(lambda: len(served.registry.usage()) == 1, 10)  # usage records
+        await until(lambda: len(served.registry.usage.list()) == 1, 10)  # usage records
         told = (await served.client.get("/metrics")).text
     seen = dict(re.findall(r'background_task_restarts_total\{task="(.*)"\} (.*)', told))
     assert seen.keys() == BUSY | IDLE

@@ -11,7 +11,7 @@ from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.telemetry.batch_writer import BatchWriter
 
 
-class Shelf:
+class Rows:
     """Takes batches, or refuses them first with these errors."""
 
     def __init__(self, *refusals: Exception) -> None:
@@ -27,19 +27,19 @@ class Shelf:
 
 
 async def test_flush_returns_once_what_was_added_is_written():
-    shelf = Shelf()
-    writer = BatchWriter("rows", shelf.write)
+    rows = Rows()
+    writer = BatchWriter("rows", rows.write)
     for row in (1, 2, 3):
         writer.add(row)
 
     await asyncio.gather(writer.flush(), writer.flush())
 
-    assert shelf.batches == [[1, 2, 3]]
+    assert rows.batches == [[1, 2, 3]]
 
 
 async def test_batch_that_was_refused_is_written_first_next_time():
-    shelf = Shelf(StoreError("the disk is full; free space"))
-    writer = BatchWriter("rows", shelf.write)
+    rows = Rows(StoreError("the disk is full; free space"))
+    writer = BatchWriter("rows", rows.write)
     writer.add(1)
     with pytest.raises(StoreError):
         await writer.flush()
@@ -47,24 +47,24 @@ async def test_batch_that_was_refused_is_written_first_next_time():
 
     await writer.flush()
 
-    assert shelf.batches == [[1, 2]]
+    assert rows.batches == [[1, 2]]
 
 
 async def test_leaving_writes_what_is_pending():
-    shelf = Shelf()
-    async with BatchWriter("rows", shelf.write).writing(BackgroundTasks()) as writer:
+    rows = Rows()
+    async with BatchWriter("rows", rows.write).writing(BackgroundTasks()) as writer:
         writer.add(1)
 
-    assert shelf.batches == [[1]]
+    assert rows.batches == [[1]]
 
 
 async def test_rows_are_written_without_being_asked_for():
-    shelf = Shelf()
-    async with BatchWriter("rows", shelf.write).writing(BackgroundTasks()) as writer:
+    rows = Rows()
+    async with BatchWriter("rows", rows.write).writing(BackgroundTasks()) as writer:
         writer.add(1)
-        assert await asyncio.to_thread(shelf.is_filled.wait, 10)
+        assert await asyncio.to_thread(rows.is_filled.wait, 10)
 
-    assert shelf.batches == [[1]]
+    assert rows.batches == [[1]]
 
 
 async def test_error_of_the_programs_own_is_not_swallowed():
@@ -89,43 +89,43 @@ async def test_error_of_the_programs_own_is_not_swallowed():
     ids=lambda error: type(error).__name__,
 )
 async def test_writer_goes_on_after_any_error_and_loses_no_row(error: Exception):
-    shelf, background = Shelf(error), BackgroundTasks()
-    async with BatchWriter("rows", shelf.write, 0.01).writing(background) as writer:
+    rows, background = Rows(error), BackgroundTasks()
+    async with BatchWriter("rows", rows.write, 0.01).writing(background) as writer:
         writer.add(1)
-        assert await asyncio.to_thread(shelf.is_filled.wait, 10)
+        assert await asyncio.to_thread(rows.is_filled.wait, 10)
         assert [task.restarts for task in background.all] == [1]
 
-    assert shelf.batches == [[1]]
+    assert rows.batches == [[1]]
 
 
 async def test_what_cannot_be_written_at_the_end_is_told(caplog: pytest.LogCaptureFixture):
     error = RuntimeError("no disk")
-    async with BatchWriter("rows", Shelf(error).write).writing(BackgroundTasks()) as writer:
+    async with BatchWriter("rows", Rows(error).write).writing(BackgroundTasks()) as writer:
         writer.add(1)
 
     assert "1 rows are lost" in caplog.text
 
 
 async def test_many_rows_are_written_in_transactions_of_bounded_size():
-    shelf = Shelf()
-    writer = BatchWriter("rows", shelf.write)
+    rows = Rows()
+    writer = BatchWriter("rows", rows.write)
     for row in range(12_000):
         writer.add(row)
 
     await writer.flush()
 
-    assert max(map(len, shelf.batches)) <= 5_000
-    assert [row for batch in shelf.batches for row in batch] == list(range(12_000))
+    assert max(map(len, rows.batches)) <= 5_000
+    assert [row for batch in rows.batches for row in batch] == list(range(12_000))
 
 
 async def test_rows_past_the_bound_are_dropped_and_counted_in_one_line(
     caplog: pytest.LogCaptureFixture,
 ):
-    shelf = Shelf()
-    async with BatchWriter("rows", shelf.write).writing(BackgroundTasks()) as writer:
+    rows = Rows()
+    async with BatchWriter("rows", rows.write).writing(BackgroundTasks()) as writer:
         for row in range(100_002):
             writer.add(row)
-        assert await asyncio.to_thread(shelf.is_filled.wait, 10)
+        assert await asyncio.to_thread(rows.is_filled.wait, 10)
 
     assert "2 rows dropped" in caplog.text
-    assert sum(map(len, shelf.batches)) == 100_000
+    assert sum(map(len, rows.batches)) == 100_000

@@ -81,7 +81,7 @@ def test_limits_change_one_by_one_and_are_forgotten_on_reset(
 ) -> None:
     loragate("tenant create acme --requests-per-minute 60 --max-concurrent 4")
     loragate("tenant limit acme --tokens-per-minute 1000")
-    [tenant] = registry.list_tenants()
+    [tenant] = registry.tenants.list()
     assert (
         tenant.limits.requests_per_minute,
         tenant.limits.tokens_per_minute,
@@ -117,7 +117,7 @@ def test_deleted_tenant_is_gone(loragate: Loragate, registry: Registry) -> None:
 
     assert loragate("tenant delete acme --yes --json").json == {"tenant": "acme", "deleted": True}
 
-    assert registry.list_tenants() == ()
+    assert registry.tenants.list() == ()
     assert "No tenants yet" in loragate("tenant list").out
 
 
@@ -134,21 +134,21 @@ def test_adapter_is_published_promoted_and_rolled_back(
     published = loragate("adapter publish acme/support --promote", two)
     assert published.code == 0
     assert "will serve as acme/support as soon as a server has loaded" in published.out
-    [wish] = registry.snapshot().wishes()
-    assert (wish.desired.number, wish.serving) == (2, None)
+    [target] = registry.snapshot().desired_aliases()
+    assert (target.desired.number, target.serving) == (2, None)
 
     assert loragate("adapter rollback acme/support --json").json == first
 
-    [wish] = registry.snapshot().wishes()
-    assert wish.desired.number == 1
+    [target] = registry.snapshot().desired_aliases()
+    assert target.desired.number == 1
 
 
 @pytest.fixture
 def three_versions(registry: Registry, tmp_path: Path) -> Registry:
     """v1 serves as champion."""
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     for seed in (1, 2, 3):
-        registry.publish(SUPPORT, write_adapter(tmp_path / f"v{seed}", seed))
+        registry.versions.publish(SUPPORT, write_adapter(tmp_path / f"v{seed}", seed))
     let_serve(registry, SUPPORT, "champion", 1)
     return registry
 
@@ -170,11 +170,11 @@ def test_promote_waits_until_the_version_serves(
 def serve_next(registry: Registry) -> None:
     """What a server does once the champion is to be another."""
     while True:
-        [wish] = registry.snapshot().wishes()
-        if wish.desired != wish.serving:
+        [target] = registry.snapshot().desired_aliases()
+        if target.desired != target.serving:
             break
-    make_ready(registry, wish.desired)
-    registry.set_serving(SUPPORT, "champion", wish.desired.number, "server")
+    make_ready(registry, target.desired)
+    registry.aliases.set_serving(SUPPORT, "champion", target.desired.number, "server")
 
 
 @pytest.mark.parametrize(
@@ -189,16 +189,16 @@ def test_promote_that_waits_in_vain_says_why_in_one_line(
 ) -> None:
     def thwart() -> None:
         while True:
-            [wish] = three_versions.snapshot().wishes()
-            if wish.desired.number == 2:
+            [target] = three_versions.snapshot().desired_aliases()
+            if target.desired.number == 2:
                 break
         if becomes == "it fails":
-            three_versions.set_state(wish.desired, AdapterState.LOADING, "server")
-            three_versions.set_state(
-                wish.desired, AdapterState.FAILED, "server", "it has no effect"
+            three_versions.states.set(target.desired, AdapterState.LOADING, "server")
+            three_versions.states.set(
+                target.desired, AdapterState.FAILED, "server", "it has no effect"
             )
         else:
-            three_versions.set_alias(SUPPORT, "champion", 3)
+            three_versions.aliases.set(SUPPORT, "champion", 3)
 
     thwarted = threading.Thread(target=thwart)
     thwarted.start()
@@ -224,17 +224,17 @@ def test_promote_that_no_server_takes_up_ends_in_time(
 def test_show_tells_what_comes_what_failed_and_what_drains(
     loragate: Loragate, three_versions: Registry
 ) -> None:
-    serving = three_versions.set_alias(SUPPORT, "challenger", 3)
+    serving = three_versions.aliases.set(SUPPORT, "challenger", 3)
     make_ready(three_versions, serving)
-    three_versions.set_serving(SUPPORT, "challenger", 3, "server")
-    two = three_versions.set_alias(SUPPORT, "champion", 2)
-    three_versions.set_state(two, AdapterState.LOADING, "server")
+    three_versions.aliases.set_serving(SUPPORT, "challenger", 3, "server")
+    two = three_versions.aliases.set(SUPPORT, "champion", 2)
+    three_versions.states.set(two, AdapterState.LOADING, "server")
 
     loading = loragate("adapter show acme/support").out
     assert "acme/support: v1 serves (its champion)." in loading
     assert "v2 is being loaded and checked, and serves after that (as champion)." in loading
 
-    three_versions.set_state(two, AdapterState.FAILED, "server", "it has no effect")
+    three_versions.states.set(two, AdapterState.FAILED, "server", "it has no effect")
     failed = loragate("adapter show acme/support").out
     assert "acme/support: v1 serves (its champion)." in failed
     assert "v2 was to serve as champion and failed: it has no effect." in failed
@@ -242,10 +242,10 @@ def test_show_tells_what_comes_what_failed_and_what_drains(
     assert "it has no effect" in row
     assert any("LOADING" in line and "FAILED" in line for line in failed.splitlines())
 
-    three_versions.set_alias(SUPPORT, "champion", 3)
-    three_versions.set_serving(SUPPORT, "champion", 3, "server")
+    three_versions.aliases.set(SUPPORT, "champion", 3)
+    three_versions.aliases.set_serving(SUPPORT, "champion", 3, "server")
     one = three_versions.snapshot().resolve("acme", "support", "v1")
-    three_versions.set_state(one, AdapterState.DRAINING, "server", "v3 serves")
+    three_versions.states.set(one, AdapterState.DRAINING, "server", "v3 serves")
     draining = loragate("adapter show acme/support").out
     assert "acme/support: v3 serves (its champion)." in draining
     assert "v1 is draining: its last requests are ending." in draining
@@ -264,10 +264,10 @@ def test_show_tells_what_comes_what_failed_and_what_drains(
 def test_show_tells_why_a_version_failed_once_and_its_code_in_the_tables(
     loragate: Loragate, three_versions: Registry
 ) -> None:
-    two = three_versions.set_alias(SUPPORT, "champion", 2)
-    three_versions.set_state(two, AdapterState.LOADING, "server")
+    two = three_versions.aliases.set(SUPPORT, "champion", 2)
+    three_versions.states.set(two, AdapterState.LOADING, "server")
     sentence = "In the engine this adapter is not what was trained."
-    three_versions.set_state(two, AdapterState.FAILED, "server", f"reference_mismatch: {sentence}")
+    three_versions.states.set(two, AdapterState.FAILED, "server", f"reference_mismatch: {sentence}")
 
     shown = loragate("adapter show acme/support").out
 
@@ -280,8 +280,8 @@ def test_show_tells_why_a_version_failed_once_and_its_code_in_the_tables(
 def test_show_tells_what_a_server_cannot_load_and_that_it_comes_again(
     loragate: Loragate, three_versions: Registry
 ) -> None:
-    two = three_versions.set_alias(SUPPORT, "champion", 2)
-    three_versions.say_not_loaded(two, "not_loaded: its files are missing here", "server")
+    two = three_versions.aliases.set(SUPPORT, "champion", 2)
+    three_versions.states.say_not_loaded(two, "not_loaded: its files are missing here", "server")
 
     shown = loragate("adapter show acme/support").out
 
@@ -298,8 +298,8 @@ def test_version_in_the_engine_is_retired_when_it_leaves_it(
     assert asked.json == {"adapter": "acme/support", "version": "v2", "state": "READY"}
     assert "READY (retiring)" in loragate("adapter show acme/support").out
 
-    three_versions.set_state(two, AdapterState.DRAINING, "server")
-    three_versions.set_state(two, AdapterState.PUBLISHED, "server")
+    three_versions.states.set(two, AdapterState.DRAINING, "server")
+    three_versions.states.set(two, AdapterState.PUBLISHED, "server")
     again = loragate("adapter retire acme/support v2 --json")
     assert again.json == {"adapter": "acme/support", "version": "v2", "state": "RETIRED"}
 
@@ -311,7 +311,7 @@ def test_pin_is_shown_with_what_a_server_says_of_it(
     assert "v2 is pinned: a server keeps it loaded." in loragate("adapter show acme/support").out
 
     two = three_versions.snapshot().resolve("acme", "support", "v2")
-    three_versions.refuse_pin(two, "this server has no room for it", "server")
+    three_versions.pins.refuse(two, "this server has no room for it", "server")
     shown = loragate("adapter show acme/support").out
     assert "v2 is pinned, but not kept: this server has no room for it." in shown
 
@@ -334,9 +334,9 @@ def test_merged_model_is_served_routed_to_and_shown_with_what_a_server_says(
     assert "v1 is to be served merged for champion; that is WAITING." in shown
 
     one = three_versions.snapshot().resolve("acme", "support", "v1")
-    three_versions.set_merged_state(one, MergedState.SERVING, "server")
+    three_versions.merged.set_state(one, MergedState.SERVING, "server")
     assert "is served merged" in loragate("adapter merged acme/support@v1 --wait").out
-    three_versions.set_merged_state(one, MergedState.REFUSED, "server", "there is no room")
+    three_versions.merged.set_state(one, MergedState.REFUSED, "server", "there is no room")
     shown = loragate("adapter show acme/support").out
     assert "v1 is to be served merged for champion, but that is REFUSED: there is no room." in shown
 
@@ -349,7 +349,7 @@ def test_only_the_files_of_retired_versions_are_collected(
     loragate: Loragate, three_versions: Registry, home: Home
 ) -> None:
     assert "Nothing to remove" in loragate("adapter collect").out
-    retired = three_versions.retire(SUPPORT, 2)
+    retired = three_versions.states.retire(SUPPORT, 2)
     assert "Would remove" in loragate("adapter collect --dry-run").out
     assert loragate("adapter collect --dry-run --json").json == {"collected": [retired.digest]}
 
@@ -405,7 +405,7 @@ def test_retired_version_cannot_be_promoted(loragate: Loragate, tmp_path: Path) 
 
 
 def test_usage_is_summed_up_since_a_time(loragate: Loragate, registry: Registry) -> None:
-    registry.add_usage(
+    registry.usage.add(
         [
             UsageRow("r1", datetime.now(UTC), "acme", "base", "", "http", 10, 5, 2, 0.1, 0.5, "ok"),
             UsageRow("r2", datetime.now(UTC), "acme", "base", "", "grpc", 20, 7, 0, 0.1, 0.5, "ok"),
@@ -457,7 +457,7 @@ def test_usage_is_summed_up_since_a_time(loragate: Loragate, registry: Registry)
 def test_failure_is_one_line_on_stderr_and_exit_1(
     loragate: Loragate, registry: Registry, command: str, sentence: str
 ) -> None:
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
 
     result = loragate(command)
 
@@ -498,7 +498,7 @@ def test_remote_server_needs_the_admin_key(
         monkeypatch.setenv("LORAGATE_URL", url)
         missing = local("tenant list")
         wrong = local("tenant list --key wrong")
-        of_tenant = local("tenant list", "--key", registry.create_tenant("acme").key)
+        of_tenant = local("tenant list", "--key", registry.tenants.create("acme").key)
         monkeypatch.setenv("LORAGATE_ADMIN_KEY", ADMIN_KEY)
         right = local("tenant list --json")
 
@@ -522,7 +522,7 @@ def test_absent_server_is_told_in_one_sentence(local: Loragate) -> None:
 def test_what_is_kept_no_longer_is_counted_and_then_deleted(
     local: Loragate, registry: Registry, home: Home
 ) -> None:
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     rows = [
         UsageRow(
             f"req-{days}",
@@ -541,20 +541,20 @@ def test_what_is_kept_no_longer_is_counted_and_then_deleted(
         )
         for days in (1, 8, 100)
     ]
-    registry.add_usage(rows)
+    registry.usage.add(rows)
     before = local("usage --json").json
     Path("week.toml").write_text("[retention]\nusage_days = 7\n")
 
     counted = local("registry prune --dry-run --json").json
     counted_by_file = local("registry prune --dry-run --config week.toml")
-    assert (counted, len(registry.usage())) == (_pruned(1, is_dry=True), 3)
+    assert (counted, len(registry.usage.list())) == (_pruned(1, is_dry=True), 3)
     assert "usage_days = 7" in counted_by_file.out
     assert "Nothing was deleted. To delete them: loragate registry prune" in counted_by_file.out
 
     assert local("registry prune --json").json == _pruned(1)
     assert "Deleted 1 rows" in local("registry prune --config week.toml").out
     assert "Nothing is older" in local("registry prune --config week.toml").out
-    assert [row.request_id for row in registry.usage()] == ["req-1"]
+    assert [row.request_id for row in registry.usage.list()] == ["req-1"]
     assert local("usage --json").json == before
 
 
@@ -680,7 +680,7 @@ def test_doctor_says_which_context_fits_and_refuses_one_that_does_not(
 def test_doctor_measures_memory_as_a_container_has_it(
     local: Loragate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("loragate.server.cli.examination.free_host_bytes", lambda: 2**20)
+    monkeypatch.setattr("loragate.server.cli.doctor_checks.free_host_bytes", lambda: 2**20)
     state, message = states(local("doctor --json"))["memory"]
     assert state == "warn"
     assert message.startswith("0.00 GiB are free, of ")

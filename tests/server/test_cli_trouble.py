@@ -21,7 +21,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: Path) 
     home = move_to(tmp_path, monkeypatch)
     give_registry(home, empty_registry)
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.create_tenant("acme")
+        registry.tenants.create("acme")
     return home
 
 
@@ -92,7 +92,7 @@ def test_full_disk_changes_nothing(loragate: Loragate, home: Home) -> None:
     assert_one_sentence(result, "that its disk has room")
 
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        assert [record.tenant for record in registry.list_tenants()] == ["acme"]
+        assert [record.tenant for record in registry.tenants.list()] == ["acme"]
 
 
 def test_user_without_a_name_is_audited_by_number(
@@ -105,7 +105,7 @@ def test_user_without_a_name_is_audited_by_number(
     assert loragate("tenant create globex").code == 0
 
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        assert registry.audit("globex")[0].actor == "cli:uid 4000000"
+        assert registry.audit.list("globex")[0].actor == "cli:uid 4000000"
 
 
 @pytest.mark.parametrize("key", ["lg-abc-ключ", "lg-abc\n"])

@@ -7,7 +7,7 @@ from tiny_adapters import write_adapter
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.format.files import inspect
-from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.collection import Collection
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import RegistryConfig
 
@@ -46,12 +46,12 @@ async def test_a_collection_that_fails_is_tried_again(
 ) -> None:
     calls = 0
 
-    def fail(self: Registry, actor: str, *, orphans_after_seconds: float) -> tuple[str, ...]:
+    def fail(self: Collection, actor: str, *, orphans_after_seconds: float) -> tuple[str, ...]:
         nonlocal calls
         calls += 1
         raise StoreError("the disk is gone")
 
-    monkeypatch.setattr(Registry, "collect_orphans", fail)
+    monkeypatch.setattr(Collection, "collect_orphans", fail)
     async with serve_with(**OFTEN) as served:
         await until(lambda: calls >= 2, 5)
         assert (await served.chat()).status_code == 200

@@ -12,15 +12,15 @@ from small_server import SUPPORT, Furnished, on_a_socket, serve, small_config, u
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.server.comparison.agreement import Agreement, agree, diverge, kl
-from loragate.server.comparison.asking import Asker, ComparisonFailed, Subject
-from loragate.server.comparison.comparing import Comparison, Costs, Extent, Measured, compare
+from loragate.server.comparison.asking import ComparisonClient, ComparisonFailed, Target
+from loragate.server.comparison.comparing import Comparison, Costs, Measurement, Settings, compare
 from loragate.server.comparison.prompts import BadPrompts, read_prompts, shipped_prompts
 from loragate.server.comparison.report import to_html
 from loragate.server.comparison.speed import Speed
 from loragate.server.core import Delta, TokenLogprob
-from loragate.server.engine.memory import Need
+from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.engine.protocol import Engine, EngineRequest
-from loragate.server.merged.models import Workshop
+from loragate.server.merged.backend import MergedBackend
 
 GIB = 2**30
 
@@ -84,12 +84,12 @@ def agreement(mean_kl: float, same_top: float = 1.0) -> Agreement:
 
 
 def comparison(gain: float, mean_kl: float = 1e-4, same_top: float = 1.0) -> Comparison:
-    def measured(name: str, rate: float, memory: int) -> Measured:
+    def measured(name: str, rate: float, memory: int) -> Measurement:
         speeds = tuple(Speed(n, rate * n, 0.05, 0.08, 1 / rate) for n in (1, 8))
-        return Measured(name, speeds, memory, f"what {name} costs")
+        return Measurement(name, speeds, memory, f"what {name} costs")
 
     return Comparison(
-        *("acme/support@v1", 1, Extent(), agreement(mean_kl, same_top), agreement(0.5, 0.6)),
+        *("acme/support@v1", 1, Settings(), agreement(mean_kl, same_top), agreement(0.5, 0.6)),
         (
             measured("base", 30, 3 * GIB),
             measured("unmerged", 20, 5 * 2**20),
@@ -148,9 +148,9 @@ def test_line_that_is_no_prompt_is_refused_by_its_number(tmp_path: Path, line: s
 
 
 SUBJECTS = (
-    Subject("base", "base"),
-    Subject("unmerged", "support@v1", "unmerged"),
-    Subject("merged", "support@v1+merged", "merged"),
+    Target("base", "base"),
+    Target("unmerged", "support@v1", "unmerged"),
+    Target("merged", "support@v1+merged", "merged"),
 )
 
 
@@ -164,28 +164,28 @@ async def test_comparison_asks_all_three_of_a_server_and_finds_the_one_that_diff
     merged = ScoringEcho(shift=0.2)
 
     @asynccontextmanager
-    async def start(folder: Path, need: Need) -> AsyncIterator[Engine]:
+    async def start(folder: Path, need: MemoryRequirement) -> AsyncIterator[Engine]:
         yield merged
 
-    workshop = Workshop(start, free_bytes=lambda: 64 * GIB)
+    merged_backend = MergedBackend(start, free_bytes=lambda: 64 * GIB)
     root = tmp_path / "served"
     async with serve(
-        *(furnished, root, base, ScoringEcho(), small_config()), workshop=workshop
+        *(furnished, root, base, ScoringEcho(), small_config()), merged_backend=merged_backend
     ) as served:
-        served.registry.attach_merged(SUPPORT, 1, base.path)
-        served.registry.serve_merged(SUPPORT, 1)
+        served.registry.merges.attach(SUPPORT, 1, base.path)
+        served.registry.merged.serve(SUPPORT, 1)
         one = served.registry.snapshot().resolve("acme", "support", "v1")
 
         def is_served() -> bool:
-            standing = served.registry.snapshot().merged(one)
-            return standing is not None and standing.state == "SERVING"
+            status = served.registry.snapshot().merged(one)
+            return status is not None and status.state == "SERVING"
 
         await until(is_served, 5)
         async with (
             on_a_socket(served) as client,
-            Asker(str(client.base_url), served.keys["acme"]) as asker,
+            ComparisonClient(str(client.base_url), served.keys["acme"]) as asker,
         ):
-            extent = Extent(tokens=4, top=2, streams=(1, 2), rounds=1)
+            extent = Settings(tokens=4, top=2, streams=(1, 2), rounds=1)
             prompts = shipped_prompts()[:3]
             done = await compare(
                 asker, "acme/support@v1", SUBJECTS, prompts, extent, costs, lambda what: None

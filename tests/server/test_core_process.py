@@ -58,15 +58,15 @@ async def test_start_that_is_cancelled_ends_its_core_and_stays_cancelled(
 
 SERVER = """
 import multiprocessing, threading
-from loragate.server.engine.vllm import forkserver as vllm_start
+from loragate.server.engine.vllm import forkserver
 
 def wait_for_ever():
     print("core", flush=True)
     threading.Event().wait()
 
 if __name__ == "__main__":
-    vllm_start.is_cpu_build = lambda: IS_CPU
-    core = vllm_start.CoreContext().Process(target=wait_for_ever, name="core", kwargs={})
+    forkserver.is_cpu_build = lambda: IS_CPU
+    core = forkserver.CoreContext().Process(target=wait_for_ever, name="core", kwargs={})
     core.start()
     print(core.pid, flush=True)
     core.join()

@@ -10,7 +10,7 @@ from small_server import until
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.registry.registry import Registry, UsageRow
-from loragate.adapters.registry.retention import Pruned, Retention
+from loragate.adapters.registry.retention import Pruned, Retention, RetentionLedger
 from loragate.adapters.store import ArtifactStore
 from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTasks
@@ -21,7 +21,7 @@ OLD = NOW - timedelta(days=31)
 RETENTION = Retention(usage_days=30)
 
 
-class StumblingRegistry(Registry):
+class StumblingRetention(RetentionLedger):
     """Whose database is away once, in the midst of the first time that something is deleted."""
 
     rounds = 0
@@ -34,16 +34,22 @@ class StumblingRegistry(Registry):
         yield from super().prune(retention, now)
 
 
+class StumblingRegistry(Registry):
+    def __init__(self, url: str, store: ArtifactStore) -> None:
+        super().__init__(url, store)
+        self.retention = self.stumbling = StumblingRetention(self._database)
+
+
 @pytest.fixture
 def registry(tmp_path: Path, empty_registry: Path) -> Iterator[StumblingRegistry]:
     url = f"sqlite:///{shutil.copy(empty_registry, tmp_path)}"
     with StumblingRegistry(url, ArtifactStore(tmp_path)) as opened:
-        opened.create_tenant("acme")
+        opened.tenants.create("acme")
         yield opened
 
 
 def use(registry: Registry, times: Sequence[datetime]) -> None:
-    registry.add_usage(
+    registry.usage.add(
         [
             UsageRow(
                 f"req-{number}",
@@ -73,15 +79,15 @@ async def test_old_rows_go_soon_after_the_start_even_if_the_first_try_fails_and_
     task = RetentionTask(registry, RETENTION, first_seconds=0, every_seconds=0.2, now=lambda: NOW)
 
     async with task.running(background):
-        await until(lambda: len(registry.usage()) == 1, 10)
+        await until(lambda: len(registry.usage.list()) == 1, 10)
         [found] = background.all
         assert (found.name, found.restarts) == ("retention", 1)
-        rounds = registry.rounds
-        await until(lambda: registry.rounds > rounds, 10)
+        rounds = registry.stumbling.rounds
+        await until(lambda: registry.stumbling.rounds > rounds, 10)
         use(registry, [OLD])
-        await until(lambda: len(registry.usage()) == 1, 10)
+        await until(lambda: len(registry.usage.list()) == 1, 10)
 
-    [total] = registry.usage_totals()
+    [total] = registry.usage.totals()
     assert (total.requests, total.prompt_tokens) == (3, 9)
 
 
@@ -92,4 +98,4 @@ async def test_nothing_goes_before_the_server_had_its_time_to_start(
     async with RetentionTask(registry, RETENTION).running(background):
         assert [task.name for task in background.all] == ["retention"]
 
-    assert registry.rounds == 0
+    assert registry.stumbling.rounds == 0

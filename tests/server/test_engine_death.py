@@ -96,14 +96,14 @@ async def answering(served: Served) -> str | None:
 
 
 def is_settled(served: Served, engines: MortalEngines) -> bool:
-    """Whether every wish has come true, nobody is half-way, and the engine holds no orphan."""
+    """Whether every target is served, nobody is half-way, and the engine holds no orphan."""
     snapshot = served.registry.snapshot()
     entries = snapshot.entries("acme", "support").values()
     at_rest = {AdapterState.PUBLISHED, AdapterState.READY}
     ready = {entry.version for entry in entries if entry.state is AdapterState.READY}
     held = {adapter.version for adapter in engines.last.loaded.values()}
     return (
-        all(wish.desired == wish.serving for wish in snapshot.wishes())
+        all(target.desired == target.serving for target in snapshot.desired_aliases())
         and all(entry.state in at_rest for entry in entries)
         and held <= ready
     )
@@ -115,10 +115,10 @@ async def test_promotion_survives_the_engines_death(
 ) -> None:
     await until(lambda: is_settled(served, engines), 5)
     assert await answering(served) == "acme/support@v1"
-    two = served.registry.publish(SUPPORT, write_adapter(tmp_path / "v2", 2))
+    two = served.registry.versions.publish(SUPPORT, write_adapter(tmp_path / "v2", 2))
 
     engines.last_step = f"{SUPPORT}{step}"
-    served.registry.set_alias(SUPPORT, "champion", two.number)
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
 
     await until(lambda: not engines.last.is_alive, 5)
     assert (await served.client.get("/readyz")).status_code == 503

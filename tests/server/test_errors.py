@@ -4,7 +4,8 @@ import pytest
 
 from loragate.adapters import errors as registry_errors
 from loragate.server import errors
-from loragate.server.errors import TABLE, InvalidRequest, Overloaded, RateLimited, describe
+from loragate.server.errors import InvalidRequest, Overloaded, RateLimited
+from loragate.server.statuses import TABLE, describe
 
 # Roots, which are never raised themselves, and what only a command line can meet.
 OUTSIDE = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from small_server import ServeWith, until
 
 from loragate.adapters.names import AdapterVersion
-from loragate.server.admission.fair_queue import FairQueue, QueueBounds, Turn
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds, QueueGrant
 from loragate.server.admission.flows import INPUT_WEIGHT, OUTPUT_WEIGHT
 from loragate.server.config import EngineConfig, LimitsConfig
 from loragate.server.core import Route
@@ -30,14 +30,14 @@ HOT, COLD, THIRD, BASE = route(1), route(2), route(3), route(0)
 
 def fair_queue(
     *,
-    places: int = 100,
+    permits: int = 100,
     slots: int = 1,
     turn_seconds: float = 0.0,
     clock: Clock | None = None,
     bounds: QueueBounds | None = None,
 ) -> FairQueue:
     return FairQueue(
-        places=places,
+        permits=permits,
         slots=slots,
         bounds=bounds or QueueBounds(1000, 1000, 5.0),
         turn_seconds=turn_seconds,
@@ -49,7 +49,7 @@ def fair_queue(
 
 
 async def test_a_long_queue_of_one_tenant_does_not_delay_another_tenants_short_one() -> None:
-    async with crowd(fair_queue(places=1)) as some:
+    async with crowd(fair_queue(permits=1)) as some:
         for number in range(10):
             await some.start(f"hot {number}", route(0))
         await some.start("other", route(-1))
@@ -85,7 +85,7 @@ async def test_of_several_slots_the_one_served_most_is_called_back_and_no_other(
 
 
 async def test_who_waits_for_a_slot_holds_no_place() -> None:
-    queue = fair_queue(places=2, slots=1)
+    queue = fair_queue(permits=2, slots=1)
     async with crowd(queue) as some:
         await some.start("hot", HOT)
         for number in range(5):
@@ -121,7 +121,7 @@ async def test_once_the_cold_one_has_given_up_the_hot_one_goes_on() -> None:
 
 
 async def test_an_adapter_that_was_away_has_saved_nothing_up() -> None:
-    async with crowd(fair_queue(places=1)) as some:
+    async with crowd(fair_queue(permits=1)) as some:
         await some.start("old", route(-1))
         await some.end("old", tokens=5)
         await some.start("hot", route(0), prompt_tokens=1000)
@@ -137,7 +137,7 @@ async def test_an_adapter_that_was_away_has_saved_nothing_up() -> None:
 
 
 async def test_leaving_for_a_moment_does_not_shed_what_was_served() -> None:
-    async with crowd(fair_queue(places=1)) as some:
+    async with crowd(fair_queue(permits=1)) as some:
         await some.start("hot", route(0))
         for number in range(3):
             await some.start(f"other {number}", route(-1), prompt_tokens=10)
@@ -149,30 +149,30 @@ async def test_leaving_for_a_moment_does_not_shed_what_was_served() -> None:
 
 
 async def test_a_claim_for_a_load_waits_its_turn_and_needs_no_place() -> None:
-    queue = fair_queue(places=1, slots=1)
+    queue = fair_queue(permits=1, slots=1)
     async with crowd(queue) as some:
         await some.start("hot", HOT)
-        claim = asyncio.create_task(queue.claim(adapter(2)))
+        claim = asyncio.create_task(queue.acquire_slot(adapter(2)))
         await asyncio.sleep(0)
-        assert not queue.try_claim(adapter(3))
+        assert not queue.try_acquire_slot(adapter(3))
         await some.start("hot again", HOT)
         await some.end("hot", tokens=20)
         await asyncio.wait_for(claim, 1)
         await some.start("base", BASE)
         assert list(some.running) == ["base"]
-        queue.release(adapter(2))
-        assert not queue.is_claimed(2)
+        queue.release_slot(adapter(2))
+        assert not queue.is_slot_in_use(2)
 
 
 async def test_a_claim_in_passing_takes_no_slot_that_somebody_waits_for() -> None:
-    queue = fair_queue(places=1, slots=1)
+    queue = fair_queue(permits=1, slots=1)
     async with crowd(queue) as some:
         await some.start("base", BASE)
         await some.start("cold", COLD)
-        assert not queue.try_claim(adapter(3))
+        assert not queue.try_acquire_slot(adapter(3))
         await some.leave("cold")
-        assert queue.try_claim(adapter(3))
-        assert queue.leased == 1
+        assert queue.try_acquire_slot(adapter(3))
+        assert queue.slots_in_use == 1
 
 
 # ---- bounds
@@ -217,26 +217,26 @@ steps = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(steps=steps, places=st.integers(1, 4), slots=st.integers(1, 3))
+@given(steps=steps, permits=st.integers(1, 4), slots=st.integers(1, 3))
 def test_under_any_schedule_nothing_is_given_twice_nothing_lost_and_nobody_left_waiting(
-    steps: list[tuple[str, int, int]], places: int, slots: int
+    steps: list[tuple[str, int, int]], permits: int, slots: int
 ) -> None:
     async def follow() -> None:
-        queue = fair_queue(places=places, slots=slots)
+        queue = fair_queue(permits=permits, slots=slots)
         routes: dict[str, Route] = {}
         loads: list[AdapterVersion] = []
         loading: list[asyncio.Task[None]] = []
 
         async def load(version: AdapterVersion) -> None:
-            await queue.claim(version)
+            await queue.acquire_slot(version)
             loads.append(version)
 
         async with crowd(queue) as some:
 
             def check() -> None:
                 held = {routes[name].version for name in some.running} - {None}
-                assert len(some.running) == queue.in_flight <= places
-                assert len(held | set(loads)) <= queue.leased <= slots
+                assert len(some.running) == queue.in_flight <= permits
+                assert len(held | set(loads)) <= queue.slots_in_use <= slots
                 waiting = [task for task in some.tasks.values() if not task.done()]
                 assert len(waiting) == queue.queued
 
@@ -254,7 +254,7 @@ def test_under_any_schedule_nothing_is_given_twice_nothing_lost_and_nobody_left_
                 elif action == "load" and where > 0:
                     loading.append(asyncio.create_task(load(adapter(where))))
                 elif action == "unload" and loads:
-                    queue.release(loads.pop(0))
+                    queue.release_slot(loads.pop(0))
                 for _ in range(3):
                     await asyncio.sleep(0)
                 check()
@@ -263,44 +263,51 @@ def test_under_any_schedule_nothing_is_given_twice_nothing_lost_and_nobody_left_
                 for name in list(some.running):
                     await some.end(name)
                 while loads:
-                    queue.release(loads.pop())
+                    queue.release_slot(loads.pop())
                 for _ in range(3):
                     await asyncio.sleep(0)
                 check()
-        assert (queue.in_flight, queue.queued, queue.leased, queue.awaiting_slot) == (0, 0, 0, 0)
+        assert (queue.in_flight, queue.queued, queue.slots_in_use, queue.awaiting_slot) == (
+            0,
+            0,
+            0,
+            0,
+        )
 
     asyncio.run(asyncio.wait_for(follow(), 5))
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    places=st.integers(1, 6),
+    permits=st.integers(1, 6),
     slots=st.integers(1, 3),
     answers=st.lists(st.integers(1, 12), min_size=2, max_size=5),
     turn=st.integers(0, 10),
 )
 def test_what_backlogged_adapters_are_served_differs_by_a_constant_at_most(
-    places: int, slots: int, answers: list[int], turn: int
+    permits: int, slots: int, answers: list[int], turn: int
 ) -> None:
     """Adapter i asks for answers[i] tokens again and again; the engine makes one token for each
     running request a step. The bound: what it can make in `turn_seconds` and one longest answer.
     """
     prompt = 4
-    most_a_step = places * (prompt * INPUT_WEIGHT + OUTPUT_WEIGHT)
+    most_a_step = permits * (prompt * INPUT_WEIGHT + OUTPUT_WEIGHT)
     bound = most_a_step * (turn + max(answers))
 
     async def follow() -> None:
         clock = Clock()
-        queue = fair_queue(places=places, slots=slots, turn_seconds=turn, clock=clock)
+        queue = fair_queue(permits=permits, slots=slots, turn_seconds=turn, clock=clock)
         served = dict.fromkeys(range(1, len(answers) + 1), 0)
-        running: list[tuple[int, Turn, int]] = []
+        running: list[tuple[int, QueueGrant, int]] = []
 
         async def ask(number: int) -> None:
             taken = await queue.take(route(number), prompt)
             served[number] += prompt * INPUT_WEIGHT
             running.append((number, taken, answers[number - 1]))
 
-        waiting = [asyncio.create_task(ask(number)) for number in served for _ in range(2 * places)]
+        waiting = [
+            asyncio.create_task(ask(number)) for number in served for _ in range(2 * permits)
+        ]
         await asyncio.sleep(0)
         served = dict.fromkeys(served, 0)  # from here on all are backlogged
         for _ in range(100):

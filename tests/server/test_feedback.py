@@ -15,9 +15,9 @@ from wire import refusal
 from loragate.adapters.errors import RequestNotFound
 from loragate.adapters.registry.trial_records import FeedbackRow
 from loragate.server.errors import Overloaded
-from loragate.server.experiments.feedback import Feedback, FeedbackDesk
+from loragate.server.experiments.feedback import Feedback, FeedbackService
 from loragate.server.experiments.observation_log import ObservationLog
-from loragate.server.experiments.places import Places
+from loragate.server.experiments.trial_router import TrialRouter
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1.inference_pb2_grpc import InferenceStub
 
@@ -144,12 +144,12 @@ async def test_feedback_on_requests_that_never_were_costs_few_writes_and_its_ten
     async def flush() -> None:
         writes["flushes"] += 1
 
-    places = Places(ObservationLog(served.registry), lambda version: True)
-    desk = FeedbackDesk(ledger, places, [flush])
+    trial_router = TrialRouter(ObservationLog(served.registry.observations), lambda version: True)
+    feedback_service = FeedbackService(ledger, trial_router, [flush])
 
     async def give(tenant: str) -> str:
         try:
-            await desk.give(tenant, Feedback("req-nobodys", "thumbs", 1.0))
+            await feedback_service.give(tenant, Feedback("req-nobodys", "thumbs", 1.0))
         except (RequestNotFound, Overloaded) as error:
             return type(error).__name__
         return "taken"

@@ -120,8 +120,8 @@ def furnished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, str, str]
     folder = tmp_path_factory.mktemp("furnished")
     home = Home(folder / "home").ensure()
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        keys = registry.create_tenant("acme").key, registry.create_tenant("globex").key
-        registry.publish(SUPPORT, write_adapter(folder / "adapter"))
+        keys = registry.tenants.create("acme").key, registry.tenants.create("globex").key
+        registry.versions.publish(SUPPORT, write_adapter(folder / "adapter"))
         let_serve(registry, SUPPORT, "champion", 1)
     return home, *keys
 

@@ -12,10 +12,9 @@ from grpc_status import rpc_status
 from loragate.adapters import errors as registry
 from loragate.adapters.child_process.process import ChildUnavailable
 from loragate.server import errors
-from loragate.server.core import Route
-from loragate.server.errors import TABLE, describe
-from loragate.server.gateway.gateway import Caller
+from loragate.server.core import Caller, Route
 from loragate.server.rpc.calls import announce, answering
+from loragate.server.statuses import TABLE, describe
 
 REGISTRY_ERRORS: list[Exception] = [
     registry.InvalidName("tenant", "Acme", "use lower case"),

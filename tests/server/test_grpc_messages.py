@@ -21,7 +21,7 @@ from loragate.server.core import (
     ToolChoice,
 )
 from loragate.server.errors import InvalidRequest
-from loragate.server.rpc.messages import chat_request, completion_request
+from loragate.server.rpc.decode import chat_request, completion_request
 from loragate.v1 import inference_pb2 as pb
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -77,9 +77,9 @@ def admin(channel: grpc.aio.Channel) -> AdapterRegistryStub:
 @pytest.fixture
 def adapter(registry: Registry, tmp_path: Path) -> AdapterName:
     """Two versions, of which the first is champion."""
-    registry.create_tenant("acme")
-    registry.publish(SUPPORT, write_adapter(tmp_path / "one", seed=1))
-    registry.publish(SUPPORT, write_adapter(tmp_path / "two", seed=2))
+    registry.tenants.create("acme")
+    registry.versions.publish(SUPPORT, write_adapter(tmp_path / "one", seed=1))
+    registry.versions.publish(SUPPORT, write_adapter(tmp_path / "two", seed=2))
     let_serve(registry, SUPPORT, "champion", 1)
     return SUPPORT
 
@@ -105,13 +105,13 @@ def chunk(file_name: str, data: bytes) -> pb.PublishAdapterRequest:
 async def test_a_published_folder_is_the_same_version_as_one_published_on_the_spot(
     admin: AdapterRegistryStub, registry: Registry, tmp_path: Path
 ) -> None:
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     folder = write_adapter(tmp_path / "one")
     published = await admin.PublishAdapter(upload(folder), metadata=AS_ADMIN)
     assert (published.version.adapter, published.version.version) == ("acme/support", "v1")
-    on_the_spot = registry.publish(SUPPORT, folder)
+    on_the_spot = registry.versions.publish(SUPPORT, folder)
     assert (on_the_spot.number, on_the_spot.digest) == (1, published.version.digest)
-    assert registry.audit("acme/support")[0].actor == "grpc"
+    assert registry.audit.list("acme/support")[0].actor == "grpc"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ async def test_what_is_no_adapter_is_refused_and_leaves_nothing(
     messages: Iterable[pb.PublishAdapterRequest],
     error: str,
 ) -> None:
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     failure = await refusal(admin.PublishAdapter(iter(messages), metadata=AS_ADMIN))
     assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert dict(failure.trailing_metadata())["x-error-code"] == error
@@ -163,7 +163,7 @@ async def test_an_adapter_is_shown_whole(
     admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry
 ) -> None:
     shown = await admin.GetAdapter(pb.GetAdapterRequest(adapter=str(adapter)), metadata=AS_ADMIN)
-    known = registry.show(adapter)
+    known = registry.versions.show(adapter)
     assert [version.version.version for version in shown.versions] == ["v2", "v1"]
     assert [version.version.digest for version in shown.versions] == [
         version.digest for version in known.versions
@@ -190,9 +190,9 @@ async def test_an_adapter_is_shown_whole(
 async def test_a_failed_version_is_shown_with_its_reason_and_the_one_that_serves_stays(
     admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry
 ) -> None:
-    two = registry.set_alias(adapter, "champion", 2)
-    registry.set_state(two, AdapterState.LOADING, "server")
-    registry.set_state(two, AdapterState.FAILED, "server", "it has no effect")
+    two = registry.aliases.set(adapter, "champion", 2)
+    registry.states.set(two, AdapterState.LOADING, "server")
+    registry.states.set(two, AdapterState.FAILED, "server", "it has no effect")
     shown = await admin.GetAdapter(pb.GetAdapterRequest(adapter=str(adapter)), metadata=AS_ADMIN)
     assert list(shown.aliases) == [_champion("v2")]
     newest = shown.versions[0]
@@ -216,7 +216,7 @@ async def test_a_version_in_the_engine_is_retired_later_and_its_files_are_collec
     none = await admin.CollectArtifacts(pb.CollectArtifactsRequest(), metadata=AS_ADMIN)
     assert list(none.digests) == []
 
-    registry.reset_states("server")
+    registry.states.reset("server")
     dry_run = pb.CollectArtifactsRequest(dry_run=True)
     for _ in range(2):
         named = await admin.CollectArtifacts(dry_run, metadata=AS_ADMIN)
@@ -253,7 +253,7 @@ async def test_versions_are_pinned_and_unpinned_and_a_server_may_say_why_not(
     pinned = await admin.PinVersion(pin, metadata=AS_ADMIN)
     assert pinned.version.version == "v2"
     two = registry.snapshot().resolve("acme", "support", "v2")
-    registry.refuse_pin(two, "there is no room", "server")
+    registry.pins.refuse(two, "there is no room", "server")
     page = pb.GetAdapterRequest(adapter=str(adapter))
     newest = (await admin.GetAdapter(page, metadata=AS_ADMIN)).versions[0]
     assert (newest.pinned, newest.pin_refusal) == (True, "there is no room")
@@ -267,8 +267,10 @@ async def test_versions_are_pinned_and_unpinned_and_a_server_may_say_why_not(
 async def test_adapters_are_listed_of_one_tenant_or_of_all(
     admin: AdapterRegistryStub, adapter: AdapterName, registry: Registry, tmp_path: Path
 ) -> None:
-    registry.create_tenant("globex")
-    registry.publish(AdapterName("globex", "router"), write_adapter(tmp_path / "three", seed=3))
+    registry.tenants.create("globex")
+    registry.versions.publish(
+        AdapterName("globex", "router"), write_adapter(tmp_path / "three", seed=3)
+    )
     everybody = await admin.ListAdapters(pb.ListAdaptersRequest(), metadata=AS_ADMIN)
     assert [each.name for each in everybody.adapters] == ["acme/support", "globex/router"]
     one = await admin.ListAdapters(pb.ListAdaptersRequest(tenant="acme"), metadata=AS_ADMIN)
@@ -289,7 +291,7 @@ async def test_aliases_move_roll_back_and_go_and_versions_retire(
         metadata=AS_ADMIN,
     )
     assert moved.version.version == "v2"
-    assert registry.audit("acme/support")[0].reason == "it is better"
+    assert registry.audit.list("acme/support")[0].reason == "it is better"
 
     request = pb.RetireVersionRequest(adapter="acme/support", version="v2")
     in_use = await refusal(admin.RetireVersion(request, metadata=AS_ADMIN))
@@ -309,7 +311,7 @@ async def test_aliases_move_roll_back_and_go_and_versions_retire(
     await admin.DeleteAlias(
         pb.DeleteAliasRequest(adapter="acme/support", alias="champion"), metadata=AS_ADMIN
     )
-    assert registry.show(adapter).aliases == {}
+    assert registry.versions.show(adapter).aliases == {}
 
 
 async def test_tenants_and_keys_live_from_creation_to_deletion(
@@ -355,8 +357,8 @@ async def test_a_watch_tells_the_state_and_then_every_change_in_order(
     assert not state.HasField("change")
 
     for number in (2, 1) * 20:  # more than one look at the audit log brings
-        await asyncio.to_thread(registry.set_alias, adapter, "champion", number)
-    registry.delete_tenant("acme")
+        await asyncio.to_thread(registry.aliases.set, adapter, "champion", number)
+    registry.tenants.delete("acme")
     told = [await watching.read() for _ in range(41)]
     assert [each.change.to_version for each in told[:-1]] == ["v2", "v1"] * 20
     assert {each.change.subject for each in told[:-1]} == {"acme/support@champion"}
@@ -369,8 +371,8 @@ async def test_a_watch_shows_the_adapter_as_a_change_left_it(
 ) -> None:
     watching = admin.WatchAdapters(pb.WatchAdaptersRequest(tenant="acme"), metadata=AS_ADMIN)
     await watching.read()
-    registry.create_tenant("globex")  # somebody else's change
-    registry.set_alias(adapter, "challenger", 2)
+    registry.tenants.create("globex")  # somebody else's change
+    registry.aliases.set(adapter, "challenger", 2)
     told = await watching.read()
     aliases = {alias.name: alias.version for alias in told.adapters[0].aliases}
     assert aliases == {"champion": "v1", "challenger": "v2"}
@@ -385,19 +387,23 @@ async def test_watches_ask_the_registry_only_when_the_server_has_seen_a_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []
-    for question in ("audit", "audit_after", "snapshot"):
-        monkeypatch.setattr(registry, question, _counted(getattr(registry, question), asked))
+    for asks, question in (
+        (registry.audit, "list"),
+        (registry.audit, "after"),
+        (registry, "snapshot"),
+    ):
+        monkeypatch.setattr(asks, question, _counted(getattr(asks, question), asked))
     watching = [admin.WatchAdapters(pb.WatchAdaptersRequest(), metadata=AS_ADMIN) for _ in range(5)]
     for watch in watching:
         await watch.read()
-    await asyncio.to_thread(registry.set_alias, adapter, "challenger", 2)
+    await asyncio.to_thread(registry.aliases.set, adapter, "challenger", 2)
     for watch in watching:
         assert (await watch.read()).change.subject == "acme/support@challenger"
 
     before = list(asked)
     for _ in range(50):
         await snapshots.refresh()
-    assert asked[len(before) :].count("audit_after") <= 5  # of those that have just been told
+    assert asked[len(before) :].count("after") <= 5  # of those that have just been told
     before = list(asked)
     for _ in range(50):
         await snapshots.refresh()
@@ -431,7 +437,7 @@ async def test_watches_end_when_the_server_is_about_to_stop(
 async def test_no_method_opens_without_the_admin_key(
     channel: grpc.aio.Channel, registry: Registry, method: MethodDescriptor
 ) -> None:
-    tenant_key = registry.create_tenant("acme").key
+    tenant_key = registry.tenants.create("acme").key
     for key, code in (
         (None, grpc.StatusCode.UNAUTHENTICATED),
         ("lg-wrong", grpc.StatusCode.UNAUTHENTICATED),

@@ -78,7 +78,7 @@ async def test_a_chat_is_answered_in_openai_s_form(served: Served) -> None:
 
 
 async def test_an_answer_says_which_weights_gave_it(served: Served) -> None:
-    (version,) = served.registry.show(SUPPORT).versions
+    (version,) = served.registry.versions.show(SUPPORT).versions
     for stream in (False, True):
         reply = await served.chat(stream=stream)
         assert reply.headers["x-loragate-adapter"] == "acme/support@v1"
@@ -812,8 +812,8 @@ class TestWithAFailingEngine:
         assert isinstance(engine, FailingEngine)
         engine.at = 2
         await served.chat(stream=True)
-        await until(lambda: bool(served.registry.usage()), 3)
-        (row,) = served.registry.usage()
+        await until(lambda: bool(served.registry.usage.list()), 3)
+        (row,) = served.registry.usage.list()
         assert (row.outcome, row.completion_tokens) == ("internal_error", 2)
 
 
@@ -848,8 +848,8 @@ async def test_a_client_that_leaves_frees_the_engine(served: Served, stream: boo
         await until(lambda: not served.engine.running)
         assert len(served.engine.aborted) == 1
         await until(lambda: served.server.admission.in_flight == 0)
-    await until(lambda: bool(served.registry.usage()), 3)
-    assert served.registry.usage()[0].outcome == "cancelled"
+    await until(lambda: bool(served.registry.usage.list()), 3)
+    assert served.registry.usage.list()[0].outcome == "cancelled"
 
 
 def long_chat() -> list[dict[str, str]]:
@@ -924,5 +924,5 @@ async def test_what_outlasts_the_drain_is_cut_off_and_recorded(serve_with: Serve
             # The client has waited all the while; it is the server that has ended it.
             assert not served.engine.running
             error_of(await asking, 503, "draining")
-        await until(lambda: bool(served.registry.usage()), 3)
-        assert served.registry.usage()[0].outcome == "draining"
+        await until(lambda: bool(served.registry.usage.list()), 3)
+        assert served.registry.usage.list()[0].outcome == "draining"

@@ -101,9 +101,9 @@ class World:
 
     def publish(self) -> int:
         with self.registry() as registry:
-            seed = 1 + registry.show(SUPPORT).versions[0].version.number
+            seed = 1 + registry.versions.show(SUPPORT).versions[0].version.number
             folder = write_adapter(self.home.root.parent / f"v{seed}", seed)
-            return registry.publish(SUPPORT, folder).number
+            return registry.versions.publish(SUPPORT, folder).number
 
     def serving(self) -> int:
         with self.registry() as registry:
@@ -111,7 +111,7 @@ class World:
 
     def state(self, number: int) -> AdapterState:
         with self.registry() as registry:
-            versions = registry.show(SUPPORT).versions
+            versions = registry.versions.show(SUPPORT).versions
         return next(found.state for found in versions if found.version.number == number)
 
     def answering(self, server: ServerProcess) -> int:
@@ -124,7 +124,7 @@ class World:
         text = reply.json()["choices"][0]["message"]["content"]
         assert text == weights_digest(self.store.path(digest))
         with self.registry() as registry:
-            versions = registry.show(SUPPORT).versions
+            versions = registry.versions.show(SUPPORT).versions
         return next(
             found.version.number
             for found in versions
@@ -141,13 +141,13 @@ class World:
         self.fate.last_step.unlink()
 
     def is_settled(self) -> bool:
-        """Whether every wish has come true, and the engine holds what the registry calls READY."""
+        """Whether every target is served, and the engine holds what the registry calls READY."""
         with self.registry() as registry:
             snapshot = registry.snapshot()
         entries = snapshot.entries("acme", "support").values()
         ready = [str(e.version) for e in entries if e.state is AdapterState.READY]
         return (
-            all(wish.desired == wish.serving for wish in snapshot.wishes())
+            all(target.desired == target.serving for target in snapshot.desired_aliases())
             and all(entry.state in AT_REST for entry in entries)
             and not any(snapshot.is_retiring(entry.version) for entry in entries)
             and json.loads(self.fate.in_engine.read_text()) == sorted(ready)
@@ -193,7 +193,7 @@ def test_promotion_survives_a_kill_at_every_step(world: World) -> None:
 def test_rollback_survives_a_kill(world: World, step: str, moment: str) -> None:
     two = world.publish()
     with world.registry() as registry:
-        registry.set_alias(SUPPORT, "champion", two)
+        registry.aliases.set(SUPPORT, "champion", two)
     with world.server() as server:
         world.check(server, 1, two)
         world.kill(server, f"@champion {step} {moment}", "POST", "/rollback", None)
@@ -210,9 +210,9 @@ def test_retirement_survives_a_kill_at_every_step(world: World) -> None:
             world.check(server, 1, 1)
             new = world.publish()
             with world.registry() as registry:
-                registry.set_alias(SUPPORT, "challenger", new)
+                registry.aliases.set(SUPPORT, "challenger", new)
                 assert wait_for(world.is_settled, SETTLES_SECONDS)
-                registry.delete_alias(SUPPORT, "challenger")
+                registry.aliases.delete(SUPPORT, "challenger")
             world.kill(server, step.format(new=f"v{new}"), "POST", f"/versions/v{new}/retire", None)
         if step != NOT_RETIRING:
             retired.append(new)
@@ -222,7 +222,7 @@ def test_retirement_survives_a_kill_at_every_step(world: World) -> None:
         found = [number for number in range(1, new + 1) if world.state(number) == "RETIRED"]
         assert found == retired
         with world.registry() as registry:
-            assert len(registry.collect()) == len(retired)
+            assert len(registry.artifacts.collect()) == len(retired)
         world.check(server, 1, 1)
 
 

@@ -24,9 +24,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models import llama
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
-from loragate.server.engine.cpu import elementwise as vllm_cpu_ops
-from loragate.server.engine.cpu import linear as vllm_linear
-from loragate.server.engine.cpu import native_library
+from loragate.server.engine.cpu import elementwise, linear, native_library
 from loragate.server.engine.cpu.decoder_layer import FusedLayer, fuse
 from loragate.server.engine.cpu.linear import is_worth_it, shorten_calls
 from loragate.server.engine.cpu.lora_kernel import LoraKernel
@@ -57,8 +55,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
     if not is_worth_it(built):
         pytest.skip("oneDNN multiplies here: the processor has no AVX-512 bfloat16, or has AMX")
     dispatch, ops = utils.dispatch_cpu_unquantized_gemm, dict(op_registry_oot)
-    vllm_cpu_ops.register(built)
-    vllm_linear.register(built)
+    elementwise.register(built)
+    linear.register(built)
     yield built
     utils.dispatch_cpu_unquantized_gemm = dispatch
     op_registry_oot.clear()

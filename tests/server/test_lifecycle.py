@@ -26,13 +26,15 @@ from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import StoreError
 from loragate.adapters.format.files import SourceFile, inspect
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry.registry import AdapterState, Registry
+from loragate.adapters.registry.aliases import Aliasing
+from loragate.adapters.registry.registry import AdapterState
 from loragate.adapters.registry.snapshot import Snapshot
+from loragate.adapters.registry.transitions import Transitions
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import EngineConfig, LimitsConfig, RegistryConfig
 from loragate.server.core import Delta, TokenLogprob
 from loragate.server.engine.protocol import EngineRequest, LoadedAdapter
-from loragate.server.residency import reconciler as lifecycle
+from loragate.server.residency import reconciler
 from loragate.server.residency.loader import Loader
 from loragate.server.residency.pins import Pins
 from loragate.server.residency.residency import Residency
@@ -41,7 +43,9 @@ ROUTER = ("globex", "router", "champion")
 
 
 def publish(served: Served, tmp_path: Path, seed: int) -> AdapterVersion:
-    return served.registry.publish(SUPPORT, write_adapter(tmp_path / f"adapter-{seed}", seed))
+    return served.registry.versions.publish(
+        SUPPORT, write_adapter(tmp_path / f"adapter-{seed}", seed)
+    )
 
 
 def state(served: Served, version: AdapterVersion) -> AdapterState:
@@ -69,12 +73,12 @@ async def test_promoted_version_serves_and_the_old_one_leaves_the_engine(
 ) -> None:
     await serves(served, "acme/support@v1")
     two = publish(served, tmp_path, 2)
-    served.registry.set_alias(SUPPORT, "champion", two.number)
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
 
     await serves(served, "acme/support@v2")
 
     await until(lambda: served.engine.unloads == ["acme/support@v1"], 10)
-    one = served.registry.show(SUPPORT).versions[-1].version
+    one = served.registry.versions.show(SUPPORT).versions[-1].version
     await until(lambda: state(served, one) is AdapterState.PUBLISHED, 10)
     assert state(served, two) is AdapterState.READY
 
@@ -97,7 +101,7 @@ async def test_in_flight_request_finishes_on_old_version_after_swap(
         assert answer.headers["x-loragate-adapter"] == "acme/support@v1"
         events = answer.aiter_lines()
         await anext(events)
-        served.registry.set_alias(SUPPORT, "champion", two.number)
+        served.registry.aliases.set(SUPPORT, "champion", two.number)
         await serves(served, "acme/support@v2")
         assert served.engine.unloads == []
 
@@ -109,10 +113,10 @@ async def test_in_flight_request_finishes_on_old_version_after_swap(
 
 async def test_rollback_is_the_same_move_back(served: Served, tmp_path: Path) -> None:
     two = publish(served, tmp_path, 2)
-    served.registry.set_alias(SUPPORT, "champion", two.number)
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
     await serves(served, "acme/support@v2")
 
-    served.registry.rollback(SUPPORT)
+    served.registry.aliases.rollback(SUPPORT)
 
     await serves(served, "acme/support@v1")
 
@@ -124,7 +128,7 @@ async def test_version_that_does_not_pass_never_serves_and_says_why(
     bad = publish(served, tmp_path, 2)
     getattr(served.engine, flaw).add(str(bad))
 
-    served.registry.set_alias(SUPPORT, "champion", bad.number)
+    served.registry.aliases.set(SUPPORT, "champion", bad.number)
 
     await until(lambda: state(served, bad) is AdapterState.FAILED, 10)
     assert reason(served, bad)
@@ -141,9 +145,9 @@ async def test_version_is_held_against_its_manifests_reference(
     folder = write_adapter(tmp_path / "adapter", 2)
     prompt = {"token_ids": [1, 2, 3], "adapter": [scored] * 2, "base": [-1.0] * 2}
     (folder / "manifest.json").write_text(json.dumps({"reference": {"prompts": [prompt]}}))
-    version = served.registry.publish(SUPPORT, folder)
+    version = served.registry.versions.publish(SUPPORT, folder)
 
-    served.registry.set_alias(SUPPORT, "champion", version.number)
+    served.registry.aliases.set(SUPPORT, "champion", version.number)
 
     await until(lambda: state(served, version) is expected, 10)
     if expected is AdapterState.FAILED:
@@ -168,7 +172,7 @@ async def test_version_whose_files_are_damaged_here_waits_for_their_repair(
     else:
         shutil.rmtree(weights.parent)
 
-    served.registry.set_alias(SUPPORT, "champion", two.number)
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
 
     await until(lambda: reason(served, two).startswith("not_loaded: the artifact"), 10)
     assert state(served, two) is AdapterState.PUBLISHED
@@ -187,11 +191,11 @@ async def test_reference_that_was_stored_before_it_was_refused_fails_its_version
     prompt = {"token_ids": [1, 2, 3], "adapter": scores[0], "base": scores[1]}
     store_unchecked(served, two, {"reference": {"prompts": [prompt]}})
 
-    served.registry.set_alias(SUPPORT, "champion", two.number)
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
     await until(lambda: state(served, two) is AdapterState.FAILED, 10)
     assert reason(served, two).startswith("invalid_manifest: ")
 
-    served.registry.set_alias(SUPPORT, "champion", three.number)
+    served.registry.aliases.set(SUPPORT, "champion", three.number)
     await serves(served, "acme/support@v3")
 
 
@@ -227,7 +231,7 @@ async def test_adapter_with_which_the_engine_computes_no_numbers_fails(
     engine = OverflowingEngine(overflowing={"acme/support@v2"})
     async with serve(furnished, tmp_path / "served", base, engine) as served:
         two = publish(served, tmp_path, 2)
-        served.registry.set_alias(SUPPORT, "champion", two.number)
+        served.registry.aliases.set(SUPPORT, "champion", two.number)
 
         await until(lambda: state(served, two) is AdapterState.FAILED, 10)
 
@@ -262,10 +266,10 @@ async def test_load_that_this_machine_cannot_do_holds_nobody_up_and_comes_again(
     router = AdapterName("globex", "router")
     async with serve(furnished, tmp_path / "served", base, engine, config) as served:
         two = publish(served, tmp_path, 2)
-        other = served.registry.publish(router, write_adapter(tmp_path / "router", 5))
-        served.registry.set_alias(SUPPORT, "champion", two.number)
+        other = served.registry.versions.publish(router, write_adapter(tmp_path / "router", 5))
+        served.registry.aliases.set(SUPPORT, "champion", two.number)
         await until(lambda: words in reason(served, two), 10)
-        served.registry.set_alias(router, "champion", other.number)
+        served.registry.aliases.set(router, "champion", other.number)
         await until(lambda: served.registry.snapshot().resolve(*ROUTER).number == 2, 10)
         assert state(served, two) is not AdapterState.FAILED
         assert await adapter_that_answers(served) == "acme/support@v1"
@@ -285,9 +289,9 @@ async def test_wish_without_a_slot_does_not_hold_up_those_behind_it(
         asking = asyncio.create_task(served.chat("a long answer, please", max_tokens=200))
         await until(lambda: bool(served.engine.running), 5)
         early = AdapterName("acme", "early")  # comes first by its name
-        slotless = served.registry.publish(early, write_adapter(tmp_path / "early", 5))
-        served.registry.set_alias(early, "champion", slotless.number)
-        served.registry.set_alias(SUPPORT, "spare", 1)
+        slotless = served.registry.versions.publish(early, write_adapter(tmp_path / "early", 5))
+        served.registry.aliases.set(early, "champion", slotless.number)
+        served.registry.aliases.set(SUPPORT, "spare", 1)
 
         await until(lambda: "spare" in serving_aliases(served, 1), 10)
 
@@ -297,7 +301,7 @@ async def test_wish_without_a_slot_does_not_hold_up_those_behind_it(
 
 
 def serving_aliases(served: Served, number: int) -> tuple[str, ...]:
-    versions = served.registry.show(SUPPORT).versions
+    versions = served.registry.versions.show(SUPPORT).versions
     return next(found.serves for found in versions if found.version.number == number)
 
 
@@ -308,11 +312,11 @@ async def test_rollback_does_not_wait_for_the_long_answers_of_the_version_it_goe
     served.engine.pace_seconds = 0.03
     asking = asyncio.create_task(served.chat("a very long answer", max_tokens=100))
     await until(lambda: bool(served.engine.running), 5)
-    served.registry.set_alias(SUPPORT, "champion", two.number)
-    one = served.registry.show(SUPPORT).versions[-1].version
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
+    one = served.registry.versions.show(SUPPORT).versions[-1].version
     await until(lambda: state(served, one) is AdapterState.DRAINING, 10)
 
-    served.registry.rollback(SUPPORT)
+    served.registry.aliases.rollback(SUPPORT)
 
     await until(lambda: "champion" in serving_aliases(served, 1), 10)
     assert not asking.done()
@@ -324,7 +328,7 @@ async def test_rollback_does_not_wait_for_the_long_answers_of_the_version_it_goe
 async def test_retired_version_that_had_left_the_engine_for_others_is_retired_too(
     serve_with: ServeWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "_LOOK_AT_ALL_SECONDS", 0.05)
+    monkeypatch.setattr(reconciler, "_LOOK_AT_ALL_SECONDS", 0.05)
     async with serve_with(engine=EngineConfig(max_loras=1, max_cpu_loras=1)) as served:
         two = publish(served, tmp_path, 2)
         async with asyncio.timeout(5):
@@ -335,7 +339,7 @@ async def test_retired_version_that_had_left_the_engine_for_others_is_retired_to
         assert (await served.chat(model="support@v1", max_tokens=1)).status_code == 200
         assert (list(served.engine.loaded), state(served, two)) == ([1], AdapterState.READY)
 
-        served.registry.retire(SUPPORT, two.number)
+        served.registry.states.retire(SUPPORT, two.number)
 
         await until(lambda: state(served, two) is AdapterState.RETIRED, 10)
 
@@ -346,7 +350,7 @@ async def test_server_without_the_files_leaves_the_one_that_has_them_alone(
     healthy_home, engine = tmp_path / "healthy", EchoEngine()
     async with serve(furnished, healthy_home, base, engine) as healthy:
         await serves(healthy, "acme/support@v1")
-        one = healthy.registry.show(SUPPORT).versions[-1].version
+        one = healthy.registry.versions.show(SUPPORT).versions[-1].version
         shared = small_config(
             registry=RegistryConfig(url=healthy.home.database_url, poll_seconds=0.02)
         )
@@ -392,10 +396,10 @@ def break_once(monkeypatch: pytest.MonkeyPatch, where: type, method: str) -> lis
         (Pins, "hold"),
         (Pins, "keep"),
         (Loader, "say_unsaid"),
-        (Snapshot, "open_wishes"),
-        (Residency, "may_lease"),
-        (Registry, "set_serving"),
-        (Registry, "set_state"),
+        (Snapshot, "unserved_aliases"),
+        (Residency, "may_acquire"),
+        (Aliasing, "set_serving"),
+        (Transitions, "set"),
         (Loader, "begin_drain"),
         (Residency, "drained"),
         (Loader, "end_drain"),
@@ -408,10 +412,10 @@ async def test_promotion_outlives_what_nobody_foresaw_at_any_step(
     two = publish(served, tmp_path, 2)
     calls = break_once(monkeypatch, where, method)
 
-    served.registry.set_alias(SUPPORT, "champion", two.number)
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
 
     await serves(served, "acme/support@v2")
-    one = served.registry.show(SUPPORT).versions[-1].version
+    one = served.registry.versions.show(SUPPORT).versions[-1].version
     await until(lambda: state(served, one) is AdapterState.PUBLISHED, 10)
     assert list(served.engine.loaded) == [two.lora_id]
     await until(lambda: len(calls) >= 2, 10)
@@ -422,22 +426,22 @@ async def test_failed_version_is_tried_again_when_it_is_promoted_again(
 ) -> None:
     two = publish(served, tmp_path, 2)
     served.engine.refused.add(str(two))
-    served.registry.set_alias(SUPPORT, "champion", two.number)
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
     await until(lambda: state(served, two) is AdapterState.FAILED, 10)
 
     served.engine.refused.clear()
-    served.registry.set_alias(SUPPORT, "champion", two.number)
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
 
     await serves(served, "acme/support@v2")
 
 
 async def test_retired_version_is_taken_out_of_the_engine(served: Served, tmp_path: Path) -> None:
     two = publish(served, tmp_path, 2)
-    served.registry.set_alias(SUPPORT, "challenger", two.number)
+    served.registry.aliases.set(SUPPORT, "challenger", two.number)
     await until(lambda: state(served, two) is AdapterState.READY, 10)
-    served.registry.delete_alias(SUPPORT, "challenger")
+    served.registry.aliases.delete(SUPPORT, "challenger")
 
-    served.registry.retire(SUPPORT, two.number)
+    served.registry.states.retire(SUPPORT, two.number)
 
     await until(lambda: state(served, two) is AdapterState.RETIRED, 10)
     assert served.engine.unloads == ["acme/support@v2"]
@@ -445,10 +449,10 @@ async def test_retired_version_is_taken_out_of_the_engine(served: Served, tmp_pa
 
 async def test_every_move_is_audited(served: Served, tmp_path: Path) -> None:
     two = publish(served, tmp_path, 2)
-    served.registry.set_alias(SUPPORT, "champion", two.number, "cli", "a better one")
+    served.registry.aliases.set(SUPPORT, "champion", two.number, "cli", "a better one")
     await serves(served, "acme/support@v2")
 
-    rows = served.registry.audit(str(SUPPORT), 20)
+    rows = served.registry.audit.list(str(SUPPORT), 20)
 
     told = {(row.actor, row.action) for row in rows}
     assert ("cli", "alias.set") in told
@@ -460,8 +464,8 @@ async def test_request_right_after_the_first_promotion_is_answered(
     served: Served, tmp_path: Path
 ) -> None:
     name = AdapterName("acme", "fresh")
-    version = served.registry.publish(name, write_adapter(tmp_path / "fresh", 7))
-    served.registry.set_alias(name, "champion", version.number)
+    version = served.registry.versions.publish(name, write_adapter(tmp_path / "fresh", 7))
+    served.registry.aliases.set(name, "champion", version.number)
     async with asyncio.timeout(10):
         # The server may not have looked at the registry yet.
         while (  # noqa: ASYNC110 - it has no event
@@ -475,16 +479,16 @@ async def test_versions_of_a_deleted_tenant_leave_the_engine(served: Served) -> 
     await serves(served, "acme/support@v1")
     await until(lambda: list(served.engine.loaded) == [1], 10)
 
-    served.registry.delete_tenant("acme")
+    served.registry.tenants.delete("acme")
 
     await until(lambda: served.engine.unloads == ["acme/support@v1"], 5)
 
 
 async def test_pinned_version_stays_when_its_alias_moves_on(served: Served, tmp_path: Path) -> None:
     await serves(served, "acme/support@v1")
-    served.registry.pin(SUPPORT, "v1")
+    served.registry.pins.add(SUPPORT, "v1")
     two = publish(served, tmp_path, 2)
-    served.registry.set_alias(SUPPORT, "champion", two.number)
+    served.registry.aliases.set(SUPPORT, "champion", two.number)
 
     await serves(served, "acme/support@v2")
 
@@ -501,8 +505,8 @@ async def test_only_so_many_of_a_tenant_wait_for_a_first_version(
         await serves(served, "acme/support@v1")
         engine.gate = asyncio.Event()
         name = AdapterName("acme", "fresh")
-        version = served.registry.publish(name, write_adapter(tmp_path / "fresh", 7))
-        served.registry.set_alias(name, "champion", version.number)
+        version = served.registry.versions.publish(name, write_adapter(tmp_path / "fresh", 7))
+        served.registry.aliases.set(name, "champion", version.number)
         await until(lambda: state(served, version) is AdapterState.LOADING, 5)
         await asyncio.sleep(0.1)  # the server's snapshot has the alias too
 

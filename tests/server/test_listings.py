@@ -13,7 +13,7 @@ from tiny_adapters import write_adapter
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry, UsageRow
-from loragate.adapters.registry.trial_records import NewArm, Standing
+from loragate.adapters.registry.trial_records import NewArm, TrialStatus
 from loragate.adapters.store import ArtifactStore
 from loragate.v1 import experiments_pb2, experiments_pb2_grpc, registry_pb2, registry_pb2_grpc
 
@@ -28,20 +28,20 @@ def filled(served: Served, tmp_path: Path) -> Served:
 
 
 def fill(registry: Registry, folder: Path) -> None:
-    registry.create_tenant("initech")
-    registry.create_key("acme", "second")
-    registry.create_key("acme", "third")
+    registry.tenants.create("initech")
+    registry.tenants.create_key("acme", "second")
+    registry.tenants.create_key("acme", "third")
     for name in ("router", "writer"):
-        registry.publish(AdapterName("acme", name), folder)
+        registry.versions.publish(AdapterName("acme", name), folder)
     now = datetime.now(UTC)
     for used in ("base", "acme/support@v1", "acme/support@v2"):
-        registry.add_usage(
+        registry.usage.add(
             [UsageRow("r", now, "acme", used, "", "http", 1, 1, 0, None, 1.0, "stop")]
         )
     for _ in range(3):
         arms = (NewArm("challenger", 1), NewArm("champion", 1))
-        trial = registry.start_trial("rollout", SUPPORT, arms, "{}", "RUNNING")
-        registry.move_trial(trial, Standing("ABORTED"), "ada", is_over=True)
+        trial = registry.trials.start("rollout", SUPPORT, arms, "{}", "RUNNING")
+        registry.trials.move(trial, TrialStatus("ABORTED"), "ada", is_over=True)
 
 
 async def test_over_http_a_header_says_how_a_listing_goes_on(filled: Served) -> None:
@@ -86,10 +86,10 @@ def test_a_command_says_how_its_listing_goes_on_where_no_script_reads_it(
     give_registry(home, empty_registry)
     loragate = running(capsys)
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.create_tenant("acme")
-        registry.publish(SUPPORT, write_adapter(tmp_path / "one", 1))
+        registry.tenants.create("acme")
+        registry.versions.publish(SUPPORT, write_adapter(tmp_path / "one", 1))
         fill(registry, write_adapter(tmp_path / "another", 2))
-        registry.create_tenant("umbrella")
+        registry.tenants.create("umbrella")
         for command in (
             "tenant list",
             "key list acme",

@@ -2,10 +2,11 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import EchoEngine
@@ -14,7 +15,7 @@ from tiny_adapters import write_adapter
 
 from loragate.adapters.errors import StoreError, VersionRetired
 from loragate.adapters.format.files import inspect
-from loragate.adapters.format.publish_check import StaticGate
+from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.states import AdapterState, move
 from loragate.adapters.rendering.renderer import Renderer
@@ -32,14 +33,14 @@ FAILED, RETIRED = AdapterState.FAILED, AdapterState.RETIRED
 
 
 @dataclass
-class Registry:
-    """The states of versions, by the real table of moves; it can be away."""
+class States:
+    """Of versions, by the real table of moves; the database can be away."""
 
     states: dict[int, AdapterState] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
-    away_for: set[AdapterState] = field(default_factory=set)
+    away_for: Set[AdapterState] = field(default_factory=frozenset)
 
-    def set_state(
+    def set(
         self,
         version: AdapterVersion,
         state: AdapterState,
@@ -97,7 +98,7 @@ class Machine:
 
     store: SlowStore
     engine: EchoEngine
-    registry: Registry
+    registry: States
     loader: Loader
     residency: Residency
     queue: FairQueue
@@ -110,7 +111,7 @@ class Machine:
         return AdapterVersion(tenant, "support", self.made, digest, self.made)
 
     async def load(self, version: AdapterVersion) -> None:
-        async with self.residency.lease(Route(version.tenant, version)):
+        async with self.residency.acquire(Route(version.tenant, version)):
             assert version.lora_id in self.engine.loaded
 
     def weights(self, version: AdapterVersion) -> Path:
@@ -124,20 +125,20 @@ class Machine:
             version.lora_id not in self.engine.loaded
             and not self.residency.is_resident(version)
             and version not in self.loader.passed
-            and self.queue.leased == 0
+            and self.queue.slots_in_use == 0
         )
 
 
 def machine_of(
     tmp_path: Path, engine: EchoEngine, *, timeout_seconds: float = 30.0, max_resident: int = 4
 ) -> Machine:
-    registry, store = Registry(), SlowStore(tmp_path / "store")
+    registry, store = States(), SlowStore(tmp_path / "store")
     probe = Probe(engine, Renderer(tiny_tokenizer(TEMPLATE)))
     loader = Loader(
-        *(engine, registry, store, StaticGate(None, None), probe),  # pyright: ignore[reportArgumentType]
+        *(engine, SimpleNamespace(states=registry), store, PublishCheck(None, None), probe),  # pyright: ignore[reportArgumentType]
         timeout_seconds=timeout_seconds,
     )
-    queue = FairQueue(places=9, slots=2, bounds=QueueBounds(9, 9, 5), turn_seconds=0)
+    queue = FairQueue(permits=9, slots=2, bounds=QueueBounds(9, 9, 5), turn_seconds=0)
     residency = Residency(loader, queue, max_resident=max_resident)
     return Machine(store, engine, registry, loader, residency, queue, tmp_path)
 

@@ -98,9 +98,9 @@ def test_file_is_cast_unless_it_is_as_the_engine_reads_it(tmp_path: Path) -> Non
     save_file({"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "mixed")
     save_file({"a": torch.zeros(2, dtype=torch.bfloat16)}, tmp_path / "plain")
 
-    assert LoraCast(torch.bfloat16, transposes_b=False).is_needless(tmp_path / "plain")
-    assert not LoraCast(torch.bfloat16, transposes_b=True).is_needless(tmp_path / "plain")
-    assert not LoraCast(torch.bfloat16, transposes_b=False).is_needless(tmp_path / "mixed")
+    assert LoraCast(torch.bfloat16, transposes_b=False).needs_no_conversion(tmp_path / "plain")
+    assert not LoraCast(torch.bfloat16, transposes_b=True).needs_no_conversion(tmp_path / "plain")
+    assert not LoraCast(torch.bfloat16, transposes_b=False).needs_no_conversion(tmp_path / "mixed")
 
 
 def test_full_disk_is_told(library: ctypes.CDLL | None, tmp_path: Path) -> None:

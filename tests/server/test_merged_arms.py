@@ -9,7 +9,7 @@ import pytest_asyncio
 from fakes import EchoEngine
 from merged_bench import Bench
 from small_server import SUPPORT, Furnished, Served, serve, small_config, until
-from trial_traffic import QUICK, ask, ask_until, standing, start_experiment, under_way
+from trial_traffic import QUICK, ask, ask_until, start_experiment, status, under_way
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import MergedInUse
@@ -23,16 +23,17 @@ async def bench(furnished: Furnished, tmp_path: Path, base: BaseModel) -> AsyncI
     bench = Bench(base)
     config = small_config(experiments=QUICK)
     async with serve(
-        *(furnished, tmp_path / "served", base, EchoEngine(), config), workshop=bench.workshop
+        *(furnished, tmp_path / "served", base, EchoEngine(), config),
+        merged_backend=bench.merged_backend,
     ) as served:
         bench.served = served
-        served.registry.serve_merged(SUPPORT, 1)
+        served.registry.merged.serve(SUPPORT, 1)
         await until(lambda: state(served) == "SERVING", 5)
         yield bench
 
 
 def state(served: Served) -> str:
-    [record] = served.registry.show(SUPPORT).versions
+    [record] = served.registry.versions.show(SUPPORT).versions
     return "" if record.merged is None else record.merged.state
 
 
@@ -53,7 +54,7 @@ async def test_arms_answer_each_in_its_mode(bench: Bench) -> None:
 async def test_merged_model_held_by_an_experiment_is_not_stopped(bench: Bench) -> None:
     start_experiment(bench.server, *ARMS)
     with pytest.raises(MergedInUse, match="experiment"):
-        bench.server.registry.stop_merged(SUPPORT, 1)
+        bench.server.registry.merged.stop(SUPPORT, 1)
 
 
 async def test_arm_whose_engine_dies_is_answered_for_by_the_champion_and_the_trial_pauses(
@@ -72,7 +73,7 @@ async def test_arm_whose_engine_dies_is_answered_for_by_the_champion_and_the_tri
     assert {each["x-loragate-mode"] for each in fallen} == {"unmerged"}
     assert {each["x-loragate-fallback"] for each in fallen} == {"champion"}
     assert "acme/support@v1+merged cannot answer now" in (
-        served.registry.trial(trial.id).standing.reason
+        served.registry.trials.get(trial.id).status.reason
     )
 
 
@@ -81,8 +82,8 @@ async def test_winner_is_promoted_in_its_mode(bench: Bench) -> None:
     trial = start_experiment(served, *ARMS, is_automatic=True)
     await ask_until(served, trial, "PASSED")
 
-    assert served.registry.show(SUPPORT).aliases["champion"].desired_mode == "merged"
-    assert standing(served, trial) == "PASSED"
+    assert served.registry.versions.show(SUPPORT).aliases["champion"].desired_mode == "merged"
+    assert status(served, trial) == "PASSED"
     async with asyncio.timeout(5):  # the server follows the registry a moment later
         while (await ask(served, "late")).headers["x-loragate-mode"] != "merged":
             continue

@@ -16,11 +16,11 @@ from small_server import SUPPORT, Furnished, Reply, Served, bearer, serve, small
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import StoreError
+from loragate.adapters.registry.merged_serving import MergedServing
 from loragate.adapters.registry.merged_states import MergedStanding, MergedState
-from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.snapshot import Snapshot
-from loragate.server.engine.memory import Need
-from loragate.server.merged.models import Budget
+from loragate.server.engine.memory import MemoryRequirement
+from loragate.server.merged.memory import MemoryBudget
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
 
@@ -35,7 +35,7 @@ def serving(
     furnished: Furnished, tmp_path: Path, base: BaseModel, engine: EchoEngine, bench: Bench
 ) -> AbstractAsyncContextManager[Served]:
     root = tmp_path / "served"
-    return serve(furnished, root, base, engine, small_config(), workshop=bench.workshop)
+    return serve(furnished, root, base, engine, small_config(), merged_backend=bench.merged_backend)
 
 
 @pytest_asyncio.fixture
@@ -47,18 +47,18 @@ async def served(
         yield served
 
 
-def standing(served: Served) -> MergedStanding | None:
+def status(served: Served) -> MergedStanding | None:
     snapshot = served.registry.snapshot()
     return snapshot.merged(snapshot.resolve("acme", "support", "v1"))
 
 
 def state(served: Served) -> str:
-    found = standing(served)
+    found = status(served)
     return "" if found is None else found.state
 
 
 async def serve_merged(served: Served) -> None:
-    served.registry.serve_merged(SUPPORT, 1)
+    served.registry.merged.serve(SUPPORT, 1)
     await until(lambda: state(served) == "SERVING", 5)
 
 
@@ -76,7 +76,7 @@ async def test_merged_model_is_served_by_an_engine_of_its_own_where_the_route_sa
     assert mode(await served.chat()) == ("unmerged", "")
     assert mode(await served.chat(model="support@v1+merged")) == ("merged", "")
 
-    served.registry.set_alias(SUPPORT, "champion", 1, mode="merged")
+    served.registry.aliases.set(SUPPORT, "champion", 1, mode="merged")
     async with asyncio.timeout(10):
         while mode(await served.chat()) != ("merged", ""):  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)
@@ -113,7 +113,7 @@ async def test_merged_model_is_listed_while_it_serves_and_only_then(served: Serv
         assert got.json() == cards[name]
         assert await told_on_grpc() == set(cards)
 
-        served.registry.stop_merged(SUPPORT, 1)
+        served.registry.merged.stop(SUPPORT, 1)
         async with asyncio.timeout(2):
             while name in await listed():  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
@@ -147,7 +147,9 @@ async def test_version_without_a_merged_model_is_merged_first(served: Served, be
     await serve_merged(served)
 
     assert [str(version) for version in bench.made] == ["acme/support@v1"]
-    actions = [(row.action, row.reason) for row in served.registry.audit("acme/support@v1", 10)]
+    actions = [
+        (row.action, row.reason) for row in served.registry.audit.list("acme/support@v1", 10)
+    ]
     assert actions[:3] == [
         ("version.merged_state", "SERVING"),
         ("version.merged_state", "STARTING"),
@@ -158,13 +160,13 @@ async def test_version_without_a_merged_model_is_merged_first(served: Served, be
 async def test_merged_model_that_does_not_fit_is_refused_with_figures_and_nothing_starts(
     served: Served, bench: Bench
 ) -> None:
-    served.registry.attach_merged(SUPPORT, 1, bench.base.path)
+    served.registry.merges.attach(SUPPORT, 1, bench.base.path)
     bench.free_bytes = 3 * 2**30
 
-    served.registry.serve_merged(SUPPORT, 1)
+    served.registry.merged.serve(SUPPORT, 1)
     await until(lambda: state(served) == "REFUSED", 5)
 
-    found = standing(served)
+    found = status(served)
     assert found is not None
     assert "it needs 2.00 GiB (weights 0.00 GiB, KV cache 1.00 GiB, process 1.00 GiB)" in (
         found.reason
@@ -174,7 +176,7 @@ async def test_merged_model_that_does_not_fit_is_refused_with_figures_and_nothin
     assert mode(await served.chat(model="support@v1+merged")) == ("unmerged", "unmerged")
 
     bench.free_bytes = PLENTY
-    served.registry.serve_merged(SUPPORT, 1)
+    served.registry.merged.serve(SUPPORT, 1)
     await until(lambda: state(served) == "SERVING", 5)
 
 
@@ -182,16 +184,16 @@ async def test_making_a_merged_model_takes_the_host_s_memory_wherever_engines_co
     served: Served, bench: Bench
 ) -> None:
     bench.free_host_bytes = 2**30  # all of it kept in reserve
-    served.registry.serve_merged(SUPPORT, 1)
+    served.registry.merged.serve(SUPPORT, 1)
     await until(lambda: state(served) == "REFUSED", 5)
 
-    found = standing(served)
+    found = status(served)
     assert found is not None
     assert "of the host's memory for a minute, and 0.00 GiB are free" in found.reason
 
     # What is made already needs none of it: the engine's memory is another one.
-    served.registry.attach_merged(SUPPORT, 1, bench.base.path)
-    served.registry.serve_merged(SUPPORT, 1)
+    served.registry.merges.attach(SUPPORT, 1, bench.base.path)
+    served.registry.merged.serve(SUPPORT, 1)
     await until(lambda: state(served) == "SERVING", 5)
     assert bench.made == []
 
@@ -214,11 +216,11 @@ async def test_merged_model_with_a_shorter_context_leaves_what_is_longer_to_its_
 
 
 async def test_on_a_gpu_an_engine_has_taken_all_or_nothing_of_what_it_was_promised() -> None:
-    need, engine = Need(3 * 2**30, 2**30), EchoEngine(memory_bytes=5)
-    on_cpu = Budget(0, 0, "auto", need, 0)
+    need, engine = MemoryRequirement(3 * 2**30, 2**30), EchoEngine(memory_bytes=5)
+    on_cpu = MemoryBudget(0, 0, "auto", need, 0)
     assert on_cpu.outstanding(need, engine) == need.bytes - 5
     # What its process holds of the host says nothing of the GPU.
-    on_gpu = Budget(0, 0, "auto", need, 0, is_gpu=True)
+    on_gpu = MemoryBudget(0, 0, "auto", need, 0, is_gpu=True)
     assert on_gpu.outstanding(need, engine) == 0
     engine.is_alive = False
     assert on_gpu.outstanding(need, engine) == need.bytes
@@ -228,10 +230,10 @@ async def test_engine_that_does_not_start_is_told_and_the_version_answers_unmerg
     served: Served, bench: Bench
 ) -> None:
     bench.engines.failing = 1
-    served.registry.serve_merged(SUPPORT, 1)
+    served.registry.merged.serve(SUPPORT, 1)
     await until(lambda: state(served) == "FAILED", 5)
 
-    found = standing(served)
+    found = status(served)
     assert found is not None
     assert found.reason == "There is no memory for the model."
     assert mode(await served.chat(model="support@v1+merged")) == ("unmerged", "unmerged")
@@ -273,7 +275,7 @@ async def test_model_that_is_stopped_ends_its_requests_first(served: Served, ben
     asking = asyncio.create_task(served.chat(model="support@v1+merged", max_tokens=10))
     await until(lambda: bool(bench.engines.last.running))
 
-    served.registry.stop_merged(SUPPORT, 1)
+    served.registry.merged.stop(SUPPORT, 1)
     await until(lambda: state(served) == "STOPPING")
     assert bench.engines.closed == []
 
@@ -287,8 +289,8 @@ async def test_model_asked_for_again_while_it_stops_is_served_again(
     served: Served, bench: Bench
 ) -> None:
     await serve_merged(served)
-    served.registry.stop_merged(SUPPORT, 1)
-    served.registry.serve_merged(SUPPORT, 1)
+    served.registry.merged.stop(SUPPORT, 1)
+    served.registry.merged.serve(SUPPORT, 1)
 
     await until(lambda: state(served) == "SERVING", 5)
     assert mode(await served.chat(model="support@v1+merged")) == ("merged", "")
@@ -298,13 +300,13 @@ async def test_merged_models_serve_again_after_a_restart_of_the_server(
     served: Served, bench: Bench, furnished: Furnished, tmp_path: Path, engine: EchoEngine
 ) -> None:
     await serve_merged(served)
-    served.registry.set_alias(SUPPORT, "champion", 1, mode="merged")
+    served.registry.aliases.set(SUPPORT, "champion", 1, mode="merged")
     as_it_was = Furnished(served.home.root, served.keys)
 
     again = Bench(bench.base)
     async with serve(
         *(as_it_was, tmp_path / "again", bench.base, EchoEngine(), small_config()),
-        workshop=again.workshop,
+        merged_backend=again.merged_backend,
     ) as restarted:
         await until(lambda: state(restarted) == "SERVING", 5)
         assert mode(await restarted.chat()) == ("merged", "")
@@ -365,8 +367,8 @@ def break_calls(
     ("where", "method", "error"),
     [
         (Snapshot, "served_merged", Unforeseen("in a look")),
-        (Registry, "set_merged_state", Unforeseen("in a word")),
-        (Registry, "set_merged_state", StoreError("the database did not answer")),
+        (MergedServing, "set_state", Unforeseen("in a word")),
+        (MergedServing, "set_state", StoreError("the database did not answer")),
     ],
 )
 async def test_merged_models_outlive_what_nobody_foresaw(
@@ -390,17 +392,19 @@ async def test_end_that_could_not_be_told_is_told_later(
     bench.engines.failing = 1
     error = StoreError("the database did not answer")
     # MAKING and STARTING are told, and what follows is not.
-    whole, told = Registry.set_merged_state, list[object]()
+    whole, told = MergedServing.set_state, list[object]()
 
-    def away_for_a_while(self: Registry, version: object, state: object, *rest: object) -> None:
+    def away_for_a_while(
+        self: MergedServing, version: object, state: object, *rest: object
+    ) -> None:
         told.append(state)
         if state is MergedState.FAILED and told.count(MergedState.FAILED) <= 2:
             raise error
         whole(self, version, state, *rest)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(Registry, "set_merged_state", away_for_a_while)
+    monkeypatch.setattr(MergedServing, "set_state", away_for_a_while)
 
-    served.registry.serve_merged(SUPPORT, 1)
+    served.registry.merged.serve(SUPPORT, 1)
 
     await until(lambda: state(served) == "FAILED", 5)
     assert told.count(MergedState.FAILED) == 3
@@ -408,10 +412,10 @@ async def test_end_that_could_not_be_told_is_told_later(
 
 async def test_making_that_is_wanted_no_longer_is_ended(served: Served, bench: Bench) -> None:
     bench.may_make.clear()
-    served.registry.serve_merged(SUPPORT, 1)
+    served.registry.merged.serve(SUPPORT, 1)
     await until(lambda: state(served) == "MAKING", 5)
 
-    served.registry.stop_merged(SUPPORT, 1)
+    served.registry.merged.stop(SUPPORT, 1)
 
     await until(lambda: bool(bench.given_up), 5)
     await until(lambda: state(served) == "", 5)

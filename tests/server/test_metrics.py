@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.registry.listings import AliasVersions, Shelf, VersionEntry
+from loragate.adapters.registry.listings import AdapterSnapshot, AliasVersions, VersionEntry
 from loragate.adapters.registry.snapshot import Limits, Snapshot, TenantEntry
 from loragate.adapters.registry.states import AdapterState
 from loragate.server.core import Route
@@ -266,8 +266,8 @@ def snapshot(serving: int, aliases: int = 1, mode: str = "unmerged") -> Snapshot
     means = AliasVersions(serves, serves, "merged" if mode == "merged" else "unmerged")
     means = AliasVersions(serves, serves, means.desired_mode, means.desired_mode)
     names = ["champion", *(f"a{number}" for number in range(aliases - 1))]
-    shelf = Shelf.of("acme", "support", entries, dict.fromkeys(names, means))
-    return Snapshot().renewed(serving, {"acme": TenantEntry(Limits(), ())}, [shelf])
+    adapter = AdapterSnapshot.of("acme", "support", entries, dict.fromkeys(names, means))
+    return Snapshot().renewed(serving, {"acme": TenantEntry(Limits(), ())}, [adapter])
 
 
 def test_which_version_serves_is_told_apart_from_the_figures() -> None:

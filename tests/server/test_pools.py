@@ -8,17 +8,21 @@ from contextlib import contextmanager
 import pytest
 from small_server import Served, bearer, until
 
-from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.observations import ObservationLedger
+from loragate.adapters.registry.tenants import Tenancy
+from loragate.adapters.registry.usage import UsageLedger
 from loragate.server.concurrency.pools import Pools, in_pool
 
 MANY = 40  # more than any pool has threads
 
 
 @contextmanager
-def hanging(monkeypatch: pytest.MonkeyPatch, method: str) -> Iterator[Callable[[], int]]:
-    """Calls of the registry's method hang until the end; yields how many do."""
+def hanging(
+    monkeypatch: pytest.MonkeyPatch, where: type, method: str
+) -> Iterator[Callable[[], int]]:
+    """Calls of a method of the registry hang until the end; yields how many do."""
     may_go_on, begun = threading.Event(), threading.Semaphore(0)
-    original = getattr(Registry, method)
+    original = getattr(where, method)
     count = 0
 
     def hang(*arguments: object) -> object:
@@ -29,7 +33,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch, method: str) -> Iterator[Callable[[
         return original(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Registry, method, hang)
+        patched.setattr(where, method, hang)
         try:
             yield lambda: count
         finally:
@@ -39,13 +43,13 @@ def hanging(monkeypatch: pytest.MonkeyPatch, method: str) -> Iterator[Callable[[
 async def is_recorded_and_revoked(served: Served) -> None:
     """Requests are answered, their usage is written, and a key that is revoked stops working."""
     assert (await served.complete(max_tokens=1)).status_code == 200
-    await until(lambda: len(served.registry.usage("acme")) == 1, 5)
+    await until(lambda: len(served.registry.usage.list("acme")) == 1, 5)
     await is_revoked(served)
 
 
 async def is_revoked(served: Served) -> None:
-    [record] = served.registry.list_keys("globex")
-    served.registry.revoke_key(record.key_id)
+    [record] = served.registry.tenants.list_keys("globex")
+    served.registry.tenants.revoke_key(record.key_id)
     headers = bearer(served.keys["globex"])
     async with asyncio.timeout(5):
         while (await served.client.get("/v1/models", headers=headers)).status_code != 401:  # noqa: ASYNC110 - no event
@@ -53,13 +57,13 @@ async def is_revoked(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [("list_tenants", "/admin/v1/tenants"), ("usage_totals", "/admin/v1/usage")],
+    ("where", "method", "path"),
+    [(Tenancy, "list", "/admin/v1/tenants"), (UsageLedger, "totals", "/admin/v1/usage")],
 )
 async def test_administrators_calls_that_hang_stop_nothing_else(
-    served: Served, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+    served: Served, monkeypatch: pytest.MonkeyPatch, where: type, method: str, path: str
 ) -> None:
-    with hanging(monkeypatch, method) as hang:
+    with hanging(monkeypatch, where, method) as hang:
         headers = bearer(served.admin_key)
         asking = [
             asyncio.create_task(served.client.get(path, headers=headers)) for _ in range(MANY)
@@ -75,7 +79,7 @@ async def test_feedback_that_hangs_stops_no_request_and_no_revocation(
 ) -> None:
     answer = await served.complete(max_tokens=1)
     body = {"request_id": answer.headers["x-request-id"], "metric": "thumbs", "value": 1}
-    with hanging(monkeypatch, "add_feedback") as hang:
+    with hanging(monkeypatch, ObservationLedger, "add_feedback") as hang:
         asking = [asyncio.create_task(served.post("/v1/feedback", body)) for _ in range(MANY)]
         await until(lambda: hang() >= 1, 5)
         assert (await served.complete(max_tokens=1)).status_code == 200

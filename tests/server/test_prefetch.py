@@ -14,7 +14,7 @@ from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.registry.listings import Shelf, VersionEntry
+from loragate.adapters.registry.listings import AdapterSnapshot, VersionEntry
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.registry.snapshot import Limits, Snapshot, TenantEntry
 from loragate.adapters.store import ArtifactStore
@@ -40,7 +40,7 @@ def route(version: AdapterVersion) -> Route:
 
 
 def pool(engine: EchoEngine, slots: int = 2) -> tuple[Residency, FairQueue]:
-    queue = FairQueue(places=9, slots=slots, bounds=QueueBounds(9, 9, 1), turn_seconds=0)
+    queue = FairQueue(permits=9, slots=slots, bounds=QueueBounds(9, 9, 1), turn_seconds=0)
     return Residency(DirectLoader(engine), queue, max_resident=3), queue
 
 
@@ -66,7 +66,7 @@ async def test_prefetched_version_is_the_first_to_leave_and_drives_nobody_out(
     residency, _ = pool(engine)
     one, two, three = versions
     four = AdapterVersion("acme", "support", 4, "digest-4", 4)
-    async with residency.lease(route(one)):
+    async with residency.acquire(route(one)):
         pass
     await residency.prefetch(two)
     await residency.prefetch(three)
@@ -80,15 +80,15 @@ async def test_prefetch_waits_for_a_slot_that_nobody_wants(versions: list[Adapte
     engine = EchoEngine()
     residency, queue = pool(engine, slots=1)
     one, two, three = versions
-    async with residency.lease(route(one)):
+    async with residency.acquire(route(one)):
         ahead = asyncio.create_task(residency.prefetch(two))
-        asked = asyncio.create_task(queue.claim(three))
+        asked = asyncio.create_task(queue.acquire_slot(three))
         await asyncio.sleep(0)
         assert not ahead.done()
     await asked
     await asyncio.sleep(0)
     assert engine.loads == ["acme/support@v1"]
-    queue.release(three)
+    queue.release_slot(three)
     await asyncio.wait_for(ahead, 1)
     assert engine.loads == ["acme/support@v1", "acme/support@v2"]
 
@@ -101,12 +101,12 @@ async def test_pinned_version_makes_others_leave_and_never_leaves(
     pinned = AdapterVersion("acme", "support", 4, "digest-4", 4)
     residency.pin([pinned])
     for version in versions:
-        async with residency.lease(route(version)):
+        async with residency.acquire(route(version)):
             pass
     await residency.prefetch(pinned)
     assert engine.unloads == ["acme/support@v1"]
     for version in versions:
-        async with residency.lease(route(version)):
+        async with residency.acquire(route(version)):
             pass
     assert pinned in residency.resident
     assert str(pinned) not in engine.unloads
@@ -117,9 +117,9 @@ async def test_after_an_engine_restart_what_is_leased_comes_first_then_last_use(
 ) -> None:
     residency, _ = pool(EchoEngine())
     one, two, three = versions
-    async with residency.lease(route(one)):
+    async with residency.acquire(route(one)):
         for version in (two, three):
-            async with residency.lease(route(version)):
+            async with residency.acquire(route(version)):
                 pass
         assert residency.forget_all() == (one, three, two)
     assert residency.resident == ()
@@ -131,10 +131,10 @@ async def test_after_an_engine_restart_what_is_pinned_comes_before_all_else(
     residency, _ = pool(EchoEngine())
     one, two, three = versions
     for version in (two, one):
-        async with residency.lease(route(version)):
+        async with residency.acquire(route(version)):
             pass
     residency.pin([two])
-    async with residency.lease(route(three)):
+    async with residency.acquire(route(three)):
         assert residency.forget_all() == (two, three, one)
 
 
@@ -161,8 +161,8 @@ def told_by(versions: list[AdapterVersion]) -> Snapshot:
         version.lora_id: VersionEntry(version, AdapterState.PUBLISHED, "", False, manifest)
         for version in versions
     }
-    shelf = Shelf.of("acme", "support", entries, {})
-    return Snapshot().renewed(1, {"acme": TenantEntry(Limits(), ())}, [shelf])
+    adapter = AdapterSnapshot.of("acme", "support", entries, {})
+    return Snapshot().renewed(1, {"acme": TenantEntry(Limits(), ())}, [adapter])
 
 
 @dataclass
@@ -218,13 +218,13 @@ async def test_version_that_may_not_serve_any_more_when_its_slot_comes_is_passed
     residency, queue = pool(engine, slots=1)
     one, two, _ = versions
     may_serve = [True]
-    async with residency.lease(route(one)):
+    async with residency.acquire(route(one)):
         ahead = asyncio.create_task(residency.prefetch(two, lambda: may_serve[0]))
         await asyncio.sleep(0)
         may_serve[0] = False
     await asyncio.wait_for(ahead, 1)
     assert engine.loads == ["acme/support@v1"]
-    assert queue.leased == 0
+    assert queue.slots_in_use == 0
 
 
 async def test_version_that_is_wanted_again_while_it_is_loaded_ahead_is_loaded_again(
@@ -293,10 +293,10 @@ async def test_after_a_restart_of_the_server_what_is_pinned_comes_before_what_wa
 ) -> None:
     root, first, second = tmp_path / "home", EchoEngine(), EchoEngine()
     async with serve(furnished, root, base, first) as served:
-        served.registry.publish(SUPPORT, write_adapter(tmp_path / "v2", 7))
+        served.registry.versions.publish(SUPPORT, write_adapter(tmp_path / "v2", 7))
         assert (await served.chat(model="support@v1", max_tokens=1)).status_code == 200
     with Registry(Home(root).database_url, ArtifactStore(Home(root).artifacts)) as registry:
-        registry.pin(SUPPORT, "v2")
+        registry.pins.add(SUPPORT, "v2")
     async with serve(furnished, root, base, second):
         await until(lambda: len(second.loads) == 2, 5)
     assert second.loads == ["acme/support@v2", "acme/support@v1"]
@@ -309,15 +309,15 @@ async def test_pinned_versions_are_loaded_and_those_beyond_the_room_are_refused(
     home = Home(tmp_path / "home")
     config = small_config(engine=EngineConfig(max_loras=1, max_cpu_loras=2))
     async with serve(furnished, home.root, base, engine, config) as served:
-        served.registry.pin(SUPPORT, "v1")
+        served.registry.pins.add(SUPPORT, "v1")
         await until(lambda: engine.loads == ["acme/support@v1"], 5)
-        other = served.registry.publish(SUPPORT, write_adapter(tmp_path / "v2", 7))
-        served.registry.pin(SUPPORT, "v2")
+        other = served.registry.versions.publish(SUPPORT, write_adapter(tmp_path / "v2", 7))
+        served.registry.pins.add(SUPPORT, "v2")
 
         def refusal() -> str:
             with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-                return registry.show(SUPPORT).versions[0].pin_refusal
+                return registry.versions.show(SUPPORT).versions[0].pin_refusal
 
         await until(lambda: "room for 1 pinned" in refusal(), 5)
-        served.registry.unpin(SUPPORT, "v1")
+        served.registry.pins.remove(SUPPORT, "v1")
         await until(lambda: str(other) in engine.loads and not refusal(), 5)

@@ -85,7 +85,9 @@ async def test_server_tells_at_its_start_which_adapters_its_base_model_hides(
     async with serve_with() as served:
         home = served.home
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.publish(AdapterName("acme", base.name), write_adapter(tmp_path / "adapter"))
+        registry.versions.publish(
+            AdapterName("acme", base.name), write_adapter(tmp_path / "adapter")
+        )
 
     assert "reach the base model" not in caplog.text
     async with serve_with():

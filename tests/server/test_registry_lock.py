@@ -46,9 +46,9 @@ def config_on(url: str):
 
 
 def furnish(registry: Registry, folder: Path) -> None:
-    registry.create_tenant("acme")
-    registry.publish(SUPPORT, write_adapter(folder, 1))
-    registry.set_alias(SUPPORT, "champion", 1)
+    registry.tenants.create("acme")
+    registry.versions.publish(SUPPORT, write_adapter(folder, 1))
+    registry.aliases.set(SUPPORT, "champion", 1)
 
 
 @asynccontextmanager
@@ -71,7 +71,7 @@ async def test_a_lost_lock_is_noticed_and_taken_again_and_states_are_put_right(
         assert (await found.client.get("/readyz")).status_code == 200
 
         postgresql.end_connections(postgresql_url)
-        found.registry.reset_states("another server")
+        found.registry.states.reset("another server")
 
         assert found.state() is AdapterState.PUBLISHED
         await until(lambda: found.state() is AdapterState.READY, 15)

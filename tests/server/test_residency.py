@@ -27,7 +27,7 @@ def route(number: int) -> Route:
 
 def slots_of(engine: EchoEngine, wait_seconds: float = 5.0) -> FairQueue:
     bounds = QueueBounds(100, 100, wait_seconds)
-    return FairQueue(places=100, slots=engine.model.max_loras, bounds=bounds, turn_seconds=0)
+    return FairQueue(permits=100, slots=engine.model.max_loras, bounds=bounds, turn_seconds=0)
 
 
 def residency(
@@ -41,9 +41,9 @@ async def test_the_base_model_needs_no_slot() -> None:
     engine = EchoEngine()
     queue = slots_of(engine)
     pool = residency(engine, queue)
-    async with pool.lease(Route("acme")) as adapter:
+    async with pool.acquire(Route("acme")) as adapter:
         assert adapter is None
-        assert queue.leased == 0
+        assert queue.slots_in_use == 0
     assert engine.loads == []
 
 
@@ -54,7 +54,7 @@ async def test_many_first_requests_load_a_version_once() -> None:
     seen: list[LoadedAdapter | None] = []
 
     async def ask() -> None:
-        async with pool.lease(route(1)) as adapter:
+        async with pool.acquire(route(1)) as adapter:
             seen.append(adapter)
 
     asking = asyncio.gather(*(ask() for _ in range(20)))
@@ -64,14 +64,14 @@ async def test_many_first_requests_load_a_version_once() -> None:
     await asking
     assert engine.loads == ["acme/support@v1"]
     assert [adapter.path for adapter in seen if adapter] == [Path("digest-1")] * 20
-    assert queue.leased == 0
+    assert queue.slots_in_use == 0
 
 
 async def test_a_version_stays_loaded_after_its_last_request() -> None:
     engine = EchoEngine()
     pool = residency(engine)
     for _ in range(3):
-        async with pool.lease(route(1)):
+        async with pool.acquire(route(1)):
             pass
     assert engine.loads == ["acme/support@v1"]
     assert [str(version) for version in pool.resident] == ["acme/support@v1"]
@@ -81,7 +81,7 @@ async def test_the_least_recently_used_version_makes_room() -> None:
     engine = EchoEngine()
     pool = residency(engine, max_resident=2)
     for number in (1, 2, 1, 3):
-        async with pool.lease(route(number)):
+        async with pool.acquire(route(number)):
             pass
     assert engine.unloads == ["acme/support@v2"]
     assert sorted(engine.loaded) == [1, 3]
@@ -90,9 +90,9 @@ async def test_the_least_recently_used_version_makes_room() -> None:
 async def test_a_version_that_is_in_use_is_passed_over_when_room_is_made() -> None:
     engine = EchoEngine()
     pool = residency(engine, max_resident=2)
-    async with pool.lease(route(1)):
+    async with pool.acquire(route(1)):
         for number in (2, 3, 2):
-            async with pool.lease(route(number)):
+            async with pool.acquire(route(number)):
                 pass
     assert "acme/support@v1" not in engine.unloads
 
@@ -101,7 +101,7 @@ async def test_a_version_that_was_unloaded_is_loaded_again_when_it_is_asked_for(
     engine = EchoEngine()
     pool = residency(engine, max_resident=2)
     for number in (1, 2, 3, 1):
-        async with pool.lease(route(number)) as adapter:
+        async with pool.acquire(route(number)) as adapter:
             assert adapter is not None
             assert number in engine.loaded
     assert engine.loads.count("acme/support@v1") == 2
@@ -112,7 +112,7 @@ async def test_a_client_that_leaves_does_not_stop_the_load_that_others_wait_for(
     pool = residency(engine)
 
     async def ask() -> str:
-        async with pool.lease(route(1)) as adapter:
+        async with pool.acquire(route(1)) as adapter:
             return str(adapter and adapter.version)
 
     first, second = asyncio.create_task(ask()), asyncio.create_task(ask())
@@ -130,16 +130,16 @@ async def test_a_load_that_everybody_left_keeps_its_slot_until_it_is_done() -> N
     engine = GatedEngine(replace(TINY_MODEL, max_loras=1))
     queue = slots_of(engine)
     pool = residency(engine, queue)
-    async with pool.lease(route(2)):
+    async with pool.acquire(route(2)):
         pass
     engine.gate = asyncio.Event()
-    left = asyncio.create_task(pool.lease(route(1)).__aenter__())
+    left = asyncio.create_task(pool.acquire(route(1)).__aenter__())
     await asyncio.sleep(0)
     left.cancel()
     entered = asyncio.Event()
 
     async def ask() -> None:
-        async with pool.lease(route(2)):
+        async with pool.acquire(route(2)):
             entered.set()
 
     other = asyncio.create_task(ask())
@@ -149,18 +149,18 @@ async def test_a_load_that_everybody_left_keeps_its_slot_until_it_is_done() -> N
     assert not entered.is_set()
     engine.gate.set()
     await asyncio.wait_for(other, 1)
-    assert queue.leased == 0
+    assert queue.slots_in_use == 0
 
 
 async def test_closing_ends_a_load_that_everybody_left_and_that_never_ends() -> None:
     engine, queue = GatedEngine(gate=asyncio.Event()), slots_of(EchoEngine())
     pool = residency(engine, queue)
-    left = asyncio.create_task(pool.lease(route(1)).__aenter__())
+    left = asyncio.create_task(pool.acquire(route(1)).__aenter__())
     await asyncio.sleep(0)
     left.cancel()
     await asyncio.wait_for(pool.close(), 1)
     assert engine.loads == []
-    assert queue.leased == 0
+    assert queue.slots_in_use == 0
 
 
 async def test_a_refused_adapter_is_tried_again_by_the_next_request() -> None:
@@ -168,11 +168,11 @@ async def test_a_refused_adapter_is_tried_again_by_the_next_request() -> None:
     queue = slots_of(engine)
     pool = residency(engine, queue)
     with pytest.raises(AdapterUnavailable, match="refuses"):
-        async with pool.lease(route(1)):
+        async with pool.acquire(route(1)):
             pass
-    await until(lambda: queue.leased == 0)
+    await until(lambda: queue.slots_in_use == 0)
     engine.refused.clear()
-    async with pool.lease(route(1)) as adapter:
+    async with pool.acquire(route(1)) as adapter:
         assert adapter is not None
 
 
@@ -298,7 +298,7 @@ async def test_version_is_leased_to_nobody_before_its_load_has_ended_well() -> N
     asking = [asyncio.create_task(pool.load(version(1))) for _ in range(2)]
     await until(lambda: 1 in engine.loaded, 10)
     asking.append(asyncio.create_task(pool.load(version(1))))
-    async with pool.borrow(version(1)) as borrowed:
+    async with pool.try_acquire(version(1)) as borrowed:
         assert borrowed is None
 
     loader.may_end.set()
@@ -316,11 +316,11 @@ async def test_with_every_slot_held_a_request_waits_for_one() -> None:
     entered = asyncio.Event()
 
     async def ask() -> None:
-        async with pool.lease(route(3)):
+        async with pool.acquire(route(3)):
             entered.set()
 
-    async with pool.lease(route(1)):
-        async with pool.lease(route(2)):
+    async with pool.acquire(route(1)):
+        async with pool.acquire(route(2)):
             third = asyncio.create_task(ask())
             await asyncio.sleep(0)
             assert not entered.is_set()
@@ -332,21 +332,21 @@ async def test_a_request_for_a_version_that_is_held_needs_no_slot_of_its_own() -
     engine = EchoEngine()
     queue = slots_of(engine, wait_seconds=0.01)
     pool = residency(engine, queue)
-    async with pool.lease(route(1)), pool.lease(route(2)), pool.lease(route(1)) as adapter:
+    async with pool.acquire(route(1)), pool.acquire(route(2)), pool.acquire(route(1)) as adapter:
         assert adapter is not None
-        assert queue.leased == 2
+        assert queue.slots_in_use == 2
 
 
 async def test_a_request_that_gets_no_slot_in_time_is_told_so() -> None:
     engine = EchoEngine()
     pool = residency(engine, slots_of(engine, wait_seconds=0.01))
-    async with pool.lease(route(1)), pool.lease(route(2)):
+    async with pool.acquire(route(1)), pool.acquire(route(2)):
         with pytest.raises(AdapterUnavailable, match="All 2 adapter slots") as refusal:
-            async with pool.lease(route(3)):
+            async with pool.acquire(route(3)):
                 pass
     assert refusal.value.code == "no_adapter_slot"
     assert refusal.value.retry_after_seconds
-    async with pool.lease(route(3)):
+    async with pool.acquire(route(3)):
         pass
 
 
@@ -407,7 +407,7 @@ def test_under_any_schedule_slots_suffice_and_nothing_in_use_is_unloaded(
         running: list[tuple[asyncio.Task[None], asyncio.Event]] = []
 
         async def hold(number: int, end: asyncio.Event) -> None:
-            async with pool.lease(route(number)):
+            async with pool.acquire(route(number)):
                 assert number in engine.loaded
                 held.append(number)
                 engine.held = tuple(held)
@@ -429,7 +429,7 @@ def test_under_any_schedule_slots_suffice_and_nothing_in_use_is_unloaded(
                 running[number % len(running)][0].cancel()
             for _ in range(number):
                 await asyncio.sleep(0)
-            assert queue.leased <= engine.model.max_loras
+            assert queue.slots_in_use <= engine.model.max_loras
         for _, end in running:
             end.set()
         for task, _ in running:
@@ -437,7 +437,7 @@ def test_under_any_schedule_slots_suffice_and_nothing_in_use_is_unloaded(
                 await task
         await pool.close()
         await asyncio.sleep(0)
-        assert queue.leased == 0
+        assert queue.slots_in_use == 0
         assert len(engine.loaded) <= max_resident
         assert engine.torn_away == []
         engine.fate.clear()

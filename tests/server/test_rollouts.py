@@ -13,9 +13,9 @@ from trial_traffic import (
     arms,
     ask,
     ask_until,
-    standing,
     start_experiment,
     start_rollout,
+    status,
     under_way,
     with_two_versions,
 )
@@ -23,7 +23,7 @@ from trial_traffic import (
 from loragate.adapters.errors import TrialUnderWay, VersionHeld, VersionNotFound
 from loragate.server.config import EngineConfig
 from loragate.server.errors import InvalidRequest
-from loragate.server.experiments.office import TrialOffice
+from loragate.server.experiments.service import TrialService
 
 
 @pytest_asyncio.fixture
@@ -38,12 +38,13 @@ async def test_good_version_goes_up_to_all_requests_and_becomes_the_champion(two
     replies = await ask_until(two, trial, "PASSED")
 
     assert arms(replies) >= {"champion", "challenger"}
-    champion = two.registry.show(SUPPORT).aliases["champion"]
+    champion = two.registry.versions.show(SUPPORT).aliases["champion"]
     assert champion.desired.number == 2
-    changes = [(row.action, row.actor) for row in two.registry.audit("acme/support", 10)]
+    changes = [(row.action, row.actor) for row in two.registry.audit.list("acme/support", 10)]
     assert ("rollout.passed", "server") in changes
     await until(
-        lambda: two.registry.show(SUPPORT).aliases["champion"].serving == champion.desired, 3
+        lambda: two.registry.versions.show(SUPPORT).aliases["champion"].serving == champion.desired,
+        3,
     )
     assert (await ask(two, "late")).headers["x-loragate-adapter"] == "acme/support@v2"
 
@@ -54,7 +55,7 @@ async def test_version_that_people_dislike_is_rolled_back_by_itself(two: Served)
 
     async with asyncio.timeout(10):
         number = 0
-        while standing(two, trial) == "RUNNING":
+        while status(two, trial) == "RUNNING":
             reply = await ask(two, f"user-{number}")
             is_new = reply.headers.get("x-loragate-arm") == "challenger"
             said = {
@@ -65,11 +66,11 @@ async def test_version_that_people_dislike_is_rolled_back_by_itself(two: Served)
             assert (await two.post("/v1/feedback", said)).status_code == 200
             number += 1
 
-    assert standing(two, trial) == "ROLLED_BACK"
-    assert "thumbs>=champion-20% fails" in two.registry.trial(trial.id).standing.reason
+    assert status(two, trial) == "ROLLED_BACK"
+    assert "thumbs>=champion-20% fails" in two.registry.trials.get(trial.id).status.reason
     reply = await ask(two, "anybody")
     assert reply.headers["x-loragate-adapter"] == "acme/support@v1"
-    assert two.registry.show(SUPPORT).aliases["champion"].desired.number == 1
+    assert two.registry.versions.show(SUPPORT).aliases["champion"].desired.number == 1
 
 
 async def test_user_keeps_the_arm_and_named_versions_are_in_no_trial(two: Served) -> None:
@@ -107,9 +108,9 @@ async def test_arm_that_cannot_be_loaded_gets_no_request_and_pauses_the_rollout(
     two.engine.refused.add("acme/support@v2")
     trial = start_rollout(two, 100, every_seconds=60)
 
-    await until(lambda: standing(two, trial) == "PAUSED", 10)
+    await until(lambda: status(two, trial) == "PAUSED", 10)
 
-    assert "it is bad" in two.registry.trial(trial.id).standing.reason
+    assert "it is bad" in two.registry.trials.get(trial.id).status.reason
     reply = await ask(two, "ann")
     assert reply.headers["x-loragate-adapter"] == "acme/support@v1"
     assert reply.headers["x-loragate-arm"] == "challenger"
@@ -131,14 +132,14 @@ async def test_arm_that_fails_under_way_is_answered_for_by_the_champion_until_me
 
         assert reply.headers["x-loragate-fallback"] == "champion"
         assert reply.headers["x-loragate-adapter"] == "acme/support@v1"
-        await until(lambda: standing(two, trial) == "PAUSED", 10)
+        await until(lambda: status(two, trial) == "PAUSED", 10)
 
         two.engine.refused.clear()
-        TrialOffice(two.registry).change(SUPPORT, "resume", "", "mended", "test")
+        TrialService(two.registry).change(SUPPORT, "resume", "", "mended", "test")
         async with asyncio.timeout(10):
             while "x-loragate-fallback" in (await ask(two, "ann")).headers:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        assert standing(two, trial) == "RUNNING"
+        assert status(two, trial) == "RUNNING"
 
 
 async def test_restart_goes_on_with_the_same_arms_and_figures(
@@ -153,30 +154,30 @@ async def test_restart_goes_on_with_the_same_arms_and_figures(
     async with serve_with(experiments=QUICK) as after:
         await under_way(after)
         assert {user: arms([await ask(after, user)]) for user in users} == arms_before
-        office = TrialOffice(after.registry)
+        trial_service = TrialService(after.registry)
 
         def units() -> int:
-            return sum(arm.tally.units for arm in office.report(trial.id).arms)
+            return sum(arm.tally.units for arm in trial_service.report(trial.id).arms)
 
         await until(lambda: units() == len(users) + 1, 10)  # each once, and who asked first
-        assert standing(after, trial) == "RUNNING"
+        assert status(after, trial) == "RUNNING"
 
 
 async def test_champion_promoted_by_hand_ends_the_rollout(two: Served, tmp_path: Path) -> None:
     trial = start_rollout(two, 100, every_seconds=60)
     await under_way(two)
-    two.registry.publish(SUPPORT, write_adapter(tmp_path / "v3", 3))
-    two.registry.set_alias(SUPPORT, "champion", 3)
+    two.registry.versions.publish(SUPPORT, write_adapter(tmp_path / "v3", 3))
+    two.registry.aliases.set(SUPPORT, "champion", 3)
 
-    await until(lambda: standing(two, trial) == "ABORTED", 10)
+    await until(lambda: status(two, trial) == "ABORTED", 10)
 
-    assert "changed to v3" in two.registry.trial(trial.id).standing.reason
+    assert "changed to v3" in two.registry.trials.get(trial.id).status.reason
 
 
 async def test_experiment_that_may_decides_by_itself(two: Served) -> None:
     trial = start_experiment(two, is_automatic=True)
     await ask_until(two, trial, "PASSED")
-    assert two.registry.show(SUPPORT).aliases["champion"].desired.number == 2
+    assert two.registry.versions.show(SUPPORT).aliases["champion"].desired.number == 2
 
 
 async def test_base_model_can_be_an_arm(two: Served) -> None:
@@ -189,8 +190,8 @@ async def test_base_model_can_be_an_arm(two: Served) -> None:
 async def test_trial_of_a_deleted_tenant_ends_with_it(two: Served) -> None:
     trial = start_rollout(two, 50, every_seconds=60)
     await under_way(two)
-    two.registry.delete_tenant("acme")
-    await until(lambda: standing(two, trial) == "ABORTED", 10)
+    two.registry.tenants.delete("acme")
+    await until(lambda: status(two, trial) == "ABORTED", 10)
     async with asyncio.timeout(10):
         while (await two.chat("hi")).status_code != 401:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)
@@ -219,4 +220,4 @@ async def test_second_trial_of_an_adapter_and_retiring_an_arm_are_refused(two: S
     with pytest.raises(TrialUnderWay):
         start_experiment(two)
     with pytest.raises(VersionHeld, match="rollout"):
-        two.registry.retire(SUPPORT, 2)
+        two.registry.states.retire(SUPPORT, 2)

@@ -12,7 +12,7 @@ from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.server.errors import ModelNotFound
-from loragate.server.gateway.routing import Router, say_hidden
+from loragate.server.gateway.routing import Router, shadowed_adapters_warning
 
 SUPPORT, DRAFT = AdapterName("acme", "support"), AdapterName("acme", "draft")
 STARTED_AT = 1_700_000_000
@@ -26,16 +26,16 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
     tmp_path = tmp_path_factory.mktemp("routing")
     home = Home(tmp_path / "home").ensure()
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.create_tenant("acme")
-        registry.create_tenant("globex")
+        registry.tenants.create("acme")
+        registry.tenants.create("globex")
         for seed in (1, 2, 3):
-            registry.publish(SUPPORT, write_adapter(tmp_path / f"support-{seed}", seed))
+            registry.versions.publish(SUPPORT, write_adapter(tmp_path / f"support-{seed}", seed))
         let_serve(registry, SUPPORT, "champion", 2)
         let_serve(registry, SUPPORT, "canary", 3)
-        registry.retire(SUPPORT, 1)
-        registry.publish(DRAFT, write_adapter(tmp_path / "draft", 4))
+        registry.states.retire(SUPPORT, 1)
+        registry.versions.publish(DRAFT, write_adapter(tmp_path / "draft", 4))
         theirs = AdapterName("globex", "router")
-        registry.publish(theirs, write_adapter(tmp_path / "router", 5))
+        registry.versions.publish(theirs, write_adapter(tmp_path / "router", 5))
         let_serve(registry, theirs, "champion", 1)
         watcher = SnapshotWatcher(registry)
         asyncio.run(watcher.refresh())
@@ -131,9 +131,9 @@ def test_the_base_model_can_be_got_by_both_of_its_names(router: Router) -> None:
 def hidden(tmp_path: Path, home: Home) -> Iterator[SnapshotWatcher]:
     """acme: support v1 and tiny v1 (champions); tiny is older than the base model of its name."""
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.create_tenant("acme")
+        registry.tenants.create("acme")
         for seed, adapter in enumerate((SUPPORT, AdapterName("acme", "tiny"))):
-            registry.publish(adapter, write_adapter(tmp_path / adapter.name, seed))
+            registry.versions.publish(adapter, write_adapter(tmp_path / adapter.name, seed))
             let_serve(registry, adapter, "champion", 1)
         watcher = SnapshotWatcher(registry)
         asyncio.run(watcher.refresh())
@@ -143,7 +143,7 @@ def hidden(tmp_path: Path, home: Home) -> Iterator[SnapshotWatcher]:
 def test_adapter_that_is_named_as_the_base_model_is_told_with_the_names_that_reach_it(
     hidden: SnapshotWatcher,
 ) -> None:
-    told = say_hidden(hidden.current, "tiny")
+    told = shadowed_adapters_warning(hidden.current, "tiny")
     router = Router(hidden, "tiny", STARTED_AT)
 
     assert "acme/tiny; ask for the adapter as 'TENANT/tiny' or 'tiny@champion'" in told
@@ -151,7 +151,7 @@ def test_adapter_that_is_named_as_the_base_model_is_told_with_the_names_that_rea
     assert router.route("acme", "tiny").adapter == "base"
     for name in ("acme/tiny", "tiny@champion"):
         assert router.route("acme", name).adapter == "acme/tiny@v1"
-    assert say_hidden(hidden.current, "another") == ""
+    assert shadowed_adapters_warning(hidden.current, "another") == ""
 
 
 def test_the_list_has_each_name_once_where_an_adapter_is_named_as_the_base_model(

@@ -16,8 +16,8 @@ from loragate.server import app
 from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.config import EngineConfig, ExperimentsConfig
-from loragate.server.experiments.office import TrialOffice
 from loragate.server.experiments.report import to_html
+from loragate.server.experiments.service import TrialService
 from loragate.server.gateway.prompting import contract_of
 
 QUICK = Backoff(0.001, 0.01)
@@ -25,7 +25,7 @@ EAGER = ExperimentsConfig(look_seconds=0.02, shadow_tokens_per_minute=100_000)
 
 
 def pairs(served: Served, trial_id: int) -> tuple[ShadowRow, ...]:
-    return served.registry.shadow_pairs(trial_id)
+    return served.registry.observations.shadow_pairs(trial_id)
 
 
 def shadows_in_engine(served: Served) -> list[str]:
@@ -47,22 +47,24 @@ async def test_the_other_arm_answers_too_and_both_answers_are_in_the_report(
         for pair in pairs(two, trial.id):
             assert pair.answered_by != names[pair.arm_id]
             assert pair.shadow_text.endswith(pair.text)  # it echoes, and a shadow may say more
-        page = to_html(TrialOffice(two.registry).report(trial.id))
+        page = to_html(TrialService(two.registry).report(trial.id))
         assert "Shadows: the same request, answered twice" in page
 
 
 async def test_shadows_are_charged_to_nobody(serve_with: ServeWith, tmp_path: Path) -> None:
     async with with_two_versions(serve_with, tmp_path, experiments=EAGER) as two:
-        two.registry.set_limits("acme", Limits(requests_per_minute=10_000, max_concurrent=1))
+        two.registry.tenants.set_limits(
+            "acme", Limits(requests_per_minute=10_000, max_concurrent=1)
+        )
         trial = start_rollout(two, 50, every_seconds=60, shadow=1.0)
         await under_way(two)
-        before = len(two.registry.usage("acme"))
+        before = len(two.registry.usage.list("acme"))
         for number in range(5):
             await ask(two, f"user-{number}")
         await until(lambda: len(pairs(two, trial.id)) >= 2, 3)
-        await until(lambda: len(two.registry.usage("acme")) >= before + 5, 3)
+        await until(lambda: len(two.registry.usage.list("acme")) >= before + 5, 3)
 
-        ids = {row.request_id for row in two.registry.usage("acme")}
+        ids = {row.request_id for row in two.registry.usage.list("acme")}
         assert not any(request_id.startswith("shadow-") for request_id in ids)
         seen = observed(two.registry, trial.id, 0)
         assert len(seen.exposures) == len({row.request_id for row in seen.exposures})

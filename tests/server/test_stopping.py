@@ -176,7 +176,7 @@ def hinder(
         shutil.copytree(furnished.root, root)
         home = Home(root)
         with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-            registry.set_alias(SUPPORT, "challenger", 1)  # something to load
+            registry.aliases.set(SUPPORT, "challenger", 1)  # something to load
         log.touch()
         with launched(forks, serve_hindered, root, base.path, state, log=log) as server:
             assert wait_for(lambda: state in log.read_text().splitlines(), 30), log.read_text()
@@ -197,7 +197,7 @@ def test_sigterm_ends_the_server_from_every_state(
 def test_server_that_does_not_end_by_itself_is_ended_after_its_time(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, signal, time\n"
-        "from loragate.server.stopping import Stopping\n"
+        "from loragate.server.serving import Stopping\n"
         "async def serve():\n"
         "    with Stopping(0.2).on_signals():\n"
         "        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)\n"

@@ -5,7 +5,8 @@ import pytest
 from small_server import Served, bearer
 
 from loragate.adapters.errors import StoreError
-from loragate.adapters.registry.registry import Registry
+from loragate.adapters.registry.observations import ObservationLedger
+from loragate.adapters.registry.tenants import Tenancy
 from loragate.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
 
 CAUSE = "the registry's database postgresql://loragate@db-7.internal/x did not answer"
@@ -16,8 +17,8 @@ def unreachable(served: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
     def fail(*_: object) -> None:
         raise StoreError(CAUSE)
 
-    for method in ("add_feedback", "list_tenants"):
-        monkeypatch.setattr(Registry, method, fail)
+    monkeypatch.setattr(ObservationLedger, "add_feedback", fail)
+    monkeypatch.setattr(Tenancy, "list", fail)
     return served
 
 

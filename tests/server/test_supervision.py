@@ -235,16 +235,16 @@ async def test_an_engine_that_nobody_supervises_any_more_is_dead() -> None:
 async def test_residents_are_loaded_again_on_demand_and_old_leases_end_as_ever() -> None:
     engines = EchoEngines()
     async with supervised(engines) as engine:
-        queue = FairQueue(places=9, slots=2, bounds=QueueBounds(9, 9, 1), turn_seconds=0)
+        queue = FairQueue(permits=9, slots=2, bounds=QueueBounds(9, 9, 1), turn_seconds=0)
         pool = Residency(DirectLoader(engine), queue, max_resident=4)
         engine.on_restart(pool.forget_all)
-        async with pool.lease(ROUTE):
+        async with pool.acquire(ROUTE):
             engines.last.is_alive = False
             await restarted(engine)
             assert pool.resident == ()
-            async with pool.lease(ROUTE) as adapter:
+            async with pool.acquire(ROUTE) as adapter:
                 assert await answer(engine, request(adapter)) == " t0 t1 t2 t3"
-        assert queue.leased == 0
+        assert queue.slots_in_use == 0
         assert pool.resident == (V1,)
         assert [each.loads for each in engines.made] == [["acme/support@v1"]] * 2
 

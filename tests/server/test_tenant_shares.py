@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_server import Served, ServeWith, on_a_socket, until
 
 from loragate.adapters.names import AdapterVersion
-from loragate.server.admission.fair_queue import FairQueue, QueueBounds, Turn
+from loragate.server.admission.fair_queue import FairQueue, QueueBounds, QueueGrant
 from loragate.server.admission.flows import INPUT_WEIGHT, OUTPUT_WEIGHT
 from loragate.server.admission.shares import TenantCaps
 from loragate.server.config import EngineConfig
@@ -36,8 +36,8 @@ def route(tenant: str, number: int = 0) -> Route:
 
 def shared_queue(
     *,
-    places: int = 100,
-    base_places: int | None = None,
+    permits: int = 100,
+    base_permits: int | None = None,
     slots: int = 8,
     bounds: QueueBounds | None = None,
     turn_seconds: float = 0.0,
@@ -46,8 +46,8 @@ def shared_queue(
 ) -> FairQueue:
     """Of a server with several tenants."""
     return FairQueue(
-        places=places,
-        base_places=base_places,
+        permits=permits,
+        base_permits=base_permits,
         slots=slots,
         bounds=bounds or QueueBounds(1000, 1000, 5.0),
         turn_seconds=turn_seconds,
@@ -89,9 +89,9 @@ class Asked:
             finally:  # it may be cancelled once more
                 turn.end()
 
-    async def _sequence(self, turn: Turn) -> None:
+    async def _sequence(self, turn: QueueGrant) -> None:
         end = asyncio.Event()
-        async with turn.place():
+        async with turn.permit():
             self.begun += 1
             self.running.append(end)
             try:
@@ -117,7 +117,7 @@ async def leave(requests: Iterable[Asked]) -> None:
 
 
 async def test_a_request_of_many_sequences_leaves_room_for_another_tenant_at_once() -> None:
-    queue = shared_queue(places=256, base_places=20)
+    queue = shared_queue(permits=256, base_permits=20)
     many = Asked(queue, route("hog"), 64).start()
     await settle()
     assert many.begun == 16  # four times as many as stay free
@@ -134,7 +134,7 @@ async def test_a_request_of_many_sequences_leaves_room_for_another_tenant_at_onc
 
 
 async def test_many_requests_leave_as_much_room_as_one_of_many_sequences() -> None:
-    queue = shared_queue(places=256, base_places=20)
+    queue = shared_queue(permits=256, base_permits=20)
     requests = [Asked(queue, route("hog", i % 3), 1).start() for i in range(64)]
     await settle()
     assert queue.running_in_base_engine == 16
@@ -146,17 +146,17 @@ async def test_many_requests_leave_as_much_room_as_one_of_many_sequences() -> No
 
 
 @settings(max_examples=50, deadline=None)
-@given(base_places=st.integers(2, 40), hogs=st.lists(st.integers(1, 30), min_size=1, max_size=5))
+@given(base_permits=st.integers(2, 40), hogs=st.lists(st.integers(1, 30), min_size=1, max_size=5))
 def test_however_many_tenants_take_all_they_can_get_a_further_one_finds_a_place(
-    base_places: int, hogs: list[int]
+    base_permits: int, hogs: list[int]
 ) -> None:
     async def follow() -> None:
-        queue = shared_queue(base_places=base_places)
+        queue = shared_queue(base_permits=base_permits)
         requests = []
         for i, sequences in enumerate(hogs):
             requests += [Asked(queue, route(f"hog-{i}"), sequences).start() for _ in range(2)]
             await settle()
-        free = base_places - queue.running_in_base_engine
+        free = base_permits - queue.running_in_base_engine
         crowded = sum(1 for i in range(len(hogs)) if requests[2 * i].begun == 1)
         assert free >= 1 or crowded  # the last place goes to a tenant that has none
         if free:
@@ -171,7 +171,7 @@ def test_however_many_tenants_take_all_they_can_get_a_further_one_finds_a_place(
 
 
 async def test_the_base_engine_never_gets_more_than_it_runs_and_merged_models_go_past_it() -> None:
-    queue = shared_queue(places=12, base_places=4)
+    queue = shared_queue(permits=12, base_permits=4)
     base = [Asked(queue, route(f"tenant-{i}"), 3).start() for i in range(4)]
     await settle()
     assert queue.running_in_base_engine == 4
@@ -184,19 +184,19 @@ async def test_the_base_engine_never_gets_more_than_it_runs_and_merged_models_go
 
 async def test_a_server_of_one_tenant_keeps_nothing_back() -> None:
     queue = FairQueue(
-        places=6, slots=2, bounds=QueueBounds(4, 4, 5.0), turn_seconds=0, is_shared=lambda: False
+        permits=6, slots=2, bounds=QueueBounds(4, 4, 5.0), turn_seconds=0, is_shared=lambda: False
     )
     running = [Asked(queue, route("only", i % 3), 2).start() for i in range(3)]
     await settle()
     waiting = [Asked(queue, route("only"), 1).start() for _ in range(4)]
     await settle()
-    assert (queue.running, queue.leased, queue.queued) == (6, 2, 4)
+    assert (queue.running, queue.slots_in_use, queue.queued) == (6, 2, 4)
     await leave([*running, *waiting])
 
 
 async def test_what_the_operator_sets_holds_instead() -> None:
     caps = TenantCaps(max_sequences=2, max_loras=3, max_queued=1)
-    queue = shared_queue(places=10, slots=4, caps=caps)
+    queue = shared_queue(permits=10, slots=4, caps=caps)
     requests = [Asked(queue, route("one"), 5).start()]
     await settle()
     assert requests[0].begun == 2
@@ -205,7 +205,7 @@ async def test_what_the_operator_sets_holds_instead() -> None:
     with pytest.raises(Overloaded, match="1 requests of this tenant wait"):
         queue.check_room(route("one"))
     await leave(requests)
-    queue = shared_queue(places=10, slots=4, caps=TenantCaps(max_loras=3))
+    queue = shared_queue(permits=10, slots=4, caps=TenantCaps(max_loras=3))
     requests = [Asked(queue, route("one", i), 1).start() for i in range(1, 5)]
     requests += [Asked(queue, route("two", 1), 1).start()]
     await settle()
@@ -220,7 +220,7 @@ async def test_long_streams_on_many_versions_of_one_tenant_leave_slots_for_other
     queue = shared_queue(slots=8, bounds=QueueBounds(100, 100, 0.05))
     streams = [Asked(queue, route("hog", i), 1).start() for i in range(1, 9)]
     await settle()
-    assert queue.leased == 4
+    assert queue.slots_in_use == 4
     others = [Asked(queue, route(f"other-{i}", 1), 1).start() for i in range(4)]
     await settle()
     assert [other.begun for other in others] == [1, 1, 1, 1]
@@ -229,7 +229,7 @@ async def test_long_streams_on_many_versions_of_one_tenant_leave_slots_for_other
         await asyncio.gather(*(each.task for each in waits if each.task))
     assert refusal.value.code == "no_adapter_slot"
     await leave([*streams, *others])
-    assert (queue.leased, queue.awaiting_slot) == (0, 0)
+    assert (queue.slots_in_use, queue.awaiting_slot) == (0, 0)
 
 
 async def test_a_tenant_at_its_limit_of_slots_changes_versions_within_it() -> None:
@@ -252,7 +252,7 @@ async def test_the_tenant_with_most_slots_gives_one_up_whatever_the_others_were_
         await some.start("many 2", route("many", 2))
         await some.start("third", route("third", 1))
         await some.start("fourth", route("fourth", 1))
-        assert some.queue.leased == 4
+        assert some.queue.slots_in_use == 4
         some.running["many 1"].charge(5)
         clock.now = 2.0
         await some.start("busy", route("busy", 1))
@@ -267,17 +267,17 @@ async def test_a_load_needs_no_free_share_so_that_a_promotion_waits_for_no_strea
     queue = shared_queue(slots=2)
     async with crowd(queue) as some:
         await some.start("stream", route("one", 1))
-        await asyncio.wait_for(queue.claim(version("one", 2)), 1)
+        await asyncio.wait_for(queue.acquire_slot(version("one", 2)), 1)
         await some.start("new version", route("one", 2))
         assert sorted(some.running) == ["new version", "stream"]
-        queue.release(version("one", 2))
+        queue.release_slot(version("one", 2))
 
 
 # ---- the queue
 
 
 async def test_a_tenant_with_many_adapters_fills_half_of_the_queue_and_no_more() -> None:
-    queue = shared_queue(places=1, bounds=QueueBounds(16, 4, 5.0))
+    queue = shared_queue(permits=1, bounds=QueueBounds(16, 4, 5.0))
     async with crowd(queue) as some:
         await some.start("runs", route("hog"))
         for i in range(8):
@@ -311,7 +311,7 @@ class Backlog:
     prompt: int = 4
     served: Counter[str] = field(default_factory=Counter)  # weighted tokens, by tenant
     answered: Counter[Route] = field(default_factory=Counter)
-    running: list[tuple[Route, Turn, int]] = field(default_factory=list)
+    running: list[tuple[Route, QueueGrant, int]] = field(default_factory=list)
     waiting: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def begin(self) -> None:
@@ -352,13 +352,13 @@ class Backlog:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    places=st.integers(2, 6),
+    permits=st.integers(2, 6),
     versions=st.tuples(st.integers(0, 5), st.integers(0, 2)),
     answers=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     is_shared=st.booleans(),
 )
 def test_of_two_tenants_neither_is_served_more_however_many_adapters_it_has(
-    places: int, versions: tuple[int, int], answers: tuple[int, int], is_shared: bool
+    permits: int, versions: tuple[int, int], answers: tuple[int, int], is_shared: bool
 ) -> None:
     """The bound: what the engine makes in one longest answer. Where room is kept for a third
     tenant, whoever was served less runs as many sequences as it may.
@@ -366,16 +366,16 @@ def test_of_two_tenants_neither_is_served_more_however_many_adapters_it_has(
 
     async def follow() -> None:
         queue = FairQueue(
-            places=places,
+            permits=permits,
             slots=12,
             bounds=QueueBounds(1000, 1000, 60.0),
             turn_seconds=0.0,
             is_shared=lambda: is_shared,
             clock=Clock(),
         )
-        load = Backlog(queue, versions, answers, clients=2 * places)
-        bound = places * (load.prompt * INPUT_WEIGHT + OUTPUT_WEIGHT) * max(answers)
-        share = max(1, places * 4 // 9)
+        load = Backlog(queue, versions, answers, clients=2 * permits)
+        bound = permits * (load.prompt * INPUT_WEIGHT + OUTPUT_WEIGHT) * max(answers)
+        share = max(1, permits * 4 // 9)
         await load.begin()
         for _ in range(60):
             await load.step()
@@ -390,14 +390,14 @@ def test_of_two_tenants_neither_is_served_more_however_many_adapters_it_has(
 
 @settings(max_examples=30, deadline=None)
 @given(
-    places=st.integers(2, 5),
+    permits=st.integers(2, 5),
     slots=st.integers(1, 4),
     versions=st.tuples(st.integers(0, 5), st.integers(0, 3)),
     answers=st.tuples(st.integers(1, 6), st.integers(1, 6)),
     is_shared=st.booleans(),
 )
 def test_every_version_is_answered_though_there_are_more_of_them_than_slots(
-    places: int,
+    permits: int,
     slots: int,
     versions: tuple[int, int],
     answers: tuple[int, int],
@@ -405,14 +405,14 @@ def test_every_version_is_answered_though_there_are_more_of_them_than_slots(
 ) -> None:
     async def follow() -> None:
         queue = FairQueue(
-            places=places,
+            permits=permits,
             slots=slots,
             bounds=QueueBounds(1000, 1000, 60.0),
             turn_seconds=0.0,
             is_shared=lambda: is_shared,
             clock=Clock(),
         )
-        load = Backlog(queue, versions, answers, clients=places)
+        load = Backlog(queue, versions, answers, clients=permits)
         await load.begin()
         flows = max(1, versions[0]) + max(1, versions[1])
         for _ in range(3 * flows * max(answers) + 10):
@@ -441,22 +441,22 @@ STEPS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(
     steps=STEPS,
-    places=st.integers(1, 12),
-    base_places=st.integers(1, 8),
+    permits=st.integers(1, 12),
+    base_permits=st.integers(1, 8),
     slots=st.integers(1, 5),
     is_shared=st.booleans(),
 )
 def test_whoever_comes_goes_or_gives_up_limits_hold_and_no_place_is_lost(
     steps: list[tuple[str, str, int, int, int]],
-    places: int,
-    base_places: int,
+    permits: int,
+    base_permits: int,
     slots: int,
     is_shared: bool,
 ) -> None:
     async def follow() -> None:
         queue = FairQueue(
-            places=places,
-            base_places=base_places,
+            permits=permits,
+            base_permits=base_permits,
             slots=slots,
             bounds=QueueBounds(1000, 1000, 60.0),
             turn_seconds=0.0,
@@ -468,7 +468,7 @@ def test_whoever_comes_goes_or_gives_up_limits_hold_and_no_place_is_lost(
         loads: list[AdapterVersion] = []
 
         async def load(what: AdapterVersion) -> None:
-            await queue.claim(what)
+            await queue.acquire_slot(what)
             loads.append(what)
 
         def check(*, is_settled: bool) -> None:
@@ -482,13 +482,13 @@ def test_whoever_comes_goes_or_gives_up_limits_hold_and_no_place_is_lost(
                     in_base[each.where.tenant] += len(each.running)
                 if each.where.needs_slot and each.where.version and each.running:
                     held.setdefault(each.where.tenant, set()).add(each.where.version.lora_id)
-            assert running.total() <= queue.running <= places
-            assert in_base.total() <= queue.running_in_base_engine <= base_places
-            assert sum(map(len, held.values())) <= queue.leased <= slots
+            assert running.total() <= queue.running <= permits
+            assert in_base.total() <= queue.running_in_base_engine <= base_permits
+            assert sum(map(len, held.values())) <= queue.slots_in_use <= slots
             if is_shared:
                 for tenant in running:
-                    assert running[tenant] <= max(1, places * 4 // 5)
-                    assert in_base[tenant] <= max(1, base_places * 4 // 5)
+                    assert running[tenant] <= max(1, permits * 4 // 5)
+                    assert in_base[tenant] <= max(1, base_permits * 4 // 5)
                     if not loading:
                         assert len(held.get(tenant, ())) <= (slots + 1) // 2
             if not is_settled:
@@ -496,7 +496,7 @@ def test_whoever_comes_goes_or_gives_up_limits_hold_and_no_place_is_lost(
             assert running.total() == queue.running
             waiting = [each for each in alive if not each.begun]
             assert len(waiting) == queue.queued
-            has_room = queue.running < places and queue.running_in_base_engine < base_places
+            has_room = queue.running < permits and queue.running_in_base_engine < base_permits
             for each in waiting:  # nobody with nothing is kept from a place for nothing
                 is_plain = each.where == Route(each.where.tenant)
                 assert not (has_room and is_plain and not running[each.where.tenant])
@@ -517,7 +517,7 @@ def test_whoever_comes_goes_or_gives_up_limits_hold_and_no_place_is_lost(
             elif action == "load" and number > 0:
                 loading.append(asyncio.create_task(load(version(tenant, number))))
             elif action == "unload" and loads:
-                queue.release(loads.pop(0))
+                queue.release_slot(loads.pop(0))
             elif action == "unload" and loading:
                 loading[amount % len(loading)].cancel()
             for _ in range(turns):
@@ -531,13 +531,13 @@ def test_whoever_comes_goes_or_gives_up_limits_hold_and_no_place_is_lost(
             for end in ends:
                 end.set()
             while loads:
-                queue.release(loads.pop())
+                queue.release_slot(loads.pop())
             await settle()
             check(is_settled=True)
         while loads:
-            queue.release(loads.pop())
+            queue.release_slot(loads.pop())
         assert (queue.running, queue.in_flight, queue.queued) == (0, 0, 0)
-        assert (queue.leased, queue.awaiting_slot, queue.running_in_base_engine) == (0, 0, 0)
+        assert (queue.slots_in_use, queue.awaiting_slot, queue.running_in_base_engine) == (0, 0, 0)
         last = Asked(queue, route("last"), 1).start()
         await settle()
         assert queue.known_tenants == 1  # whoever has left is forgotten

@@ -104,7 +104,7 @@ async def test_what_no_plan_may_ask_for_is_refused_by_both_transports(
         assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT, (change, refused.details())
         reply = await by_http(two, f"{TRIALS}/experiments", {**EXPERIMENT, **change})
         assert reply.status_code == 400, (change, reply.text)
-    assert two.registry.trials() == ()
+    assert two.registry.trials.list() == ()
 
 
 async def test_reason_that_is_too_long_is_refused_by_both_transports(
@@ -116,7 +116,7 @@ async def test_reason_that_is_too_long_is_refused_by_both_transports(
     change = pb.ChangeTrialRequest(adapter="acme/support", action="ACTION_ABORT", reason="x" * 1001)
     refused = await refusal(ExperimentsStub(channel).ChangeTrial(change, metadata=as_admin(two)))
     assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert [trial.standing.state for trial in two.registry.trials()] == ["RUNNING"]
+    assert [trial.status.state for trial in two.registry.trials.list()] == ["RUNNING"]
 
 
 async def test_trial_whose_plan_cannot_be_read_is_listed_and_ended(
@@ -125,7 +125,7 @@ async def test_trial_whose_plan_cannot_be_read_is_listed_and_ended(
     """As one that an earlier version kept, which let an endless step through and wrote null."""
     plan = '{"type":"rollout","steps":[0.5],"every_seconds":null,"gates":[],"alpha":0.05}'
     arms = NewArm("challenger", 2), NewArm("champion", 1)
-    trial = two.registry.start_trial("rollout", SUPPORT, arms, plan, "RUNNING")
+    trial = two.registry.trials.start("rollout", SUPPORT, arms, plan, "RUNNING")
     admin, key = ExperimentsStub(channel), as_admin(two)
 
     async def listed() -> list[str]:
@@ -137,7 +137,7 @@ async def test_trial_whose_plan_cannot_be_read_is_listed_and_ended(
 
     [reason] = await listed()
     assert "cannot be followed" in reason
-    await until(lambda: two.registry.trial(trial.id).ended_at is not None, 10)
+    await until(lambda: two.registry.trials.get(trial.id).ended_at is not None, 10)
     [reason] = await listed()
     assert "cannot be followed" in reason
     report = await refusal(admin.GetTrial(pb.GetTrialRequest(adapter="acme/support"), metadata=key))

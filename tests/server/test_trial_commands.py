@@ -31,9 +31,9 @@ def registry(
     home = move_to(tmp_path, monkeypatch)
     give_registry(home, empty_registry)
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as opened:
-        opened.create_tenant("acme")
+        opened.tenants.create("acme")
         for number in (1, 2):
-            opened.publish(SUPPORT, write_adapter(tmp_path / f"v{number}", number))
+            opened.versions.publish(SUPPORT, write_adapter(tmp_path / f"v{number}", number))
         let_serve(opened, SUPPORT, "champion", 1)
         yield opened
 
@@ -70,7 +70,7 @@ def test_rollout_is_begun_paused_resumed_and_ended(loragate: Loragate, registry:
     assert "RUNNING" in loragate("rollout resume acme/support")
     assert "ABORTED" in loragate("rollout abort acme/support")
     assert "cannot be paused" in loragate("rollout pause acme/support", code=1)
-    actions = [row.action for row in registry.audit("acme/support", 4)]
+    actions = [row.action for row in registry.audit.list("acme/support", 4)]
     assert actions == ["rollout.aborted", "rollout.running", "rollout.paused", "rollout.start"]
 
 
@@ -91,7 +91,7 @@ def test_experiment_is_decided_by_hand_but_not_before_its_time_by_its_verdict(
     loragate(COMPARE)
     assert "too early" in loragate("experiment decide acme/support --auto", code=1)
     assert "PASSED" in loragate("experiment decide acme/support --promote new")
-    assert registry.show(SUPPORT).aliases["champion"].desired.number == 2
+    assert registry.versions.show(SUPPORT).aliases["champion"].desired.number == 2
     assert "experiment" in json.loads(loragate("experiment list --json"))[0]["kind"]
 
 
@@ -106,7 +106,7 @@ def test_experiment_that_is_rolled_back_leaves_the_champion(
 ) -> None:
     loragate(COMPARE)
     assert "ROLLED_BACK" in loragate("experiment decide acme/support --rollback")
-    assert registry.show(SUPPORT).aliases["champion"].desired.number == 1
+    assert registry.versions.show(SUPPORT).aliases["champion"].desired.number == 1
 
 
 @pytest.mark.parametrize(

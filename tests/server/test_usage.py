@@ -24,13 +24,13 @@ def open_registry(home: Home) -> Registry:
 
 async def test_records_outlive_the_process_that_wrote_them(home: Home) -> None:
     with open_registry(home) as registry:
-        async with UsageLog(registry).writing(BackgroundTasks()) as log:
+        async with UsageLog(registry.usage).writing(BackgroundTasks()) as log:
             with log.record("req-1", ROUTE, "http") as record:
                 record.prompt_tokens = 7
                 async for _ in record.count(deltas((1,), (2, 3))):
                     pass
     with open_registry(home) as registry:
-        (row,) = registry.usage()
+        (row,) = registry.usage.list()
     assert (row.request_id, row.tenant, row.adapter) == ("req-1", "acme", "acme/support@v1")
     assert (row.digest, row.transport, row.outcome) == ("d" * 64, "http", "ok")
     assert (row.prompt_tokens, row.completion_tokens, row.cached_tokens) == (7, 3, 4)
@@ -65,10 +65,10 @@ async def test_a_request_is_recorded_however_it_ends(
 ) -> None:
     heard: list[Record] = []
     with open_registry(home) as registry:
-        async with UsageLog(registry, heard.append).writing(BackgroundTasks()) as log:
+        async with UsageLog(registry.usage, heard.append).writing(BackgroundTasks()) as log:
             with pytest.raises(type(error)), log.record("req-1", ROUTE, "grpc"):
                 raise error
-        (row,) = registry.usage()
+        (row,) = registry.usage.list()
     assert (row.outcome, row.ttft_seconds, row.completion_tokens) == (outcome, None, 0)
     assert [record.outcome for record in heard] == [outcome]
 
@@ -103,7 +103,7 @@ class FullDisk:
     attempted: asyncio.Event = field(default_factory=asyncio.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
-    def add_usage(self, records: Sequence[UsageRow]) -> None:
+    def add(self, records: Sequence[UsageRow]) -> None:
         self.loop.call_soon_threadsafe(self.attempted.set)
         if self.failures:
             self.failures -= 1

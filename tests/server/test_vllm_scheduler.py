@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from loragate.server.engine.cpu import scheduler as vllm_scheduler
+from loragate.server.engine.cpu import scheduler
 from loragate.server.engine.cpu.scheduler import considerate
-from loragate.server.engine.protocol import GATE_ID_PREFIX
+from loragate.server.engine.protocol import PROBE_ID_PREFIX
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Recorder(Scheduler):
 
 ANSWERING = Request("a", 20)
 ASKING = Request("b", 5)
-CHECKED = Request(f"{GATE_ID_PREFIX}1-abc", 0)
+CHECKED = Request(f"{PROBE_ID_PREFIX}1-abc", 0)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Case:
 def test_only_the_gates_prompts_are_read_in_parts(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm_scheduler, "bound_grammars", lambda manager: None)  # it has none
+    monkeypatch.setattr(scheduler, "bound_grammars", lambda manager: None)  # it has none
     made: Any = considerate(Recorder)
 
     bound = made(case.running, case.waiting).schedule()

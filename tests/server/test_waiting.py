@@ -34,7 +34,7 @@ async def test_the_next_revision_is_waited_for(served: Served) -> None:
     waiting = asyncio.create_task(revision(served, unlike=str(now), wait_seconds="10"))
     await asyncio.sleep(0.05)
     assert not waiting.done()
-    served.registry.create_key("acme")
+    served.registry.tenants.create_key("acme")
     async with asyncio.timeout(5):
         assert await waiting > now
 
@@ -68,9 +68,9 @@ def test_the_command_line_asks_for_a_page_after_each_change_only(
     home: Home, tmp_path: Path
 ) -> None:
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.create_tenant("acme")
-        registry.publish(SUPPORT, write_adapter(tmp_path / "one", 1))
-        registry.set_alias(SUPPORT, "champion", 1)
+        registry.tenants.create("acme")
+        registry.versions.publish(SUPPORT, write_adapter(tmp_path / "one", 1))
+        registry.aliases.set(SUPPORT, "champion", 1)
         admin = CountingAdmin(registry, "test")
         with pytest.raises(DoesNotServe, match="no server has taken it up"):
             wait_until_serving(admin, SUPPORT, "champion", "v1", 0.35)

@@ -10,7 +10,7 @@ from tiny_adapters import write_adapter
 
 from loragate.adapters.registry.trial_records import Trial
 from loragate.server.config import ExperimentsConfig, Section
-from loragate.server.experiments.office import ExperimentWish, RolloutWish, TrialOffice
+from loragate.server.experiments.service import ExperimentSpec, RolloutSpec, TrialService
 
 QUICK = ExperimentsConfig(look_seconds=0.02)
 HALF = ("champion=v1:50%", "new=v2:50%")
@@ -22,7 +22,7 @@ async def with_two_versions(
 ) -> AsyncIterator[Served]:
     """A server that looks often, where acme/support has a v2 besides its champion v1."""
     async with serve_with(**{"experiments": QUICK, **sections}) as served:
-        served.registry.publish(SUPPORT, write_adapter(folder / "v2", 2))
+        served.registry.versions.publish(SUPPORT, write_adapter(folder / "v2", 2))
         yield served
 
 
@@ -33,8 +33,8 @@ def start_rollout(
     every_seconds: float = 0.05,
     shadow: float = 0.0,
 ) -> Trial:
-    wish = RolloutWish("v2", percentages or (50.0, 100.0), every_seconds, gates, shadow=shadow)
-    return TrialOffice(served.registry).start_rollout(SUPPORT, wish, "test")
+    spec = RolloutSpec("v2", percentages or (50.0, 100.0), every_seconds, gates, shadow=shadow)
+    return TrialService(served.registry).start_rollout(SUPPORT, spec, "test")
 
 
 def start_experiment(
@@ -43,8 +43,8 @@ def start_experiment(
     gates: tuple[str, ...] = ("error_rate<30%",),
     is_automatic: bool = False,
 ) -> Trial:
-    wish = ExperimentWish(arms or HALF, gates, values=1, is_automatic=is_automatic)
-    return TrialOffice(served.registry).start_experiment(SUPPORT, wish, "test")
+    spec = ExperimentSpec(arms or HALF, gates, values=1, is_automatic=is_automatic)
+    return TrialService(served.registry).start_experiment(SUPPORT, spec, "test")
 
 
 async def ask(served: Served, user: str, model: str = "support") -> Reply:
@@ -60,8 +60,8 @@ async def under_way(served: Served) -> None:
             await asyncio.sleep(0.005)
 
 
-def standing(served: Served, trial: Trial) -> str:
-    return served.registry.trial(trial.id).standing.state
+def status(served: Served, trial: Trial) -> str:
+    return served.registry.trials.get(trial.id).status.state
 
 
 async def ask_until(
@@ -70,7 +70,7 @@ async def ask_until(
     """Sends requests of one user after another until the trial is in one of these states."""
     replies: list[Reply] = []
     async with asyncio.timeout(seconds):
-        while standing(served, trial) not in states:
+        while status(served, trial) not in states:
             number = len(replies)
             replies += await asyncio.gather(
                 *(ask(served, f"user-{number + more}") for more in range(10))

@@ -11,11 +11,10 @@ from rich.progress import Progress
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example
-from loragate.trainer.evaluation.contenders import Contender
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.evaluator import Plan, evaluate
+from loragate.trainer.evaluation.evaluator import Comparison, System, evaluate
 from loragate.trainer.evaluation.served import ServedModels
-from loragate.trainer.settings.evaluation import EvaluationSettings
+from loragate.trainer.settings import EvaluationSettings
 
 Speak = Callable[[str, str], str]
 """From a model's name and the question to the answer."""
@@ -44,16 +43,16 @@ async def evaluation_of(
     champion: Path | None = None,
 ) -> Evaluation:
     @asynccontextmanager
-    async def open_models(_contenders: Sequence[Contender]) -> AsyncIterator[ServedModels]:
+    async def open_models(_systems: Sequence[System]) -> AsyncIterator[ServedModels]:
         async with httpx.AsyncClient(transport=transport(speak), base_url="http://tiny") as client:
             yield ServedModels(client, 4)
 
-    contenders = [Contender("base", "tiny", base.path, None, "base")]
+    systems = [System("base", "tiny", base.path, None, "base")]
     if champion is not None:
-        contenders.append(Contender("champion", "acme/tiny@v1", base.path, champion, "champion"))
-    contenders.append(Contender("new", "this run", base.path, adapter, "new"))
-    plan = Plan(
-        "acme/tiny", base, tuple(contenders), rows, Renderer.load(base.path), "d" * 64, "a test"
+        systems.append(System("champion", "acme/tiny@v1", base.path, champion, "champion"))
+    systems.append(System("new", "this run", base.path, adapter, "new"))
+    comparison = Comparison(
+        "acme/tiny", base, tuple(systems), rows, Renderer.load(base.path), "d" * 64, "a test"
     )
     with Progress(disable=True) as progress:
-        return await evaluate(plan, settings, open_models, progress)
+        return await evaluate(comparison, settings, open_models, progress)

@@ -15,14 +15,15 @@ from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.data.example import Message
 from loragate.trainer.data.preparing import prepare as prepare_data
-from loragate.trainer.data.settings import DataSettings, Reading
+from loragate.trainer.data.settings import PreparationSettings, Reading
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.served import Serving, started
 from loragate.trainer.pipeline.evaluating import evaluate_run
+from loragate.trainer.pipeline.pipeline import plan_training
 from loragate.trainer.publishing.publishing import Published, publish_run
 from loragate.trainer.run.file import convert_run_file
 from loragate.trainer.run.folder import RunFolder
-from loragate.trainer.training.preparing import prepare
+from loragate.trainer.run.run import Run
 from loragate.trainer.training.train import train
 
 # Minutes of training; `make demo-train` goes the same way, and tiny models do in the other tests.
@@ -46,7 +47,7 @@ def run(home: Home, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     root = tmp_path_factory.mktemp("tickets")
     reading = Reading(bad_rows="drop", label_field="output", group_field="customer")
     raw = ROOT / "examples/data/tickets.csv"
-    splits = prepare_data([raw], root / "data", DataSettings(reading=reading)).folder
+    splits = prepare_data([raw], root / "data", PreparationSettings(reading=reading)).folder
     settings = convert_run_file(
         {
             "folder": "run",
@@ -64,26 +65,23 @@ def run(home: Home, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         }
     )
     folder = RunFolder(root / "run")
-    prepared = prepare(settings, root, splits, home)
     folder.root.mkdir()
     folder.run_file.write_text(settings.to_toml())
-    folder.write_resolved(prepared.run)
-    with Progress(disable=True) as progress:
-        train(prepared, folder, progress)
+    begun = Run(settings, root, folder, home, Progress(disable=True))
+    train(begun, plan_training(begun, splits))
     return folder
 
 
 @pytest.fixture(scope="module")
 def evaluation(run: RunFolder, home: Home) -> Evaluation:
-    with Progress(disable=True) as progress:
-        return asyncio.run(evaluate_run(run, home, progress))
+    return asyncio.run(evaluate_run(Run.finished(run, home, Progress(disable=True))))
 
 
 @pytest.fixture(scope="module")
 def published(run: RunFolder, home: Home, evaluation: Evaluation) -> Published:
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.create_tenant("acme")
-    return publish_run(run, home, evaluation)
+        registry.tenants.create("acme")
+    return publish_run(Run.finished(run, home, Progress(disable=True)), evaluation)
 
 
 @pytest.fixture
@@ -113,7 +111,7 @@ def test_published_version_carries_figures_reference_and_merged_model(
     assert published.merged is not None
     assert published.merged.report.saved.mean_kl < 0.005
     assert not list(run.others())  # so --overwrite would remove all of it
-    folder = registry.merged_model(TICKETS, published.version.number)
+    folder = registry.merges.folder(TICKETS, published.version.number)
     AutoModelForCausalLM.from_pretrained(str(folder))
 
 

@@ -26,7 +26,8 @@ from loragate.trainer.evaluation.rubric import write_sheet
 from loragate.trainer.publishing.merging import MergeRefused
 from loragate.trainer.publishing.publishing import publish_run
 from loragate.trainer.run.folder import RunFolder
-from loragate.trainer.settings.evaluation import EvaluationSettings
+from loragate.trainer.run.run import Run
+from loragate.trainer.settings import EvaluationSettings
 
 Ask = Callable[..., Result]
 
@@ -88,8 +89,8 @@ def test_published_run_is_merged_by_its_name(base, home: Home, ask: Ask, tmp_pat
         base_model_digest=own.digest,
     )
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.create_tenant("acme")
-    publish_run(run, home, None)
+        registry.tenants.create("acme")
+    publish_run(Run.finished(run, home, Progress(disable=True)), None)
 
     result = ask("merge", "acme/support", "--base", base.path, "--out", tmp_path / "out", "--json")
 
@@ -99,7 +100,7 @@ def test_published_run_is_merged_by_its_name(base, home: Home, ask: Ask, tmp_pat
     assert told["report"]["merged"]["largest_logit_difference"] < 1e-4
     assert (tmp_path / "out" / "model.safetensors").is_file()
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        [artifact] = registry.show(AdapterName("acme", "support")).versions[0].artifacts
+        [artifact] = registry.versions.show(AdapterName("acme", "support")).versions[0].artifacts
     assert artifact.digest == told["digest"]
     again = ask("merge", "acme/support@v1", "--base", base.path, "--out", tmp_path / "out")
     assert isinstance(again.exception, MergeRefused)
@@ -110,8 +111,8 @@ def test_version_that_is_not_there_is_told_before_anything_is_loaded(
     home: Home, ask: Ask, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ):
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
-        registry.create_tenant("acme")
-    for heavy in ("cli.progress", "merged_versions", "merging"):
+        registry.tenants.create("acme")
+    for heavy in ("cli.progress", "publishing.merged_versions", "publishing.merging"):
         monkeypatch.setitem(sys.modules, f"loragate.trainer.{heavy}", None)  # importing it fails
 
     assert isinstance(ask("merge", *arguments).exception, AdapterNotFound | TenantNotFound)

@@ -33,13 +33,13 @@ def home(tmp_path: Path, empty_registry: Path) -> Home:
 @pytest.fixture
 def registry(home: Home) -> Iterator[Registry]:
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as opened:
-        opened.create_tenant("acme")
+        opened.tenants.create("acme")
         yield opened
 
 
 @pytest.fixture
 def version(registry: Registry, adapter: Path) -> AdapterVersion:
-    return registry.publish(SUPPORT, adapter)
+    return registry.versions.publish(SUPPORT, adapter)
 
 
 def test_merged_model_belongs_to_its_version_and_loads_alone(
@@ -47,13 +47,13 @@ def test_merged_model_belongs_to_its_version_and_loads_alone(
 ):
     merged = merge_version(registry, version, base, home, rows=examples())
 
-    folder = registry.merged_model(SUPPORT, version.number)
+    folder = registry.merges.folder(SUPPORT, version.number)
     assert folder == merged.folder
     AutoModelForCausalLM.from_pretrained(str(folder))
     AutoTokenizer.from_pretrained(str(folder))
-    [artifact] = registry.show(SUPPORT).versions[0].artifacts
+    [artifact] = registry.versions.show(SUPPORT).versions[0].artifacts
     assert (artifact.kind, artifact.digest) == ("merged", merged.artifact.digest)
-    assert registry.audit("acme")[0].action == "version.merge"
+    assert registry.audit.list("acme")[0].action == "version.merge"
     card = ModelCard.load(folder / "README.md")
     assert card.data.to_dict()["library_name"] == "transformers"
     assert "mean KL divergence" in card.text
@@ -94,24 +94,24 @@ def test_merging_again_in_another_dtype_replaces_the_files(
 
     assert not first.folder.exists()
     assert again.folder.is_dir()
-    assert len(registry.show(SUPPORT).versions[0].artifacts) == 1
+    assert len(registry.versions.show(SUPPORT).versions[0].artifacts) == 1
 
 
 def test_files_of_a_retired_version_go_with_its_merged_model(
     registry: Registry, version: AdapterVersion, base, home: Home
 ):
     merged = merge_version(registry, version, base, home)
-    assert registry.collectable() == ()
+    assert registry.artifacts.collectable() == ()
 
-    registry.retire(SUPPORT, version.number)
+    registry.states.retire(SUPPORT, version.number)
 
-    assert set(registry.collect()) == {version.digest, merged.artifact.digest}
+    assert set(registry.artifacts.collect()) == {version.digest, merged.artifact.digest}
     assert not merged.folder.exists()
 
 
 def test_version_of_another_base_model_is_refused(base, home: Home, registry: Registry, tmp_path):
     run = write_run(tmp_path, base)
-    version = registry.publish(SUPPORT, assemble(run, tmp_path / "out"))
+    version = registry.versions.publish(SUPPORT, assemble(run, tmp_path / "out"))
     other = replace(base, digest="sha256:" + "c" * 64)
 
     with pytest.raises(MergeRefused, match="another base model"):
@@ -122,7 +122,7 @@ def test_qlora_version_is_known_by_its_lineage_and_measured_on_both_bases(
     base, home: Home, registry: Registry, tmp_path: Path
 ):
     run = write_run(tmp_path, base, '[method]\nname = "qlora"', method="qlora")
-    version = registry.publish(SUPPORT, assemble(run, tmp_path / "out"))
+    version = registry.versions.publish(SUPPORT, assemble(run, tmp_path / "out"))
 
     merged = merge_version(registry, version, base, home)
 
@@ -134,9 +134,9 @@ def test_qlora_version_is_known_by_its_lineage_and_measured_on_both_bases(
 def test_version_is_found_by_number_by_alias_and_by_plain_name(
     registry: Registry, version: AdapterVersion, tmp_path: Path
 ):
-    second = registry.publish(SUPPORT, write_adapter(tmp_path / "second", seed=2))
-    registry.set_alias(SUPPORT, "champion", version.number)
-    registry.set_alias(SUPPORT, "challenger", second.number)
+    second = registry.versions.publish(SUPPORT, write_adapter(tmp_path / "second", seed=2))
+    registry.aliases.set(SUPPORT, "champion", version.number)
+    registry.aliases.set(SUPPORT, "challenger", second.number)
 
     found = [
         find_version(registry, text)

@@ -27,9 +27,8 @@ from loragate.trainer.publishing.merging import (
     unmerged_logits,
     verify,
 )
-from loragate.trainer.settings.method import MethodSettings
-from loragate.trainer.settings.publish import MergeDtype
-from loragate.trainer.training.adapter_loading import AdapterNotApplied
+from loragate.trainer.settings import MergeDtype, MethodSettings
+from loragate.trainer.training.models import AdapterNotApplied
 
 PROMPTS = [[2, 5, 6, 7, 8, 1, 3, 21], [2, 9, 10, 11, 12, 1, 3, 22], [2, 13, 14, 15]]
 

@@ -14,7 +14,7 @@ from tiny_runs import examples, write_run
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.format.base_profile import BaseProfile
 from loragate.adapters.format.files import inspect
-from loragate.adapters.format.publish_check import StaticGate
+from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.rendering.renderer import Renderer
@@ -23,7 +23,7 @@ from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.publishing.publishing import PublishRefused, assemble, publish
 from loragate.trainer.publishing.reference import compute_reference, write_reference
 from loragate.trainer.run.folder import RunFolder
-from loragate.trainer.settings.evaluation import EvaluationSettings
+from loragate.trainer.settings import EvaluationSettings
 
 SUPPORT = AdapterName("acme", "support")
 
@@ -44,11 +44,11 @@ description = "Sorts tickets."
 
 @pytest.fixture
 def registry(tmp_path: Path, empty_registry: Path, base) -> Iterator[Registry]:
-    gate = StaticGate(BaseProfile.read(base), 64)
+    publish_check = PublishCheck(BaseProfile.read(base), 64)
     store = ArtifactStore(tmp_path / "artifacts")
     path = shutil.copy(empty_registry, tmp_path)
-    with Registry(f"sqlite:///{path}", store, gate) as opened:
-        opened.create_tenant("acme")
+    with Registry(f"sqlite:///{path}", store, publish_check) as opened:
+        opened.tenants.create("acme")
         yield opened
 
 
@@ -64,7 +64,7 @@ def test_published_run_passes_the_gate_and_carries_its_lineage(
 
     version = publish(registry, folder, run.resolved(), None)
 
-    record = registry.show(SUPPORT).versions[0]
+    record = registry.versions.show(SUPPORT).versions[0]
     assert record.version == version
     manifest, result = record.manifest, run.result()
     assert manifest.base_model_digest == result.base_model_digest

@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.format.base_profile import template_hash, tokenizer_hash
 from loragate.trainer.data.example import Example, Message
-from loragate.trainer.data.split_folder import write_split_folder
+from loragate.trainer.data.splits import write_split_folder
 from loragate.trainer.run.file import parse_run_file
-from loragate.trainer.run.folder import RunFolder, RunResult, Verdict
+from loragate.trainer.run.folder import FitDiagnosis, RunFolder, RunResult
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}> {{ m.content }} </s> {% endfor %}"
@@ -103,7 +103,7 @@ def write_run(root: Path, base: BaseModel, toml: str = "", **result: Any) -> Run
 
 
 def _result(base: BaseModel, data_digest: str, changes: dict[str, Any]) -> RunResult:
-    verdict = Verdict(
+    verdict = FitDiagnosis(
         fit="well fitted",
         sentence="The validation loss fell to the end.",
         best_step=10,

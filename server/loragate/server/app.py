@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from loragate.adapters.base_models.preparation import BaseModel, prepare
 from loragate.adapters.format.base_profile import BaseProfile
-from loragate.adapters.format.publish_check import StaticGate
+from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.registry import Registry
@@ -36,33 +36,39 @@ from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.config import Config, LimitsConfig, are_metrics_closed, read_chat_template
 from loragate.server.engine.grammars.compiler import Grammars, vocabulary_of
 from loragate.server.engine.supervision import StartEngine, SupervisedEngine
-from loragate.server.experiments.feedback import FeedbackDesk
+from loragate.server.experiments.feedback import FeedbackService
 from loragate.server.experiments.observation_log import ObservationLog
-from loragate.server.experiments.places import Places
 from loragate.server.experiments.runner import TrialRunner
+from loragate.server.experiments.trial_router import TrialRouter
+from loragate.server.gateway.arrivals import Arrivals
 from loragate.server.gateway.auth import Tenants
 from loragate.server.gateway.gateway import Gateway
+from loragate.server.gateway.generator import Generator
+from loragate.server.gateway.preparation import Preparation
 from loragate.server.gateway.prompting import TEMPLATE_CHILDREN, PromptBuilder, contract_of
-from loragate.server.gateway.routing import Router, say_hidden
+from loragate.server.gateway.resolver import Resolver
+from loragate.server.gateway.routing import Router, shadowed_adapters_warning
+from loragate.server.gateway.services import Models, TenantServices
 from loragate.server.gateway.shadow import Shadows
 from loragate.server.gateway.validation import RequestLimits
 from loragate.server.gauges import add_gauges
 from loragate.server.http import admin_routes as admin_http
 from loragate.server.http.server import HttpOptions, build_http
+from loragate.server.merged.backend import MergedBackend
 from loragate.server.merged.engine_status import Engines
 from loragate.server.merged.metrics import MergedModelMetrics
-from loragate.server.merged.models import MergedModels, Workshop
+from loragate.server.merged.models import MergedModels
 from loragate.server.merged.vllm_backend import (
     base_engine,
     merged_budget,
-    merged_workshop,
     require_fitting,
+    vllm_merged_backend,
 )
 from loragate.server.residency.loader import Loader
 from loragate.server.residency.pins import Pins
 from loragate.server.residency.prefetch import HotList, Prefetch
 from loragate.server.residency.probe import Probe
-from loragate.server.residency.reconciler import Lifecycle
+from loragate.server.residency.reconciler import AliasReconciler
 from loragate.server.residency.residency import Residency
 from loragate.server.rpc.server import GrpcOptions, build_server
 from loragate.server.server import Server
@@ -85,10 +91,12 @@ async def run(
     home: Home,
     base: BaseModel,
     start: StartEngine,
-    workshop: Workshop | None = None,
+    merged_backend: MergedBackend | None = None,
 ) -> None:
     """Serves this model until asked to stop; see `serving.run`."""
-    await serving.run(config, home, lambda: build(config, home, base, start, workshop=workshop))
+    await serving.run(
+        config, home, lambda: build(config, home, base, start, merged_backend=merged_backend)
+    )
 
 
 @asynccontextmanager
@@ -105,17 +113,17 @@ async def build_from_settings(config: Config, home: Home) -> AsyncIterator[Serve
 
     base = await in_daemon_thread(find_or_make)
     logger.info("starting the engine with %s", base.name)
-    workshop = merged_workshop(config, home, base)
+    merged_backend = vllm_merged_backend(config, home, base)
     start = partial(base_engine, config, base, home.cache)
-    async with build(config, home, base, start, workshop=workshop) as server:
+    async with build(config, home, base, start, merged_backend=merged_backend) as server:
         yield server
 
 
 def fair_queue(config: Config, is_shared: Callable[[], bool]) -> FairQueue:
     limits = config.limits
     return FairQueue(
-        places=limits.max_in_flight,
-        base_places=config.engine.max_num_seqs,
+        permits=limits.max_in_flight,
+        base_permits=config.engine.max_num_seqs,
         slots=config.engine.max_loras,
         bounds=QueueBounds(
             limits.max_queued, limits.max_queued_per_adapter, limits.queue_timeout_seconds
@@ -137,17 +145,19 @@ async def build(
     base: BaseModel,
     start: StartEngine,
     make_queue: MakeQueue = fair_queue,
-    workshop: Workshop | None = None,
+    merged_backend: MergedBackend | None = None,
 ) -> AsyncIterator[Server]:
     """Starts the engine and makes all objects of a server around it; nothing listens yet.
 
-    `make_queue` decides who goes next; a benchmark compares. Without a `workshop` no merged model
-    can be served.
+    `make_queue` decides who goes next; a benchmark compares. Without a `merged_backend` no merged
+    model can be served.
     """
     store = ArtifactStore(home.artifacts)
     chat_template = read_chat_template(config.engine)
     templates = Templates(TEMPLATE_CHILDREN)
-    gate = StaticGate(BaseProfile.read(base, chat_template), config.engine.max_lora_rank, templates)
+    publish_check = PublishCheck(
+        BaseProfile.read(base, chat_template), config.engine.max_lora_rank, templates
+    )
     metrics = Metrics(config.metrics.max_adapters)
     background = BackgroundTasks(config.server.degraded_after_seconds)
     admin_key = home.admin_key()
@@ -155,7 +165,7 @@ async def build(
     with (
         Pools() as pools,
         templates,
-        Registry(url, store, gate) as registry,
+        Registry(url, store, publish_check) as registry,
         registry.serving_alone() as serving_lock,
         closing(FairThreads()) as threads,
         # It asks for the vocabulary with the first constraint, long after these are there.
@@ -167,8 +177,8 @@ async def build(
         ) as grammars,
     ):
         registry_lock = RegistryLock(serving_lock, pools.lock)
-        log = UsageLog(registry, metrics.count, pools.records)
-        observations = ObservationLog(registry, pools.records)
+        log = UsageLog(registry.usage, metrics.count, pools.records)
+        observations = ObservationLog(registry.observations, pools.records)
         changed, trials_changed, merged_changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         snapshots = SnapshotWatcher(
             registry,
@@ -182,7 +192,9 @@ async def build(
             _following(snapshots, config.registry.poll_seconds, background),
             registry_lock.watched(background),
         ):
-            if hidden := await asyncio.to_thread(say_hidden, snapshots.current, base.name):
+            if hidden := await asyncio.to_thread(
+                shadowed_adapters_warning, snapshots.current, base.name
+            ):
                 logger.warning("%s", hidden)
             health = Health(
                 lambda: engine.state, lambda: (*registry_lock.degraded, *background.degraded)
@@ -196,7 +208,7 @@ async def build(
                 engine,
                 registry,
                 store,
-                gate,
+                publish_check,
                 Probe(engine, renderer),
                 metrics.adapter_loaded,
                 is_busy=engine.is_generating,
@@ -207,13 +219,15 @@ async def build(
                 residency, lambda: snapshots.current, HotList(home.hot_list), background
             )
             engine.on_restart(prefetch.restore)
-            places = Places(observations, lambda version: snapshots.current.can_answer(version))
+            trial_router = TrialRouter(
+                observations, lambda version: snapshots.current.can_answer(version)
+            )
             budget = await asyncio.to_thread(merged_budget, config, base)
             merged = MergedModels(
                 registry,
                 snapshots,
                 engine,
-                workshop or Workshop(),
+                merged_backend or MergedBackend(),
                 budget,
                 merged_changed,
                 background,
@@ -230,32 +244,41 @@ async def build(
                 observations,
                 config.experiments.shadow_tokens_per_minute,
             )
-            engines = Engines(engine, budget.base_need, merged).standings
+            engines = Engines(engine, budget.base_need, merged).statuses
+            router = Router(snapshots, base.name, int(time.time()))
             gateway = Gateway(
-                tenants=tenants,
-                router=Router(snapshots, base.name, int(time.time())),
-                registry=snapshots,
+                resolver=Resolver(router, trial_router, merged),
+                preparation=Preparation(
+                    builder,
+                    snapshots,
+                    RequestLimits(
+                        vocab_size=engine.model.vocab_size,
+                        max_logprobs=engine.model.max_logprobs,
+                        max_choices=config.limits.max_choices,
+                    ),
+                    grammars,
+                    merged,
+                    engine,
+                    threads,
+                ),
                 admission=admission,
-                residency=residency,
-                usage=usage,
+                generator=Generator(merged, residency),
                 engine=engine,
-                builder=builder,
-                metrics=metrics,
-                places=places,
-                feedback=FeedbackDesk(
-                    registry, places, [usage.flush, observations.flush], pool=pools.records
-                ),
                 shadows=shadows,
-                merged=merged,
-                default_limits=_default_limits(config.limits),
-                request_limits=RequestLimits(
-                    vocab_size=engine.model.vocab_size,
-                    max_logprobs=engine.model.max_logprobs,
-                    max_choices=config.limits.max_choices,
-                ),
+                usage=usage,
+                metrics=metrics,
                 deadlines=deadlines,
-                grammars=grammars,
-                threads=threads,
+            )
+            services = TenantServices(
+                Arrivals(tenants, snapshots, admission, _default_limits(config.limits), metrics),
+                gateway,
+                Models(router, threads),
+                FeedbackService(
+                    registry.observations,
+                    trial_router,
+                    [usage.flush, observations.flush],
+                    pool=pools.records,
+                ),
             )
             metrics.follow(lambda: snapshots.current)
             add_gauges(metrics, snapshots, queue, residency, shadows, engine)
@@ -271,7 +294,7 @@ async def build(
                 orphans_after_seconds=config.registry.orphans_after_seconds,
             )
             grpc_server = build_server(
-                gateway,
+                services,
                 administration("grpc"),
                 admin_key=admin_key,
                 is_tenant_key=tenants.is_tenant_key,
@@ -294,7 +317,7 @@ async def build(
             options = HttpOptions(
                 config.server.max_body_bytes, config.server.body_timeout_seconds, metrics_key
             )
-            http = build_http(gateway, health, metrics, options, threads, [admin])
+            http = build_http(services, health, metrics, options, threads, [admin])
             server = Server(
                 config.server,
                 http,
@@ -309,7 +332,9 @@ async def build(
             most_pins = config.engine.max_cpu_loras - config.engine.max_loras
             pins = Pins(registry, residency, prefetch, most_pins)
             pins.hold(snapshots.current)  # before anybody loads what was hot
-            lifecycle = Lifecycle(registry, snapshots, residency, loader, pins, changed, background)
+            reconciler = AliasReconciler(
+                registry, snapshots, residency, loader, pins, changed, background
+            )
 
             async def warm(version: AdapterVersion) -> None:
                 loader.try_again(version)  # it may have been mended since, and then resumed
@@ -318,7 +343,7 @@ async def build(
             trials = TrialRunner(
                 registry,
                 snapshots,
-                places,
+                trial_router,
                 warm,
                 trials_changed,
                 config.experiments.look_seconds,
@@ -331,7 +356,7 @@ async def build(
             )
             try:
                 async with (
-                    lifecycle.running(),
+                    reconciler.running(),
                     prefetch.running(),
                     merged.running(),
                     trials.running(background),

@@ -256,19 +256,3 @@ class Route:
     def unmerged(self) -> "Route":
         """The same version beside the base model, where its merged model cannot answer."""
         return replace(self, mode="unmerged", fallback=self.fallback or "unmerged")
-
-    @property
-    def provenance(self) -> tuple[tuple[str, str], ...]:
-        """What every answer says of itself: names and values of headers and trailers."""
-        said = (
-            ("x-loragate-mode", "" if self.version is None else self.mode),
-            ("x-loragate-experiment", self.experiment),
-            ("x-loragate-arm", self.arm),
-            ("x-loragate-unit", self.unit),
-            ("x-loragate-fallback", self.fallback),
-        )
-        return (
-            ("x-loragate-adapter", self.adapter),
-            ("x-loragate-digest", self.digest),
-            *(header for header in said if header[1]),
-        )

@@ -37,9 +37,9 @@ def add_gauges(
         lambda: len(residency.resident),
     )
     metrics.gauge(
-        "loragate_adapters_leased",
+        "loragate_lora_slots_in_use",
         "Adapter versions that requests hold now.",
-        lambda: queue.leased,
+        lambda: queue.slots_in_use,
     )
     metrics.gauge(
         "loragate_adapters_awaiting_slot",

@@ -40,8 +40,8 @@ def add_trial(session: Session, trial: Trial) -> None:
             adapter_id=1,
             salt=trial.salt,
             plan=trial.plan,
-            state=trial.standing.state,
-            step=trial.standing.step,
+            state=trial.status.state,
+            step=trial.status.step,
             watched_seconds=0.0,
             reason="",
             created_at=_NOW,
@@ -80,8 +80,8 @@ def recounted(url: str, running: RunningTrial, store: ArtifactStore) -> RunningT
     trial = running.trial
     with Registry(url, store) as registry:
         again = RunningTrial(trial, running.plan, running.most_units)
-        step = trial.standing.step
-        with registry.step_figures(trial.id, step, again.counting_rule) as figures:
+        step = trial.status.step
+        with registry.observations.step_figures(trial.id, step, again.counting_rule) as figures:
             again.recount(figures)
             again.remember(figures)
     return again

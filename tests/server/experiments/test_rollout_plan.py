@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loragate.adapters.names import AdapterName
-from loragate.adapters.registry.trial_records import Arm, Standing, Trial
+from loragate.adapters.registry.trial_records import Arm, Trial, TrialStatus
 from loragate.server.errors import InvalidRequest, RolloutMoveRefused, UnreadablePlan
 from loragate.server.experiments.gates import parse_gate
 from loragate.server.experiments.plans import CHAMPION, ExperimentPlan, from_json, plan_of, to_json
@@ -248,10 +248,10 @@ def test_what_was_kept_and_cannot_be_followed_is_unreadable_whatever_it_is(kept:
     "change",
     [
         {"kind": "experiment"},
-        {"standing": Standing("RUNNING", step=4)},
-        {"standing": Standing("RUNNING", step=-1)},
-        {"standing": Standing("DREAMING")},
-        {"standing": Standing("RUNNING", watched_seconds=math.inf)},
+        {"status": TrialStatus("RUNNING", step=4)},
+        {"status": TrialStatus("RUNNING", step=-1)},
+        {"status": TrialStatus("DREAMING")},
+        {"status": TrialStatus("RUNNING", watched_seconds=math.inf)},
         {"arms": (Arm(1, CHAMPION, None, "unmerged", 0.0),)},
     ],
 )
@@ -261,7 +261,7 @@ def test_plan_that_does_not_fit_its_trial_is_unreadable(change: dict[str, Any]):
         Arm(i, name, None, "unmerged", 0.0) for i, name in enumerate(("challenger", CHAMPION))
     )
     adapter = AdapterName("acme", "support")
-    trial = Trial(1, "rollout", adapter, "s", FINE, arms, Standing("RUNNING"), at, at, None)
+    trial = Trial(1, "rollout", adapter, "s", FINE, arms, TrialStatus("RUNNING"), at, at, None)
     assert plan_of(trial) == PLAN
     with pytest.raises(UnreadablePlan):
         plan_of(replace(trial, **change))

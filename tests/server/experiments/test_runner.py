@@ -21,19 +21,22 @@ from watching import following
 from loragate.adapters.errors import StoreError
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.registry.database import Database
+from loragate.adapters.registry.observations import ObservationLedger
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.snapshot import SnapshotWatcher
 from loragate.adapters.registry.step_figures import CountingRule, StepFigures
-from loragate.adapters.registry.trial_records import NewArm, Standing, Trial
+from loragate.adapters.registry.trial_records import NewArm, Trial, TrialStatus
+from loragate.adapters.registry.trials import TrialLedger
 from loragate.adapters.store import ArtifactStore
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.core import Route
 from loragate.server.errors import EngineDead
 from loragate.server.experiments.assignment import Unit
 from loragate.server.experiments.observation_log import ObservationLog
-from loragate.server.experiments.office import RolloutWish, TrialOffice
-from loragate.server.experiments.places import Places
 from loragate.server.experiments.runner import TrialRunner
+from loragate.server.experiments.service import RolloutSpec, TrialService
+from loragate.server.experiments.trial_router import TrialRouter
 
 SUPPORT = AdapterName("acme", "support")
 MINUTE = 60.0
@@ -82,14 +85,24 @@ class Stumbles:
             raise self.errors[call].pop(0)
 
 
-class StumblingRegistry(Registry):
-    def __init__(self, url: str, store: ArtifactStore) -> None:
-        super().__init__(url, store)
-        self.stumbles = Stumbles()
+class StumblingTrials(TrialLedger):
+    def __init__(self, database: Database, stumbles: Stumbles) -> None:
+        super().__init__(database)
+        self.stumbles = stumbles
 
-    def trials_under_way(self) -> tuple[Trial, ...]:
+    def under_way(self) -> tuple[Trial, ...]:
         self.stumbles.reach("trials_under_way")
-        return super().trials_under_way()
+        return super().under_way()
+
+    def note_watched(self, trial: Trial, seconds: float) -> None:
+        self.stumbles.reach("note_watched")
+        super().note_watched(trial, seconds)
+
+
+class StumblingObservations(ObservationLedger):
+    def __init__(self, database: Database, stumbles: Stumbles) -> None:
+        super().__init__(database)
+        self.stumbles = stumbles
 
     @contextmanager
     def step_figures(self, trial_id: int, step: int, rule: CountingRule) -> Iterator[StepFigures]:
@@ -97,9 +110,13 @@ class StumblingRegistry(Registry):
         with super().step_figures(trial_id, step, rule) as figures:
             yield figures
 
-    def note_watched(self, trial: Trial, seconds: float) -> None:
-        self.stumbles.reach("note_watched")
-        super().note_watched(trial, seconds)
+
+class StumblingRegistry(Registry):
+    def __init__(self, url: str, store: ArtifactStore) -> None:
+        super().__init__(url, store)
+        self.stumbles = Stumbles()
+        self.trials = StumblingTrials(self._database, self.stumbles)
+        self.observations = StumblingObservations(self._database, self.stumbles)
 
 
 @dataclass
@@ -107,7 +124,7 @@ class Rolling:
     """A rollout of v2 beside v1, and whoever asks."""
 
     registry: Registry
-    places: Places
+    trial_router: TrialRouter
     trial: Trial
     champion: AdapterVersion
     asked: int = 0
@@ -115,17 +132,17 @@ class Rolling:
     def ask(self, requests: int, ended: Ended) -> None:
         for _ in range(requests):
             self.asked += 1
-            station = self.places.station("acme", "support")
-            assert station is not None
+            active = self.trial_router.active_trial("acme", "support")
+            assert active is not None
             unit = Unit("user", f"user-{self.asked}")
-            place = self.places.place(station, Route("acme", self.champion), unit)
-            assert place is not None
-            place.admit(f"req-{self.asked}")
-            place.end(ended)
+            assignment = self.trial_router.assign(active, Route("acme", self.champion), unit)
+            assert assignment is not None
+            assignment.admit(f"req-{self.asked}")
+            assignment.end(ended)
 
     @property
-    def standing(self) -> Standing:
-        return self.registry.trial(self.trial.id).standing
+    def status(self) -> TrialStatus:
+        return self.registry.trials.get(self.trial.id).status
 
 
 @pytest.fixture
@@ -133,29 +150,29 @@ def registry(tmp_path: Path, empty_registry: Path) -> StumblingRegistry:
     home = Home(tmp_path / "home").ensure()
     shutil.copy(empty_registry, home.root)
     registry = StumblingRegistry(home.database_url, ArtifactStore(home.artifacts))
-    registry.create_tenant("acme")
+    registry.tenants.create("acme")
     for number in (1, 2):
-        registry.publish(SUPPORT, write_adapter(tmp_path / f"v{number}", number))
+        registry.versions.publish(SUPPORT, write_adapter(tmp_path / f"v{number}", number))
     let_serve(registry, SUPPORT, "champion", 1)
     return registry
 
 
-WISH = RolloutWish("v2", (50, 100), MINUTE, ("error_rate<30%",))
+SPEC = RolloutSpec("v2", (50, 100), MINUTE, ("error_rate<30%",))
 
 
 @asynccontextmanager
 async def rolling(registry: Registry, clocks: Clocks) -> AsyncIterator[Rolling]:
     """Goes on with the rollout under way, or begins one."""
-    known = registry.trials("acme", limit=1)
+    known = registry.trials.list("acme", limit=1)
     if known and known[0].adapter == SUPPORT:
         trial = known[0]
     else:
-        trial = TrialOffice(registry).start_rollout(SUPPORT, WISH, "me")
-    async with looked_at(registry, clocks) as places:
-        await until(lambda: places.station("acme", "support") is not None, 10)
+        trial = TrialService(registry).start_rollout(SUPPORT, SPEC, "me")
+    async with looked_at(registry, clocks) as trial_router:
+        await until(lambda: trial_router.active_trial("acme", "support") is not None, 10)
         champion = trial.arm("champion").version
         assert champion is not None
-        yield Rolling(registry, places, trial, champion)
+        yield Rolling(registry, trial_router, trial, champion)
 
 
 async def no_engine(version: AdapterVersion) -> None:
@@ -167,16 +184,16 @@ async def looked_at(
     registry: Registry,
     clocks: Clocks,
     warm: Callable[[AdapterVersion], Awaitable[None]] = no_engine,
-) -> AsyncIterator[Places]:
+) -> AsyncIterator[TrialRouter]:
     """Whatever trials there are, by a runner."""
-    log, changed = ObservationLog(registry), asyncio.Event()
-    places = Places(log, lambda version: True, lambda: clocks.wall)
+    log, changed = ObservationLog(registry.observations), asyncio.Event()
+    trial_router = TrialRouter(log, lambda version: True, lambda: clocks.wall)
     watcher = SnapshotWatcher(registry, [lambda snapshot: changed.set()])
     async with log.writing(BackgroundTasks()), following(watcher) as snapshots:
         runner = TrialRunner(
             registry,
             snapshots,
-            places,
+            trial_router,
             warm,
             changed,
             0.01,
@@ -184,7 +201,7 @@ async def looked_at(
             lambda: clocks.wall,
         )
         async with runner.running(BackgroundTasks()):
-            yield places
+            yield trial_router
 
 
 async def test_wall_clock_that_jumps_moves_no_rollout(registry: Registry) -> None:
@@ -194,9 +211,9 @@ async def test_wall_clock_that_jumps_moves_no_rollout(registry: Registry) -> Non
             clocks.wall += timedelta(days=days)
             rollout.ask(50, Ended())
             await clocks.some_looks()
-            assert (rollout.standing.state, rollout.standing.step) == ("RUNNING", 0)
+            assert (rollout.status.state, rollout.status.step) == ("RUNNING", 0)
         clocks.seconds += MINUTE + 1
-        await until(lambda: rollout.standing.step == 1, 10)
+        await until(lambda: rollout.status.step == 1, 10)
 
 
 async def test_requests_that_fail_take_everybody_back_before_the_step_is_over(
@@ -204,8 +221,8 @@ async def test_requests_that_fail_take_everybody_back_before_the_step_is_over(
 ) -> None:
     async with rolling(registry, Clocks()) as rollout:
         rollout.ask(100, Ended(outcome="internal_error", is_fault=True))
-        await until(lambda: rollout.standing.state == "ROLLED_BACK", 10)
-        await until(lambda: rollout.places.station("acme", "support") is None, 10)
+        await until(lambda: rollout.status.state == "ROLLED_BACK", 10)
+        await until(lambda: rollout.trial_router.active_trial("acme", "support") is None, 10)
 
 
 async def test_refused_and_cancelled_requests_are_exposures_without_an_outcome(
@@ -226,12 +243,12 @@ async def test_time_watched_is_kept_over_a_restart(registry: Registry) -> None:
         await clocks.some_looks()
         clocks.seconds += MINUTE * 0.9
         await clocks.some_looks()
-    assert rollout.standing.watched_seconds == pytest.approx(MINUTE * 0.9)
+    assert rollout.status.watched_seconds == pytest.approx(MINUTE * 0.9)
     async with rolling(registry, clocks) as rollout:
         await clocks.some_looks()
-        assert rollout.standing.step == 0
+        assert rollout.status.step == 0
         clocks.seconds += MINUTE * 0.2
-        await until(lambda: rollout.standing.step == 1, 10)
+        await until(lambda: rollout.status.step == 1, 10)
 
 
 ERRORS = pytest.mark.parametrize(
@@ -254,10 +271,10 @@ async def test_trial_begins_after_any_error(
 ) -> None:
     registry.stumbles.errors[call] = [error]
     clocks = Clocks()
-    TrialOffice(registry).start_rollout(SUPPORT, WISH, "me")
-    async with looked_at(registry, clocks) as places:
+    TrialService(registry).start_rollout(SUPPORT, SPEC, "me")
+    async with looked_at(registry, clocks) as trial_router:
         async with asyncio.timeout(10):
-            while places.station("acme", "support") is None:
+            while trial_router.active_trial("acme", "support") is None:
                 clocks.seconds += 1
                 await asyncio.sleep(0.005)
 
@@ -272,15 +289,15 @@ async def test_look_goes_on_after_any_error(registry: StumblingRegistry, error: 
         await until(lambda: registry.stumbles.calls["note_watched"] >= 1, 10)
         rollout.ask(100, Ended(outcome="internal_error", is_fault=True))
         async with asyncio.timeout(10):
-            while rollout.standing.state != "ROLLED_BACK":
+            while rollout.status.state != "ROLLED_BACK":
                 clocks.seconds += 1
                 await asyncio.sleep(0.005)
 
 
 def ended_trials(registry: Registry) -> list[tuple[str, str]]:
     return [
-        (trial.standing.state, trial.standing.reason)
-        for trial in registry.trials("acme")
+        (trial.status.state, trial.status.reason)
+        for trial in registry.trials.list("acme")
         if trial.ended_at is not None
     ]
 
@@ -290,8 +307,8 @@ async def test_trial_that_cannot_begin_is_tried_ever_more_seldom_and_ended_with_
 ) -> None:
     registry.stumbles.errors["step_figures"] = [RuntimeError("no such figure")] * 1000
     clocks, calls = Clocks(), registry.stumbles.calls
-    TrialOffice(registry).start_rollout(SUPPORT, WISH, "me")
-    async with looked_at(registry, clocks) as places:
+    TrialService(registry).start_rollout(SUPPORT, SPEC, "me")
+    async with looked_at(registry, clocks) as trial_router:
         await until(lambda: calls["step_figures"] == 1, 10)
         await clocks.some_looks()
         assert calls == {"step_figures": 1, "trials_under_way": 1}
@@ -305,7 +322,7 @@ async def test_trial_that_cannot_begin_is_tried_ever_more_seldom_and_ended_with_
         await until(lambda: len(ended_trials(registry)) == 1, 10)
         [(state, reason)] = ended_trials(registry)
         assert (state, "no such figure" in reason) == ("ABORTED", True)
-        assert places.station("acme", "support") is None
+        assert trial_router.active_trial("acme", "support") is None
 
 
 async def test_trial_is_not_ended_for_a_full_disk(registry: StumblingRegistry) -> None:
@@ -317,10 +334,10 @@ async def test_trial_is_not_ended_for_a_full_disk(registry: StumblingRegistry) -
         if loads <= 12:
             raise StoreError("cannot be put into the engine's dtype: no space left on device")
 
-    TrialOffice(registry).start_rollout(SUPPORT, WISH, "me")
-    async with looked_at(registry, clocks, warm) as places:
+    TrialService(registry).start_rollout(SUPPORT, SPEC, "me")
+    async with looked_at(registry, clocks, warm) as trial_router:
         async with asyncio.timeout(10):
-            while places.station("acme", "support") is None:
+            while trial_router.active_trial("acme", "support") is None:
                 clocks.seconds += MINUTE
                 await asyncio.sleep(0.005)
     assert (loads, ended_trials(registry)) == (14, [])
@@ -340,9 +357,9 @@ async def test_trial_whose_plan_cannot_be_read_is_ended_and_holds_up_no_other(
     registry: StumblingRegistry, tmp_path: Path, plan: str
 ) -> None:
     other = AdapterName("acme", "other")
-    registry.publish(other, write_adapter(tmp_path / "other", 3))
+    registry.versions.publish(other, write_adapter(tmp_path / "other", 3))
     arms = NewArm("challenger", 1), NewArm("champion", None)
-    registry.start_trial("rollout", other, arms, plan, "RUNNING")
+    registry.trials.start("rollout", other, arms, plan, "RUNNING")
     async with rolling(registry, Clocks()) as rollout:
         rollout.ask(100, Ended(outcome="internal_error", is_fault=True))
         await until(lambda: len(ended_trials(registry)) == 2, 10)
@@ -360,7 +377,7 @@ async def test_trial_ended_while_it_is_prepared_gives_out_no_arm(
     async def hang(version: AdapterVersion) -> None:
         await asyncio.Event().wait()
 
-    async with looked_at(registry, Clocks(), hang) as places:
-        await until(lambda: places.station("acme", "support") is not None, 10)
-        TrialOffice(registry).change(SUPPORT, "abort", "", "enough", "me")
-        await until(lambda: places.station("acme", "support") is None, 10)
+    async with looked_at(registry, Clocks(), hang) as trial_router:
+        await until(lambda: trial_router.active_trial("acme", "support") is not None, 10)
+        TrialService(registry).change(SUPPORT, "abort", "", "enough", "me")
+        await until(lambda: trial_router.active_trial("acme", "support") is None, 10)

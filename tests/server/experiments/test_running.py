@@ -21,8 +21,8 @@ from loragate.adapters.registry.trial_records import (
     ExposureRow,
     FeedbackRow,
     OutcomeRow,
-    Standing,
     Trial,
+    TrialStatus,
 )
 from loragate.adapters.store import ArtifactStore
 from loragate.server.experiments.assignment import Unit
@@ -51,8 +51,8 @@ def trial(plan: RolloutPlan | ExperimentPlan = ROLLOUT, step: int = 1) -> Trial:
         Arm(2, "champion", versions[1], "unmerged", 0.0),
     )
     kind = "rollout" if is_rollout else "experiment"
-    adapter, standing = AdapterName("acme", "support"), Standing("RUNNING", step)
-    return Trial(1, kind, adapter, "salt", to_json(plan), arms, standing, AT, AT, None)
+    adapter, status = AdapterName("acme", "support"), TrialStatus("RUNNING", step)
+    return Trial(1, kind, adapter, "salt", to_json(plan), arms, status, AT, AT, None)
 
 
 class Traffic:
@@ -79,7 +79,7 @@ class Traffic:
         exposure = self.running.expose(given, "acme", request, at)
         kept = self.running.observe(exposure, outcome, at, is_fallback=is_fallback)
         said = FeedbackRow("acme", request, "thumbs", thumbs, "", exposure.id, at)
-        self.running.hear(said)
+        self.running.record(said)
         self.exposures.append(exposure)
         self.outcomes.append(kept)
         self.feedback.append(said)
@@ -205,7 +205,7 @@ def live(trial_of: Trial, plan: ExperimentPlan, most_units: int, asked: list[Req
             end = partial(observe, request, exposure)
             heapq.heappush(events, (request.at + request.duration + 0.25, number, end))
         if request.feedback_after is not None:
-            said = partial(hear, request, exposure)
+            said = partial(record, request, exposure)
             heapq.heappush(events, (request.at + request.feedback_after + 0.5, number, said))
 
     def observe(request: Request, exposure: ExposureRow, at: datetime) -> None:
@@ -214,12 +214,12 @@ def live(trial_of: Trial, plan: ExperimentPlan, most_units: int, asked: list[Req
         is_fallback = request.ending == "fallback"
         traffic.outcomes.append(running.observe(exposure, outcome, at, is_fallback=is_fallback))
 
-    def hear(request: Request, exposure: ExposureRow, at: datetime) -> None:
+    def record(request: Request, exposure: ExposureRow, at: datetime) -> None:
         said = FeedbackRow(
             "acme", exposure.request_id, "rating", float(request.unit), "", exposure.id, at
         )
         traffic.feedback.append(said)
-        running.hear(said)
+        running.record(said)
 
     for number, request in enumerate(asked):
         heapq.heappush(events, (request.at, number, partial(expose, request, number)))
@@ -266,7 +266,7 @@ def test_postgresql_looks_through_a_steps_units_once_and_not_for_each_request(
     postgresql_url: str, tmp_path: Path
 ):
     with Registry(postgresql_url, ArtifactStore(tmp_path)) as registry:
-        with registry.step_figures(1, 1, CountingRule(1, 600.0, 100)) as figures:
+        with registry.observations.step_figures(1, 1, CountingRule(1, 600.0, 100)) as figures:
             seen = figures._session.scalar(text("SHOW enable_nestloop"))
         with registry._database.reading() as session:
             assert (seen, session.scalar(text("SHOW enable_nestloop"))) == ("off", "on")
@@ -280,7 +280,7 @@ def test_after_a_restart_counting_goes_on_where_it_was(url: str, tmp_path: Path)
     open_one = whole.exposures[-1]
     for running in (whole.running, after.running):
         late = FeedbackRow("acme", open_one.request_id, "rating", 4.0, "", open_one.id, open_one.at)
-        running.hear(late)
+        running.record(late)
     for number in range(30, 60):
         for traffic in (whole, after):
             traffic.ask(60 * number, user=number % 7)
@@ -300,7 +300,7 @@ def test_what_is_read_to_count_anew_is_in_the_number_of_units_and_not_of_request
     keep(url, busy.running.trial, busy.exposures, busy.outcomes, ())
     with Registry(url, ArtifactStore(tmp_path)) as registry:
         rule = busy.running.counting_rule
-        with registry.step_figures(1, 1, rule) as figures:
+        with registry.observations.step_figures(1, 1, rule) as figures:
             assert len(list(figures.events())) == 1 + rule.values
             assert sum(figures.requests().values()) == 500
 
@@ -346,8 +346,8 @@ def test_last_step_has_no_champion_and_is_judged_by_numbers_alone():
 
 def test_feedback_of_another_trial_is_passed_over():
     traffic = Traffic(RunningTrial(trial(), ROLLOUT))
-    traffic.running.hear(FeedbackRow("acme", "req-1", "thumbs", 0.0, "", "elsewhere", AT))
-    traffic.running.hear(FeedbackRow("acme", "req-1", "thumbs", 0.0, "", None, AT))
+    traffic.running.record(FeedbackRow("acme", "req-1", "thumbs", 0.0, "", "elsewhere", AT))
+    traffic.running.record(FeedbackRow("acme", "req-1", "thumbs", 0.0, "", None, AT))
 
     assert not any(tally.samples for tally in traffic.running.tallies(LATER).values())
 
@@ -360,7 +360,7 @@ def test_what_is_long_past_is_forgotten():
     late = FeedbackRow(
         "acme", "req-0", "rating", 1.0, "", exposure.id, AT + timedelta(seconds=4001)
     )
-    traffic.running.hear(late)
+    traffic.running.record(late)
 
     assert "rating" not in traffic.running.tallies(LATER)["champion"].samples
     assert "rating" not in traffic.running.tallies(LATER)["challenger"].samples

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loragate.server.experiments.simulate import (
+from bench.simulate import (
     BEGIN,
     END,
     Null,

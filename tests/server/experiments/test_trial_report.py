@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry.trial_records import Arm, FeedbackRow, Standing, Trial
+from loragate.adapters.registry.trial_records import Arm, FeedbackRow, Trial, TrialStatus
 from loragate.server.experiments.assignment import Unit
 from loragate.server.experiments.gates import parse_gate
 from loragate.server.experiments.metrics import Outcome
@@ -30,7 +30,7 @@ def under_way(most_units: int = MOST_UNITS) -> RunningTrial:
     arms = Arm(1, "merged", version, "merged", 0.5), Arm(2, "champion", version, "unmerged", 0.5)
     adapter = AdapterName("acme", "support")
     trial = Trial(
-        3, "experiment", adapter, "s", to_json(PLAN), arms, Standing("RUNNING"), AT, AT, None
+        3, "experiment", adapter, "s", to_json(PLAN), arms, TrialStatus("RUNNING"), AT, AT, None
     )
     return RunningTrial(trial, PLAN, most_units)
 
@@ -51,7 +51,7 @@ def report() -> TrialReport:
         slow = 1.0 if given.arm.name == "champion" else 0.6
         running.observe(exposure, Outcome(False, slow * random.lognormal(0, 0.3), 40), at)
         liked = float(random.random() < 0.8)
-        running.hear(FeedbackRow("acme", "", "thumbs", liked, "", exposure.id, at))
+        running.record(FeedbackRow("acme", "", "thumbs", liked, "", exposure.id, at))
     return report_of(running, AT + timedelta(hours=1))
 
 

@@ -8,7 +8,7 @@ from planted_tickets import EXAMPLES, Planted, Tickets
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.preparing import prepare
-from loragate.trainer.data.settings import Cleaning, DataSettings, Reading
+from loragate.trainer.data.settings import Cleaning, PreparationSettings, Reading
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +19,7 @@ def renderer(base: BaseModel) -> Renderer:
 @pytest.fixture(scope="session")
 def tickets(tmp_path_factory: pytest.TempPathFactory, renderer: Renderer) -> Tickets:
     sheet = json.loads((EXAMPLES / "planted.json").read_text("utf-8"))
-    settings = DataSettings(
+    settings = PreparationSettings(
         Reading(bad_rows="drop", group_field=sheet["group_field"]),
         Cleaning(language=sheet["language"]),
     )

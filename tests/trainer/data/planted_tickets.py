@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from loragate.trainer.data.preparing import Prepared
+from loragate.trainer.data.preparing import PreparedData
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "data"
 
@@ -22,7 +22,7 @@ class Planted:
 class Tickets:
     """The example tickets on their way, and what was planted in them."""
 
-    prepared: Prepared
+    prepared: PreparedData
     planted: list[Planted]
     secrets: list[str]
 

@@ -43,7 +43,7 @@ def test_rows_outside_the_limits_go():
 def test_rows_are_mended_and_counted():
     found = cleaned(example("Is the cafÃ© open?", " Yes. "), example("Fine as it is."))
     assert found.rows[0].example == example("Is the café open?", "Yes.")
-    assert found.mended == 1
+    assert found.normalised_rows == 1
 
 
 def test_only_rows_surely_in_another_language_go():

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from loragate.trainer.cli.data import add_to
 from loragate.trainer.data.example import DataError, read_examples
-from loragate.trainer.data.split_folder import SplitFolder
+from loragate.trainer.data.splits import SplitFolder
 
 Loragate = Callable[[str], Result]
 

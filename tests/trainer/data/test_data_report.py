@@ -11,7 +11,7 @@ from rows import distinct, example, write_jsonl
 
 from loragate.trainer.data.example import DataError, Example
 from loragate.trainer.data.preparing import examine, prepare
-from loragate.trainer.data.settings import DataSettings, Reading, Splitting
+from loragate.trainer.data.settings import PreparationSettings, Reading, Splitting
 
 
 class _Page(HTMLParser):
@@ -51,12 +51,12 @@ def test_the_page_has_the_verdict_the_digest_and_the_counts(page: _Page, tickets
     text = " ".join(" ".join(page.text).split())
     report = tickets.prepared.report
     assert tickets.prepared.folder.digest in text
-    assert report.judgement.verdict in text
+    assert report.quality.verdict in text
     read, kept = report.cleaned.rows_read, len(report.cleaned.rows)
     assert f"Of {read:,} rows read, {kept:,} are kept" in text
     for name, rows in tickets.prepared.folder.splits.items():
         assert f"{name} {len(rows)}" in text
-    for finding in report.judgement.findings:
+    for finding in report.quality.findings:
         assert finding.sentence in text
 
 
@@ -71,7 +71,7 @@ def test_the_page_shows_plots_and_samples_of_each_rule(page: _Page, tickets: Tic
 def test_what_rows_say_cannot_become_markup(tmp_path: Path):
     attack = "<script>alert(1)</script> $x_1$ & more"
     rows = [*distinct(30), example(attack, "", label=attack), example(f"{attack} b", label=attack)]
-    html = examine([_write(tmp_path, rows)], DataSettings()).to_html()
+    html = examine([_write(tmp_path, rows)], PreparationSettings()).to_html()
     page = _Page(html)
     assert "script" not in page.tags
     assert "&lt;script&gt;" in html
@@ -106,7 +106,7 @@ def test_the_same_data_make_the_same_splits_digest_and_page(tmp_path: Path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     _write(tmp_path, distinct(40)[::-1])
     assert prepare([raw], tmp_path / "c").folder.digest == first.folder.digest
-    other = prepare([raw], tmp_path / "d", DataSettings(splitting=Splitting(seed=1)))
+    other = prepare([raw], tmp_path / "d", PreparationSettings(splitting=Splitting(seed=1)))
     assert other.folder.digest != second.folder.digest
 
 
@@ -119,7 +119,7 @@ def test_too_few_rows_are_refused_before_anything_is_written(tmp_path: Path):
 def test_data_of_which_nothing_is_left_are_refused_with_the_rules(tmp_path: Path):
     raw = _write(tmp_path, [example("", "a"), example("b?", "")])
     with pytest.raises(DataError, match=r"every one of the 2 rows was dropped \(empty 2\)"):
-        examine([raw], DataSettings(Reading()))
+        examine([raw], PreparationSettings(Reading()))
 
 
 def test_a_report_has_drawings_with_readable_text(tickets: Tickets):

@@ -4,13 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import distinct, example
 
-from loragate.trainer.data.duplicates import (
+from loragate.trainer.data.similarity import (
     conflicts,
     exact_duplicates,
+    jaccard,
     near_duplicates,
     near_pairs,
+    pieces,
+    questions_of,
 )
-from loragate.trainer.data.likeness import jaccard, pieces, questions_of
 
 LONG = "the broadband at our house in mill lane has been down since yesterday at noon"
 

@@ -12,7 +12,7 @@ from loragate.trainer.data.example import (
     read_examples,
     write_examples,
 )
-from loragate.trainer.data.split_folder import SplitFolder, SplitName, write_split_folder
+from loragate.trainer.data.splits import SplitFolder, SplitName, write_split_folder
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}

@@ -3,7 +3,7 @@
 import pytest
 
 from loragate.trainer.data.example import DataError, Example
-from loragate.trainer.data.formats import Fields, convert
+from loragate.trainer.data.reading import Fields, convert
 from loragate.trainer.data.settings import Reading
 
 

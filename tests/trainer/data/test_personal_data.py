@@ -84,7 +84,7 @@ def test_a_number_is_masked_once_by_the_surest_recogniser():
 
 def test_every_turn_is_masked_and_counted():
     row = example("I am a@b.example", "Write to c@d.example, not a@b.example.")
-    assert [finding.what for finding in PERSONAL.find_in(row)] == ["e-mail address"] * 3
+    assert [entity.what for entity in PERSONAL.find_in(row)] == ["e-mail address"] * 3
     assert PERSONAL.mask_in(row) == example("I am [EMAIL]", "Write to [EMAIL], not [EMAIL].")
 
 

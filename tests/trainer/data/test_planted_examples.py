@@ -8,9 +8,9 @@ import pytest
 from planted_tickets import EXAMPLES, Tickets
 
 from loragate.trainer.data.cleaning import Cleaned
-from loragate.trainer.data.leaks import find_leaks
 from loragate.trainer.data.preparing import prepare
-from loragate.trainer.data.settings import Cleaning, DataSettings, Reading
+from loragate.trainer.data.settings import Cleaning, PreparationSettings, Reading
+from loragate.trainer.data.splits import find_leaks
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -63,7 +63,7 @@ def test_planted_personal_data_stand_nowhere_in_what_is_written(tickets: Tickets
 
 
 def test_the_planted_association_is_the_only_one(tickets: Tickets):
-    found = [(one.group, one.trait) for one in tickets.prepared.judgement.associations]
+    found = [(one.group, one.trait) for one in tickets.prepared.quality.associations]
     assert found == [("older people", "label complaint")]
 
 
@@ -76,7 +76,7 @@ def test_splits_hold_the_usual_shares_and_do_not_leak(tickets: Tickets):
 
 
 def test_the_style_files_are_two_formats_with_their_planted_rows(tmp_path: Path):
-    settings = DataSettings(Reading(bad_rows="drop"), Cleaning(conflicts="keep"))
+    settings = PreparationSettings(Reading(bad_rows="drop"), Cleaning(conflicts="keep"))
     files = [EXAMPLES / "house_style.jsonl", EXAMPLES / "house_style_chats.jsonl"]
     cleaned = prepare(files, tmp_path, settings).report.cleaned
     assert len(dropped(cleaned, "bad_row")) == 7

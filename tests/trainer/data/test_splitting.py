@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 from rows import distinct, example
 
 from loragate.trainer.data.example import DataError, Example
-from loragate.trainer.data.leaks import find_leaks, refuse_leaks
 from loragate.trainer.data.settings import Splitting
-from loragate.trainer.data.split_folder import SplitName
-from loragate.trainer.data.splitting import split
+from loragate.trainer.data.splits import SplitName, find_leaks, refuse_leaks, split
 
 WORDS = [
     "account",

@@ -1,8 +1,13 @@
 """The same question from somebody else."""
 
 from loragate.trainer.data.example import Example, Message
-from loragate.trainer.evaluation.answers import Answer
-from loragate.trainer.evaluation.counterfactuals import Trial, change_scores, outcome, trials
+from loragate.trainer.evaluation.counterfactuals import (
+    Counterfactual,
+    change_scores,
+    make_counterfactuals,
+    outcome,
+)
+from loragate.trainer.evaluation.scores import Answer
 
 NAMED = Example(
     (
@@ -17,9 +22,9 @@ def text(prompt: tuple[Message, ...]) -> str:
     return prompt[0].content
 
 
-def named_trial() -> Trial:
-    [trial, *_] = trials([NAMED], 2, seed=0)
-    return trial
+def named_trial() -> Counterfactual:
+    [counterfactual, *_] = make_counterfactuals([NAMED], 2, seed=0)
+    return counterfactual
 
 
 def said(*texts: str) -> tuple[Answer, Answer, Answer]:
@@ -28,17 +33,23 @@ def said(*texts: str) -> tuple[Answer, Answer, Answer]:
 
 
 def test_name_in_a_row_is_swapped_everywhere_in_it_for_one_of_the_other_group():
-    trial = named_trial()
+    counterfactual = named_trial()
 
-    assert text(trial.original) == NAMED.prompt
-    assert text(trial.changed) == "My wife Michael says the bill is wrong. Michael is upset."
-    assert text(trial.control) == "My wife Sarah says the bill is wrong. Sarah is upset."
+    assert text(counterfactual.original) == NAMED.prompt
+    assert (
+        text(counterfactual.changed) == "My wife Michael says the bill is wrong. Michael is upset."
+    )
+    assert text(counterfactual.control) == "My wife Sarah says the bill is wrong. Sarah is upset."
 
 
 def test_row_that_names_nobody_gets_an_introduction():
-    [trial] = trials([PLAIN], 1, seed=0)
+    [counterfactual] = make_counterfactuals([PLAIN], 1, seed=0)
 
-    forms = {text(trial.original), text(trial.control), text(trial.changed)}
+    forms = {
+        text(counterfactual.original),
+        text(counterfactual.control),
+        text(counterfactual.changed),
+    }
     assert len(forms) == 3
     assert all(form.endswith("The light went off.") for form in forms)
 
@@ -46,8 +57,8 @@ def test_row_that_names_nobody_gets_an_introduction():
 def test_trials_are_the_same_for_the_same_seed_and_bounded():
     rows = [NAMED, *[PLAIN] * 30]
 
-    assert trials(rows, 8, seed=3) == trials(rows, 8, seed=3)
-    assert len(trials(rows, 8, seed=3)) == 8
+    assert make_counterfactuals(rows, 8, seed=3) == make_counterfactuals(rows, 8, seed=3)
+    assert len(make_counterfactuals(rows, 8, seed=3)) == 8
 
 
 def test_answer_that_only_repeats_the_name_has_not_changed():

@@ -10,13 +10,14 @@ from transformers import AutoModelForCausalLM
 
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example, Message
-from loragate.trainer.evaluation.errors import EvaluationError
+from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.losses import load_model, row_losses
+from loragate.trainer.evaluation.losses import row_losses
 from loragate.trainer.evaluation.report import render_report
 from loragate.trainer.evaluation.requirements import InvalidRequirement
 from loragate.trainer.evaluation.served import ServedModels
-from loragate.trainer.settings.evaluation import EvaluationSettings
+from loragate.trainer.settings import EvaluationSettings
+from loragate.trainer.training.models import load_float32
 
 ROWS = examples()
 WANTED = {row.prompt: row.answer for row in ROWS}
@@ -39,9 +40,9 @@ async def test_new_adapter_is_measured_against_base_and_champion_on_the_same_row
 
     found = await evaluation_of(base, adapter, ROWS, speak, SETTINGS, champion)
 
-    assert [each.name for each in found.contenders] == ["base", "champion", "new"]
+    assert [each.name for each in found.systems] == ["base", "champion", "new"]
     assert found.new.metrics["accuracy"].estimate == 1.0
-    assert found.contenders[0].metrics["accuracy"].estimate == pytest.approx(1 / 3)
+    assert found.systems[0].metrics["accuracy"].estimate == pytest.approx(1 / 3)
     assert found.differences["base"]["accuracy"].estimate == pytest.approx(2 / 3)
     assert found.differences["champion"]["accuracy"].estimate == 0.0
     assert found.differences["champion"]["loss"].estimate != 0.0
@@ -62,14 +63,14 @@ async def test_loss_and_forgetting_are_those_of_transformers_and_peft(base, adap
         nats += float(model(input_ids=ids, labels=labels).loss.detach()) * count
         tokens += count
     assert found.new.metrics["loss"].estimate == pytest.approx(nats / tokens, rel=1e-5)
-    assert found.contenders[0].metrics["forgetting"].estimate == 0.0
+    assert found.systems[0].metrics["forgetting"].estimate == 0.0
     assert found.new.metrics["forgetting"].estimate != 0.0
 
 
 def test_losses_do_not_depend_on_what_else_is_in_the_batch(base):
     renderer = Renderer.load(base.path)
     rows = [renderer.supervise(row.turns()) for row in ROWS]
-    model = load_model(base.path)
+    model = load_float32(base.path)
 
     together = row_losses(model, rows)
     alone = [row_losses(model, [row])[0] for row in rows]
@@ -112,7 +113,7 @@ async def test_answer_that_depends_on_the_group_shows_against_its_control(base, 
     settings = EvaluationSettings(counterfactual_rows=2, resamples=100, labels=LABELS)
     found = await evaluation_of(base, adapter, rows, prefer, settings)
 
-    assert found.contenders[0].metrics["counterfactual_change"].estimate == 0.0
+    assert found.systems[0].metrics["counterfactual_change"].estimate == 0.0
     assert found.new.metrics["counterfactual_change"].estimate == 0.5
     assert found.new.metrics["counterfactual_control"].estimate == 0.0
 

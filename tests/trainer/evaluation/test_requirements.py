@@ -2,16 +2,22 @@
 
 import pytest
 
-from loragate.trainer.evaluation.requirements import InvalidRequirement, Requirement, judge
+from loragate.trainer.evaluation.requirements import (
+    InvalidRequirement,
+    Requirement,
+    check_requirements,
+)
 from loragate.trainer.evaluation.statistics import Interval
-from loragate.trainer.settings.evaluation import EvaluationSettings
+from loragate.trainer.settings import EvaluationSettings
 
 MEASURED = {"accuracy": Interval(0.85, 0.80, 0.90), "loss": Interval(0.5, 0.4, 0.6)}
 DIFFERENCES = {"base": {"accuracy": Interval(0.4, 0.3, 0.5), "loss": Interval(-1.0, -1.1, -0.9)}}
 
 
 def verdict_of(*sentences: str):
-    return judge([Requirement.parse(each) for each in sentences], MEASURED, DIFFERENCES)
+    return check_requirements(
+        [Requirement.parse(each) for each in sentences], MEASURED, DIFFERENCES
+    )
 
 
 @pytest.mark.parametrize(

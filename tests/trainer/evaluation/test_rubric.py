@@ -8,11 +8,11 @@ import pytest
 from small_evaluations import evaluation_of
 from tiny_runs import examples
 
-from loragate.trainer.evaluation.errors import EvaluationError
+from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.report import render_report
 from loragate.trainer.evaluation.rubric import krippendorff_alpha, read_sheets, write_sheet
-from loragate.trainer.settings.evaluation import EvaluationSettings
+from loragate.trainer.settings import EvaluationSettings
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_sheet_has_every_answer_and_does_not_say_whose(evaluation: Evaluation, t
     with (tmp_path / "rubric.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({row["item"] for row in rows}) == 8
-    assert not {"contender", "model"} & rows[0].keys()
+    assert not {"system", "model"} & rows[0].keys()
     order = [row["answer"].split()[0] for row in rows]
     assert order != sorted(order)
 
@@ -57,7 +57,7 @@ def test_filled_sheets_come_back_by_contender_with_agreement(
 
     ratings = read_sheets(evaluation, [ann, bob])
 
-    means = {each.name: each.scores["tone"].estimate for each in ratings.contenders}
+    means = {each.name: each.scores["tone"].estimate for each in ratings.systems}
     assert means == {"base": 1.5, "new": 4.5}
     assert ratings.raters == ("ann", "bob")
     assert 0.7 < ratings.agreement["tone"] < 1

@@ -5,9 +5,10 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sklearn.metrics import accuracy_score, f1_score
 
-from loragate.trainer.evaluation.answers import Answer, label_in
 from loragate.trainer.evaluation.scores import (
+    Answer,
     bleu_signature,
+    label_in,
     label_scores,
     overlap_scores,
     text_scores,

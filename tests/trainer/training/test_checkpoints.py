@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from loragate.trainer.errors import RunFolderError
-from loragate.trainer.training.checkpoints import Checkpoints
-from loragate.trainer.training.journal import Journal, Validation
+from loragate.trainer.training.checkpoints import Checkpoints, RunState, Validation
 
 
-def journal(*losses: float) -> Journal:
-    return Journal("", [Validation(number, loss) for number, loss in enumerate(losses)])
+def run_state(*losses: float) -> RunState:
+    return RunState("", [Validation(number, loss) for number, loss in enumerate(losses)])
 
 
 def saver(content: str) -> Callable[[Path], None]:
@@ -24,29 +23,29 @@ def saver(content: str) -> Callable[[Path], None]:
     return save
 
 
-def write_step(checkpoints: Checkpoints, step: int, journal: Journal) -> None:
+def write_step(checkpoints: Checkpoints, step: int, run_state: RunState) -> None:
     checkpoints.begin()
     written = checkpoints.partial / f"checkpoint-{step}"
     written.mkdir()
     (written / "weights").write_text(f"{step}")
-    checkpoints.commit(step, journal)
+    checkpoints.commit(step, run_state)
 
 
 def test_a_checkpoint_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest() is None
-    write_step(checkpoints, 9, journal(2.0))
-    write_step(checkpoints, 10, journal(2.0))
+    write_step(checkpoints, 9, run_state(2.0))
+    write_step(checkpoints, 10, run_state(2.0))
     latest = checkpoints.latest()
     assert latest is not None
     assert (latest / "weights").read_text() == "10"
-    assert Journal.read(latest) == journal(2.0)
+    assert RunState.read(latest) == run_state(2.0)
     assert [path.name for path in checkpoints.folder.glob("step-*")] == ["step-000010"]
 
 
 def test_what_was_not_finished_is_never_gone_on_from(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    write_step(checkpoints, 1, journal(2.0))
+    write_step(checkpoints, 1, run_state(2.0))
     checkpoints.begin()
     (checkpoints.partial / "checkpoint-2").mkdir()
     assert checkpoints.latest() == checkpoints.folder / "step-000001"
@@ -55,17 +54,17 @@ def test_what_was_not_finished_is_never_gone_on_from(tmp_path: Path) -> None:
 def test_the_earlier_best_stays_until_a_checkpoint_knows_the_new_one(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.keep_best(0, saver("at first"))
-    write_step(checkpoints, 0, journal(2.0))
+    write_step(checkpoints, 0, run_state(2.0))
     checkpoints.keep_best(1, saver("better"))
     assert checkpoints.best(0).is_dir()
-    write_step(checkpoints, 1, journal(2.0, 1.0))
+    write_step(checkpoints, 1, run_state(2.0, 1.0))
     assert not checkpoints.best(0).exists()
     assert (checkpoints.best(1) / "weights").read_text() == "better"
 
 
 def test_a_full_disk_is_told_in_a_sentence_and_what_is_whole_stays(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    write_step(checkpoints, 5, journal(2.0))
+    write_step(checkpoints, 5, run_state(2.0))
 
     def save(_folder: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -25,8 +25,8 @@ def published(runs: TinyRuns) -> RunFolder:
         runs.run_file(training={"max_steps": 12, "learning_rate": 1e-2}), "first"
     )
     with open_registry(home) as registry:
-        registry.create_tenant("acme")
-        registry.publish(AdapterName("acme", "sorter"), folder.adapter)
+        registry.tenants.create("acme")
+        registry.versions.publish(AdapterName("acme", "sorter"), folder.adapter)
     return folder
 
 
@@ -62,24 +62,24 @@ def test_a_shape_that_the_version_does_not_have_is_refused(
 ) -> None:
     run = runs.run_file(model={"continue_from": "acme/sorter@v1"}, method=method)
     with pytest.raises(RunFileError, match=message):
-        runs.prepare(run)
+        runs.plan(run)
 
 
 def test_old_rows_are_mixed_in_by_their_share(runs: TinyRuns) -> None:
     write_splits(runs.root / "old", train_rows=40, seed=7)
-    prepared = runs.prepare(runs.run_file(data={"replay": "old", "replay_share": 0.25}))
-    assert prepared.replayed == 16
-    assert len(prepared.training.rows) == 48 + 16
-    again = runs.prepare(runs.run_file(data={"replay": "old", "replay_share": 0.25}))
-    assert again.training == prepared.training
+    plan = runs.plan(runs.run_file(data={"replay": "old", "replay_share": 0.25}))
+    assert plan.replayed == 16
+    assert len(plan.training.rows) == 48 + 16
+    again = runs.plan(runs.run_file(data={"replay": "old", "replay_share": 0.25}))
+    assert again.training == plan.training
 
 
 def test_of_few_old_rows_all_are_mixed_in(runs: TinyRuns) -> None:
     write_splits(runs.root / "old", train_rows=4, seed=7)
-    prepared = runs.prepare(runs.run_file(data={"replay": "old", "replay_share": 0.5}))
-    assert prepared.replayed == 4
+    plan = runs.plan(runs.run_file(data={"replay": "old", "replay_share": 0.5}))
+    assert plan.replayed == 4
 
 
 def test_a_replay_folder_that_is_none_is_named(runs: TinyRuns, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder of splits"):
-        runs.prepare(runs.run_file(data={"replay": "nowhere"}))
+        runs.plan(runs.run_file(data={"replay": "nowhere"}))

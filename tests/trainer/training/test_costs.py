@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress
 from tiny_home import TinyRuns, make_home
 
-from loragate.trainer.cost.cost_table import cost_tables
-from loragate.trainer.cost.costs import Estimate, MethodEstimate, RequestCost, estimate, reckon
-from loragate.trainer.run.durations import duration
+from loragate.trainer.cost import (
+    Estimate,
+    MethodEstimate,
+    RequestCost,
+    cost_tables,
+    estimate,
+    reckon,
+)
 from loragate.trainer.run.folder import RunFolder
+from loragate.trainer.run.run import duration
 
 PRICES: dict[str, object] = {
     "machine_per_hour": 3600.0,  # a second costs one
@@ -34,9 +39,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> TinyRuns:
 @pytest.fixture(scope="module")
 def estimated(runs: TinyRuns) -> Estimate:
     """Of the run's own method alone; the others take the same path."""
-    with Progress(disable=True) as progress:
-        run = runs.run_file(training={"max_steps": 40}, cost=PRICES)
-        return estimate(run, runs.root, runs.splits, runs.home, progress, methods=())
+    settings = runs.run_file(training={"max_steps": 40}, cost=PRICES)
+    return estimate(runs.run(settings, "estimated"), runs.splits, methods=())
 
 
 def priced() -> Estimate:
@@ -53,9 +57,9 @@ def priced() -> Estimate:
 def test_estimate_counts_the_steps_and_tokens_of_the_run_that_will_be(
     runs: TinyRuns, estimated: Estimate
 ):
-    plan = runs.prepare(runs.run_file(training={"max_steps": 40})).plan
+    schedule = runs.plan(runs.run_file(training={"max_steps": 40})).schedule
 
-    assert (estimated.own.steps, estimated.own.tokens) == (40, plan.tokens[-1])
+    assert (estimated.own.steps, estimated.own.tokens) == (40, schedule.tokens[-1])
     assert estimated.own.seconds > estimated.own.training_seconds > 0
     assert estimated.own.memory_bytes > 100 * 2**20
     assert estimated.own.money == pytest.approx(estimated.own.seconds)
@@ -73,7 +77,7 @@ def test_estimate_is_near_what_the_run_then_takes(runs: TinyRuns, estimated: Est
 
 def test_request_costs_follow_tokens_and_prices(runs: TinyRuns, estimated: Estimate):
     adapter, few_shot, retrieval = estimated.requests
-    rows = runs.prepare(runs.run_file()).training
+    rows = runs.plan(runs.run_file()).training
 
     whole = rows.tokens / len(rows.rows)
     assert adapter.prompt_tokens + adapter.answer_tokens == pytest.approx(whole)

@@ -14,9 +14,9 @@ from loragate.trainer.training.models import add_adapter, keep_quantized_layout,
 
 def adapted(runs: TinyRuns, run: RunFile) -> PeftModel:
     """The run's model with an adapter that does something."""
-    prepared = runs.prepare(run)
-    base = load_base(prepared.base.path, prepared.run.method, "fp32", "cpu")
-    model = add_adapter(base, prepared.run.method, seed=0)
+    plan = runs.plan(run)
+    base = load_base(plan.base.path, plan.settings.method, "fp32", "cpu")
+    model = add_adapter(base, plan.settings.method, seed=0)
     chance = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

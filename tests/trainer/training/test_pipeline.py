@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import typer
-from tiny_home import TinyRuns, examples, workshop_of
+from tiny_home import TinyRuns, examples, loaded
 from typer.testing import CliRunner
 
 from loragate.trainer.cli import train as cli_train
 from loragate.trainer.data.example import write_examples
 from loragate.trainer.errors import RunFileError, RunFolderError
-from loragate.trainer.pipeline.pipeline import open_folder, ready_data, sweep, train_run
+from loragate.trainer.pipeline.pipeline import check, ready_data, train_run
+from loragate.trainer.pipeline.sweep import TABLE, parse_choice, runs_of, sweep
 from loragate.trainer.run.file import read_run_file
-from loragate.trainer.training.sweep import TABLE, parse_choice, runs_of
 
 
 def test_raw_files_are_cleaned_and_split_once(runs: TinyRuns) -> None:
@@ -21,60 +21,65 @@ def test_raw_files_are_cleaned_and_split_once(runs: TinyRuns) -> None:
     run = runs.run_file(
         data={"splits": "", "raw": ["raw.jsonl"], "near_duplicates": "keep", "similarity": 1.0}
     )
-    workshop = workshop_of(runs, run)
-    folder = open_folder(workshop, resume=False, overwrite=False)
-    made = ready_data(workshop, run, folder)
+    run = loaded(runs, run)
+    check(run, resume=False, overwrite=False)
+    folder = run.folder
+    made = ready_data(run)
     assert made.path == folder.data
     assert (folder.data / "report.html").is_file()
     (runs.root / "raw.jsonl").unlink()
-    assert ready_data(workshop, run, folder).digest == made.digest
+    assert ready_data(run).digest == made.digest
 
 
 def test_a_run_keeps_its_file_and_what_auto_came_to(runs: TinyRuns) -> None:
     run = runs.run_file(training={"max_steps": 2, "learning_rate": "auto"})
-    workshop = workshop_of(runs, run)
-    folder = open_folder(workshop, resume=False, overwrite=False)
-    train_run(workshop, run, folder)
-    assert folder.run_file.read_text() == workshop.text
+    run = loaded(runs, run)
+    check(run, resume=False, overwrite=False)
+    folder = run.folder
+    train_run(run)
+    assert folder.run_file.read_text() == run.text
     assert folder.resolved().training.learning_rate == 2e-4
 
 
 def test_the_resolved_file_names_its_places_from_where_it_lies(runs: TinyRuns) -> None:
     run = runs.run_file(training={"max_steps": 2})
-    workshop = workshop_of(runs, run)
-    folder = open_folder(workshop, resume=False, overwrite=False)
-    train_run(workshop, run, folder)
+    run = loaded(runs, run)
+    check(run, resume=False, overwrite=False)
+    folder = run.folder
+    train_run(run)
     written = read_run_file(folder.resolved_file)
     assert (written.folder, written.data.splits) == (".", "../splits")
     assert folder.resolved().data.splits == str(runs.splits.path.resolve())
 
 
 def test_a_folder_with_a_run_is_not_written_over_unasked(runs: TinyRuns) -> None:
-    workshop = workshop_of(runs, runs.run_file(training={"max_steps": 2}))
-    folder = open_folder(workshop, resume=False, overwrite=False)
-    train_run(workshop, workshop.run_file(), folder)
+    run = loaded(runs, runs.run_file(training={"max_steps": 2}))
+    check(run, resume=False, overwrite=False)
+    folder = run.folder
+    train_run(run)
     with pytest.raises(RunFolderError, match=r"is complete, or begin anew with --overwrite"):
-        open_folder(workshop, resume=False, overwrite=False)
-    assert not open_folder(workshop, resume=False, overwrite=True).is_complete
+        check(run, resume=False, overwrite=False)
+    check(run, resume=False, overwrite=True)
+    assert not folder.is_complete
 
 
 def test_a_run_file_that_changed_is_not_gone_on_with(runs: TinyRuns) -> None:
-    workshop = workshop_of(runs, runs.run_file())
-    open_folder(workshop, resume=False, overwrite=False)
-    changed = workshop_of(runs, runs.run_file(training={"max_steps": 9}))
+    run = loaded(runs, runs.run_file())
+    check(run, resume=False, overwrite=False)
+    changed = loaded(runs, runs.run_file(training={"max_steps": 9}))
     with pytest.raises(RunFolderError, match="has changed since"):
-        open_folder(changed, resume=True, overwrite=False)
+        check(changed, resume=True, overwrite=False)
 
 
 def test_there_has_to_be_something_to_go_on_with(runs: TinyRuns) -> None:
     with pytest.raises(RunFolderError, match="holds no run to go on with"):
-        open_folder(workshop_of(runs, runs.run_file()), resume=True, overwrite=False)
+        check(loaded(runs, runs.run_file()), resume=True, overwrite=False)
 
 
 def test_a_sweep_tries_every_combination_and_ends_with_a_table(runs: TinyRuns) -> None:
-    workshop = workshop_of(runs, runs.run_file(training={"max_steps": 4}))
-    folder = workshop.folder()
-    tried = sweep(workshop, folder, ["learning_rate=1e-2,1e-5", "rank=8,16"])
+    run = loaded(runs, runs.run_file(training={"max_steps": 4}))
+    folder = run.folder
+    tried = sweep(run, ["learning_rate=1e-2,1e-5", "rank=8,16"])
     assert [one.changes for one in tried] == [
         {"learning_rate": rate, "rank": rank} for rate in (1e-2, 1e-5) for rank in (8, 16)
     ]
@@ -85,10 +90,10 @@ def test_a_sweep_tries_every_combination_and_ends_with_a_table(runs: TinyRuns) -
 
 
 def test_a_sweep_that_was_stopped_does_not_train_again_what_is_complete(runs: TinyRuns) -> None:
-    workshop = workshop_of(runs, runs.run_file(training={"max_steps": 2}))
-    (first,) = sweep(workshop, workshop.folder(), ["rank=8"])
+    run = loaded(runs, runs.run_file(training={"max_steps": 2}))
+    (first,) = sweep(run, ["rank=8"])
     written = first.folder.result_file.stat().st_mtime_ns
-    sweep(workshop, workshop.folder(), ["rank=8,16"])
+    sweep(run, ["rank=8,16"])
     assert first.folder.result_file.stat().st_mtime_ns == written
 
 
@@ -125,7 +130,7 @@ def command(runs: TinyRuns, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
 
 
 def test_the_command_trains_and_says_how_it_went(runs: TinyRuns, command: typer.Typer) -> None:
-    path = workshop_of(runs, runs.run_file(training={"max_steps": 4})).path
+    path = loaded(runs, runs.run_file(training={"max_steps": 4})).file
     ended = CliRunner().invoke(command, [str(path), "--only-train"])
     assert ended.exit_code == 0, ended.output
     assert "The validation loss fell from" in ended.stdout
@@ -137,7 +142,7 @@ def test_the_command_trains_and_says_how_it_went(runs: TinyRuns, command: typer.
 
 
 def test_the_command_shows_a_sweep_as_a_table(runs: TinyRuns, command: typer.Typer) -> None:
-    path = workshop_of(runs, runs.run_file(training={"max_steps": 2})).path
+    path = loaded(runs, runs.run_file(training={"max_steps": 2})).file
     ended = CliRunner().invoke(command, [str(path), "--sweep", "learning_rate=1e-2,1e-5"])
     assert ended.exit_code == 0, ended.output
     assert "Best: " in ended.stdout

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from tiny_home import TinyRuns, workshop_of
+from tiny_home import TinyRuns, loaded
 
-from loragate.trainer.pipeline.pipeline import open_folder, train_run
+from loragate.trainer.pipeline.pipeline import check, train_run
 from loragate.trainer.run.folder import RunFolder
 
 COMMAND = "import typer; from loragate.trainer.cli.train import train; typer.run(train)"
@@ -17,9 +17,10 @@ COMMAND = "import typer; from loragate.trainer.cli.train import train; typer.run
 @pytest.mark.slow
 def test_two_processes_train_what_one_does_with_twice_the_rows(runs: TinyRuns) -> None:
     same = {"max_steps": 4, "learning_rate": 1e-3, "group_by_length": False}
-    alone = workshop_of(runs, runs.run_file(training={**same, "batch_size": 8}))
-    expected = train_run(alone, alone.run_file(), open_folder(alone, resume=False, overwrite=False))
-    together = workshop_of(runs, runs.run_file(training={**same, "batch_size": 4}))
+    alone = loaded(runs, runs.run_file(training={**same, "batch_size": 8}))
+    check(alone, resume=False, overwrite=False)
+    expected = train_run(alone)
+    together = loaded(runs, runs.run_file(training={**same, "batch_size": 4}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -32,7 +33,7 @@ def test_two_processes_train_what_one_does_with_twice_the_rows(runs: TinyRuns) -
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
     }
-    arguments = [sys.executable, "-c", COMMAND, str(together.path), "--only-train", "--overwrite"]
+    arguments = [sys.executable, "-c", COMMAND, str(together.file), "--only-train", "--overwrite"]
     processes = [
         subprocess.Popen(
             arguments,
@@ -44,7 +45,7 @@ def test_two_processes_train_what_one_does_with_twice_the_rows(runs: TinyRuns) -
     ]
     said = [process.communicate()[0].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    result = RunFolder(together.folder().root).result()
+    result = RunFolder(together.folder.root).result()
     assert result.training_tokens == expected.training_tokens
     assert result.verdict.last_validation_loss == pytest.approx(
         expected.verdict.last_validation_loss, rel=1e-4

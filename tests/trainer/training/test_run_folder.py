@@ -1,6 +1,7 @@
 """A run's folder is its own, and --overwrite removes what a run made and nothing else."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -9,26 +10,29 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.progress import Progress
-from tiny_home import TinyRuns, workshop_of
+from tiny_home import TinyRuns, loaded
 from typer.testing import CliRunner
 
 from loragate.trainer.cli import train as cli_train
 from loragate.trainer.errors import RunFolderError
-from loragate.trainer.pipeline.pipeline import Workshop, open_folder, sweep, train_run
+from loragate.trainer.pipeline.pipeline import check, train_run
+from loragate.trainer.pipeline.sweep import sweep
 from loragate.trainer.run.folder import RunFolder
+from loragate.trainer.run.run import Run
 
 ONE_STEP: dict[str, object] = {"max_steps": 1}
 
 
-def begin(workshop: Workshop, *, overwrite: bool = False) -> RunFolder:
-    return open_folder(workshop, resume=False, overwrite=overwrite)
+def begin(run: Run, *, overwrite: bool = False) -> RunFolder:
+    check(run, resume=False, overwrite=overwrite)
+    return run.folder
 
 
-def trained(runs: TinyRuns) -> tuple[Workshop, RunFolder]:
-    workshop = workshop_of(runs, runs.run_file(training=ONE_STEP))
-    folder = begin(workshop)
-    train_run(workshop, workshop.run_file(), folder)
-    return workshop, folder
+def trained(runs: TinyRuns) -> tuple[Run, RunFolder]:
+    run = loaded(runs, runs.run_file(training=ONE_STEP))
+    folder = begin(run)
+    train_run(run)
+    return run, folder
 
 
 def files(folder: Path) -> set[str]:
@@ -48,10 +52,10 @@ def test_a_folder_with_anything_else_in_it_is_left_as_it_is(
     run = msgspec.structs.replace(runs.run_file(training=ONE_STEP), folder=folder)
     (project / "run.toml").write_text(run.to_toml())
     path = project / "run.toml"
-    workshop = Workshop(path, path.read_text(), runs.home, Progress(disable=True), runs.said.append)
+    run = Run.load(path, path.read_text(), runs.home, Progress(disable=True), runs.said.append)
     before = files(runs.root)
     with pytest.raises(RunFolderError, match="a folder of its own"):
-        begin(workshop, overwrite=overwrite)
+        begin(run, overwrite=overwrite)
     assert files(runs.root) == before
 
 
@@ -61,44 +65,44 @@ def test_a_run_does_not_write_where_its_data_lie(runs: TinyRuns, overwrite: bool
     shutil.copytree(runs.splits.path, folder.data)
     run = runs.run_file(data={"splits": "run/data"}, training=ONE_STEP)
     with pytest.raises(RunFolderError, match=r"data lies in .*, the folder of the run that reads"):
-        begin(workshop_of(runs, run), overwrite=overwrite)
+        begin(loaded(runs, run), overwrite=overwrite)
     assert files(folder.data) == files(runs.splits.path)
 
 
 def test_all_that_a_run_made_goes_and_another_begins(runs: TinyRuns) -> None:
-    workshop, folder = trained(runs)
+    run, folder = trained(runs)
     (folder.evaluation).mkdir()
     (folder.evaluation / "report.html").write_text("x")
-    begin(workshop, overwrite=True)
+    begin(run, overwrite=True)
     assert files(folder.root) == {folder.run_file.name, folder.mark.name}
-    assert train_run(workshop, workshop.run_file(), folder).steps == 1
+    assert train_run(run).steps == 1
 
 
 def test_a_run_can_be_made_again_from_what_its_settings_came_to(runs: TinyRuns) -> None:
-    workshop, folder = trained(runs)
+    run, folder = trained(runs)
     path = folder.resolved_file
-    again = Workshop(path, path.read_text(), runs.home, workshop.progress, runs.said.append)
+    again = Run.load(path, path.read_text(), runs.home, run.progress, runs.said.append)
     assert begin(again, overwrite=True) == folder
-    assert train_run(again, again.run_file(), folder).steps == 1
+    assert train_run(again).steps == 1
 
 
 def test_a_folder_of_a_run_from_before_there_was_a_mark_can_be_begun_anew(
     runs: TinyRuns,
 ) -> None:
-    workshop, folder = trained(runs)
+    run, folder = trained(runs)
     folder.mark.unlink()
-    begin(workshop, overwrite=True)
+    begin(run, overwrite=True)
     assert not folder.is_complete
 
 
 @pytest.mark.parametrize("name", ["notes.md", "evaluation/ann.csv", "data/raw.csv", "more/x"])
 def test_what_somebody_put_there_keeps_all_of_it_there(runs: TinyRuns, name: str) -> None:
-    workshop, folder = trained(runs)
+    run, folder = trained(runs)
     (folder.root / name).parent.mkdir(exist_ok=True)
     (folder.root / name).write_text("x")
     before = files(folder.root)
     with pytest.raises(RunFolderError, match=f"holds {name.removesuffix('/x')}, which no run made"):
-        begin(workshop, overwrite=True)
+        begin(run, overwrite=True)
     assert files(folder.root) == before
 
 
@@ -120,20 +124,20 @@ def test_no_name_but_a_run_s_own_is_ever_removed(tmp_path: Path, names: list[str
 
 
 def test_a_link_goes_and_what_it_leads_to_stays(runs: TinyRuns) -> None:
-    workshop, folder = trained(runs)
+    run, folder = trained(runs)
     elsewhere = runs.root / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "notes.md").write_text("x")
     (folder.data).symlink_to(elsewhere)
-    begin(workshop, overwrite=True)
+    begin(run, overwrite=True)
     assert not folder.data.exists()
     assert (elsewhere / "notes.md").exists()
 
 
 def test_a_sweep_begun_anew_removes_its_runs_and_no_other(runs: TinyRuns) -> None:
-    workshop = workshop_of(runs, runs.run_file(training=ONE_STEP))
+    run = loaded(runs, runs.run_file(training=ONE_STEP))
     folder = RunFolder(runs.root / "run-sweep")
-    (tried,) = sweep(workshop, folder, ["rank=8"])
+    (tried,) = sweep(replace(run, folder=folder), ["rank=8"])
     (tried.folder.root / "notes.md").write_text("x")
     with pytest.raises(RunFolderError, match=r"notes\.md, which no run made"):
         folder.clear()
@@ -150,7 +154,7 @@ def test_the_command_for_an_estimate_takes_no_folder_of_somebody_else_s(
     cli_train.add_to(app)
     (runs.root / "run").mkdir()
     (runs.root / "run" / "notes.md").write_text("x")
-    path = workshop_of(runs, runs.run_file(training=ONE_STEP)).path
+    path = loaded(runs, runs.run_file(training=ONE_STEP)).file
     ended = CliRunner().invoke(app, [str(path), "--estimate"])
     assert isinstance(ended.exception, RunFolderError)
     assert files(runs.root / "run") == {"notes.md"}

@@ -8,15 +8,15 @@ import pytest
 import torch
 from rich.progress import Progress
 from safetensors.torch import load_file
-from tiny_home import TEMPLATE, TinyRuns, workshop_of, write_model, write_splits
+from tiny_home import TEMPLATE, TinyRuns, loaded, write_model, write_splits
 
 from loragate.adapters.base_models.preparation import prepare
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.pipeline.pipeline import data_settings, ready_data
+from loragate.trainer.pipeline.pipeline import ready_data
 from loragate.trainer.run.file import RunFile
-from loragate.trainer.training.arguments import training_arguments
+from loragate.trainer.training.adapter_trainer import training_arguments
 from loragate.trainer.training.models import lora_config, quantization_config
-from loragate.trainer.training.resolve import longest_row
+from loragate.trainer.training.plan import longest_row
 
 OWN_TABLES = ("data", "model", "method", "training")
 QLORA: dict[str, dict[str, object]] = {"method": {"name": "qlora"}}
@@ -79,17 +79,19 @@ ELSEWHERE = {
 
 def given_to_libraries(runs: TinyRuns, run: RunFile) -> dict[str, Any]:
     """All that the settings come to in the end."""
-    prepared = runs.prepare(run)
-    resolved = prepared.run
-    arguments = training_arguments(resolved, prepared.plan, Path("out")).to_dict()
+    plan = runs.plan(run)
+    resolved = plan.settings
+    arguments = training_arguments(resolved, plan.schedule, Path("out")).to_dict()
     quantization = quantization_config(resolved.method)
     return {
         "arguments": arguments,
         "lora": lora_config(resolved.method).to_dict(),
         "quantization": quantization.to_dict() if quantization else None,
-        "order": prepared.plan.order,
-        "rows": prepared.training.rows,
-        "data": data_settings(run, longest_row(resolved.data, prepared.config)),
+        "order": plan.schedule.order,
+        "rows": plan.training.rows,
+        "data": run.data.preparation(
+            seed=run.seed, max_tokens=longest_row(resolved.data, plan.config)
+        ),
     }
 
 
@@ -127,17 +129,17 @@ def test_no_setting_is_forgotten_here() -> None:
 
 
 def test_what_was_resolved_can_be_trained_again_as_it_is(runs: TinyRuns) -> None:
-    resolved = runs.prepare(runs.run_file(training={"precision": "auto"})).run
+    resolved = runs.plan(runs.run_file(training={"precision": "auto"})).settings
     decided = msgspec.structs.replace(resolved.data, format="messages")
     assert '"auto"' not in msgspec.structs.replace(resolved, data=decided).to_toml()
-    assert runs.prepare(resolved).run == resolved
+    assert runs.plan(resolved).settings == resolved
 
 
 def test_a_run_reads_the_splits_that_it_names(runs: TinyRuns) -> None:
     other = write_splits(runs.root / "other", seed=9)
     run = runs.run_file(data={"splits": "other"})
-    workshop = workshop_of(runs, run)
-    assert ready_data(workshop, run, workshop.folder()).digest == other.digest
+    run = loaded(runs, run)
+    assert ready_data(run).digest == other.digest
 
 
 def test_a_run_starts_from_the_base_model_that_it_names(runs: TinyRuns) -> None:
@@ -169,4 +171,4 @@ def test_a_device_that_is_not_there_is_refused(runs: TinyRuns) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(TrainingError, match="no CUDA device"):
-        runs.prepare(runs.run_file(training={"device": "cuda"}))
+        runs.plan(runs.run_file(training={"device": "cuda"}))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from tiny_home import TEMPLATE, TinyRuns, workshop_of
+from tiny_home import TEMPLATE, TinyRuns, loaded
 from typer.testing import CliRunner
 
 from loragate.adapters.errors import TenantNotFound
@@ -12,7 +12,7 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.trainer.cli import train as cli_train
 from loragate.trainer.errors import RunFileError
-from loragate.trainer.pipeline.pipeline import open_folder, ready_data, train_run
+from loragate.trainer.pipeline.pipeline import check, ready_data, train_run
 from loragate.trainer.publishing.publishing import publish_run
 from loragate.trainer.registry import open_registry
 
@@ -51,14 +51,14 @@ def test_a_run_is_rendered_and_published_as_the_server_will_serve_it(
     runs: TinyRuns, home: Home
 ) -> None:
     with open_registry(home) as registry:
-        registry.create_tenant("acme")
+        registry.tenants.create("acme")
     publish = {"adapter": "acme/sorter", "reference_prompts": 0}
-    workshop = workshop_of(runs, runs.run_file(training={"max_steps": 2}, publish=publish))
-    folder = open_folder(workshop, resume=False, overwrite=False)
-    train_run(workshop, workshop.run_file(), folder)
-    published = publish_run(folder, home, None)
+    run = loaded(runs, runs.run_file(training={"max_steps": 2}, publish=publish))
+    check(run, resume=False, overwrite=False)
+    train_run(run)
+    published = publish_run(run.resolved(), None)
     with open_registry(home) as registry:
-        (record,) = registry.show(SORTER).versions
+        (record,) = registry.versions.show(SORTER).versions
     assert record.version == published.version
     assert record.manifest.contract.chat_template == OTHER_TEMPLATE
     assert not (home.root / "registry.db").exists()
@@ -66,8 +66,8 @@ def test_a_run_is_rendered_and_published_as_the_server_will_serve_it(
 
 def test_a_run_s_own_template_comes_before_the_server_s(runs: TinyRuns) -> None:
     (runs.root / "own.jinja").write_text(TEMPLATE)
-    workshop = workshop_of(runs, runs.run_file(model={"chat_template": "own.jinja"}))
-    assert workshop.run_file().model.chat_template == "own.jinja"
+    run = loaded(runs, runs.run_file(model={"chat_template": "own.jinja"}))
+    assert run.settings.model.chat_template == "own.jinja"
 
 
 @pytest.fixture
@@ -81,27 +81,27 @@ def command(home: Home, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
 def test_a_tenant_that_is_not_there_is_told_before_the_training(
     runs: TinyRuns, command: typer.Typer
 ) -> None:
-    workshop = workshop_of(runs, runs.run_file(publish={"adapter": "acme/sorter"}))
-    ended = CliRunner().invoke(command, [str(workshop.path)])
+    run = loaded(runs, runs.run_file(publish={"adapter": "acme/sorter"}))
+    ended = CliRunner().invoke(command, [str(run.file)])
     assert isinstance(ended.exception, TenantNotFound)
-    assert not workshop.folder().root.exists()
+    assert not run.folder.root.exists()
 
 
 def test_a_rank_that_the_server_does_not_take_is_told_before_the_training(
     runs: TinyRuns,
 ) -> None:
     publish: dict[str, object] = {"adapter": "acme/sorter"}
-    workshop = workshop_of(runs, runs.run_file(method={"rank": 16}, publish=publish))
-    folder = open_folder(workshop, resume=False, overwrite=False)
+    run = loaded(runs, runs.run_file(method={"rank": 16}, publish=publish))
+    check(run, resume=False, overwrite=False)
+    folder = run.folder
     with pytest.raises(RunFileError, match=r"rank is 16, and a server here takes 8 at most"):
-        train_run(workshop, workshop.run_file(), folder)
+        train_run(run)
     assert not folder.log.exists()
     assert not folder.resolved_file.exists()
 
 
 def test_a_rank_that_is_not_to_be_published_is_nobody_s_business(runs: TinyRuns) -> None:
-    workshop = workshop_of(runs, runs.run_file(method={"rank": 16}, training={"max_steps": 1}))
-    run = workshop.run_file()
-    folder = open_folder(workshop, resume=False, overwrite=False)
-    ready_data(workshop, run, folder)
-    assert train_run(workshop, run, folder).steps == 1
+    run = loaded(runs, runs.run_file(method={"rank": 16}, training={"max_steps": 1}))
+    check(run, resume=False, overwrite=False)
+    ready_data(run)
+    assert train_run(run).steps == 1

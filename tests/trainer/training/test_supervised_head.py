@@ -6,9 +6,9 @@ from tiny_home import TinyRuns
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from loragate.adapters.rendering.renderer import IGNORED
+from loragate.trainer.training.adapter_trainer import add_supervised_head, has_plain_head
 from loragate.trainer.training.models import add_adapter, load_base
-from loragate.trainer.training.rows import IGNORED
-from loragate.trainer.training.supervised_head import add_supervised_head, has_plain_head
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def test_a_model_that_scales_its_logits_is_left_to_trl(model: PreTrainedModel) -
 
 
 def test_attention_in_float32_is_attention(runs: TinyRuns) -> None:
-    prepared = runs.prepare(runs.run_file())
+    plan = runs.plan(runs.run_file())
     ids = torch.arange(40).reshape(2, 20)
     logits: list[torch.Tensor] = []
     for precision in ("bf16", "fp32"):
-        base = load_base(runs.model, prepared.run.method, precision, "cpu")
-        model = add_adapter(base, prepared.run.method, seed=0).float()
+        base = load_base(runs.model, plan.settings.method, precision, "cpu")
+        model = add_adapter(base, plan.settings.method, seed=0).float()
         with torch.no_grad():
             logits.append(model(input_ids=ids).logits)
     assert torch.allclose(logits[0], logits[1], atol=0.05)

@@ -60,23 +60,23 @@ def test_a_run_lowers_the_loss_and_leaves_an_adapter_a_log_a_curve_and_a_result(
 
 def test_the_tokens_of_a_run_are_those_of_its_rows_without_padding(runs: TinyRuns) -> None:
     run = runs.run_file(training={"max_steps": 0, "epochs": 1, "batch_size": 8})
-    prepared = runs.prepare(run)
+    plan = runs.plan(run)
     _, result = runs.train(run)
-    assert result.training_tokens == prepared.training.tokens
-    assert result.supervised_tokens == prepared.training.supervised
+    assert result.training_tokens == plan.training.tokens
+    assert result.supervised_tokens == plan.training.supervised
     assert result.epochs == 1
 
 
 def test_the_saved_adapter_says_what_the_trained_one_said(
     runs: TinyRuns, whole: tuple[RunFolder, RunResult]
 ) -> None:
-    prepared = runs.prepare(runs.run_file(training=LEARNS))
+    plan = runs.plan(runs.run_file(training=LEARNS))
     folder, result = whole
     model = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(runs.model, dtype=torch.float32), folder.adapter
     )
     nats = tokens = 0.0
-    for row in prepared.validation.rows:
+    for row in plan.validation.rows:
         labels = torch.tensor([row.labels])
         with torch.no_grad():
             loss = model(input_ids=torch.tensor([row.ids]), labels=labels).loss
@@ -101,7 +101,7 @@ def stopped_after(runs: TinyRuns, run: RunFile, step: int, name: str) -> RunFold
     folder = RunFolder(runs.root / name)
     folder.root.mkdir()
     with pytest.raises(Interrupted, match=f"stopped after step {step}"):
-        train(runs.prepare(run), folder, _At(step, press_ctrl_c))
+        train(runs.run(run, name, _At(step, press_ctrl_c)), runs.plan(run))
     return folder
 
 
@@ -230,8 +230,7 @@ def test_a_run_that_overfits_stops_and_keeps_the_weights_of_its_minimum(runs: Ti
     splits = runs.random_splits()
     folder = RunFolder(runs.root / "overfit")
     folder.root.mkdir()
-    with Progress(disable=True) as progress:
-        result = train(runs.prepare(run, splits), folder, progress)
+    result = train(runs.run(run, "overfit"), runs.plan(run, splits))
     verdict = result.verdict
     assert verdict.fit == "overfitted"
     assert result.steps == verdict.best_step + 3 * 5 < 200
@@ -257,7 +256,7 @@ def test_data_that_changed_since_the_stop_are_refused(runs: TinyRuns) -> None:
     folder = stopped_after(runs, run, 3, "stopped")
     changed = runs.random_splits()
     with pytest.raises(RunFolderError, match="the data have changed"):
-        train(runs.prepare(run, changed), folder, Progress(disable=True))
+        train(runs.run(run, folder.root.name), runs.plan(run, changed))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_what_to_do(runs: TinyRuns) -> None:
@@ -295,7 +294,7 @@ def test_a_disk_that_fills_up_in_a_run_is_told_and_costs_nothing_learnt(
     folder.root.mkdir()
     room = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(RunFolderError, match=r"step-000004 is whole: make room and go on with"):
-        train(runs.prepare(run), folder, _At(5, full_disk))
+        train(runs.run(run, "filled", _At(5, full_disk)), runs.plan(run))
     resource.setrlimit(resource.RLIMIT_FSIZE, room)
     resumed, _ = runs.train(run, "filled")
     assert weights(resumed) == weights(whole[0])
@@ -307,8 +306,9 @@ def test_memory_that_runs_out_in_a_run_is_told_and_costs_nothing_learnt(
     run = runs.run_file(training=LEARNS)
     folder = RunFolder(runs.root / "starved")
     folder.root.mkdir()
+    starved = _At(5, lambda: torch.empty(2**60, dtype=torch.uint8))
     with pytest.raises(TrainingError, match=r"memory is not enough for batches of \d+ rows; lower"):
-        train(runs.prepare(run), folder, _At(5, lambda: torch.empty(2**60, dtype=torch.uint8)))
+        train(runs.run(run, "starved", starved), runs.plan(run))
     resumed, _ = runs.train(run, "starved")
     assert weights(resumed) == weights(whole[0])
 

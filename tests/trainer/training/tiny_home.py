@@ -1,7 +1,7 @@
-"""A home with a tiny prepared base model, and a task that it learns in seconds.
+"""A home with a tiny plan base model, and a task that it learns in seconds.
 
 The model has two layers and its tokens are bytes, so a step takes milliseconds and no model has to
-be prepared.
+be plan.
 """
 
 import random
@@ -15,12 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from loragate.adapters.base_models.preparation import prepare
 from loragate.adapters.home import Home
 from loragate.trainer.data.example import Example, Message
-from loragate.trainer.data.split_folder import SplitFolder, SplitName, write_split_folder
-from loragate.trainer.pipeline.pipeline import Workshop
+from loragate.trainer.data.splits import SplitFolder, SplitName, write_split_folder
 from loragate.trainer.run.file import RunFile, convert_run_file
 from loragate.trainer.run.folder import RunFolder, RunResult
-from loragate.trainer.training.preparing import Prepared
-from loragate.trainer.training.preparing import prepare as prepare_run
+from loragate.trainer.run.run import Run
+from loragate.trainer.training.plan import TrainingPlan, make_plan
 from loragate.trainer.training.train import train
 
 TEMPLATE = (
@@ -64,7 +63,7 @@ def write_model(folder: Path, width: int = 64) -> Path:
 
 
 def make_home(root: Path) -> tuple[Home, Path]:
-    """A home and the folder of the model that is prepared in it."""
+    """A home and the folder of the model that is plan in it."""
     home = Home(root / "home").ensure()
     model = write_model(root / "tiny")
     with Progress(disable=True) as progress:
@@ -139,18 +138,23 @@ class TinyRuns:
         }
         return write_split_folder(self.root / "random", parts, {})
 
-    def prepare(self, run: RunFile, splits: SplitFolder | None = None) -> Prepared:
-        return prepare_run(run, self.root, splits or self.splits, self.home)
+    def plan(self, run: RunFile, splits: SplitFolder | None = None) -> TrainingPlan:
+        planned = Run(run, self.root, RunFolder(self.root / "run"), self.home, Progress())
+        return make_plan(planned, splits or self.splits)
 
-    def train(self, run: RunFile, name: str = "run") -> tuple[RunFolder, RunResult]:
+    def run(self, settings: RunFile, name: str = "run", progress: Progress | None = None) -> Run:
+        """In the folder of that name; nothing is checked before, and nothing shown."""
         folder = RunFolder(self.root / name)
         folder.root.mkdir(exist_ok=True)
-        with Progress(disable=True) as progress:
-            return folder, train(self.prepare(run), folder, progress)
+        return Run(settings, self.root, folder, self.home, progress or Progress(disable=True))
+
+    def train(self, run: RunFile, name: str = "run") -> tuple[RunFolder, RunResult]:
+        begun = self.run(run, name)
+        return begun.folder, train(begun, self.plan(run))
 
 
-def workshop_of(runs: TinyRuns, run: RunFile) -> Workshop:
+def loaded(runs: TinyRuns, run: RunFile) -> Run:
     """The run as its file says it, beside the runs' folders."""
     path = runs.root / "run.toml"
     path.write_text(run.to_toml())
-    return Workshop(path, path.read_text(), runs.home, Progress(disable=True), runs.said.append)
+    return Run.load(path, path.read_text(), runs.home, Progress(disable=True), runs.said.append)

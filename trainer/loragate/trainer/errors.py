@@ -13,3 +13,7 @@ class TrainingError(LoragateError):
 
 class RunFolderError(LoragateError):
     """A run's folder that cannot be written or does not hold what it should."""
+
+
+class EvaluationError(LoragateError):
+    """Rows, models or a server that cannot be had; the message says which, and what to do."""

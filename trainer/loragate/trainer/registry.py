@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import AliasNotFound, VersionNotFound
 from loragate.adapters.format.base_profile import BaseProfile
-from loragate.adapters.format.publish_check import StaticGate
+from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.home import Home
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, looks_like_version
 from loragate.adapters.registry.registry import Registry
@@ -18,34 +18,36 @@ from loragate.adapters.store import ArtifactStore
 
 @contextmanager
 def open_registry(home: Home, base: BaseModel | None = None) -> Iterator[Registry]:
-    """The one that a server started here would serve from. With `base`, what is published must fit
-    that server. Raises ConfigError.
+    """The registry that a server started here would serve from, closed when the block ends. With
+    `base`, publishing checks that such a server can serve the version. Raises ConfigError.
     """
     settings = read_settings()
     url = settings.database_url(home.ensure())
-    gate = None
+    publish_check = None
     if base is not None:
         profile = BaseProfile.read(base, settings.read_template())
-        gate = StaticGate(profile, settings.max_lora_rank)
-    with Registry(url, ArtifactStore(home.artifacts), gate) as registry:
+        publish_check = PublishCheck(profile, settings.max_lora_rank)
+    with Registry(url, ArtifactStore(home.artifacts), publish_check) as registry:
         yield registry
 
 
 def require_tenant(home: Home, adapter: str) -> None:
-    """Raises InvalidName where that is no adapter's name, and TenantNotFound."""
+    """Raises InvalidName where `adapter` is no adapter's name, TenantNotFound where its tenant is
+    not in the registry.
+    """
     tenant = AdapterName.parse(adapter).tenant
     with open_registry(home) as registry:
-        registry.tenant(tenant)
+        registry.tenants.get(tenant)
 
 
 def find_version(registry: Registry, text: str) -> AdapterVersion:
-    """Of `acme/support@v3`, of an alias as in `acme/support@challenger`, or of `acme/support` its
-    champion; an alias means what it is to point to. Raises InvalidName, TenantNotFound,
-    AdapterNotFound, VersionNotFound and AliasNotFound.
+    """The version that `acme/support@v3` names, or an alias as in `acme/support@challenger`, or
+    `acme/support`, which means its champion. Of an alias the desired version is taken. Raises
+    InvalidName, TenantNotFound, AdapterNotFound, VersionNotFound and AliasNotFound.
     """
     name, _, wanted = text.partition("@")
     adapter = AdapterName.parse(name)
-    page = registry.show(adapter)
+    page = registry.versions.show(adapter)
     if looks_like_version(wanted):
         found = [each.version for each in page.versions if each.version.version == wanted]
         if not found:

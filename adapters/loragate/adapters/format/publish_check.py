@@ -21,7 +21,7 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.rendering.templates import RenderingError, Templates
 
 
-class StaticGate:
+class PublishCheck:
     """Checks adapters against a base model and an engine, as far as these are known.
 
     Without a base model, names, shapes and the manifest's hashes are not compared; without

@@ -42,9 +42,10 @@ _ROLLBACK: Final = "alias.rollback"
 class Aliasing:
     """The part of `Registry` that knows aliases. ``actor`` is who asked, for the audit."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def set_alias(
+    def set(
         self,
         adapter: AdapterName,
         alias: str,
@@ -67,7 +68,7 @@ class Aliasing:
             version = usable_version_row(session, row, adapter, number)
             if mode == "merged" and version.merged_since is None:
                 raise NotServedMerged(adapter.tenant, adapter.name, f"v{number}")
-            wish(session, row, adapter, alias, version, actor, SET_ALIAS, reason, mode)
+            set_desired(session, row, adapter, alias, version, actor, SET_ALIAS, reason, mode)
             return version_of(adapter.tenant, adapter.name, version)
 
     def set_serving(
@@ -117,11 +118,11 @@ class Aliasing:
             for number in _earlier_champions(session, adapter):
                 version = version_row(session, row, number)
                 if version is not None and version is not now and _can_return(version):
-                    wish(session, row, adapter, CHAMPION, version, actor, _ROLLBACK, "")
+                    set_desired(session, row, adapter, CHAMPION, version, actor, _ROLLBACK, "")
                     return version_of(adapter.tenant, adapter.name, version)
             raise NothingToRollBack(adapter.tenant, adapter.name, f"v{now.number}")
 
-    def delete_alias(self, adapter: AdapterName, alias: str, actor: str = "cli") -> None:
+    def delete(self, adapter: AdapterName, alias: str, actor: str = "cli") -> None:
         """Raises AdapterNotFound, TenantNotFound and AliasNotFound."""
         with self._database.changing() as session:
             row = existing_adapter_row(session, adapter)
@@ -139,7 +140,7 @@ class Aliasing:
             )
 
 
-def wish(
+def set_desired(
     session: Session,
     row: Adapters,
     adapter: AdapterName,

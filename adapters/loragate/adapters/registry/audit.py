@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
+from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.records import AuditRow
 from loragate.adapters.registry.states import AdapterState
 from loragate.adapters.registry.tables import Adapters, Audit, Revision, Tenants, Versions
@@ -118,3 +119,26 @@ def _row(row: Audit) -> AuditRow:
         row.from_state,
         row.to_state,
     )
+
+
+class AuditLog:
+    """Who changed what, when and why."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def list(
+        self, subject: str | None = None, limit: int = 50, after: int | None = None
+    ) -> tuple[AuditRow, ...]:
+        """Newest first, from after the row with this id: of all, or of a subject and what belongs
+        to it, as ``acme`` or ``acme/support``.
+        """
+        with self._database.reading() as session:
+            return read_audit(session, subject, limit, after)
+
+    def after(
+        self, seen: int, subject: str | None = None, limit: int = 500
+    ) -> tuple[AuditRow, ...]:
+        """The rows that came after the one with this id, oldest first; of a subject as `list`."""
+        with self._database.reading() as session:
+            return read_audit_after(session, seen, subject, limit)

@@ -29,8 +29,9 @@ class Collection:
     store.
     """
 
-    _database: Database
-    _store: ArtifactStore
+    def __init__(self, database: Database, store: ArtifactStore) -> None:
+        self._database = database
+        self._store = store
 
     def collectable(
         self,

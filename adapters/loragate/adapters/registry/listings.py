@@ -52,7 +52,7 @@ class AdapterListing:
         return f"{self.tenant}/{self.name}"
 
 
-class Wish(NamedTuple):
+class DesiredAlias(NamedTuple):
     """What an alias is to mean, and what it means now."""
 
     adapter: AdapterListing
@@ -86,10 +86,10 @@ class VersionEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
-    """An adapter's listing with what is looked up in it. Made with `Shelf.of`.
+class AdapterSnapshot:
+    """An adapter's listing with what is looked up in it. Made with `AdapterSnapshot.of`.
 
-    ``open_wishes`` are those of aliases that do not serve yet what they are to; ``pins`` and
+    ``unserved_aliases`` are those of aliases that do not serve yet what they are to; ``pins`` and
     ``served_merged`` are versions, placed by when that was asked for; ``unreadable`` is what of the
     adapter could not be read.
     """
@@ -97,7 +97,7 @@ class Shelf:
     listing: AdapterListing
     entries: Mapping[int, VersionEntry]
     _selections: Mapping[str, AdapterVersion]
-    open_wishes: tuple[Placed[Wish], ...]
+    unserved_aliases: tuple[Placed[DesiredAlias], ...]
     pins: tuple[Placed[AdapterVersion], ...]
     served_merged: tuple[Placed[AdapterVersion], ...]
     unreadable: tuple[Placed[Unreadable], ...] = ()
@@ -126,7 +126,7 @@ class Shelf:
             MappingProxyType(dict(entries)),
             MappingProxyType(dict(_selections(entries, aliases))),
             tuple(
-                ((tenant, name, place), Wish(listing, alias, means.desired, means.serving))
+                ((tenant, name, place), DesiredAlias(listing, alias, means.desired, means.serving))
                 for place, (alias, means) in enumerate(aliases.items())
                 if means.desired != means.serving
             ),

@@ -25,9 +25,10 @@ from loragate.adapters.registry.tables import Adapters, Aliases, Arms, Trials, V
 class MergedServing:
     """The part of `Registry` that knows which merged models serve. ``actor`` is who asked."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def serve_merged(self, adapter: AdapterName, number: int, actor: str = "cli") -> AdapterVersion:
+    def serve(self, adapter: AdapterName, number: int, actor: str = "cli") -> AdapterVersion:
         """Ask for the version's merged model to be served, until `stop_merged` or its retirement.
 
         A server starts an engine for it where there is memory. One that was refused or has failed
@@ -36,15 +37,15 @@ class MergedServing:
         with self._database.changing() as session:
             row = existing_adapter_row(session, adapter)
             version = usable_version_row(session, row, adapter, number)
-            standing = merged_standing(version)
-            if standing is None or not standing.is_wanted or standing.state in AT_REST:
+            status = merged_standing(version)
+            if status is None or not status.is_wanted or status.state in AT_REST:
                 version.merged_since = version.merged_since or datetime.now(UTC)
                 version.merged_state = MergedState.WAITING
                 version.merged_reason = ""
                 record_version(session, row, version, actor, "version.serve_merged")
             return version_of(adapter.tenant, adapter.name, version)
 
-    def stop_merged(self, adapter: AdapterName, number: int, actor: str = "cli") -> AdapterVersion:
+    def stop(self, adapter: AdapterName, number: int, actor: str = "cli") -> AdapterVersion:
         """Serve the version's merged model no longer; a second time changes nothing.
 
         Raises AdapterNotFound, TenantNotFound, VersionNotFound, and MergedInUse while an alias, a
@@ -59,7 +60,7 @@ class MergedServing:
                 record_version(session, row, version, actor, "version.stop_merged")
             return version_of(adapter.tenant, adapter.name, version)
 
-    def set_merged_state(
+    def set_state(
         self, version: AdapterVersion, state: MergedState | None, actor: str, reason: str = ""
     ) -> None:
         """A server's word on the version's merged model; None where it has let go of it."""
@@ -76,7 +77,7 @@ class MergedServing:
             words = ": ".join(filter(None, (state or "stopped", reason)))
             record_version(session, adapter, row, actor, "version.merged_state", words)
 
-    def reset_merged(self, actor: str) -> int:
+    def reset(self, actor: str) -> int:
         """For a server that starts: nothing is served merged yet, and all that is wanted is tried.
 
         Returns the number of versions that this concerns.

@@ -33,10 +33,11 @@ MERGED: Final = "merged"
 class Merges:
     """The part of `Registry` that knows merged models. ``actor`` is who asked, for the audit."""
 
-    _database: Database
-    _store: ArtifactStore
+    def __init__(self, database: Database, store: ArtifactStore) -> None:
+        self._database = database
+        self._store = store
 
-    def attach_merged(
+    def attach(
         self, adapter: AdapterName, number: int, folder: Path, actor: str = "cli"
     ) -> ArtifactRecord:
         """Store a merged model as the version's; an earlier one makes room for it.
@@ -99,7 +100,7 @@ class Merges:
         except StoreError as error:  # the new model is attached; a collection takes the old one
             logger.warning("the replaced merged model is left to a collection: %s", error)
 
-    def merged_model(self, adapter: AdapterName, number: int) -> Path:
+    def folder(self, adapter: AdapterName, number: int) -> Path:
         """The folder of the version's merged model, which is read-only. Raises NotMerged where
         there is none; further AdapterNotFound, TenantNotFound and VersionNotFound.
         """

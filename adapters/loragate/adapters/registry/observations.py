@@ -42,9 +42,10 @@ _LONGEST_COUNT_SECONDS: Final = 600.0
 class ObservationLedger:
     """The part of `Registry` that keeps what arms were asked and how they did."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def add_observations(
+    def add(
         self,
         exposures: Sequence[ExposureRow],
         outcomes: Sequence[OutcomeRow],

@@ -27,9 +27,10 @@ from loragate.adapters.registry.tables import Adapters, Versions
 class Pinning:
     """The part of `Registry` that knows pins. ``actor`` is who asked, for the audit."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def pin(self, adapter: AdapterName, selector: str, actor: str = "cli") -> AdapterVersion:
+    def add(self, adapter: AdapterName, selector: str, actor: str = "cli") -> AdapterVersion:
         """Keep a version in the engine: ``v3``, or the one that an alias serves, or is to.
 
         The pin stays with the version, wherever the alias goes, until `unpin` or its retirement.
@@ -46,7 +47,7 @@ class Pinning:
                 record_version(session, row, version, actor, "version.pin")
             return version_of(adapter.tenant, adapter.name, version)
 
-    def unpin(self, adapter: AdapterName, selector: str, actor: str = "cli") -> AdapterVersion:
+    def remove(self, adapter: AdapterName, selector: str, actor: str = "cli") -> AdapterVersion:
         """Let a version be unloaded again; raises as `pin`, but not VersionRetired."""
         with self._database.changing() as session:
             row = existing_adapter_row(session, adapter)
@@ -57,7 +58,7 @@ class Pinning:
                 record_version(session, row, version, actor, "version.unpin")
             return version_of(adapter.tenant, adapter.name, version)
 
-    def refuse_pin(self, version: AdapterVersion, reason: str, actor: str) -> None:
+    def refuse(self, version: AdapterVersion, reason: str, actor: str) -> None:
         """A server's word on a pin: why it cannot keep the version, or "" where it does."""
         with self._database.changing_states() as session:
             row = session.get(Versions, version.lora_id)

@@ -13,9 +13,9 @@ from itertools import islice
 from types import TracebackType
 from typing import Self
 
-from loragate.adapters.format.publish_check import StaticGate
+from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.registry.aliases import Aliasing
-from loragate.adapters.registry.audit import read_audit, read_audit_after
+from loragate.adapters.registry.audit import AuditLog
 from loragate.adapters.registry.collection import Collection
 from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.listings import AdapterListing, AliasVersions
@@ -65,20 +65,7 @@ __all__ = [
 ]
 
 
-class Registry(
-    Tenancy,
-    Catalog,
-    Collection,
-    Merges,
-    Aliasing,
-    Transitions,
-    Pinning,
-    MergedServing,
-    TrialLedger,
-    ObservationLedger,
-    UsageLedger,
-    RetentionLedger,
-):
+class Registry:
     """The truth about what is to be served. Threads and processes may share it; `close` ends it.
 
     ``gate`` judges what is published; without one, whatever some base model could serve passes.
@@ -86,10 +73,23 @@ class Registry(
     is one transaction with its audit row and a new revision.
     """
 
-    def __init__(self, url: str, store: ArtifactStore, gate: StaticGate | None = None) -> None:
-        self._database = Database(url)
-        self._store = store
-        self._gate = gate or StaticGate(None, None)
+    def __init__(
+        self, url: str, store: ArtifactStore, publish_check: PublishCheck | None = None
+    ) -> None:
+        self._database = database = Database(url)
+        self.tenants = Tenancy(database)
+        self.versions = Catalog(database, store, publish_check or PublishCheck(None, None))
+        self.states = Transitions(database)
+        self.aliases = Aliasing(database)
+        self.pins = Pinning(database)
+        self.merges = Merges(database, store)
+        self.merged = MergedServing(database)
+        self.trials = TrialLedger(database)
+        self.observations = ObservationLedger(database)
+        self.usage = UsageLedger(database)
+        self.audit = AuditLog(database)
+        self.retention = RetentionLedger(database)
+        self.artifacts = Collection(database, store)
         self._latest = Snapshot()
 
     def close(self) -> None:
@@ -119,22 +119,6 @@ class Registry(
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def audit(
-        self, subject: str | None = None, limit: int = 50, after: int | None = None
-    ) -> tuple[AuditRow, ...]:
-        """Newest first, from after the row with this id: of all, or of a subject and what belongs
-        to it, as ``acme`` or ``acme/support``.
-        """
-        with self._database.reading() as session:
-            return read_audit(session, subject, limit, after)
-
-    def audit_after(
-        self, seen: int, subject: str | None = None, limit: int = 500
-    ) -> tuple[AuditRow, ...]:
-        """The rows that came after the one with this id, oldest first; of a subject as `audit`."""
-        with self._database.reading() as session:
-            return read_audit_after(session, seen, subject, limit)
 
     def adapters(self, tenant: str | None = None, page: Page = EVERYTHING) -> list[AdapterListing]:
         """By tenant and name, of one tenant or of all; after ``acme/support``. Raises

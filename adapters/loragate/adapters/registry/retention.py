@@ -84,7 +84,8 @@ class RetentionLedger:
     at once, beside a server too: no row counts twice.
     """
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def prunable(self, retention: Retention, now: datetime) -> Pruned:
         """What `prune` would delete now. Counts millions of rows in seconds."""

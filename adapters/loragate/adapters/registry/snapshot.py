@@ -23,10 +23,10 @@ from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.listings import (
     AdapterListing,
-    Shelf,
+    AdapterSnapshot,
+    DesiredAlias,
     Unreadable,
     VersionEntry,
-    Wish,
 )
 from loragate.adapters.registry.merged_states import MergedStanding, Mode
 from loragate.adapters.registry.snapshot_index import AdapterKey, SnapshotIndex
@@ -63,15 +63,15 @@ class _Holdings:
     """A tenant's limits and adapters, by name; ``listings`` are in order."""
 
     limits: Limits
-    shelves: Mapping[str, Shelf]
+    adapters: Mapping[str, AdapterSnapshot]
     listings: tuple[AdapterListing, ...] = ()
 
-    def renewed(self, limits: Limits, changed: Mapping[str, Shelf]) -> _Holdings:
+    def renewed(self, limits: Limits, changed: Mapping[str, AdapterSnapshot]) -> _Holdings:
         if not changed:
-            return _Holdings(limits, self.shelves, self.listings)
-        shelves = {**self.shelves, **changed}
-        listings = tuple(shelves[name].listing for name in sorted(shelves))
-        return _Holdings(limits, MappingProxyType(shelves), listings)
+            return _Holdings(limits, self.adapters, self.listings)
+        adapters = {**self.adapters, **changed}
+        listings = tuple(adapters[name].listing for name in sorted(adapters))
+        return _Holdings(limits, MappingProxyType(adapters), listings)
 
 
 def _nothing() -> Mapping[Any, Any]:
@@ -91,7 +91,9 @@ class Snapshot:
     revision: int = -1
     _tenants: Mapping[str, _Holdings] = _nothing()
     _tenants_by_key: Mapping[str, str] = _nothing()
-    _open_wishes: SnapshotIndex[Wish] = field(default_factory=SnapshotIndex, repr=False)
+    _unserved_aliases: SnapshotIndex[DesiredAlias] = field(
+        default_factory=SnapshotIndex, repr=False
+    )
     _pins: SnapshotIndex[AdapterVersion] = field(default_factory=SnapshotIndex, repr=False)
     _served_merged: SnapshotIndex[AdapterVersion] = field(default_factory=SnapshotIndex, repr=False)
     _unreadable: SnapshotIndex[Unreadable] = field(default_factory=SnapshotIndex, repr=False)
@@ -100,43 +102,46 @@ class Snapshot:
         self,
         revision: int,
         tenants: Mapping[str, TenantEntry | Unreadable | None],
-        shelves: Iterable[Shelf],
+        adapters: Iterable[AdapterSnapshot],
     ) -> Snapshot:
         """The snapshot with these tenants, None for a deleted one, and these adapters anew.
 
         The work is in what changed and in the number of tenants. One that cannot be read is left
         out like a deleted one, so that nobody is served by what it was before.
         """
-        changed: dict[str, dict[str, Shelf]] = {tenant: {} for tenant in tenants}
-        for shelf in shelves:
-            changed.setdefault(shelf.listing.tenant, {})[shelf.listing.name] = shelf
+        changed: dict[str, dict[str, AdapterSnapshot]] = {tenant: {} for tenant in tenants}
+        for adapter in adapters:
+            changed.setdefault(adapter.listing.tenant, {})[adapter.listing.name] = adapter
         known = dict(self._tenants)
-        touched: dict[AdapterKey, Shelf | None] = {}
+        touched: dict[AdapterKey, AdapterSnapshot | None] = {}
         for tenant, its_shelves in changed.items():
             before = known.pop(tenant, None)
             entry = tenants.get(tenant, before)
             if entry is None or isinstance(entry, Unreadable):
-                gone = its_shelves if before is None else before.shelves
+                gone = its_shelves if before is None else before.adapters
                 touched |= {(tenant, name): None for name in gone}
                 continue
             holdings = before or _Holdings(entry.limits, MappingProxyType({}))
             known[tenant] = holdings.renewed(entry.limits, its_shelves)
-            touched |= {(tenant, name): shelf for name, shelf in its_shelves.items()}
+            touched |= {(tenant, name): adapter for name, adapter in its_shelves.items()}
         return Snapshot(
             revision,
             MappingProxyType(known),
             self._renewed_keys(tenants),
-            self._open_wishes.renewed(
-                {key: shelf.open_wishes if shelf else () for key, shelf in touched.items()}
+            self._unserved_aliases.renewed(
+                {
+                    key: adapter.unserved_aliases if adapter else ()
+                    for key, adapter in touched.items()
+                }
             ),
             self._pins.renewed(
-                {key: shelf.pins if shelf else () for key, shelf in touched.items()}
+                {key: adapter.pins if adapter else () for key, adapter in touched.items()}
             ),
             self._served_merged.renewed(
-                {key: shelf.served_merged if shelf else () for key, shelf in touched.items()}
+                {key: adapter.served_merged if adapter else () for key, adapter in touched.items()}
             ),
             self._unreadable.renewed(
-                {key: shelf.unreadable if shelf else () for key, shelf in touched.items()}
+                {key: adapter.unreadable if adapter else () for key, adapter in touched.items()}
                 # No adapter has an empty name: this is the tenant's own record.
                 | {
                     (tenant, ""): ((entry, entry),) if isinstance(entry, Unreadable) else ()
@@ -170,14 +175,14 @@ class Snapshot:
         VersionNotFound, VersionRetired, and VersionFailed (with the reason). Another tenant's
         adapter is not found, like one that does not exist.
         """
-        shelf = self._shelf(tenant, name)
-        if shelf is None:
+        adapter = self._shelf(tenant, name)
+        if adapter is None:
             raise AdapterNotFound(tenant, name)
-        return shelf.resolve(selector)
+        return adapter.resolve(selector)
 
     def mode(self, tenant: str, name: str, selector: str) -> Mode:
         """By which engine requests are to be answered that select so, of an adapter that exists."""
-        return self._tenants[tenant].shelves[name].mode(selector)
+        return self._tenants[tenant].adapters[name].mode(selector)
 
     def manifest(self, version: AdapterVersion) -> AdapterManifest:
         """Raises VersionRetired for a version that is retired, or whose tenant is deleted."""
@@ -214,8 +219,8 @@ class Snapshot:
 
     def adapter(self, tenant: str, name: str) -> AdapterListing | None:
         """None for one that is unknown."""
-        shelf = self._shelf(tenant, name)
-        return None if shelf is None else shelf.listing
+        adapter = self._shelf(tenant, name)
+        return None if adapter is None else adapter.listing
 
     def listings(self) -> Iterator[AdapterListing]:
         """All adapters, by tenant and name. To be used in a thread: there may be very many."""
@@ -227,22 +232,22 @@ class Snapshot:
         for listing in self.listings():
             yield from listing.versions
 
-    def wishes(self) -> Iterator[Wish]:
+    def desired_aliases(self) -> Iterator[DesiredAlias]:
         """Every alias of every tenant, with what it is to mean and what it means. To be used in a
         thread, like `listings`.
         """
         for listing in self.listings():
             for alias, versions in listing.aliases.items():
-                yield Wish(listing, alias, versions.desired, versions.serving)
+                yield DesiredAlias(listing, alias, versions.desired, versions.serving)
 
-    def open_wishes(self) -> tuple[Wish, ...]:
+    def unserved_aliases(self) -> tuple[DesiredAlias, ...]:
         """Those of aliases that do not serve yet what they are to, by tenant, adapter and alias."""
-        return self._open_wishes.items
+        return self._unserved_aliases.items
 
     def is_meant(self, version: AdapterVersion) -> bool:
         """Whether some alias means the version, or is to."""
-        shelf = self._shelf(version.tenant, version.name)
-        return shelf is not None and shelf.is_meant(version)
+        adapter = self._shelf(version.tenant, version.name)
+        return adapter is not None and adapter.is_meant(version)
 
     def pinned(self) -> tuple[AdapterVersion, ...]:
         """The versions that are to stay in the engine, first pinned first."""
@@ -263,12 +268,12 @@ class Snapshot:
 
     def entries(self, tenant: str, name: str) -> Mapping[int, VersionEntry]:
         """An adapter's versions by ``lora_id``, retired ones too; none for an unknown adapter."""
-        shelf = self._shelf(tenant, name)
-        return MappingProxyType({}) if shelf is None else shelf.entries
+        adapter = self._shelf(tenant, name)
+        return MappingProxyType({}) if adapter is None else adapter.entries
 
-    def _shelf(self, tenant: str, name: str) -> Shelf | None:
+    def _shelf(self, tenant: str, name: str) -> AdapterSnapshot | None:
         holdings = self._tenants.get(tenant)
-        return None if holdings is None else holdings.shelves.get(name)
+        return None if holdings is None else holdings.adapters.get(name)
 
     def _entry(self, version: AdapterVersion) -> VersionEntry | None:
         return self.entries(version.tenant, version.name).get(version.lora_id)

@@ -18,7 +18,12 @@ from sqlalchemy.orm import Session, load_only
 
 from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.registry.listings import AliasVersions, Shelf, Unreadable, VersionEntry
+from loragate.adapters.registry.listings import (
+    AdapterSnapshot,
+    AliasVersions,
+    Unreadable,
+    VersionEntry,
+)
 from loragate.adapters.registry.rows import alias_versions, merged_standing, version_of
 from loragate.adapters.registry.snapshot import Snapshot, TenantEntry
 from loragate.adapters.registry.states import AdapterState
@@ -116,7 +121,7 @@ def _shelves(
     session: Session,
     before: Snapshot,
     tenants: Mapping[str, TenantEntry | Unreadable | None],
-) -> Iterator[Shelf]:
+) -> Iterator[AdapterSnapshot]:
     changed = select(Adapters.id).where(Adapters.revision > before.revision)
     named = select(Adapters.id, Adapters.tenant_id, Adapters.name).where(Adapters.id.in_(changed))
     names = {
@@ -148,7 +153,7 @@ def _shelves(
                 unreadable[id_][f"{tenant}/{name}@{alias.name}"] = why_unreadable(error)
     for id_, (tenant, name) in names.items():
         left_out = [Unreadable(*each) for each in unreadable[id_].items()]
-        yield Shelf.of(tenant, name, entries[id_], aliases[id_], left_out)
+        yield AdapterSnapshot.of(tenant, name, entries[id_], aliases[id_], left_out)
 
 
 def _is_name(found: object) -> bool:

@@ -26,9 +26,10 @@ NO_LIMITS = Limits()
 class Tenancy:
     """The part of `Registry` that knows tenants. ``actor`` is who asked, for the audit."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def create_tenant(self, tenant: str, limits: Limits = NO_LIMITS, actor: str = "cli") -> NewKey:
+    def create(self, tenant: str, limits: Limits = NO_LIMITS, actor: str = "cli") -> NewKey:
         """Make a tenant and its first key. Raises InvalidName and TenantExists."""
         parse_tenant(tenant)
         with self._database.changing() as session:
@@ -41,13 +42,13 @@ class Tenancy:
             record(session, actor, "tenant.create", tenant, touched=[row])
             return _add_key(session, row, "default", actor)
 
-    def tenant(self, tenant: str) -> TenantRecord:
+    def get(self, tenant: str) -> TenantRecord:
         """Raises TenantNotFound."""
         with self._database.reading() as session:
             row = live_tenant(session, tenant)
             return TenantRecord(row.id, limits_of(row), row.created_at)
 
-    def list_tenants(self, page: Page = EVERYTHING) -> tuple[TenantRecord, ...]:
+    def list(self, page: Page = EVERYTHING) -> tuple[TenantRecord, ...]:
         """By id, without the deleted ones; after a tenant's id."""
         query = select(Tenants).where(Tenants.deleted_at.is_(None), Tenants.id > page.after)
         query = query.order_by(Tenants.id).limit(page.limit)
@@ -64,7 +65,7 @@ class Tenancy:
             _set(row, limits)
             record(session, actor, "tenant.limit", tenant, touched=[row])
 
-    def delete_tenant(self, tenant: str, actor: str = "cli") -> None:
+    def delete(self, tenant: str, actor: str = "cli") -> None:
         """Its keys stop working, its adapters are served no more, and its rollouts and experiments
         end. Raises TenantNotFound.
         """

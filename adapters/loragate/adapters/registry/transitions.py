@@ -28,9 +28,10 @@ _AT_REST: Final = frozenset({AdapterState.PUBLISHED, AdapterState.FAILED})
 class Transitions:
     """The part of `Registry` that knows states. ``actor`` is who asked, for the audit."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def set_state(
+    def set(
         self,
         version: AdapterVersion,
         state: AdapterState,
@@ -74,7 +75,7 @@ class Transitions:
                 row.reason = reason
                 record_version(session, adapter, row, actor, "version.not_loaded", reason)
 
-    def reset_states(self, actor: str) -> int:
+    def reset(self, actor: str) -> int:
         """For a server that starts: what a dead one left LOADING, READY or DRAINING is PUBLISHED,
         since nothing is loaded yet. Aliases stay as they are. The number of versions that moved.
         """
@@ -97,8 +98,8 @@ class Transitions:
         or an experiment sends requests to it.
         """
         with self._database.changing() as session:
-            shelf = existing_adapter_row(session, adapter)
-            row = existing_version_row(session, shelf, adapter, number)
+            adapter_row = existing_adapter_row(session, adapter)
+            row = existing_version_row(session, adapter_row, adapter, number)
             _require_no_alias(session, adapter, row)
             _require_not_held(session, adapter, row)
             if not is_usable(row):
@@ -106,11 +107,11 @@ class Transitions:
             row.pinned_at = None
             want_merged_no_longer(row)
             if row.state in _AT_REST:
-                move_version(session, shelf, row, AdapterState.RETIRED, actor)
+                move_version(session, adapter_row, row, AdapterState.RETIRED, actor)
             else:
                 row.retiring = True
                 record_version(
-                    session, shelf, row, actor, "version.retiring", "waits for the engine"
+                    session, adapter_row, row, actor, "version.retiring", "waits for the engine"
                 )
             return version_of(adapter.tenant, adapter.name, row)
 

@@ -37,7 +37,7 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class TrialStatus:
     """Where a trial stands. ``watched_seconds`` are those at the present step; ``reason`` is why it
     is in its state.
     """
@@ -50,7 +50,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A rollout or an experiment. ``plan`` and ``standing.state`` are the server's words."""
+    """A rollout or an experiment. ``plan`` and ``status.state`` are the server's words."""
 
     id: int
     kind: TrialKind
@@ -58,7 +58,7 @@ class Trial:
     salt: str
     plan: str
     arms: tuple[Arm, ...]
-    standing: Standing
+    status: TrialStatus
     created_at: datetime
     updated_at: datetime
     ended_at: datetime | None

@@ -17,7 +17,7 @@ from loragate.adapters.errors import (
     TrialUnderWay,
 )
 from loragate.adapters.names import CHAMPION, AdapterName
-from loragate.adapters.registry.aliases import SET_ALIAS, wish
+from loragate.adapters.registry.aliases import SET_ALIAS, set_desired
 from loragate.adapters.registry.audit import record
 from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.rows import (
@@ -31,9 +31,9 @@ from loragate.adapters.registry.trial_records import (
     Arm,
     ArmMode,
     NewArm,
-    Standing,
     Trial,
     TrialKind,
+    TrialStatus,
 )
 
 _ROWS_AT_ONCE: Final = 1000  # a statement takes only so many values
@@ -42,9 +42,10 @@ _ROWS_AT_ONCE: Final = 1000  # a statement takes only so many values
 class TrialLedger:
     """The part of `Registry` that knows rollouts and experiments. ``actor`` is who asked."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def start_trial(
+    def start(
         self,
         kind: TrialKind,
         adapter: AdapterName,
@@ -85,12 +86,12 @@ class TrialLedger:
             _record(session, row, trial, actor, "start")
             return _read(session, trial)
 
-    def trial(self, trial_id: int) -> Trial:
+    def get(self, trial_id: int) -> Trial:
         """Raises TrialNotFound."""
         with self._database.reading() as session:
             return _read(session, _existing(session, trial_id))
 
-    def trials(
+    def list(
         self,
         tenant: str | None = None,
         kind: TrialKind | None = None,
@@ -108,7 +109,7 @@ class TrialLedger:
         with self._database.reading() as session:
             return _read_all(session, session.scalars(query).all())
 
-    def newest_trial(self, adapter: AdapterName, kind: TrialKind | None = None) -> Trial | None:
+    def newest(self, adapter: AdapterName, kind: TrialKind | None = None) -> Trial | None:
         """None where the adapter, if it exists, never had one."""
         query = (
             select(Trials)
@@ -123,7 +124,7 @@ class TrialLedger:
             row = session.scalars(query).one_or_none()
             return None if row is None else _read(session, row)
 
-    def trials_under_way(self) -> tuple[Trial, ...]:
+    def under_way(self) -> tuple[Trial, ...]:
         """All that a server has to carry on; it reads them again when the revision has grown."""
         query = select(Trials).where(Trials.ended_at.is_(None)).order_by(Trials.id)
         with self._database.reading() as session:
@@ -138,22 +139,22 @@ class TrialLedger:
                 update(Trials)
                 .where(
                     Trials.id == trial.id,
-                    Trials.state == trial.standing.state,
-                    Trials.step == trial.standing.step,
+                    Trials.state == trial.status.state,
+                    Trials.step == trial.status.step,
                 )
                 .values(watched_seconds=seconds, updated_at=datetime.now(UTC))
             )
 
-    def move_trial(
+    def move(
         self,
         trial: Trial,
-        standing: Standing,
+        status: TrialStatus,
         actor: str,
         *,
         is_over: bool = False,
         promote: str | None = None,
     ) -> Trial:
-        """From where ``trial`` was read to another standing; in the same transaction the arm
+        """From where ``trial`` was read to another status; in the same transaction the arm
         ``promote`` becomes what the champion desires.
 
         Raises TrialMovedOn where somebody else moved it first, so that a pause is not overtaken by
@@ -162,23 +163,25 @@ class TrialLedger:
         """
         with self._database.changing() as session:
             row = _existing(session, trial.id)
-            before = trial.standing
+            before = trial.status
             if (row.state, row.step) != (before.state, before.step) or row.ended_at is not None:
-                raise TrialMovedOn(str(trial), _where(before), _where(_standing(row)))
-            _move(row, standing, is_over)
-            shelf = session.get_one(Adapters, row.adapter_id)
-            _record(session, shelf, row, actor, standing.state.lower())
+                raise TrialMovedOn(str(trial), _where(before), _where(_status(row)))
+            _move(row, status, is_over)
+            adapter_row = session.get_one(Adapters, row.adapter_id)
+            _record(session, adapter_row, row, actor, status.state.lower())
             if promote is not None:
-                _promote(session, shelf, trial, promote, actor)
+                _promote(session, adapter_row, trial, promote, actor)
             return _read(session, row)
 
 
 def end_trials_of_tenant(session: Session, tenant: str, actor: str) -> None:
     """Within the transaction that deletes it."""
     query = select(Trials, Adapters).join(Adapters).where(Trials.ended_at.is_(None))
-    for row, shelf in session.execute(query.where(Adapters.tenant_id == tenant)):
-        _move(row, Standing("ABORTED", row.step, row.watched_seconds, "its tenant is gone"), True)
-        _record(session, shelf, row, actor, "aborted")
+    for row, adapter_row in session.execute(query.where(Adapters.tenant_id == tenant)):
+        _move(
+            row, TrialStatus("ABORTED", row.step, row.watched_seconds, "its tenant is gone"), True
+        )
+        _record(session, adapter_row, row, actor, "aborted")
 
 
 def _new_arm(
@@ -202,32 +205,34 @@ def _new_arm(
     )
 
 
-def _promote(session: Session, shelf: Adapters, trial: Trial, arm: str, actor: str) -> None:
+def _promote(session: Session, adapter_row: Adapters, trial: Trial, arm: str, actor: str) -> None:
     adapter, winner, before = trial.adapter, trial.arm(arm).version, trial.arm(CHAMPION).version
     if winner is None:
         raise ValueError(f"arm {arm!r} is the base model, which cannot be a champion")
-    desired_id = existing_alias_row(session, shelf, adapter, CHAMPION).desired_id
+    desired_id = existing_alias_row(session, adapter_row, adapter, CHAMPION).desired_id
     if desired_id not in (winner.lora_id, None if before is None else before.lora_id):
         desired = session.get_one(Versions, desired_id)
         raise AliasMovedOn(
             adapter.tenant, adapter.name, CHAMPION, winner.version, f"v{desired.number}"
         )
-    version = usable_version_row(session, shelf, adapter, winner.number)
+    version = usable_version_row(session, adapter_row, adapter, winner.number)
     mode = trial.arm(arm).mode
-    wish(session, shelf, adapter, CHAMPION, version, actor, SET_ALIAS, str(trial), mode)
+    set_desired(
+        session, adapter_row, adapter, CHAMPION, version, actor, SET_ALIAS, str(trial), mode
+    )
 
 
-def _move(row: Trials, standing: Standing, is_over: bool) -> None:
-    row.state, row.step = standing.state, standing.step
-    row.watched_seconds, row.reason = standing.watched_seconds, standing.reason
+def _move(row: Trials, status: TrialStatus, is_over: bool) -> None:
+    row.state, row.step = status.state, status.step
+    row.watched_seconds, row.reason = status.watched_seconds, status.reason
     row.updated_at = datetime.now(UTC)
     if is_over:
         row.ended_at = row.updated_at
 
 
-def _record(session: Session, shelf: Adapters, row: Trials, actor: str, action: str) -> None:
+def _record(session: Session, adapter_row: Adapters, row: Trials, actor: str, action: str) -> None:
     # The adapter itself is untouched: no snapshot shows its trials.
-    subject = f"{shelf.tenant_id}/{shelf.name}"
+    subject = f"{adapter_row.tenant_id}/{adapter_row.name}"
     reason = f"{_name(row)}, step {row.step}: {row.reason}" if row.reason else _name(row)
     record(session, actor, f"{row.kind}.{action}", subject, reason=reason)
 
@@ -284,7 +289,7 @@ def _read_some(session: Session, rows: Sequence[Trials]) -> tuple[Trial, ...]:
             row.salt,
             row.plan,
             tuple(arms[row.id]),
-            _standing(row),
+            _status(row),
             row.created_at,
             row.updated_at,
             row.ended_at,
@@ -293,12 +298,12 @@ def _read_some(session: Session, rows: Sequence[Trials]) -> tuple[Trial, ...]:
     )
 
 
-def _standing(row: Trials) -> Standing:
-    return Standing(row.state, row.step, row.watched_seconds, row.reason)
+def _status(row: Trials) -> TrialStatus:
+    return TrialStatus(row.state, row.step, row.watched_seconds, row.reason)
 
 
-def _where(standing: Standing) -> str:
-    return f"{standing.state} at step {standing.step}"
+def _where(status: TrialStatus) -> str:
+    return f"{status.state} at step {status.step}"
 
 
 def _name(row: Trials) -> str:

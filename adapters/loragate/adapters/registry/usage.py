@@ -22,9 +22,10 @@ _FIELDS = tuple(field.name for field in fields(UsageRow))
 class UsageLedger:
     """The part of `Registry` that knows usage. Writing it does not change the revision."""
 
-    _database: Database
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def add_usage(self, records: Sequence[UsageRow]) -> None:
+    def add(self, records: Sequence[UsageRow]) -> None:
         """Write those that are not written yet, by their ``row_id``, or, when anything is raised,
         none. A record that can never be stored is logged and left out.
         """
@@ -33,7 +34,7 @@ class UsageLedger:
         with self._database.writing() as session:
             insert_new(session, UsageRecords, records)
 
-    def usage(
+    def list(
         self, tenant: str | None = None, since: datetime | None = None, limit: int = 100
     ) -> tuple[UsageRow, ...]:
         """Newest first. ``since`` is an aware datetime."""
@@ -43,7 +44,7 @@ class UsageLedger:
             rows = session.execute(query.order_by(UsageRecords.at.desc(), UsageRecords.id.desc()))
             return tuple(UsageRow(*row) for row in rows)
 
-    def usage_totals(
+    def totals(
         self,
         tenant: str | None = None,
         since: datetime | None = None,

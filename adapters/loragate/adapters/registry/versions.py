@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from loragate.adapters.format.files import inspect
 from loragate.adapters.format.manifest import AdapterManifest
-from loragate.adapters.format.publish_check import StaticGate
+from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.audit import read_audit, record
 from loragate.adapters.registry.database import Database
@@ -38,9 +38,12 @@ _RECENT_AUDIT_ROWS: Final = 20
 class Catalog:
     """The part of `Registry` that knows adapters. ``actor`` is who asked, for the audit."""
 
-    _database: Database
-    _store: ArtifactStore
-    _gate: StaticGate
+    def __init__(
+        self, database: Database, store: ArtifactStore, publish_check: PublishCheck
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._publish_check = publish_check
 
     def publish(self, adapter: AdapterName, folder: Path, actor: str = "cli") -> AdapterVersion:
         """Store the folder as the adapter's next version; no alias moves to it.
@@ -48,15 +51,15 @@ class Catalog:
         If the newest published version is the same, byte for byte, that one is returned. Raises
         BaseModelName, InvalidAdapter, StoreError and TenantNotFound.
         """
-        self._gate.check_name(adapter)
+        self._publish_check.check_name(adapter)
         with self._database.reading() as session:
             live_tenant(session, adapter.tenant)
         given = inspect(folder)
-        self._gate.check(given)
+        self._publish_check.check(given)
         digest = self._store.put(given)
         # What was copied is what counts, should the folder have changed under us.
         stored = inspect(self._store.path(digest))
-        self._gate.check(stored)
+        self._publish_check.check(stored)
         with self._database.changing() as session:
             live_tenant(session, adapter.tenant)
             self._store.path(digest)  # a collection may have been faster: then publish again

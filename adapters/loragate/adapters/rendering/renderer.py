@@ -23,6 +23,8 @@ from loragate.adapters.rendering.template_time import template_time
 from loragate.adapters.rendering.templates import RenderingError, Templates
 from loragate.adapters.rendering.token_bound import TokenBound, Truncation
 
+IGNORED = -100  # the label of a token that is not learnt, as PyTorch and TRL have it
+
 Turn = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
 
 # Arguments of the rendering itself, which a template's variables must not shadow.
@@ -56,7 +58,7 @@ class TooManyTokens(LoragateError):
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """A conversation for training: `labels` has the token's id where the loss counts, else -100."""
+    """A conversation for training: a label is the id where the loss counts, or `IGNORED`."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -182,7 +184,7 @@ class Renderer:
                     "The chat template changes earlier turns when later ones follow, so the "
                     f"assistant's turn {end} cannot be told apart for training."
                 )
-            labels += [-100] * (len(prompt) - len(ids))
+            labels += [IGNORED] * (len(prompt) - len(ids))
             labels += self._until_end_of_turn(full[len(prompt) :])
             ids = full
         return Supervised(ids, tuple(labels))
@@ -218,7 +220,7 @@ class Renderer:
         """Labels up to the end-of-turn token; what the template adds behind it is not learnt."""
         end = self.tokenizer.eos_token_id
         stop = answer.index(end) + 1 if end in answer else len(answer)
-        return [*answer[:stop], *([-100] * (len(answer) - stop))]
+        return [*answer[:stop], *([IGNORED] * (len(answer) - stop))]
 
 
 def _is_unicode(text: str) -> bool:

@@ -33,9 +33,9 @@ from loragate.adapters.settings import DEFAULT_ORPHANS_AFTER_SECONDS
 from loragate.server.admin.received_files import ReceivedFiles
 from loragate.server.concurrency.pools import in_pool
 from loragate.server.errors import PermissionDenied, Unauthenticated
-from loragate.server.experiments.office import Action, ExperimentWish, RolloutWish, TrialOffice
 from loragate.server.experiments.report import TrialReport
-from loragate.server.merged.engine_status import EngineStanding
+from loragate.server.experiments.service import Action, ExperimentSpec, RolloutSpec, TrialService
+from loragate.server.merged.engine_status import EngineStatus
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Administration:
     """The registry's changes and look-ups without blocking the event loop.
 
     `actor` is who the audit log says did it, such as "http": make one for each transport. Each
-    method raises what the method of the same name of the registry raises, or of `TrialOffice`. A
+    method raises what the method of the same name of the registry raises, or of `TrialService`. A
     caller that is cancelled goes on only after the registry has finished, so a change was made
     wholly or not at all.
     """
@@ -56,7 +56,7 @@ class Administration:
         registry: Registry,
         actor: str,
         snapshots: SnapshotWatcher | None = None,
-        engines: Callable[[], Sequence[EngineStanding]] = tuple,
+        engines: Callable[[], Sequence[EngineStatus]] = tuple,
         pool: Executor | None = None,
         files_pool: Executor | None = None,
         orphans_after_seconds: float = DEFAULT_ORPHANS_AFTER_SECONDS,
@@ -72,33 +72,33 @@ class Administration:
         self._orphans_after_seconds = orphans_after_seconds
         self._engines = engines
         self._registry = registry
-        self._office = TrialOffice(registry)
+        self._trial_service = TrialService(registry)
         self._actor = actor
         self._snapshots = snapshots or SnapshotWatcher(registry)
 
     async def create_tenant(self, tenant: str, limits: Limits = NO_LIMITS) -> NewKey:
-        return await self._ask(self._registry.create_tenant, tenant, limits, self._actor)
+        return await self._ask(self._registry.tenants.create, tenant, limits, self._actor)
 
     async def tenant(self, tenant: str) -> TenantRecord:
-        return await self._ask(self._registry.tenant, tenant)
+        return await self._ask(self._registry.tenants.get, tenant)
 
     async def list_tenants(self, page: Page = FIRST_PAGE) -> Sequence[TenantRecord]:
-        return await self._ask(self._registry.list_tenants, page)
+        return await self._ask(self._registry.tenants.list, page)
 
     async def set_limits(self, tenant: str, limits: Limits) -> None:
-        await self._ask(self._registry.set_limits, tenant, limits, self._actor)
+        await self._ask(self._registry.tenants.set_limits, tenant, limits, self._actor)
 
     async def delete_tenant(self, tenant: str) -> None:
-        await self._ask(self._registry.delete_tenant, tenant, self._actor)
+        await self._ask(self._registry.tenants.delete, tenant, self._actor)
 
     async def create_key(self, tenant: str, name: str = "") -> NewKey:
-        return await self._ask(self._registry.create_key, tenant, name, self._actor)
+        return await self._ask(self._registry.tenants.create_key, tenant, name, self._actor)
 
     async def list_keys(self, tenant: str, page: Page = FIRST_PAGE) -> Sequence[KeyRecord]:
-        return await self._ask(self._registry.list_keys, tenant, page)
+        return await self._ask(self._registry.tenants.list_keys, tenant, page)
 
     async def revoke_key(self, key_id: str) -> None:
-        await self._ask(self._registry.revoke_key, key_id, self._actor)
+        await self._ask(self._registry.tenants.revoke_key, key_id, self._actor)
 
     async def publish_files(
         self, adapter: AdapterName, files: AsyncIterator[tuple[str, bytes]], limit_bytes: int
@@ -114,7 +114,7 @@ class Administration:
             async for name, piece in files:
                 await _in_thread(self._files_pool, received.add, name, piece)
             folder = await _in_thread(self._files_pool, received.close)
-            publish = self._registry.publish
+            publish = self._registry.versions.publish
             version = await _in_thread(self._files_pool, publish, adapter, folder, self._actor)
             await self._follow()
             return version
@@ -127,7 +127,7 @@ class Administration:
         return await self._ask(self._registry.adapters, tenant, page)
 
     async def show(self, adapter: AdapterName) -> AdapterRecord:
-        return await self._ask(self._registry.show, adapter)
+        return await self._ask(self._registry.versions.show, adapter)
 
     async def set_alias(
         self,
@@ -138,40 +138,40 @@ class Administration:
         mode: Mode = "unmerged",
     ) -> AdapterVersion:
         return await self._ask(
-            self._registry.set_alias, adapter, alias, number, self._actor, reason, mode
+            self._registry.aliases.set, adapter, alias, number, self._actor, reason, mode
         )
 
     async def delete_alias(self, adapter: AdapterName, alias: str) -> None:
-        await self._ask(self._registry.delete_alias, adapter, alias, self._actor)
+        await self._ask(self._registry.aliases.delete, adapter, alias, self._actor)
 
     async def serve_merged(self, adapter: AdapterName, number: int) -> AdapterVersion:
-        return await self._ask(self._registry.serve_merged, adapter, number, self._actor)
+        return await self._ask(self._registry.merged.serve, adapter, number, self._actor)
 
     async def stop_merged(self, adapter: AdapterName, number: int) -> AdapterVersion:
-        return await self._ask(self._registry.stop_merged, adapter, number, self._actor)
+        return await self._ask(self._registry.merged.stop, adapter, number, self._actor)
 
-    async def engines(self) -> Sequence[EngineStanding]:
+    async def engines(self) -> Sequence[EngineStatus]:
         """How the server's engines stand."""
         return await _in_thread(self._pool, self._engines)
 
     async def rollback(self, adapter: AdapterName) -> AdapterVersion:
-        return await self._ask(self._registry.rollback, adapter, self._actor)
+        return await self._ask(self._registry.aliases.rollback, adapter, self._actor)
 
     async def retire(self, adapter: AdapterName, number: int) -> AdapterVersion:
-        return await self._ask(self._registry.retire, adapter, number, self._actor)
+        return await self._ask(self._registry.states.retire, adapter, number, self._actor)
 
     async def pin(self, adapter: AdapterName, selector: str) -> AdapterVersion:
-        return await self._ask(self._registry.pin, adapter, selector, self._actor)
+        return await self._ask(self._registry.pins.add, adapter, selector, self._actor)
 
     async def unpin(self, adapter: AdapterName, selector: str) -> AdapterVersion:
-        return await self._ask(self._registry.unpin, adapter, selector, self._actor)
+        return await self._ask(self._registry.pins.remove, adapter, selector, self._actor)
 
     async def collect(
         self, *, is_dry_run: bool = False, unreferenced: bool = False
     ) -> Sequence[str]:
         """What was removed, or in a dry run what would be."""
-        find = self._registry.collectable
-        function = find if is_dry_run else partial(self._registry.collect, self._actor)
+        find = self._registry.artifacts.collectable
+        function = find if is_dry_run else partial(self._registry.artifacts.collect, self._actor)
         # In the threads for files: removing them takes as long as they are large.
         digests = await _in_thread(
             self._files_pool,
@@ -182,11 +182,11 @@ class Administration:
         await self._follow()
         return digests
 
-    async def start_rollout(self, adapter: AdapterName, wish: RolloutWish) -> Trial:
-        return await self._ask(self._office.start_rollout, adapter, wish, self._actor)
+    async def start_rollout(self, adapter: AdapterName, spec: RolloutSpec) -> Trial:
+        return await self._ask(self._trial_service.start_rollout, adapter, spec, self._actor)
 
-    async def start_experiment(self, adapter: AdapterName, wish: ExperimentWish) -> Trial:
-        return await self._ask(self._office.start_experiment, adapter, wish, self._actor)
+    async def start_experiment(self, adapter: AdapterName, spec: ExperimentSpec) -> Trial:
+        return await self._ask(self._trial_service.start_experiment, adapter, spec, self._actor)
 
     async def trials(
         self,
@@ -194,14 +194,14 @@ class Administration:
         kind: TrialKind | None = None,
         page: Page = FIRST_PAGE,
     ) -> Sequence[Trial]:
-        return await self._ask(self._office.trials, tenant, kind, page)
+        return await self._ask(self._trial_service.trials, tenant, kind, page)
 
     async def trial(
         self, adapter: AdapterName, kind: TrialKind | None = None
     ) -> tuple[Trial, TrialReport]:
         """The adapter's newest, and what its figures say."""
-        trial = await self._ask(self._office.trial, adapter, kind)
-        return trial, await self._ask(self._office.report, trial.id)
+        trial = await self._ask(self._trial_service.trial, adapter, kind)
+        return trial, await self._ask(self._trial_service.report, trial.id)
 
     async def change_trial(
         self,
@@ -211,16 +211,16 @@ class Administration:
         reason: str = "",
         kind: TrialKind | None = None,
     ) -> Trial:
-        change = self._office.change
+        change = self._trial_service.change
         return await self._ask(change, adapter, action, arm, reason, self._actor, kind)
 
     async def audit(
         self, subject: str | None = None, limit: int = 50, after: int | None = None
     ) -> Sequence[AuditRow]:
-        return await self._ask(self._registry.audit, subject, limit, after)
+        return await self._ask(self._registry.audit.list, subject, limit, after)
 
     async def audit_after(self, seen: int, subject: str | None = None) -> Sequence[AuditRow]:
-        return await self._ask(self._registry.audit_after, seen, subject)
+        return await self._ask(self._registry.audit.after, seen, subject)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -243,7 +243,7 @@ class Administration:
     async def usage(
         self, tenant: str | None = None, since: datetime | None = None, limit: int = 100
     ) -> Sequence[UsageRow]:
-        return await self._ask(self._registry.usage, tenant, since, limit)
+        return await self._ask(self._registry.usage.list, tenant, since, limit)
 
     async def usage_totals(
         self,
@@ -251,7 +251,7 @@ class Administration:
         since: datetime | None = None,
         page: Page = FIRST_PAGE,
     ) -> Sequence[UsageTotal]:
-        return await self._ask(self._registry.usage_totals, tenant, since, page)
+        return await self._ask(self._registry.usage.totals, tenant, since, page)
 
     async def draw(self, view: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `view` makes, such as a report's page, which takes seconds of processor time."""

@@ -1,4 +1,4 @@
-"""The server's own nouns of rollouts and experiments as views, and what was asked for as wishes."""
+"""The server's own nouns of rollouts and experiments as views, and what was asked for as specs."""
 
 import io
 import math
@@ -21,7 +21,6 @@ from loragate.server.core import BASE
 from loragate.server.errors import UnreadablePlan
 from loragate.server.experiments.confidence_sequences import Interval
 from loragate.server.experiments.gates import GateAnswer
-from loragate.server.experiments.office import ExperimentWish, RolloutWish
 from loragate.server.experiments.plans import CHALLENGER, plan_of
 from loragate.server.experiments.report import (
     ArmLine,
@@ -31,12 +30,13 @@ from loragate.server.experiments.report import (
     to_terminal,
 )
 from loragate.server.experiments.rollout_plan import RolloutPlan, progress_of
+from loragate.server.experiments.service import ExperimentSpec, RolloutSpec
 
 _WIDTH = 110  # characters of a report for a terminal
 
 
-def rollout_wish(body: RolloutRequest) -> RolloutWish:
-    return RolloutWish(
+def rollout_spec(body: RolloutRequest) -> RolloutSpec:
+    return RolloutSpec(
         body.to,
         body.steps,
         body.every_seconds,
@@ -47,8 +47,8 @@ def rollout_wish(body: RolloutRequest) -> RolloutWish:
     )
 
 
-def experiment_wish(body: ExperimentRequest) -> ExperimentWish:
-    return ExperimentWish(
+def experiment_spec(body: ExperimentRequest) -> ExperimentSpec:
+    return ExperimentSpec(
         body.arms,
         body.gates,
         body.alpha,
@@ -71,8 +71,8 @@ def trial_view(trial: Trial) -> TrialView:
         id=trial.id,
         kind=trial.kind,
         adapter=str(trial.adapter),
-        state=trial.standing.state,
-        reason=trial.standing.reason if trial.ended_at else unreadable or trial.standing.reason,
+        state=trial.status.state,
+        reason=trial.status.reason if trial.ended_at else unreadable or trial.status.reason,
         arms=tuple(
             ArmView(
                 name=arm.name,
@@ -84,7 +84,7 @@ def trial_view(trial: Trial) -> TrialView:
         ),
         gates=tuple(map(str, plan.gates)) if plan else (),
         steps=rollout.steps if rollout else (),
-        step=trial.standing.step,
+        step=trial.status.step,
         created_at=trial.created_at,
         ended_at=trial.ended_at,
     )
@@ -106,7 +106,7 @@ def report_view(trial: Trial, report: TrialReport) -> ReportView:
 
 
 def _share(trial: Trial, plan: RolloutPlan, name: str) -> float:
-    share = progress_of(trial.standing).share(plan)
+    share = progress_of(trial.status).share(plan)
     return share if name == CHALLENGER else 1 - share
 
 

@@ -24,7 +24,7 @@ from loragate.adapters.registry.records import (
     VersionRecord,
 )
 from loragate.adapters.registry.snapshot import Limits
-from loragate.server.merged.engine_status import EngineStanding
+from loragate.server.merged.engine_status import EngineStatus
 
 
 class View(BaseModel):
@@ -173,14 +173,14 @@ class MergedView(View):
     @classmethod
     def of(cls, record: VersionRecord) -> Self | None:
         made = next((each for each in record.artifacts if each.kind == "merged"), None)
-        standing = record.merged
-        if made is None and standing is None:
+        status = record.merged
+        if made is None and status is None:
             return None
         return cls(
             size_bytes=None if made is None else made.size_bytes,
-            wanted=standing is not None and standing.is_wanted,
-            state="" if standing is None else standing.state,
-            reason="" if standing is None else standing.reason,
+            wanted=status is not None and status.is_wanted,
+            state="" if status is None else status.state,
+            reason="" if status is None else status.reason,
         )
 
 
@@ -199,14 +199,14 @@ class EngineView(View):
     weights_bytes: int
 
     @classmethod
-    def of(cls, standing: EngineStanding) -> Self:
+    def of(cls, status: EngineStatus) -> Self:
         return cls(
-            name=standing.name,
-            state=standing.state,
-            starts=standing.starts,
-            memory_bytes=standing.memory_bytes,
-            budget_bytes=standing.budget_bytes,
-            weights_bytes=standing.weights_bytes,
+            name=status.name,
+            state=status.state,
+            starts=status.starts,
+            memory_bytes=status.memory_bytes,
+            budget_bytes=status.budget_bytes,
+            weights_bytes=status.weights_bytes,
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from loragate.adapters.base_models.preparation import find
 from loragate.adapters.errors import BaseModelError
 from loragate.adapters.format.base_profile import BaseProfile
-from loragate.adapters.format.publish_check import StaticGate
+from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.merged_states import Mode
@@ -72,36 +72,36 @@ class LocalAdmin:
             time.sleep(_LOOK_SECONDS)
 
     def create_tenant(self, tenant: str, limits: Limits) -> NewKeyView:
-        return NewKeyView.of(self._registry.create_tenant(tenant, limits, self._actor))
+        return NewKeyView.of(self._registry.tenants.create(tenant, limits, self._actor))
 
     def list_tenants(self, page: Page) -> Sequence[TenantView]:
-        return [TenantView.of(record) for record in self._registry.list_tenants(page)]
+        return [TenantView.of(record) for record in self._registry.tenants.list(page)]
 
     def set_limits(self, tenant: str, change: LimitsChange) -> TenantView:
         limits = change.apply(self._tenant(tenant).limits.to_limits())
-        self._registry.set_limits(tenant, limits, self._actor)
+        self._registry.tenants.set_limits(tenant, limits, self._actor)
         return self._tenant(tenant)
 
     def delete_tenant(self, tenant: str) -> None:
-        self._registry.delete_tenant(tenant, self._actor)
+        self._registry.tenants.delete(tenant, self._actor)
 
     def create_key(self, tenant: str, name: str) -> NewKeyView:
-        return NewKeyView.of(self._registry.create_key(tenant, name, self._actor))
+        return NewKeyView.of(self._registry.tenants.create_key(tenant, name, self._actor))
 
     def list_keys(self, tenant: str, page: Page) -> Sequence[KeyView]:
-        return [KeyView.of(record) for record in self._registry.list_keys(tenant, page)]
+        return [KeyView.of(record) for record in self._registry.tenants.list_keys(tenant, page)]
 
     def revoke_key(self, key_id: str) -> None:
-        self._registry.revoke_key(key_id, self._actor)
+        self._registry.tenants.revoke_key(key_id, self._actor)
 
     def publish(self, adapter: AdapterName, folder: Path) -> PublishedView:
-        return PublishedView.of(self._registry.publish(adapter, folder, self._actor))
+        return PublishedView.of(self._registry.versions.publish(adapter, folder, self._actor))
 
     def adapters(self, tenant: str | None, page: Page) -> Sequence[AdapterView]:
         return [AdapterView.of(listing) for listing in self._registry.adapters(tenant, page)]
 
     def show(self, adapter: AdapterName) -> AdapterPageView:
-        return AdapterPageView.of(self._registry.show(adapter))
+        return AdapterPageView.of(self._registry.versions.show(adapter))
 
     def set_alias(
         self,
@@ -112,33 +112,37 @@ class LocalAdmin:
         mode: Mode = "unmerged",
     ) -> PublishedView:
         return PublishedView.of(
-            self._registry.set_alias(adapter, alias, number, self._actor, reason, mode)
+            self._registry.aliases.set(adapter, alias, number, self._actor, reason, mode)
         )
 
     def serve_merged(self, adapter: AdapterName, number: int) -> PublishedView:
-        return PublishedView.of(self._registry.serve_merged(adapter, number, self._actor))
+        return PublishedView.of(self._registry.merged.serve(adapter, number, self._actor))
 
     def stop_merged(self, adapter: AdapterName, number: int) -> PublishedView:
-        return PublishedView.of(self._registry.stop_merged(adapter, number, self._actor))
+        return PublishedView.of(self._registry.merged.stop(adapter, number, self._actor))
 
     def delete_alias(self, adapter: AdapterName, alias: str) -> None:
-        self._registry.delete_alias(adapter, alias, self._actor)
+        self._registry.aliases.delete(adapter, alias, self._actor)
 
     def rollback(self, adapter: AdapterName) -> PublishedView:
-        return PublishedView.of(self._registry.rollback(adapter, self._actor))
+        return PublishedView.of(self._registry.aliases.rollback(adapter, self._actor))
 
     def retire(self, adapter: AdapterName, number: int) -> None:
-        self._registry.retire(adapter, number, self._actor)
+        self._registry.states.retire(adapter, number, self._actor)
 
     def pin(self, adapter: AdapterName, selector: str) -> PublishedView:
-        return PublishedView.of(self._registry.pin(adapter, selector, self._actor))
+        return PublishedView.of(self._registry.pins.add(adapter, selector, self._actor))
 
     def unpin(self, adapter: AdapterName, selector: str) -> PublishedView:
-        return PublishedView.of(self._registry.unpin(adapter, selector, self._actor))
+        return PublishedView.of(self._registry.pins.remove(adapter, selector, self._actor))
 
     def collect(self, *, is_dry_run: bool = False, unreferenced: bool = False) -> CollectedView:
         registry = self._registry
-        function = registry.collectable if is_dry_run else partial(registry.collect, self._actor)
+        function = (
+            registry.artifacts.collectable
+            if is_dry_run
+            else partial(registry.artifacts.collect, self._actor)
+        )
         collected = function(
             orphans_after_seconds=self._orphans_after_seconds, unreferenced=unreferenced
         )
@@ -160,7 +164,7 @@ class LocalAdmin:
         return self._trials().change(adapter, body)
 
     def usage(self, tenant: str | None, since: datetime | None, page: Page) -> Sequence[UsageView]:
-        return [UsageView.of(total) for total in self._registry.usage_totals(tenant, since, page)]
+        return [UsageView.of(total) for total in self._registry.usage.totals(tenant, since, page)]
 
     def _trials(self) -> "LocalTrials":
         # Statistics take a second to import, which other commands do not wait for.
@@ -169,7 +173,7 @@ class LocalAdmin:
         return LocalTrials(self._registry, self._actor)
 
     def _tenant(self, tenant: str) -> TenantView:
-        return TenantView.of(self._registry.tenant(tenant))
+        return TenantView.of(self._registry.tenants.get(tenant))
 
 
 @contextmanager
@@ -178,8 +182,8 @@ def open_local() -> Iterator[LocalAdmin]:
     home = Home.from_environment().ensure()
     config = load_config(None)
     url = config.registry.url or home.database_url
-    gate = StaticGate(_base(config.engine, home), config.engine.max_lora_rank)
-    with Registry(url, ArtifactStore(home.artifacts), gate) as registry:
+    publish_check = PublishCheck(_base(config.engine, home), config.engine.max_lora_rank)
+    with Registry(url, ArtifactStore(home.artifacts), publish_check) as registry:
         yield LocalAdmin(registry, f"cli:{_user()}", config.registry.orphans_after_seconds)
 
 

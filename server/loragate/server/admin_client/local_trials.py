@@ -7,9 +7,9 @@ from loragate.adapters.registry.pages import Page
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.trial_records import TrialKind
 from loragate.server.admin.trial_shapes import (
-    experiment_wish,
+    experiment_spec,
     report_view,
-    rollout_wish,
+    rollout_spec,
     trial_view,
     trial_views,
 )
@@ -20,32 +20,34 @@ from loragate.server.admin.trial_views import (
     TrialChange,
     TrialView,
 )
-from loragate.server.experiments.office import TrialOffice
+from loragate.server.experiments.service import TrialService
 
 
 class LocalTrials:
     """The part of `LocalAdmin` that needs statistics."""
 
     def __init__(self, registry: Registry, actor: str) -> None:
-        self._office = TrialOffice(registry)
+        self._trial_service = TrialService(registry)
         self._actor = actor
 
     def start_rollout(self, adapter: AdapterName, body: RolloutRequest) -> TrialView:
-        return trial_view(self._office.start_rollout(adapter, rollout_wish(body), self._actor))
+        return trial_view(
+            self._trial_service.start_rollout(adapter, rollout_spec(body), self._actor)
+        )
 
     def start_experiment(self, adapter: AdapterName, body: ExperimentRequest) -> TrialView:
-        wish = experiment_wish(body)
-        return trial_view(self._office.start_experiment(adapter, wish, self._actor))
+        spec = experiment_spec(body)
+        return trial_view(self._trial_service.start_experiment(adapter, spec, self._actor))
 
     def trials(self, tenant: str | None, kind: TrialKind | None, page: Page) -> Sequence[TrialView]:
-        return trial_views(self._office.trials(tenant, kind, page))
+        return trial_views(self._trial_service.trials(tenant, kind, page))
 
     def report(self, adapter: AdapterName, kind: TrialKind | None) -> ReportView:
-        trial = self._office.trial(adapter, kind)
-        return report_view(trial, self._office.report(trial.id))
+        trial = self._trial_service.trial(adapter, kind)
+        return report_view(trial, self._trial_service.report(trial.id))
 
     def change(self, adapter: AdapterName, body: TrialChange) -> TrialView:
-        moved = self._office.change(
+        moved = self._trial_service.change(
             adapter, body.action, body.arm, body.reason, self._actor, body.kind
         )
         return trial_view(moved)

@@ -9,7 +9,6 @@ wherever it starts, is more admitted than the limit.
 """
 
 import asyncio
-import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,12 +16,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass, field
 
 from loragate.adapters.registry.snapshot import Limits
-from loragate.server.admission.fair_queue import FairQueue, Turn
+from loragate.server.admission.fair_queue import FairQueue, QueueGrant
 from loragate.server.core import Caller, Route
 from loragate.server.errors import Draining, RateLimited, RequestExceedsLimit
 
 WINDOW_SECONDS = 60.0
-_LONGEST_HINT_SECONDS = 120.0  # OpenAI's clients give up at once on anything longer
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +66,7 @@ class Arrival:
     _account: _Account
 
 
-class Ticket:
+class Reservation:
     """A request's booking and its turn: for as long as `Admission.admit` lasts."""
 
     def __init__(
@@ -78,30 +76,30 @@ class Ticket:
         self._account = account
         self._booking = booking
         self._prompt_tokens = prompt_tokens
-        self._turn: Turn | None = None
+        self._grant: QueueGrant | None = None
 
-    async def take_turn(self, route: Route) -> None:
+    async def acquire_grant(self, route: Route) -> None:
         """Waits for a turn by this route; gives back what it has, where that was by another one.
 
         Raises Overloaded, or AdapterUnavailable where no slot came free for its adapter.
         """
-        self.end_turn()
-        self._turn = await self._queue.take(route, self._prompt_tokens)
+        self.release_grant()
+        self._grant = await self._queue.take(route, self._prompt_tokens)
 
-    def end_turn(self) -> None:
-        if self._turn is not None:
-            self._turn.end()
-            self._turn = None
+    def release_grant(self) -> None:
+        if self._grant is not None:
+            self._grant.end()
+            self._grant = None
 
-    def place(self) -> AbstractAsyncContextManager[int]:
-        """See `Turn.place`."""
-        assert self._turn is not None, "the request has no turn"
-        return self._turn.place()
+    def permit(self) -> AbstractAsyncContextManager[int]:
+        """See `QueueGrant.permit`."""
+        assert self._grant is not None, "the request has no turn"
+        return self._grant.permit()
 
     def charge(self, tokens: int) -> None:
         """Counts generated tokens for the queue, as they come."""
-        if self._turn is not None:
-            self._turn.charge(tokens)
+        if self._grant is not None:
+            self._grant.charge(tokens)
 
     def settle(self, tokens: int) -> None:
         """`tokens` is the request's true number of prompt and completion tokens; the rest of what
@@ -171,10 +169,10 @@ class Admission:
     @asynccontextmanager
     async def admit(
         self, arrival: Arrival, route: Route, tokens: int, prompt_tokens: int = 0
-    ) -> AsyncIterator[Ticket]:
+    ) -> AsyncIterator[Reservation]:
         """Books `tokens`, the most that the request may use, and waits for its turn.
 
-        On leaving, all its places have to be given back.
+        On leaving, all its permits have to be given back.
 
         Raises RateLimited, RequestExceedsLimit, Overloaded, or AdapterUnavailable where no slot
         came free for its adapter.
@@ -187,16 +185,16 @@ class Admission:
         booking = _Booking(now, tokens)
         account.bookings.append(booking)
         account.tokens += tokens
-        ticket = Ticket(self._queue, account, booking, prompt_tokens)
+        reservation = Reservation(self._queue, account, booking, prompt_tokens)
         try:
-            await ticket.take_turn(route)
+            await reservation.acquire_grant(route)
         except BaseException:
-            ticket.settle(0)
+            reservation.settle(0)
             raise
         try:
-            yield ticket
+            yield reservation
         finally:
-            ticket.end_turn()
+            reservation.release_grant()
 
     async def drained(self) -> None:
         """Returns once nothing runs and nothing waits."""
@@ -268,13 +266,3 @@ def _seconds_until_free(account: _Account, tokens: int, now: float) -> float:
         if tokens <= 0:
             return booking.at + WINDOW_SECONDS - now
     return WINDOW_SECONDS
-
-
-def retry_after_header(seconds: float) -> int:
-    """Whole seconds for `Retry-After`: never 0, never longer than clients are willing to wait."""
-    return max(1, math.ceil(min(seconds, _LONGEST_HINT_SECONDS)))
-
-
-def retry_after_ms_header(seconds: float) -> int:
-    """The same in milliseconds, rounded up: a moment too early would be refused again."""
-    return max(1, math.ceil(min(seconds, _LONGEST_HINT_SECONDS) * 1000))

@@ -146,12 +146,12 @@ class Tenant:
     present: int = 0  # requests and claims that are there, waiting or not
     running: int = 0
     in_base_engine: int = 0
-    queued: int = 0  # requests that wait for their first place
+    queued: int = 0  # requests that wait for their first permit
     slots: int = 0
-    recalled: int = 0  # of its slots
+    preempted: int = 0  # of its slots
     awaiting: int = 0  # its flows that wait for a slot
     flows: "Parties[int | str, Flow]" = field(default_factory=Parties)
-    # Flows that wait for a place alone, by the engine that it is in; entries may be out of date.
+    # Flows that wait for a permit alone, by the engine that it is in; entries may be out of date.
     ready: "LowestFirst[Flow]" = field(default_factory=LowestFirst)
     ready_elsewhere: "LowestFirst[Flow]" = field(default_factory=LowestFirst)
     slotless: "LowestFirst[Flow]" = field(default_factory=LowestFirst)
@@ -165,18 +165,18 @@ class Tenant:
     @property
     def projected_slots(self) -> int:
         """How many it holds once what is recalled has changed hands."""
-        return self.slots - self.recalled + len(self.promised)
+        return self.slots - self.preempted + len(self.promised)
 
     def first_slotless(self) -> "Flow | None":
         """The lowest of its flows that wait for a slot."""
         while (flow := self.slotless.first()) is not None:
-            if flow.is_in_line:
+            if flow.is_awaiting_slot:
                 return flow
             self.slotless.pop()
         return None
 
     def first_ready(self, in_base_engine: bool) -> "Flow | None":
-        """The lowest of its flows that wait for a place in that kind of engine alone."""
+        """The lowest of its flows that wait for a permit in that kind of engine alone."""
         ready = self.ready if in_base_engine else self.ready_elsewhere
         while (flow := ready.first()) is not None:
             if flow.is_ready:
@@ -186,7 +186,7 @@ class Tenant:
 
 
 class ReadyTenants:
-    """Tenants with flows that wait for a place in one kind of engine, and for nothing else.
+    """Tenants with flows that wait for a permit in one kind of engine, and for nothing else.
 
     They are kept by how many sequences they run, on which it depends whether they may have one
     more: so those that are at their limit are passed over together.
@@ -194,24 +194,24 @@ class ReadyTenants:
 
     def __init__(self, in_base_engine: bool) -> None:
         self._in_base_engine = in_base_engine
-        self._lines: dict[tuple[int, int], LowestFirst[Tenant]] = {}
-        self._places: dict[Tenant, tuple[int, int]] = {}
+        self._by_group: dict[tuple[int, int], LowestFirst[Tenant]] = {}
+        self._groups: dict[Tenant, tuple[int, int]] = {}
 
     def add(self, tenant: Tenant) -> None:
         """It has such a flow; does nothing where that is known."""
-        if tenant not in self._places:
+        if tenant not in self._groups:
             self._put(tenant)
 
     def follow(self, tenant: Tenant) -> None:
         """It runs more or fewer sequences than before."""
-        if tenant in self._places:
+        if tenant in self._groups:
             self._take_out(tenant)
             self._put(tenant)
 
     def first(self, may_run: Callable[[Tenant], bool]) -> "Flow | None":
         """The lowest flow of the lowest tenant that may run one more."""
         lowest: Flow | None = None
-        for line in tuple(self._lines.values()):
+        for line in tuple(self._by_group.values()):
             flow = self._first_of(line)
             if flow is None or (lowest is not None and not flow.is_before(lowest)):
                 continue
@@ -228,15 +228,15 @@ class ReadyTenants:
         return None
 
     def _put(self, tenant: Tenant) -> None:
-        place = self._places[tenant] = (tenant.running, tenant.in_base_engine)
-        self._lines.setdefault(place, LowestFirst()).add(tenant)
+        group = self._groups[tenant] = (tenant.running, tenant.in_base_engine)
+        self._by_group.setdefault(group, LowestFirst()).add(tenant)
 
     def _take_out(self, tenant: Tenant) -> None:
-        place = self._places.pop(tenant)
-        line = self._lines[place]
+        group = self._groups.pop(tenant)
+        line = self._by_group[group]
         line.discard(tenant)
         if not len(line):
-            del self._lines[place]
+            del self._by_group[group]
 
 
 @dataclass(slots=True, eq=False)
@@ -250,12 +250,12 @@ class Flow:
     in_base_engine: bool
     has_slot: bool  # always, where none is needed
     present: int = 0  # requests and claims that are there, waiting or not
-    claims: int = 0  # on its slot, of whoever runs, loads or holds it; for the base model: who runs
+    holds: int = 0  # on its slot, of whoever runs, loads or holds it; for the base model: who runs
     since: float = 0.0  # when it got its slot, by the queue's clock
-    is_recalled: bool = False  # no new request runs, so that its slot comes free
-    recalled_for: Tenant | None = None
-    is_in_line: bool = False  # it waits for a slot
-    # By what they wake, with what they are charged: requests that wait for their first place.
+    is_preempted: bool = False  # no new request runs, so that its slot comes free
+    preempted_for: Tenant | None = None
+    is_awaiting_slot: bool = False  # it waits for a slot
+    # By what they wake, with what they are charged: requests that wait for their first permit.
     waiting: OrderedDict[asyncio.Future[None], int] = field(default_factory=OrderedDict)
     # Further sequences of requests that run already, and claims that need a slot alone.
     following: OrderedDict[asyncio.Future[None], None] = field(default_factory=OrderedDict)
@@ -267,10 +267,10 @@ class Flow:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a place is all that somebody waits for. Who runs already is not held up by a
+        """Whether a permit is all that somebody waits for. Who runs already is not held up by a
         recall, which waits for its end.
         """
-        return bool(self.following or (self.waiting and self.has_slot and not self.is_recalled))
+        return bool(self.following or (self.waiting and self.has_slot and not self.is_preempted))
 
     @property
     def rank(self) -> int:

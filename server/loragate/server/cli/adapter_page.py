@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from loragate.adapters.names import CHAMPION
 from loragate.server.cli.output import print_table, say, short, size, when
 
 if TYPE_CHECKING:
     from loragate.server.admin.views import AdapterPageView, AuditView, VersionView
 
-CHAMPION = "champion"
 _ON_ITS_WAY = {
     "PUBLISHED": "will serve as soon as a server has loaded and checked it",
     "LOADING": "is being loaded and checked, and serves after that",

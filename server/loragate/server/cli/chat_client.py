@@ -12,6 +12,7 @@ import msgspec
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import parse_tenant
 from loragate.server.admin_client.remote_errors import authorization, require_success, speaking_with
+from loragate.server.headers import ADAPTER
 
 
 class ChatError(LoragateError):
@@ -156,5 +157,5 @@ class ChatClient:
             self._http.stream("POST", path, json=body) as response,
         ):
             require_success(response)
-            adapter = response.headers.get("x-loragate-adapter", "")
+            adapter = response.headers.get(ADAPTER, "")
             yield Answer(adapter, response.iter_lines(), started)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from loragate.adapters.names import AdapterName
     from loragate.server.admin.views import EngineView, VersionView
     from loragate.server.admin_client.remote import RemoteAdmin
-    from loragate.server.comparison.comparing import Comparison, Costs, Extent, Tell
+    from loragate.server.comparison.comparing import Comparison, Costs, Settings, Tell
     from loragate.server.comparison.prompts import Conversation
 
 _START_SECONDS = 300.0
@@ -64,14 +64,14 @@ def compare(
     from loragate.adapters.names import AdapterName, parse_version
     from loragate.server.admin_client.interface import AdminKeyMissing
     from loragate.server.admin_client.remote import RemoteAdmin
-    from loragate.server.comparison.comparing import Extent
+    from loragate.server.comparison.comparing import Settings
     from loragate.server.comparison.own_server import own_server
     from loragate.server.comparison.prompts import read_prompts, shipped_prompts
 
     name, _, selector = version.partition("@")
     adapter, number = AdapterName.parse(name), parse_version(selector)
     asked = read_prompts(prompts) if prompts else shipped_prompts()
-    extent = Extent(tokens=tokens, streams=_counts(streams), rounds=rounds)
+    extent = Settings(tokens=tokens, streams=_counts(streams), rounds=rounds)
     tell = _silence if as_json else _tell
     with ExitStack() as stack:
         if url is None:
@@ -97,21 +97,21 @@ async def _run(
     api_key: str,
     version: str,
     prompts: "Sequence[Conversation]",
-    extent: "Extent",
+    extent: "Settings",
     memory: "Callable[[], Costs]",
     tell: "Tell",
 ) -> "Comparison":
-    from loragate.server.comparison.asking import Asker, Subject
+    from loragate.server.comparison.asking import ComparisonClient, Target
     from loragate.server.comparison.comparing import compare
     from loragate.server.core import BASE, MERGED
 
     name = version.partition("/")[2]
     subjects = (
-        Subject("base", BASE),
-        Subject("unmerged", name, "unmerged"),
-        Subject("merged", f"{name}{MERGED}", "merged"),
+        Target("base", BASE),
+        Target("unmerged", name, "unmerged"),
+        Target("merged", f"{name}{MERGED}", "merged"),
     )
-    async with Asker(url, api_key) as asker:
+    async with ComparisonClient(url, api_key) as asker:
         return await compare(asker, version, subjects, prompts, extent, memory, tell)
 
 

@@ -33,7 +33,7 @@ def doctor(
     from loragate.server.config import load_config
 
     settings = load_config(config)  # before the next line, which imports for a second
-    from loragate.server.cli.examination import examine
+    from loragate.server.cli.doctor_checks import examine
 
     found = []
     for check in examine(settings, Home.from_environment(), deep):

@@ -108,12 +108,12 @@ def _prune(
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("counting rows", total=None)
-        found = registry.prunable(retention, now)
+        found = registry.retention.prunable(retention, now)
         if dry_run:
             return found
         progress.update(task, description="deleting rows", total=found.rows)
         pruned = Pruned()
-        for step in registry.prune(retention, now):
+        for step in registry.retention.prune(retention, now):
             pruned += step
             progress.advance(task, step.rows)
             time.sleep(PAUSE_SECONDS)  # for a server beside, which writes meanwhile

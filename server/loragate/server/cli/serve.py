@@ -66,11 +66,11 @@ def serve(
 
     from loragate.adapters.home import Home
     from loragate.server import serving
-    from loragate.server.engine.vllm import forkserver as vllm_start
+    from loragate.server.engine.vllm import forkserver
     from loragate.server.logs import configure_logs
 
     configure_logs(settings.server.log_level)
-    vllm_start.begin()  # imports for seconds, beside this process
+    forkserver.start_forkserver()  # imports for seconds, beside this process
     home = Home.from_environment().ensure()
     uvloop.run(serving.run(settings, home, partial(_make, settings, home)))
 

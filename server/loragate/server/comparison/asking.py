@@ -13,6 +13,7 @@ import httpx
 
 from loragate.adapters.errors import LoragateError
 from loragate.server.comparison.prompts import Conversation
+from loragate.server.headers import MODE
 
 Scores = Mapping[int, float]
 """Log-probabilities at one position, of the likeliest tokens and of the one that stands there."""
@@ -23,7 +24,7 @@ class ComparisonFailed(LoragateError):
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Target:
     """What is asked: `model` as the API has it, and the mode that its answers have to come in."""
 
     name: str
@@ -50,7 +51,7 @@ class Timed:
         return tuple(later - sooner for sooner, later in itertools.pairwise(self.arrivals))
 
 
-class Asker:
+class ComparisonClient:
     """Use it as a context manager: it keeps connections. All calls raise ComparisonFailed."""
 
     def __init__(self, url: str, api_key: str) -> None:
@@ -69,7 +70,7 @@ class Asker:
     ) -> None:
         await self._http.aclose()
 
-    async def answer(self, subject: Subject, conversation: Conversation, tokens: int) -> Answered:
+    async def answer(self, subject: Target, conversation: Conversation, tokens: int) -> Answered:
         """Greedily, `tokens` at most."""
         body = {
             "messages": list(conversation),
@@ -85,7 +86,7 @@ class Asker:
             choice["message"]["content"] or "",
         )
 
-    async def score(self, subject: Subject, token_ids: Sequence[int], top: int) -> list[Scores]:
+    async def score(self, subject: Target, token_ids: Sequence[int], top: int) -> list[Scores]:
         """At every position but the first."""
         body = {
             "prompt": list(token_ids),
@@ -99,7 +100,7 @@ class Asker:
             for position in reply["choices"][0]["prompt_logprobs"][1:]
         ]
 
-    async def stream(self, subject: Subject, prompt: Sequence[int], tokens: int) -> Timed:
+    async def stream(self, subject: Target, prompt: Sequence[int], tokens: int) -> Timed:
         """Exactly `tokens` tokens, greedily, and nothing of the prompt from a cache."""
         body = {
             "model": subject.model,
@@ -123,7 +124,7 @@ class Asker:
             raise ComparisonFailed(f"{subject.name} gave no answer: {error!r}") from error
         return Timed(began, tuple(arrivals))
 
-    async def _post(self, subject: Subject, path: str, body: dict[str, object]) -> dict[str, list]:
+    async def _post(self, subject: Target, path: str, body: dict[str, object]) -> dict[str, list]:
         try:
             response = await self._http.post(path, json={"model": subject.model, **body})
         except httpx.HTTPError as error:
@@ -132,12 +133,12 @@ class Asker:
         return response.json()
 
 
-def _check(subject: Subject, response: httpx.Response) -> None:
+def _check(subject: Target, response: httpx.Response) -> None:
     if response.is_error:
         raise ComparisonFailed(
             f"{subject.name} gave no answer: {response.status_code} {response.text[:300]}"
         )
-    mode = response.headers.get("x-loragate-mode", "")
+    mode = response.headers.get(MODE, "")
     if mode != subject.mode:
         raise ComparisonFailed(
             f"{subject.name} was asked, and answered {mode or 'by the base model'}: it went down "

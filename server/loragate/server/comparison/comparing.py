@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from loragate.server.comparison.agreement import Agreement, agree, diverge
-from loragate.server.comparison.asking import Answered, Asker, Scores, Subject, Timed
+from loragate.server.comparison.asking import Answered, ComparisonClient, Scores, Target, Timed
 from loragate.server.comparison.prompts import Conversation
 from loragate.server.comparison.speed import Speed, measure, speed_of
 from loragate.server.engine.memory import gib
@@ -19,7 +19,7 @@ Costs = tuple[tuple[int, str], tuple[int, str], tuple[int, str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class Settings:
     """How much is asked: tokens an answer, alternatives a position (the engine's
     `engine.max_logprobs` bounds them), streams at once, and how often each is measured.
     """
@@ -31,7 +31,7 @@ class Extent:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """One of the three. `memory_bytes` is what it costs beside what the others need."""
 
     name: str
@@ -48,10 +48,10 @@ class Comparison:
 
     version: str
     prompts: int
-    extent: Extent
+    extent: Settings
     merged: Agreement
     base: Agreement
-    measured: tuple[Measured, Measured, Measured]
+    measured: tuple[Measurement, Measurement, Measurement]
 
     @property
     def gains(self) -> tuple[tuple[int, float], ...]:
@@ -97,11 +97,11 @@ def _streams(count: int) -> str:
 
 
 async def compare(
-    asker: Asker,
+    asker: ComparisonClient,
     version: str,
-    subjects: tuple[Subject, Subject, Subject],
+    subjects: tuple[Target, Target, Target],
     prompts: Sequence[Conversation],
-    extent: Extent,
+    extent: Settings,
     memory: Callable[[], Costs],
     tell: Tell,
 ) -> Comparison:
@@ -132,7 +132,7 @@ async def compare(
     speeds = await _speeds(asker, subjects, asked, extent, tell)
     costs = memory()
     measured = [
-        Measured(subject.name, speeds[subject], *cost)
+        Measurement(subject.name, speeds[subject], *cost)
         for subject, cost in zip(subjects, costs, strict=True)
     ]
     return Comparison(
@@ -146,7 +146,7 @@ async def compare(
 
 
 async def _scores(
-    asker: Asker, subject: Subject, answers: Sequence[Answered], top: int
+    asker: ComparisonClient, subject: Target, answers: Sequence[Answered], top: int
 ) -> list[Scores]:
     """At the positions of the answers, each given all before it."""
     found: list[Scores] = []
@@ -157,18 +157,18 @@ async def _scores(
 
 
 async def _speeds(
-    asker: Asker,
-    subjects: Sequence[Subject],
+    asker: ComparisonClient,
+    subjects: Sequence[Target],
     prompts: Sequence[Sequence[int]],
-    extent: Extent,
+    extent: Settings,
     tell: Tell,
-) -> dict[Subject, tuple[Speed, ...]]:
-    speeds: dict[Subject, tuple[Speed, ...]] = dict.fromkeys(subjects, ())
+) -> dict[Target, tuple[Speed, ...]]:
+    speeds: dict[Target, tuple[Speed, ...]] = dict.fromkeys(subjects, ())
     for subject in subjects:  # what is slow the first time only
         await measure(asker, subject, prompts, max(extent.streams), 4, turn=0)
     for streams in extent.streams:
         tell(f"timing {_streams(streams)} at once of each")
-        runs: dict[Subject, list[list[Timed]]] = {subject: [] for subject in subjects}
+        runs: dict[Target, list[list[Timed]]] = {subject: [] for subject in subjects}
         for turn in range(extent.rounds):  # in turns: whatever else the machine does meets all
             for subject in subjects:
                 run = await measure(asker, subject, prompts, streams, extent.tokens, turn)

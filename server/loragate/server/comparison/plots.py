@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loragate.server.comparison.agreement import Agreement
-from loragate.server.comparison.comparing import Measured
+from loragate.server.comparison.comparing import Measurement
 from loragate.server.experiments.svg import drawn
 
 _COLOURS = ("#8a94a0", "#2463a6", "#2e7d4f")  # base, unmerged, merged
 
 
 @drawn
-def plot_speeds(measured: Sequence[Measured]) -> Figure:
+def plot_speeds(measured: Sequence[Measurement]) -> Figure:
     """Tokens a second, time to the first token and between tokens, by streams at once."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -41,7 +41,7 @@ def plot_speeds(measured: Sequence[Measured]) -> Figure:
 
 
 @drawn
-def plot_memory(measured: Sequence[Measured]) -> Figure:
+def plot_memory(measured: Sequence[Measurement]) -> Figure:
     figure = Figure(figsize=(9, 1.8), layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(measured))[::-1]

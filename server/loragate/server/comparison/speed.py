@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loragate.server.comparison.asking import Asker, Subject, Timed
+from loragate.server.comparison.asking import ComparisonClient, Target, Timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class Speed:
 
 
 async def measure(
-    asker: Asker,
-    subject: Subject,
+    asker: ComparisonClient,
+    subject: Target,
     prompts: Sequence[Sequence[int]],
     streams: int,
     tokens: int,

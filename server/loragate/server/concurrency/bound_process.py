@@ -1,8 +1,8 @@
 """Runs a Python module in a process that ends when its parent does, with all that it has started.
 
-As a program, `python -m loragate.server.concurrency.bound_process MODULE ARGUMENT…`. Its parent holds the other
-end of its standard input and writes nothing: the end of that is the end of the parent, however it
-came. The process has to lead a process group, which is killed as a whole.
+As a program, `python -m loragate.server.concurrency.bound_process MODULE ARGUMENT…`. Its parent
+holds the other end of its standard input and writes nothing: the end of that is the end of the
+parent, however it came. The process has to lead a process group, which is killed as a whole.
 """
 
 import os

@@ -17,9 +17,9 @@ class Backoff:
     most: float = 30.0
     reset_after: float = 60.0
 
-    def following(self, delay: float | None, lived: float) -> float:
-        """The wait after one of `delay` seconds and a life of `lived` seconds."""
-        if delay is None or lived >= self.reset_after:
+    def following(self, delay: float | None, uptime: float) -> float:
+        """The wait after one of `delay` seconds and a life of `uptime` seconds."""
+        if delay is None or uptime >= self.reset_after:
             return self.first
         return min(delay * 2, self.most)
 

@@ -18,7 +18,7 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class MemoryRequirement:
     """What an engine takes: the model, its cache of keys and values, and the process itself."""
 
     weights_bytes: int

@@ -15,7 +15,7 @@ from loragate.server.core import (
     ToolCallDelta,
 )
 
-GATE_ID_PREFIX = "probe-"  # of the ids of the gate's own requests
+PROBE_ID_PREFIX = "probe-"  # of the ids of the gate's own requests
 LAST_RANK = 100  # of requests that give way to all others
 
 

@@ -1,6 +1,6 @@
 """An engine that comes back by itself: notices that the core died and starts another.
 
-Whatever an engine held dies with it. So each one is a life of its own: calls of a life that is over
+Whatever an engine held dies with it. So each one is a run of its own: calls of a run that is over
 end with EngineDead, and nothing that they did or left undone is carried into the next.
 """
 
@@ -41,7 +41,7 @@ _TELL_SECONDS = 10.0  # a listener
 
 
 @dataclass(slots=True)
-class _Life:
+class EngineRun:
     """One engine from its start to its death."""
 
     engine: Engine
@@ -75,7 +75,7 @@ class SupervisedEngine:
         self._backoff = backoff
         self._clock = clock
         self._sleep = sleep
-        self._life: _Life | None = None
+        self._run: EngineRun | None = None
         self._model: ServedModel | None = None
         self._first_start = asyncio.Event()
         self._supervision: asyncio.Task[None] | None = None
@@ -126,7 +126,7 @@ class SupervisedEngine:
 
     @property
     def is_alive(self) -> bool:
-        return self._life is not None and self._life.is_alive
+        return self._run is not None and self._run.is_alive
 
     @property
     def state(self) -> EngineState:
@@ -138,13 +138,13 @@ class SupervisedEngine:
     @property
     def retry_after_seconds(self) -> float:
         """When the next engine may be there, by what the last start took."""
-        back = self._start_seconds if self._life else self._expected_back - self._clock()
+        back = self._start_seconds if self._run else self._expected_back - self._clock()
         return max(_SOONEST_RETRY_SECONDS, back)
 
     @property
     def memory_bytes(self) -> int:
-        life = self._life  # read once: threads ask, and the loop may end it meanwhile
-        return 0 if life is None else life.engine.memory_bytes
+        run = self._run  # read once: threads ask, and the loop may end it meanwhile
+        return 0 if run is None else run.engine.memory_bytes
 
     def is_generating(self) -> bool:
         """Whether any answer is under way, which other work would hold up."""
@@ -159,39 +159,39 @@ class SupervisedEngine:
         self._change_listeners.append(tell)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
-        life = self._living()
-        if request.adapter is not None and request.adapter.version.lora_id not in life.loaded:
+        run = self._current_run()
+        if request.adapter is not None and request.adapter.version.lora_id not in run.loaded:
             raise self._engine_dead("The engine restarted and no longer holds the adapter")
         self._generating += 1
         try:
-            async with aclosing(life.engine.generate(request)) as deltas:
+            async with aclosing(run.engine.generate(request)) as deltas:
                 async for delta in deltas:
                     yield delta
         except EngineDead:
-            life.has_failed.set()
+            run.has_failed.set()
             raise self._engine_dead("The engine died while it worked on this request") from None
         finally:
             self._generating -= 1
 
     async def load(self, adapter: LoadedAdapter) -> None:
-        life = self._living()
-        life.may_hold.add(adapter.version.lora_id)
-        if not await self._outlives(life, life.engine.load(adapter)):
+        run = self._current_run()
+        run.may_hold.add(adapter.version.lora_id)
+        if not await self._outlives(run, run.engine.load(adapter)):
             raise self._engine_dead(f"The engine died while it loaded {adapter.version}")
-        life.loaded.add(adapter.version.lora_id)
+        run.loaded.add(adapter.version.lora_id)
 
     async def unload(self, adapter: LoadedAdapter) -> None:
         """Done as well where the engine that held the adapter has died: so have its weights."""
-        life, lora_id = self._life, adapter.version.lora_id
-        if life is not None and lora_id in life.may_hold:
-            life.loaded.discard(lora_id)
-            await self._outlives(life, life.engine.unload(adapter))
-            life.may_hold.discard(lora_id)  # not before: what fails is asked again
+        run, lora_id = self._run, adapter.version.lora_id
+        if run is not None and lora_id in run.may_hold:
+            run.loaded.discard(lora_id)
+            await self._outlives(run, run.engine.unload(adapter))
+            run.may_hold.discard(lora_id)  # not before: what fails is asked again
 
     async def check_slots(self) -> None:
-        life = self._life
-        if life is not None and life.is_alive:
-            await self._outlives(life, life.engine.check_slots())
+        run = self._run
+        if run is not None and run.is_alive:
+            await self._outlives(run, run.engine.check_slots())
 
     async def idle(self) -> None:
         """Returns when no answer is under way, which other work would hold up; not at once."""
@@ -200,31 +200,31 @@ class SupervisedEngine:
             await self._sleep(_IDLE_SECONDS)
 
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> ToolSession:
-        return self._living().engine.tools(request, prompt_ids)
+        return self._current_run().engine.tools(request, prompt_ids)
 
-    def _living(self) -> _Life:
-        if self._life is None or not self._life.is_alive:
+    def _current_run(self) -> EngineRun:
+        if self._run is None or not self._run.is_alive:
             raise self._engine_dead("The engine is down and restarts by itself")
-        return self._life
+        return self._run
 
     def _engine_dead(self, reason: str) -> EngineDead:
         return EngineDead(
             f"{reason}; try again shortly.", retry_after_seconds=self.retry_after_seconds
         )
 
-    async def _outlives(self, life: _Life, coroutine: Coroutine[None, None, None]) -> bool:
+    async def _outlives(self, run: EngineRun, coroutine: Coroutine[None, None, None]) -> bool:
         """Awaits a call; false where the engine died first, whatever the call then said."""
         call = asyncio.ensure_future(coroutine)
-        life.calls.add(call)
+        run.calls.add(call)
         try:
             await asyncio.wait({call})
         finally:
-            life.calls.discard(call)
+            run.calls.discard(call)
             call.cancel()  # does nothing but where our own caller has left
         error = None if call.cancelled() else call.exception()
         if isinstance(error, EngineDead):
-            life.has_failed.set()
-        if life.has_failed.is_set():
+            run.has_failed.set()
+        if run.has_failed.is_set():
             return False
         call.result()
         return True
@@ -232,7 +232,7 @@ class SupervisedEngine:
     async def _supervise(self) -> None:
         delay: float | None = None
         while True:
-            lived = 0.0
+            uptime = 0.0
             closing = AsyncExitStack()
             began = self._clock()
             self._expected_back = began + self._start_seconds
@@ -244,36 +244,36 @@ class SupervisedEngine:
                 logger.exception("the engine did not start")
             else:
                 try:
-                    lived = await self._live(engine, began)
+                    uptime = await self._live(engine, began)
                 except Exception:  # such as an engine that cannot say what it serves
                     if not self._first_start.is_set():
                         raise
                     logger.exception("the engine was given up")
                 finally:
                     await _close(closing)
-            delay = self._backoff.following(delay, lived)
+            delay = self._backoff.following(delay, uptime)
             self._expected_back = self._clock() + delay + self._start_seconds
             logger.warning("starting the engine again in %.1f s", delay)
             await self._sleep(delay)
 
     async def _live(self, engine: Engine, began: float) -> float:
-        """Lends the engine to callers until it is dead; returns its life's seconds."""
-        born = self._clock()
-        self._start_seconds = born - began
-        life = self._begin(engine)
+        """Lends the engine to callers until it is dead; returns its run's seconds."""
+        started_at = self._clock()
+        self._start_seconds = started_at - began
+        run = self._begin(engine)
         try:
             await self._tell()
-            await _until_dead(life)
+            await _until_dead(run)
         finally:
-            self._life = None
-            life.end()
-        lived = self._clock() - born
+            self._run = None
+            run.end()
+        uptime = self._clock() - started_at
         self._expected_back = self._clock() + self._start_seconds
-        logger.error("the engine died after %.0f s", lived)
+        logger.error("the engine died after %.0f s", uptime)
         await self._tell()
-        return lived
+        return uptime
 
-    def _begin(self, engine: Engine) -> _Life:
+    def _begin(self, engine: Engine) -> EngineRun:
         """From here on requests reach the engine; what its predecessor held is forgotten before."""
         self.generation += 1
         if self.generation > 1:
@@ -286,9 +286,9 @@ class SupervisedEngine:
                 "the engine is back after %.1f s, start %d", self._start_seconds, self.generation
             )
         self._model = engine.model
-        self._life = _Life(engine)
+        self._run = EngineRun(engine)
         self._first_start.set()
-        return self._life
+        return self._run
 
     async def _tell(self) -> None:
         for tell in self._change_listeners:
@@ -304,11 +304,11 @@ class SupervisedEngine:
                 logger.exception("a listener failed to hear that the engine has changed")
 
 
-async def _until_dead(life: _Life) -> None:
-    while life.is_alive:
+async def _until_dead(run: EngineRun) -> None:
+    while run.is_alive:
         with suppress(TimeoutError):
             async with asyncio.timeout(_POLL_SECONDS):
-                await life.has_failed.wait()
+                await run.has_failed.wait()
 
 
 async def _close(closing: AsyncExitStack) -> None:

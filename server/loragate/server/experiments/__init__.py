@@ -15,13 +15,12 @@ Pure, with no clock, database or task, and times passed in:
 - `rollout_plan`: the steps of a rollout as a state machine.
 - `running`: a rollout or an experiment under way: gives out arms, counts, is looked at.
 - `report`, `plots`: an experiment on a terminal and as one page of HTML.
-- `simulate`: how often all this is wrong, and how soon it is right.
 
 In the server:
 
-- `places`: where requests meet trials: an arm for each, and what becomes of it.
+- `trial_router`: where requests meet trials: an arm for each, and what becomes of it.
 - `runner`: looks at each trial about once a second, and does what follows.
 - `observation_log`: writes exposures and outcomes in batches.
 - `feedback`: what people say of an answer, kept once.
-- `office`: what operators begin, change and read.
+- `service`: what operators begin, change and read.
 """

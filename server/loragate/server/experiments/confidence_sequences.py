@@ -16,7 +16,7 @@ Sources:
 - means of values without bounds: I. Waudby-Smith, D. Arbour, R. Sinha, E. H. Kennedy, A. Ramdas,
   "Time-uniform central limit theory and asymptotic confidence sequences", Ann. Stat. 52 (2024),
   arXiv 2103.06476. These alone hold only in the limit, so nothing is said of fewer than
-  `LEAST_UNITS`; `simulate` measures what they are worth then.
+  `LEAST_UNITS`; `bench/simulate.py` measures what they are worth then.
 
 `alpha` is always the probability of error of one end.
 """

@@ -12,7 +12,7 @@ from loragate.adapters.registry.trial_records import FeedbackRow
 from loragate.server.concurrency.pools import in_pool
 from loragate.server.errors import InvalidRequest, Overloaded
 from loragate.server.experiments.metrics import check_feedback
-from loragate.server.experiments.places import Clock, Places, wall_clock
+from loragate.server.experiments.trial_router import Clock, TrialRouter, wall_clock
 
 LONGEST_COMMENT = 2000  # characters
 _MOST_UNDER_WAY = 16  # of one tenant
@@ -35,13 +35,13 @@ class FeedbackLedger(Protocol):
     def add_feedback(self, row: FeedbackRow) -> FeedbackRow | None: ...
 
 
-class FeedbackDesk:
+class FeedbackService:
     """Takes feedback for all tenants."""
 
     def __init__(
         self,
         ledger: FeedbackLedger,
-        places: Places,
+        trial_router: TrialRouter,
         flush: Sequence[Callable[[], Awaitable[None]]],
         now: Clock = wall_clock,
         pool: Executor | None = None,
@@ -51,7 +51,7 @@ class FeedbackDesk:
         """
         self._pool = pool
         self._ledger = ledger
-        self._places = places
+        self._trial_router = trial_router
         self._flush = tuple(flush)
         self._now = now
         self._under_way = Counter[str]()  # by tenant
@@ -89,7 +89,7 @@ class FeedbackDesk:
             if not under_way[tenant]:
                 del under_way[tenant]
         if kept is not None:
-            self._places.hear(kept)
+            self._trial_router.record(kept)
         return kept is not None
 
     async def _add(self, row: FeedbackRow) -> FeedbackRow | None:

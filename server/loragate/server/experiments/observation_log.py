@@ -17,7 +17,7 @@ class Ledger(Protocol):
     added.
     """
 
-    def add_observations(
+    def add(
         self,
         exposures: Sequence[ExposureRow],
         outcomes: Sequence[OutcomeRow],
@@ -50,7 +50,7 @@ class ObservationLog:
         return self._writer.writing(background)
 
     def _write(self, rows: Sequence[Row]) -> None:
-        self._ledger.add_observations(
+        self._ledger.add(
             [row for row in rows if isinstance(row, ExposureRow)],
             [row for row in rows if isinstance(row, OutcomeRow)],
             [row for row in rows if isinstance(row, ShadowRow)],

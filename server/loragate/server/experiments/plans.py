@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from loragate.adapters.names import CHAMPION
 from loragate.adapters.registry.trial_records import Trial
 from loragate.server.errors import InvalidRequest, UnreadablePlan
 from loragate.server.experiments.assignment import Split
@@ -26,7 +27,6 @@ from loragate.server.experiments.rollout_plan import RolloutPlan, RolloutState
 from loragate.server.experiments.tally import UnitRule
 from loragate.server.experiments.verdict import Question
 
-CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 FEW_REQUESTS_COUNT: Final = UnitRule(values=5, window_seconds=900.0)
 FIRST_REQUEST_COUNTS: Final = UnitRule()
@@ -124,7 +124,7 @@ def plan_of(trial: Trial) -> RolloutPlan | ExperimentPlan:
     Raises UnreadablePlan where the registry holds what this version would not have written: what
     else reads the trial may then index and divide by what is here.
     """
-    plan, standing = from_json(trial.plan), trial.standing
+    plan, status = from_json(trial.plan), trial.status
     arms, steps = {arm.name for arm in trial.arms}, 1
     match plan:
         case RolloutPlan():
@@ -134,9 +134,9 @@ def plan_of(trial: Trial) -> RolloutPlan | ExperimentPlan:
     for holds, what in (
         (kind == trial.kind, f"its plan is that of {kind}s"),
         (named == arms, f"its plan is for the arms {', '.join(sorted(named))}"),
-        (0 <= standing.step < steps, f"there is no step {standing.step}"),
-        (standing.state in tuple(RolloutState), f"there is no state {standing.state}"),
-        (math.isfinite(standing.watched_seconds), "the time that it was watched for is none"),
+        (0 <= status.step < steps, f"there is no step {status.step}"),
+        (status.state in tuple(RolloutState), f"there is no state {status.state}"),
+        (math.isfinite(status.watched_seconds), "the time that it was watched for is none"),
     ):
         if not holds:
             raise UnreadablePlan(f"what was kept of it cannot be followed: {what}")

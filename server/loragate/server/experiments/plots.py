@@ -21,12 +21,18 @@ def plot_arms(arms: Sequence[ArmTally]) -> Figure:
     figure = Figure(figsize=(7, 0.7 + 0.45 * len(arms)), layout="constrained")
     axes = figure.subplots()
     total = sum(arm.units for arm in arms)
-    places = np.arange(len(arms))[::-1]
-    axes.barh(places, [arm.units for arm in arms], 0.55, color=_BLUE, label="units")
+    trial_router = np.arange(len(arms))[::-1]
+    axes.barh(trial_router, [arm.units for arm in arms], 0.55, color=_BLUE, label="units")
     axes.plot(
-        [arm.share * total for arm in arms], places, "|", color=_RED, ms=22, mew=2, label="expected"
+        [arm.share * total for arm in arms],
+        trial_router,
+        "|",
+        color=_RED,
+        ms=22,
+        mew=2,
+        label="expected",
     )
-    axes.set_yticks(places, [arm.name for arm in arms])
+    axes.set_yticks(trial_router, [arm.name for arm in arms])
     axes.set_xlabel("units")
     axes.margins(x=0.08)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=0.5)

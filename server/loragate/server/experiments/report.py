@@ -102,7 +102,7 @@ def report_of(running: RunningTrial, now: datetime, pairs: Sequence[ShadowRow] =
     return TrialReport(
         title=f"{str(trial).capitalize()} of {trial.adapter}",
         state=_state(running),
-        reason=trial.standing.reason,
+        reason=trial.status.reason,
         began=trial.created_at,
         made=now,
         alpha=running.plan.question.alpha,
@@ -131,13 +131,11 @@ def _shadows(trial: Trial, pairs: Sequence[ShadowRow]) -> tuple[ShadowLine, ...]
 
 
 def _state(running: RunningTrial) -> str:
-    standing = running.trial.standing
+    status = running.trial.status
     if isinstance(running.plan, RolloutPlan):
-        share = running.plan.steps[standing.step]
-        return (
-            f"{standing.state}, step {standing.step + 1} of {len(running.plan.steps)}: {share:.3g}"
-        )
-    return standing.state
+        share = running.plan.steps[status.step]
+        return f"{status.state}, step {status.step + 1} of {len(running.plan.steps)}: {share:.3g}"
+    return status.state
 
 
 def _counting_ended(running: RunningTrial, tallies: Mapping[str, ArmTally]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from loragate.adapters.registry.trial_records import Standing
+from loragate.adapters.registry.trial_records import TrialStatus
 from loragate.server.errors import InvalidRequest, RolloutMoveRefused, UnreadablePlan
 from loragate.server.experiments.gates import Gate
 from loragate.server.experiments.plan_bounds import (
@@ -108,18 +108,20 @@ def _is_step(share: float) -> bool:
     return SMALLEST_SHARE <= share <= 1 - SMALLEST_SHARE or share == 1
 
 
-def progress_of(standing: Standing) -> RolloutProgress:
+def progress_of(status: TrialStatus) -> RolloutProgress:
     """From its form in the registry. Raises UnreadablePlan for a state that is none."""
     try:
-        state = RolloutState(standing.state)
+        state = RolloutState(status.state)
     except ValueError:
-        raise UnreadablePlan(f"there is no state {standing.state}") from None
-    return RolloutProgress(state, standing.step, standing.watched_seconds, standing.reason)
+        raise UnreadablePlan(f"there is no state {status.state}") from None
+    return RolloutProgress(state, status.step, status.watched_seconds, status.reason)
 
 
-def standing_of(progress: RolloutProgress) -> Standing:
+def status_of(progress: RolloutProgress) -> TrialStatus:
     """Its form in the registry."""
-    return Standing(str(progress.state), progress.step, progress.watched_seconds, progress.reason)
+    return TrialStatus(
+        str(progress.state), progress.step, progress.watched_seconds, progress.reason
+    )
 
 
 def parse_steps(texts: Sequence[str]) -> tuple[float, ...]:

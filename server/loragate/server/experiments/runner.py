@@ -33,7 +33,6 @@ from loragate.server.concurrency.pools import in_pool
 from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.errors import AdapterUnavailable, EngineDead, UnreadablePlan
-from loragate.server.experiments.places import Clock, Places, Station, wall_clock
 from loragate.server.experiments.plan_bounds import LONGEST_REASON
 from loragate.server.experiments.plans import CHALLENGER, CHAMPION, ExperimentPlan, plan_of
 from loragate.server.experiments.rollout_plan import (
@@ -45,10 +44,11 @@ from loragate.server.experiments.rollout_plan import (
     look,
     progress_of,
     roll_back,
-    standing_of,
+    status_of,
     win,
 )
 from loragate.server.experiments.running import RunningTrial
+from loragate.server.experiments.trial_router import ActiveTrial, Clock, TrialRouter, wall_clock
 from loragate.server.experiments.verdict import Verdict, decide
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class TrialRunner:
         self,
         registry: Registry,
         snapshots: SnapshotWatcher,
-        places: Places,
+        trial_router: TrialRouter,
         warm: Callable[[AdapterVersion], Awaitable[None]],
         wake: asyncio.Event,
         look_seconds: float,
@@ -102,7 +102,7 @@ class TrialRunner:
         self._recounts = asyncio.Semaphore(_MOST_RECOUNTS)
         self._registry = registry
         self._snapshots = snapshots
-        self._places = places
+        self._trial_router = trial_router
         self._warm = warm
         self._wake = wake
         self._look_seconds = look_seconds
@@ -110,9 +110,9 @@ class TrialRunner:
         self._now = now
         self._revision = -1
         self._under_way: dict[int, Trial] = {}  # as the registry said last
-        self._news: dict[int, Trial] = {}  # of these, what its station has not heard yet
-        self._stations: dict[int, Station] = {}  # by the trial's id, of those that have begun
-        self._ended: list[Station] = []  # the winner does not serve yet
+        self._news: dict[int, Trial] = {}  # of these, what its active has not heard yet
+        self._active: dict[int, ActiveTrial] = {}  # by the trial's id, of those that have begun
+        self._ended: list[ActiveTrial] = []  # the winner does not serve yet
         self._looked_at: dict[int, float] = {}
         self._noted_at: dict[int, float] = {}
         self._preparing: dict[int, asyncio.Task[None]] = {}
@@ -150,7 +150,7 @@ class TrialRunner:
         await self._read_news()
         for trial in tuple(self._under_way.values()):
             await self._carry_on(trial)
-        for trial_id in self._stations.keys() - self._under_way.keys():
+        for trial_id in self._active.keys() - self._under_way.keys():
             await self._conclude(trial_id)
         self._drop_what_is_over()  # of those that ended while they were prepared, too
         self._let_go()
@@ -159,7 +159,7 @@ class TrialRunner:
         revision = self._snapshots.current.revision
         if revision == self._revision:
             return
-        under_way = await in_pool(self._pool, self._registry.trials_under_way)
+        under_way = await in_pool(self._pool, self._registry.trials.under_way)
         self._under_way = {trial.id: trial for trial in under_way}
         self._news = dict(self._under_way)
         for kept in (self._troubles, self._not_prepared):
@@ -178,19 +178,19 @@ class TrialRunner:
         trouble = self._troubles.get(trial.id)
         if trouble is not None and self._clock() < trouble.not_before:
             return
-        station = self._stations.get(trial.id)
-        if station is None:
+        active = self._active.get(trial.id)
+        if active is None:
             if trial.id not in self._preparing:
                 self._prepare(trial, self._begin(trial))
             return
         try:
             if (news := self._news.get(trial.id)) is not None:
                 plan_of(news)
-                self._adopt(station, news)
-                await self._check_champion(station)
+                self._adopt(active, news)
+                await self._check_champion(active)
                 self._news.pop(trial.id, None)
-            if trial.id in self._stations:
-                await self._look(station)
+            if trial.id in self._active:
+                await self._look(active)
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - one trial's mistake must not end all others
@@ -204,7 +204,7 @@ class TrialRunner:
             await self._give_up(trial, str(error))
             return
         trouble = self._troubles.setdefault(trial.id, _Trouble())
-        trouble.delay = _BACKOFF.following(trouble.delay, lived=0.0)
+        trouble.delay = _BACKOFF.following(trouble.delay, uptime=0.0)
         trouble.not_before = self._clock() + trouble.delay
         trouble.own_failures += not isinstance(error, _NOT_THE_TRIALS)
         self._looked_at.pop(trial.id, None)  # nobody watches meanwhile
@@ -216,16 +216,16 @@ class TrialRunner:
             await self._give_up(trial, f"it failed {trouble.own_failures} times, with {said}")
 
     async def _give_up(self, trial: Trial, why: str) -> None:
-        station = self._stations.get(trial.id)
-        before = trial.standing if station is None else station.running.trial.standing
-        standing = replace(
+        active = self._active.get(trial.id)
+        before = trial.status if active is None else active.running.trial.status
+        status = replace(
             before,
             state=str(RolloutState.ABORTED),
             watched_seconds=before.watched_seconds if math.isfinite(before.watched_seconds) else 0,
             reason=why[:LONGEST_REASON],
         )
-        seen = trial if station is None else station.running.trial
-        end = partial(self._registry.move_trial, seen, standing, ACTOR, is_over=True)
+        seen = trial if active is None else active.running.trial
+        end = partial(self._registry.trials.move, seen, status, ACTOR, is_over=True)
         try:
             await in_pool(self._pool, end)
         except (TrialMovedOn, TrialNotFound):
@@ -239,7 +239,7 @@ class TrialRunner:
         for kept in (
             self._under_way,
             self._news,
-            self._stations,
+            self._active,
             self._looked_at,
             self._noted_at,
             self._troubles,
@@ -249,9 +249,9 @@ class TrialRunner:
         self._drop_what_is_over()
 
     def _drop_what_is_over(self) -> None:
-        for station in self._places.stations():
-            if station.running.trial.id not in self._under_way and station not in self._ended:
-                self._places.drop(station)
+        for active in self._trial_router.active_trials():
+            if active.running.trial.id not in self._under_way and active not in self._ended:
+                self._trial_router.drop(active)
 
     def _prepare(self, trial: Trial, work: Awaitable[None]) -> None:
         async def prepare() -> None:
@@ -276,80 +276,80 @@ class TrialRunner:
             # Where there were millions of requests it takes minutes, in which other trials must be
             # looked at, and a server that stops must not wait for it.
             has_begun = await in_daemon_thread(partial(self._recount, running))
-        station = Station(running, self._wake.set)
-        is_new = trial.standing.step == 0 and not has_begun
+        active = ActiveTrial(running, self._wake.set)
+        is_new = trial.status.step == 0 and not has_begun
         if not is_new:
-            self._places.put(station)
-        await self._warm_arms(station)
-        self._stations[trial.id] = station
-        self._places.put(station)
+            self._trial_router.put(active)
+        await self._warm_arms(active)
+        self._active[trial.id] = active
+        self._trial_router.put(active)
         logger.info("%s of %s is under way", trial, trial.adapter)
 
     def _recount(self, running: RunningTrial) -> bool:
         """Whether there was any request of this step. Blocks."""
         trial, rule = running.trial, running.counting_rule
-        with self._registry.step_figures(trial.id, trial.standing.step, rule) as figures:
+        with self._registry.observations.step_figures(trial.id, trial.status.step, rule) as figures:
             requests = running.recount(figures)
             running.remember(figures)
         return requests > 0
 
-    async def _warm_arms(self, station: Station) -> None:
-        for arm in station.running.trial.arms:
+    async def _warm_arms(self, active: ActiveTrial) -> None:
+        for arm in active.running.trial.arms:
             if arm.version is None:
                 continue
             try:
                 await self._warm(arm.version)
             except AdapterUnavailable as error:
                 if arm.name != CHAMPION and error.code != "no_adapter_slot":
-                    station.mark_down(arm.name, str(error))
+                    active.mark_down(arm.name, str(error))
             except EngineDead as error:
                 logger.info("%s is not loaded ahead: %s", arm.version, error)
             else:
-                station.down.pop(arm.name, None)
+                active.down.pop(arm.name, None)
 
-    def _adopt(self, station: Station, trial: Trial) -> None:
+    def _adopt(self, active: ActiveTrial, trial: Trial) -> None:
         """Goes on as the registry says."""
-        running, before = station.running, station.running.trial.standing
-        if trial.standing.step != before.step:
-            station.running = RunningTrial(trial, running.plan)
+        running, before = active.running, active.running.trial.status
+        if trial.status.step != before.step:
+            active.running = RunningTrial(trial, running.plan)
             return
-        watched = max(trial.standing.watched_seconds, before.watched_seconds)
-        running.trial = replace(trial, standing=replace(trial.standing, watched_seconds=watched))
-        is_resumed = before.state == RolloutState.PAUSED != trial.standing.state
-        if is_resumed and station.down and trial.id not in self._preparing:
-            self._prepare(trial, self._warm_arms(station))
+        watched = max(trial.status.watched_seconds, before.watched_seconds)
+        running.trial = replace(trial, status=replace(trial.status, watched_seconds=watched))
+        is_resumed = before.state == RolloutState.PAUSED != trial.status.state
+        if is_resumed and active.down and trial.id not in self._preparing:
+            self._prepare(trial, self._warm_arms(active))
 
-    async def _check_champion(self, station: Station) -> None:
+    async def _check_champion(self, active: ActiveTrial) -> None:
         """Ends a trial whose champion somebody has replaced: there is nothing to compare with."""
-        versions = [arm.version for arm in station.running.trial.arms]
-        champion = self._champion_of(station)
-        if station.champion is None or champion is None or champion.desired in versions:
+        versions = [arm.version for arm in active.running.trial.arms]
+        champion = self._champion_of(active)
+        if active.champion is None or champion is None or champion.desired in versions:
             return
         why = f"the champion was changed to {champion.desired.version} meanwhile"
-        await self._move(station, abort(_progress(station), why))
+        await self._move(active, abort(_progress(active), why))
 
-    def _champion_of(self, station: Station) -> AliasVersions | None:
-        adapter = station.running.trial.adapter
+    def _champion_of(self, active: ActiveTrial) -> AliasVersions | None:
+        adapter = active.running.trial.adapter
         listing = self._snapshots.current.adapter(adapter.tenant, adapter.name)
         return None if listing is None else listing.aliases.get(CHAMPION)
 
-    async def _look(self, station: Station) -> None:
-        trial = station.running.trial
+    async def _look(self, active: ActiveTrial) -> None:
+        trial = active.running.trial
         seconds = self._seconds_since_last_look(trial.id)
-        if station.down and trial.id not in self._preparing:
-            await self._hold(station)
+        if active.down and trial.id not in self._preparing:
+            await self._hold(active)
             return
-        plan, running = station.running.plan, station.running
+        plan, running = active.running.plan, active.running
         if isinstance(plan, ExperimentPlan) and not plan.is_automatic:
             return
         tallies = running.tallies(self._now())
         verdicts = await in_pool(self._pool, running.judged, tallies)
         match plan:
             case RolloutPlan():
-                await self._step(station, plan, seconds, verdicts[CHALLENGER])
+                await self._step(active, plan, seconds, verdicts[CHALLENGER])
             case ExperimentPlan():
-                if trial.standing.state != RolloutState.PAUSED:
-                    await self._decide(station, verdicts)
+                if trial.status.state != RolloutState.PAUSED:
+                    await self._decide(active, verdicts)
 
     def _seconds_since_last_look(self, trial_id: int) -> float:
         now = self._clock()
@@ -358,42 +358,42 @@ class TrialRunner:
         return seconds
 
     async def _step(
-        self, station: Station, plan: RolloutPlan, seconds: float, verdict: Verdict
+        self, active: ActiveTrial, plan: RolloutPlan, seconds: float, verdict: Verdict
     ) -> None:
-        before = _progress(station)
+        before = _progress(active)
         after = look(plan, before, seconds, verdict)
         if (after.state, after.step) == (before.state, before.step):
-            trial = station.running.trial
-            station.running.trial = replace(trial, standing=standing_of(after))
-            await self._note(station)
+            trial = active.running.trial
+            active.running.trial = replace(trial, status=status_of(after))
+            await self._note(active)
             return
         promote = CHALLENGER if after.state is RolloutState.PASSED else None
-        await self._move(station, after, promote)
+        await self._move(active, after, promote)
 
-    async def _decide(self, station: Station, verdicts: Mapping[str, Verdict]) -> None:
+    async def _decide(self, active: ActiveTrial, verdicts: Mapping[str, Verdict]) -> None:
         """Ends an automatic experiment by its verdict: the first arm that passes wins."""
         decision = decide(verdicts)
         if decision is None:
             return
         arm, why = decision
-        progress = _progress(station)
-        await self._move(station, win(progress, why) if arm else roll_back(progress, why), arm)
+        progress = _progress(active)
+        await self._move(active, win(progress, why) if arm else roll_back(progress, why), arm)
 
-    async def _hold(self, station: Station) -> None:
-        progress = _progress(station)
+    async def _hold(self, active: ActiveTrial) -> None:
+        progress = _progress(active)
         if progress.state is RolloutState.PAUSED:
             return
-        arms = "; ".join(f"{arm}: {why}" for arm, why in station.down.items())
-        await self._move(station, fell_back(progress, f"the champion answers instead of {arms}"))
+        arms = "; ".join(f"{arm}: {why}" for arm, why in active.down.items())
+        await self._move(active, fell_back(progress, f"the champion answers instead of {arms}"))
 
     async def _move(
-        self, station: Station, progress: RolloutProgress, promote: str | None = None
+        self, active: ActiveTrial, progress: RolloutProgress, promote: str | None = None
     ) -> None:
-        trial = station.running.trial
+        trial = active.running.trial
         move = partial(
-            self._registry.move_trial,
+            self._registry.trials.move,
             trial,
-            standing_of(progress),
+            status_of(progress),
             ACTOR,
             is_over=progress.state.is_over,
             promote=promote,
@@ -404,53 +404,53 @@ class TrialRunner:
             self._revision = -1  # somebody was faster: look again before anything else
             return
         except (AliasMovedOn, AliasNotFound, VersionRetired, VersionNotFound) as error:
-            await self._move(station, abort(_progress(station), str(error)))
+            await self._move(active, abort(_progress(active), str(error)))
             return
         logger.info("%s of %s is %s: %s", trial, trial.adapter, progress.state, progress.reason)
         if progress.state.is_over:
-            self._end(station, moved)
+            self._end(active, moved)
         else:
-            self._adopt(station, moved)
+            self._adopt(active, moved)
         await self._snapshots.refresh()
 
     async def _conclude(self, trial_id: int) -> None:
         """Somebody else has ended it."""
         try:
-            trial = await in_pool(self._pool, self._registry.trial, trial_id)
+            trial = await in_pool(self._pool, self._registry.trials.get, trial_id)
         except TrialNotFound:
             self._forget(trial_id)
         else:
-            self._end(self._stations[trial_id], trial)
+            self._end(self._active[trial_id], trial)
 
-    def _end(self, station: Station, trial: Trial) -> None:
-        if trial.standing.state == RolloutState.PASSED:
-            self._ended.append(station)  # its units keep their arm until all have it
+    def _end(self, active: ActiveTrial, trial: Trial) -> None:
+        if trial.status.state == RolloutState.PASSED:
+            self._ended.append(active)  # its units keep their arm until all have it
         self._forget(trial.id)
 
     def _let_go(self) -> None:
-        for station in tuple(self._ended):
-            champion = self._champion_of(station)
+        for active in tuple(self._ended):
+            champion = self._champion_of(active)
             if champion is None or champion.serving in (champion.desired, None):
-                self._ended.remove(station)
-                self._places.drop(station)
+                self._ended.remove(active)
+                self._trial_router.drop(active)
 
-    async def _note(self, station: Station) -> None:
-        trial, now = station.running.trial, self._clock()
+    async def _note(self, active: ActiveTrial) -> None:
+        trial, now = active.running.trial, self._clock()
         if now - self._noted_at.setdefault(trial.id, now) >= _NOTE_SECONDS:
             self._noted_at[trial.id] = now
             await self._write_watched(trial)
 
     async def _note_all(self) -> None:
         try:
-            for station in self._stations.values():
-                await self._write_watched(station.running.trial)
+            for active in self._active.values():
+                await self._write_watched(active.running.trial)
         except Exception:
             logger.exception("how long trials were watched since they were noted is lost")
 
     async def _write_watched(self, trial: Trial) -> None:
-        seconds = trial.standing.watched_seconds
-        await in_pool(self._pool, self._registry.note_watched, trial, seconds)
+        seconds = trial.status.watched_seconds
+        await in_pool(self._pool, self._registry.trials.note_watched, trial, seconds)
 
 
-def _progress(station: Station) -> RolloutProgress:
-    return progress_of(station.running.trial.standing)
+def _progress(active: ActiveTrial) -> RolloutProgress:
+    return progress_of(active.running.trial.status)

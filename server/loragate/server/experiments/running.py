@@ -106,7 +106,7 @@ class RunningTrial:
         row = ExposureRow(
             os.urandom(12).hex(),
             given.arm.id,
-            self.trial.standing.step,
+            self.trial.status.step,
             tenant,
             request_id,
             given.unit,
@@ -133,7 +133,7 @@ class RunningTrial:
         self._count_outcome(exposure, row)
         return row
 
-    def hear(self, feedback: FeedbackRow) -> None:
+    def record(self, feedback: FeedbackRow) -> None:
         """Feedback that the registry has kept now; that of another trial or step, of a request that
         a fallback answered, or of one that is long past, is passed over.
         """
@@ -245,5 +245,5 @@ class RunningTrial:
 def _shares(trial: Trial, plan: RolloutPlan | ExperimentPlan) -> dict[str, float]:
     if isinstance(plan, ExperimentPlan):
         return dict(plan.shares)
-    share = plan.steps[trial.standing.step]
+    share = plan.steps[trial.status.step]
     return {CHALLENGER: share, CHAMPION: 1 - share}

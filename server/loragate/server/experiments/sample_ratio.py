@@ -2,8 +2,9 @@
 what is left can be trusted.
 
 The chi-squared test on units, as in A. Fabijan et al., "Diagnosing sample ratio mismatch in online
-controlled experiments", KDD 2019. Looked at all the time it cries wolf now and then (`simulate`
-says how often); that only delays a verdict, and the cry ends when the counts come back.
+controlled experiments", KDD 2019. Looked at all the time it cries wolf now and then
+(`bench/simulate.py` says how often); that only delays a verdict, and the cry ends when the counts
+come back.
 """
 
 from collections.abc import Sequence

@@ -4,13 +4,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from loragate.adapters import errors as registry_errors
+from loragate.adapters.names import CHAMPION
 from loragate.adapters.registry.merged_states import MergedState
 from loragate.adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from loragate.server.core import BASE, MERGED, Route
 from loragate.server.errors import ModelNotFound
-
-CHAMPION = "champion"
-
 
 _MANY_MODELS = 300  # a few milliseconds' worth of names
 
@@ -68,8 +66,8 @@ class Router:
             ) from None
         if plain == model:
             return Route(tenant, version, snapshot.mode(tenant, name, selector or CHAMPION))
-        standing = snapshot.merged(version)
-        if standing is None or not standing.is_wanted:
+        status = snapshot.merged(version)
+        if status is None or not status.is_wanted:
             raise ModelNotFound(
                 f"{version} is not served merged; ask for '{plain}', or let an operator serve it "
                 f"with `loragate merge {version} --serve`.",
@@ -103,8 +101,8 @@ class Router:
                     version = snapshot.resolve(tenant, listing.name, selector)
                     cards.append(self._card(tenant, model, Route(tenant, version)))
             for version in listing.versions:
-                standing = snapshot.merged(version)
-                if standing is not None and standing.state is MergedState.SERVING:
+                status = snapshot.merged(version)
+                if status is not None and status.state is MergedState.SERVING:
                     model = f"{listing.name}@{version.version}{MERGED}"
                     cards.append(self._card(tenant, model, Route(tenant, version, "merged")))
         return tuple(cards)
@@ -123,7 +121,7 @@ class Router:
         )
 
 
-def say_hidden(snapshot: Snapshot, base_model: str) -> str:
+def shadowed_adapters_warning(snapshot: Snapshot, base_model: str) -> str:
     """One sentence on the adapters whose plain names reach the base model; "" where none does.
 
     None can be published so, but adapters may be older than the base model that serves now.

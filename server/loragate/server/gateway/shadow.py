@@ -1,6 +1,6 @@
 """Answers requests a second time by another arm, out of the client's sight and out of its way.
 
-A shadow begins once the client has its answer. It takes no place in the queue and is charged to
+A shadow begins once the client has its answer. It does not wait in the queue and is charged to
 nobody; it has a budget of its own, and gives way, at its next token, to whoever waits.
 """
 
@@ -21,7 +21,7 @@ from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.core import ChatRequest, Delta, Request, Route
 from loragate.server.engine.protocol import LAST_RANK, Engine, EngineRequest, LoadedAdapter
 from loragate.server.experiments.observation_log import ObservationLog
-from loragate.server.experiments.places import Clock, Place, Shadow, wall_clock
+from loragate.server.experiments.trial_router import Clock, Shadow, TrialAssignment, wall_clock
 from loragate.server.gateway.prompting import PromptBuilder
 from loragate.server.merged.models import MergedModels
 from loragate.server.residency.residency import Residency
@@ -33,7 +33,7 @@ _LONGEST_TEXT = 2000  # characters that are kept of an answer
 
 
 @dataclass(slots=True)
-class Heard:
+class CapturedResponse:
     """An answer that is to be shadowed, as it came."""
 
     request: Request
@@ -73,24 +73,28 @@ class Shadows:
         self._budget = _Budget(tokens_per_minute, clock)
         self._clock = clock
         self._now = now
-        self._waiting: deque[Heard] = deque()
+        self._waiting: deque[CapturedResponse] = deque()
         self._has_work = asyncio.Event()
         self.made = 0
         self.dropped = 0
 
-    def listen(self, place: Place | None, request: Request) -> Heard | None:
+    def capture(
+        self, assignment: TrialAssignment | None, request: Request
+    ) -> CapturedResponse | None:
         """Something to gather the answer in, where the request is to be shadowed."""
-        shadow = None if place is None else place.shadow()
-        return Heard(request, shadow) if shadow is not None and _is_plain(request) else None
+        shadow = None if assignment is None else assignment.shadow()
+        return (
+            CapturedResponse(request, shadow) if shadow is not None and _is_plain(request) else None
+        )
 
-    def offer(self, heard: Heard) -> None:
+    def submit(self, captured: CapturedResponse) -> None:
         """The answer has been given. Never waits."""
-        if not heard.is_whole:
+        if not captured.is_whole:
             return
         if len(self._waiting) >= _MOST_WAITING or self._is_busy():
             self.dropped += 1
         else:
-            self._waiting.append(heard)
+            self._waiting.append(captured)
             self._has_work.set()
 
     @asynccontextmanager
@@ -100,9 +104,9 @@ class Shadows:
 
     async def _answer_all(self) -> None:
         while self._waiting:
-            heard, is_made = self._waiting.popleft(), False  # not again, should it fail
+            captured, is_made = self._waiting.popleft(), False  # not again, should it fail
             try:
-                is_made = await self._answer(heard)
+                is_made = await self._answer(captured)
             except LoragateError as error:
                 logger.info("a shadow was not made: %s", error)
             finally:
@@ -110,51 +114,53 @@ class Shadows:
                 self.dropped += not is_made
         self._has_work.clear()
 
-    async def _answer(self, heard: Heard) -> bool:
-        version = heard.shadow.arm.version
-        tenant = heard.shadow.exposure.tenant
-        prepared = await self._builder.prepare(heard.request, self._contract(version), tenant)
+    async def _answer(self, captured: CapturedResponse) -> bool:
+        version = captured.shadow.arm.version
+        tenant = captured.shadow.exposure.tenant
+        prepared = await self._builder.prepare(captured.request, self._contract(version), tenant)
         ids = prepared.prompt_ids[0]
-        most = min(prepared.sampling.max_tokens or len(heard.ids), len(heard.ids)) + _MORE_TOKENS
+        most = (
+            min(prepared.sampling.max_tokens or len(captured.ids), len(captured.ids)) + _MORE_TOKENS
+        )
         if self._is_busy() or not self._budget.take(len(ids) + most):
             return False
-        route = Route(tenant, version, heard.shadow.arm.mode)
+        route = Route(tenant, version, captured.shadow.arm.mode)
         if not self._merged.has_room(route, len(ids) + most):
             return False
         async with self._lend(route) as (engine, adapter):
             if engine is None:
                 return False
-            salt = f"{heard.shadow.exposure.tenant}:{heard.request.options.cache_salt}"
+            salt = f"{captured.shadow.exposure.tenant}:{captured.request.options.cache_salt}"
             sampling = replace(prepared.sampling, max_tokens=most)
             asked = EngineRequest(
                 f"shadow-{uuid.uuid4().hex}", ids, sampling, adapter, salt, LAST_RANK
             )
             is_greedy = sampling.temperature == 0
-            return await self._compare(heard, engine.generate(asked), is_greedy)
+            return await self._compare(captured, engine.generate(asked), is_greedy)
 
     async def _compare(
-        self, heard: Heard, deltas: AsyncGenerator[Delta, None], is_greedy: bool
+        self, captured: CapturedResponse, deltas: AsyncGenerator[Delta, None], is_greedy: bool
     ) -> bool:
-        started, mine = self._clock(), Heard(heard.request, heard.shadow)
+        started, mine = self._clock(), CapturedResponse(captured.request, captured.shadow)
         async with aclosing(deltas):
             async for delta in deltas:
                 mine.add(delta)
                 if self._is_busy():
                     return False
-        exposure = heard.shadow.exposure
+        exposure = captured.shadow.exposure
         self._log.add(
             ShadowRow(
                 exposure.id,
-                heard.shadow.arm.id,
+                captured.shadow.arm.id,
                 exposure.step,
                 self._now(),
-                heard.shadow.answered_by,
+                captured.shadow.answered_by,
                 is_greedy,
-                _same(heard.ids, mine.ids),
-                len(heard.ids),
+                _same(captured.ids, mine.ids),
+                len(captured.ids),
                 len(mine.ids),
                 self._clock() - started,
-                "".join(heard.text)[:_LONGEST_TEXT],
+                "".join(captured.text)[:_LONGEST_TEXT],
                 "".join(mine.text)[:_LONGEST_TEXT],
             )
         )
@@ -168,11 +174,11 @@ class Shadows:
         if self._merged.reachable(route) is not route:
             yield None, None
             return
-        with self._merged.lend(route) as engine:
+        with self._merged.acquire(route) as engine:
             if route.version is None or not route.needs_slot:
                 yield engine, None
                 return
-            async with self._residency.borrow(route.version) as adapter:
+            async with self._residency.try_acquire(route.version) as adapter:
                 yield None if adapter is None else engine, adapter
 
 

@@ -293,7 +293,7 @@ def _add_merged(router: APIRouter, administration: Administration) -> None:
     @router.get("/engines", tags=["merged models"])
     async def list_engines() -> list[EngineView]:
         """List the base model's engine and those of merged models, with the memory of each."""
-        return [EngineView.of(standing) for standing in await administration.engines()]
+        return [EngineView.of(status) for status in await administration.engines()]
 
 
 def _add_pins(router: APIRouter, administration: Administration) -> None:

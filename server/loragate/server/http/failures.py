@@ -1,6 +1,7 @@
 """An exception as an HTTP answer, in OpenAI's error object: the one place of this transport."""
 
 import logging
+import math
 import re
 from collections.abc import MutableMapping
 from http import HTTPStatus
@@ -11,14 +12,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from loragate.server.admission.admission import retry_after_header, retry_after_ms_header
-from loragate.server.errors import (
-    InvalidRequest,
-    MethodNotAllowed,
-    RequestError,
-    RouteNotFound,
-    describe,
-)
+from loragate.server.errors import InvalidRequest, MethodNotAllowed, RequestError, RouteNotFound
+from loragate.server.statuses import describe
+
+_LONGEST_HINT_SECONDS = 120.0  # OpenAI's clients give up at once on anything longer
+
 
 logger = logging.getLogger(__name__)
 
@@ -122,3 +120,13 @@ def _invalid(problem: MutableMapping[str, object]) -> InvalidRequest:
             return InvalidRequest(
                 f"{path or 'The body'}: {problem['msg']}.", param=path or None, code="invalid_type"
             )
+
+
+def retry_after_header(seconds: float) -> int:
+    """Whole seconds for `Retry-After`: never 0, never longer than clients are willing to wait."""
+    return max(1, math.ceil(min(seconds, _LONGEST_HINT_SECONDS)))
+
+
+def retry_after_ms_header(seconds: float) -> int:
+    """The same in milliseconds, rounded up: a moment too early would be refused again."""
+    return max(1, math.ceil(min(seconds, _LONGEST_HINT_SECONDS) * 1000))

@@ -10,6 +10,7 @@ from loragate.server import core
 from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.gateway.gateway import Gateway, Generation
+from loragate.server.headers import provenance_of
 from loragate.server.http.answers import DONE, Writer
 from loragate.server.http.failures import error_body
 
@@ -82,7 +83,7 @@ async def _start(
 ) -> None:
     headers = [
         (b"content-type", content_type),
-        *((name.encode(), value.encode()) for name, value in generation.route.provenance),
+        *((name.encode(), value.encode()) for name, value in provenance_of(generation.route)),
     ]
     if length is None:
         headers += [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]

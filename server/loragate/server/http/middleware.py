@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loragate.server.errors import BodyTooLarge, ClientTooSlow, HeadersTooLarge, UrlTooLong
+from loragate.server.headers import REQUEST_ID
 from loragate.server.http.failures import send_error
 
 access_log = logging.getLogger("loragate.access")
@@ -32,7 +33,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = Headers(scope=scope).get("x-request-id", "")
+        sent = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = sent if _REQUEST_ID.fullmatch(sent) else f"req-{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
         started = asyncio.get_running_loop().time()
@@ -42,7 +43,7 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
         try:

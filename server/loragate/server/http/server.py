@@ -30,8 +30,9 @@ from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import Caller
 from loragate.server.errors import PermissionDenied, Unauthenticated
-from loragate.server.gateway.gateway import Gateway
 from loragate.server.gateway.routing import ModelCard
+from loragate.server.gateway.services import TenantServices
+from loragate.server.headers import CONVERSATION
 from loragate.server.http.failures import answer_error
 from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import Answer
@@ -52,7 +53,7 @@ class HttpOptions:
 
 
 def build_http(
-    gateway: Gateway,
+    services: TenantServices,
     health: Health,
     metrics: Metrics,
     options: HttpOptions,
@@ -70,7 +71,7 @@ def build_http(
     )
     # FastAPI's own page loads its scripts from a public network, which a gateway may not reach.
     patch_fastapi(app, "/docs", swagger_ui_parameters={"persistAuthorization": False})
-    data_plane = _data_plane(gateway, threads)
+    data_plane = _data_plane(services, threads)
     app.include_router(data_plane, prefix="/v1", tags=["models"])
     app.include_router(data_plane, prefix="/t/{tenant}/v1", tags=["models of one tenant"])
     app.include_router(_probes(health, metrics, options), tags=["operation"])
@@ -85,17 +86,17 @@ def build_http(
     return app
 
 
-def _data_plane(gateway: Gateway, threads: FairThreads) -> APIRouter:
+def _data_plane(services: TenantServices, threads: FairThreads) -> APIRouter:
     @contextmanager
     def arriving(request: Request) -> Iterator[str]:
-        with gateway.arrive(_caller(request)) as arrival:
+        with services.arrivals.arrive(_caller(request)) as arrival:
             request.state.arrival = arrival
             yield arrival.tenant
 
     async def answer(body: ChatBody | CompletionBody, request: Request) -> Response:
         arrival, is_large = _arrival(request), request.state.is_large
         asked = await threads.do(arrival.tenant, is_large, body.to_core)
-        return Answer(gateway, asked, arrival, threads)
+        return Answer(services.gateway, asked, arrival, threads)
 
     said_to_clients = [Depends(HTTPBearer(auto_error=False))]  # it checks nothing
     router = APIRouter(dependencies=said_to_clients, route_class=guarded_by(arriving, threads))
@@ -110,16 +111,16 @@ def _data_plane(gateway: Gateway, threads: FairThreads) -> APIRouter:
 
     @router.post("/feedback", summary="Say how good an answer was")
     async def feedback(body: FeedbackBody, request: Request) -> Response:
-        is_new = await gateway.feedback(body.to_feedback(), _arrival(request))
+        is_new = await services.feedback.give(_arrival(request).tenant, body.to_feedback())
         return _json(200, {"object": "feedback", "id": body.request_id, "is_new": is_new})
 
     @router.get("/models", summary="List the models this key can use")
     async def list_models(request: Request) -> Response:
-        return await gateway.models(_arrival(request), _list_of_models)
+        return await services.models.view(_arrival(request), _list_of_models)
 
     @router.get("/models/{model:path}", summary="Get one model")
     async def get_model(model: str, request: Request) -> Response:
-        return _json(200, _card(gateway.get_model(model, _arrival(request))))
+        return _json(200, _card(services.models.get(model, _arrival(request))))
 
     return router
 
@@ -161,7 +162,7 @@ async def _each(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 def _caller(request: Request) -> Caller:
     tenant: str | None = request.path_params.get("tenant")
-    conversation = request.headers.get("x-conversation-id")
+    conversation = request.headers.get(CONVERSATION)
     return Caller(bearer_key(request), request.state.request_id, "http", tenant, conversation)
 
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from loragate.server.core import MERGED
-from loragate.server.engine.memory import Need
+from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.engine.supervision import EngineState, SupervisedEngine
 from loragate.server.merged.models import MergedModels
 
 
 @dataclass(frozen=True, slots=True)
-class EngineStanding:
+class EngineStatus:
     """`name` is the base model's, or `acme/support@v3+merged`. `memory_bytes` is what it holds now,
     0 where that cannot be told; `budget_bytes` what it may take, 0 where it took all at its start.
     """
@@ -23,21 +23,23 @@ class EngineStanding:
 
 
 class Engines:
-    def __init__(self, base: SupervisedEngine, base_need: Need, merged: MergedModels) -> None:
+    def __init__(
+        self, base: SupervisedEngine, base_need: MemoryRequirement, merged: MergedModels
+    ) -> None:
         self._base = base
         self._base_need = base_need
         self._merged = merged
 
-    def standings(self) -> tuple[EngineStanding, ...]:
+    def statuses(self) -> tuple[EngineStatus, ...]:
         """The base model's first. Blocks for some milliseconds."""
         merged = [
-            _standing(f"{model.version}{MERGED}", model.engine, model.need)
+            _status(f"{model.version}{MERGED}", model.engine, model.need)
             for model in self._merged.models
         ]
-        return (_standing(self._base.model.name, self._base, self._base_need), *merged)
+        return (_status(self._base.model.name, self._base, self._base_need), *merged)
 
 
-def _standing(name: str, engine: SupervisedEngine, need: Need) -> EngineStanding:
-    return EngineStanding(
+def _status(name: str, engine: SupervisedEngine, need: MemoryRequirement) -> EngineStatus:
+    return EngineStatus(
         name, engine.state, engine.generation, engine.memory_bytes, need.bytes, need.weights_bytes
     )

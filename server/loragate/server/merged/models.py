@@ -7,9 +7,8 @@ merged model cannot answer, its version does, as an adapter beside the base mode
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import (
-    AbstractAsyncContextManager,
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
@@ -27,16 +26,13 @@ from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.core import Route
 from loragate.server.engine.memory import (
-    PROCESS_BYTES,
-    FreeBytes,
-    Need,
-    free_host_bytes,
-    gib,
-    weights_bytes,
+    MemoryRequirement,
 )
 from loragate.server.engine.protocol import Engine
 from loragate.server.engine.supervision import EngineState, SupervisedEngine
 from loragate.server.errors import EngineDead
+from loragate.server.merged.backend import MergedBackend
+from loragate.server.merged.memory import InsufficientMemory, MemoryBudget, MergedMemory
 
 logger = logging.getLogger(__name__)
 ACTOR = "server"
@@ -44,60 +40,8 @@ _TELL_AGAIN_SECONDS = 1.0
 _LAST = (MergedState.REFUSED, MergedState.FAILED)  # nothing is tried after these by itself
 
 
-class NoRoom(LoragateError):
-    """A merged model, or the making of one, would need more memory than there is."""
-
-
 class _Unwanted(Exception):
     """What was begun for a merged model is wanted no longer."""
-
-
-async def _make_none(version: AdapterVersion) -> None:
-    raise LoragateError(
-        f"{version} has no merged model, and this server makes none; make it with "
-        f"`loragate merge {version}`"
-    )
-
-
-def _start_none(folder: Path, need: Need) -> AbstractAsyncContextManager[Engine]:
-    raise LoragateError("this server has no engine for merged models")
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What the machine can do for merged models: start an engine on a folder, make the merged model
-    of a version that has none and keep it in the registry, and say what memory is free: where
-    engines compute, and where merged models are made, which is the host's in any case.
-    """
-
-    start: Callable[[Path, Need], AbstractAsyncContextManager[Engine]] = _start_none
-    make: Callable[[AdapterVersion], Awaitable[None]] = _make_none
-    free_bytes: FreeBytes = free_host_bytes
-    free_host_bytes: FreeBytes = free_host_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Memory for merged models: each one's cache, and what is to stay free beside all of them.
-    `dtype` is `engine.dtype`, `process_bytes` what an engine takes besides weights and cache, and
-    `merging_bytes` what the making of a merged model takes of the host for its minute. `base_need`
-    is the base model's engine's. Where engines compute on a GPU (`is_gpu`), needs are of its memory
-    and a running engine has taken all of its own; on a CPU it may not have yet.
-    """
-
-    kv_cache_bytes: int
-    reserve_bytes: int
-    dtype: str
-    base_need: Need
-    merging_bytes: int
-    process_bytes: int = PROCESS_BYTES
-    is_gpu: bool = False
-
-    def outstanding(self, need: Need, engine: Engine) -> int:
-        """What the engine has been promised and not taken yet."""
-        if self.is_gpu:
-            return 0 if engine.is_alive else need.bytes
-        return max(0, need.bytes - engine.memory_bytes)
 
 
 @dataclass(slots=True, eq=False)
@@ -105,13 +49,13 @@ class MergedModel:
     """One merged model in its engine, with the requests that it answers now."""
 
     version: AdapterVersion
-    need: Need
+    need: MemoryRequirement
     engine: SupervisedEngine
     running: int = 0
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     @contextmanager
-    def lent(self) -> Iterator[Engine]:
+    def in_use(self) -> Iterator[Engine]:
         self.running += 1
         self._idle.clear()
         try:
@@ -144,8 +88,8 @@ class MergedModels:
         registry: Registry,
         snapshots: SnapshotWatcher,
         base_engine: Engine,
-        workshop: Workshop,
-        budget: Budget,
+        merged_backend: MergedBackend,
+        budget: MemoryBudget,
         changed: asyncio.Event,
         background: BackgroundTasks,
         backoff: Backoff | None = None,
@@ -154,8 +98,8 @@ class MergedModels:
         self._registry = registry
         self._snapshots = snapshots
         self._base_engine = base_engine
-        self._workshop = workshop
-        self._budget = budget
+        self._merged_backend = merged_backend
+        self._memory = MergedMemory(budget, merged_backend, base_engine, self._promised)
         self._changed = changed
         self._background = background
         self._backoff = backoff
@@ -190,7 +134,7 @@ class MergedModels:
         return model is None or tokens <= model.engine.model.max_model_len
 
     @contextmanager
-    def lend(self, route: Route) -> Iterator[Engine]:
+    def acquire(self, route: Route) -> Iterator[Engine]:
         """The engine that answers by the route, for one request. Raises EngineDead."""
         if route.version is None or route.mode == "unmerged":
             yield self._base_engine
@@ -198,13 +142,13 @@ class MergedModels:
         model = self._models.get(route.version.lora_id)
         if model is None:
             raise EngineDead(f"{route.answers} has just stopped.", retry_after_seconds=1.0)
-        with model.lent() as engine:
+        with model.in_use() as engine:
             yield engine
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["MergedModels"]:
         """Serves what is wished for, then follows; leaving closes all engines."""
-        await asyncio.to_thread(self._registry.reset_merged, ACTOR)
+        await asyncio.to_thread(self._registry.merged.reset, ACTOR)
         await self._snapshots.refresh()
         self._changed.set()
         try:
@@ -231,8 +175,8 @@ class MergedModels:
         snapshot = self._snapshots.current
         wanted = snapshot.served_merged()
         for version in wanted:
-            standing = snapshot.merged(version)
-            if standing is None or standing.state is not MergedState.WAITING:
+            status = snapshot.merged(version)
+            if status is None or status.state is not MergedState.WAITING:
                 continue
             service = self._services.get(version.lora_id)
             if service is None:
@@ -261,10 +205,10 @@ class MergedModels:
         try:
             folder = await self._folder(version, unwanted)
             async with self._started(version, folder, unwanted) as model:
-                await self._lend_until(model, unwanted)
+                await self._serve_until(model, unwanted)
         except _Unwanted:
             await self._say(version, None)
-        except NoRoom as error:
+        except InsufficientMemory as error:
             await self._say(version, MergedState.REFUSED, str(error))
         except Exception as error:  # a start fails in ways that nobody can list
             logger.exception("%s cannot be served merged", version)
@@ -273,7 +217,8 @@ class MergedModels:
             await self._say(version, None)
 
     async def _folder(self, version: AdapterVersion, unwanted: asyncio.Event) -> Path:
-        """The merged model's; it is made first where there is none. Raises NoRoom, and _Unwanted
+        """The merged model's; it is made first where there is none. Raises InsufficientMemory, and
+        _Unwanted
         where it is wanted no longer.
         """
         try:
@@ -282,75 +227,38 @@ class MergedModels:
             async with self._one_start:
                 if unwanted.is_set():  # others may have held the lock for hours
                     raise _Unwanted from None
-                free = await self._free_host_bytes()
-                if self._budget.merging_bytes > free:
-                    raise NoRoom(
-                        f"merging takes {gib(self._budget.merging_bytes)} of the host's memory for "
-                        f"a minute, and {gib(max(0, free))} are free; make the merged model "
-                        "elsewhere, or free memory and ask again"
-                    ) from None
+                await self._memory.require_for_merging()
                 await self._say(version, MergedState.MAKING)
-                await _unless(unwanted, self._workshop.make(version))
+                await _unless(unwanted, self._merged_backend.make(version))
             return await self._find(version)
 
     async def _find(self, version: AdapterVersion) -> Path:
         name = AdapterName(version.tenant, version.name)
-        return await asyncio.to_thread(self._registry.merged_model, name, version.number)
+        return await asyncio.to_thread(self._registry.merges.folder, name, version.number)
 
     @asynccontextmanager
     async def _started(
         self, version: AdapterVersion, folder: Path, unwanted: asyncio.Event
     ) -> AsyncIterator[MergedModel]:
-        """Raises NoRoom, and _Unwanted where it is wanted no longer."""
-        weights = await asyncio.to_thread(weights_bytes, folder, self._budget.dtype)
-        need = Need(weights, self._budget.kv_cache_bytes, self._budget.process_bytes)
+        """Raises InsufficientMemory, and _Unwanted where it is wanted no longer."""
+        need = await asyncio.to_thread(self._memory.need_of, folder)
         async with AsyncExitStack() as stack:
             async with self._one_start:
                 if unwanted.is_set():
                     raise _Unwanted
-                await self._require_room(need)
+                await self._memory.require_for_engine(need)
                 await self._say(version, MergedState.STARTING)
                 engine = await stack.enter_async_context(
                     SupervisedEngine.running(
-                        lambda: self._workshop.start(folder, need), backoff=self._backoff
+                        lambda: self._merged_backend.start(folder, need), backoff=self._backoff
                     )
                 )
             yield MergedModel(version, need, engine)
 
-    async def _require_room(self, need: Need) -> None:
-        free = await self._free_bytes()
-        if need.bytes > free:
-            raise NoRoom(
-                f"it needs {need}, and {gib(max(0, free))} are free beside the "
-                f"{gib(self._budget.reserve_bytes)} that stay so (merged.reserve_gib) and what the "
-                "engines that run may still take; free memory or lower merged.kv_cache_gib, and "
-                "ask again"
-            )
+    def _promised(self) -> list[tuple[MemoryRequirement, Engine]]:
+        return [(model.need, model.engine) for model in self.models]
 
-    async def _free_bytes(self) -> int:
-        """Where engines compute, less what is kept in reserve and what engines have yet to take."""
-
-        def measure() -> int:
-            left = self._workshop.free_bytes() - self._budget.reserve_bytes
-            return left - self._outstanding()
-
-        return await asyncio.to_thread(measure)
-
-    async def _free_host_bytes(self) -> int:
-        """As `_free_bytes`, of the host, of which engines on a GPU have taken what they need."""
-
-        def measure() -> int:
-            left = self._workshop.free_host_bytes() - self._budget.reserve_bytes
-            return left - (0 if self._budget.is_gpu else self._outstanding())
-
-        return await asyncio.to_thread(measure)
-
-    def _outstanding(self) -> int:
-        promised = [(self._budget.base_need, self._base_engine)]
-        promised += [(model.need, model.engine) for model in self.models]
-        return sum(self._budget.outstanding(need, engine) for need, engine in promised)
-
-    async def _lend_until(self, model: MergedModel, unwanted: asyncio.Event) -> None:
+    async def _serve_until(self, model: MergedModel, unwanted: asyncio.Event) -> None:
         version = model.version
 
         async def reflect(state: EngineState) -> None:
@@ -396,7 +304,7 @@ class MergedModels:
             state, reason = said
             try:
                 await asyncio.to_thread(
-                    self._registry.set_merged_state, version, state, ACTOR, reason
+                    self._registry.merged.set_state, version, state, ACTOR, reason
                 )
             except VersionNotFound as error:
                 logger.warning("%s is served merged for nobody: %s", version, error)

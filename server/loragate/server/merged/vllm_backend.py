@@ -19,14 +19,15 @@ from loragate.server.engine.kv_cache import read_shape, require_fit
 from loragate.server.engine.memory import (
     GPU_PROCESS_BYTES,
     PROCESS_BYTES,
-    Need,
+    MemoryRequirement,
     free_host_bytes,
     weights_bytes,
 )
 from loragate.server.engine.protocol import Engine
 from loragate.server.engine.vllm.forkserver import is_cpu_build
+from loragate.server.merged.backend import MergedBackend
+from loragate.server.merged.memory import MemoryBudget
 from loragate.server.merged.merging import run_merge
-from loragate.server.merged.models import Budget, Workshop
 
 
 def require_fitting(engine: EngineConfig) -> None:
@@ -55,11 +56,11 @@ def _import_vllm() -> ModuleType:
     return vllm_engine
 
 
-def merged_workshop(config: Config, home: Home, base: BaseModel) -> Workshop:
+def vllm_merged_backend(config: Config, home: Home, base: BaseModel) -> MergedBackend:
     """Merged models in vLLM; the trainer, if it is installed, makes those that are missing."""
 
     @asynccontextmanager
-    async def start(folder: Path, need: Need) -> AsyncIterator[Engine]:
+    async def start(folder: Path, need: MemoryRequirement) -> AsyncIterator[Engine]:
         vllm_engine = await in_daemon_thread(_import_vllm)
         merged = replace(base, path=folder)
         started = vllm_engine.run_merged_engine(config.engine, merged, home.cache, need)
@@ -67,7 +68,7 @@ def merged_workshop(config: Config, home: Home, base: BaseModel) -> Workshop:
             yield engine
 
     url = config.registry.url or home.database_url
-    return Workshop(
+    return MergedBackend(
         start,
         partial(
             run_merge,
@@ -89,10 +90,10 @@ def _free_gpu_bytes(engine: EngineConfig) -> int:
     return Gpus.from_driver().memory(engine.tensor_parallel_size).free_bytes
 
 
-def merged_budget(config: Config, base: BaseModel) -> Budget:
+def merged_budget(config: Config, base: BaseModel) -> MemoryBudget:
     """What merged models may take here; reads the headers of the base model's weights."""
     is_cpu = is_cpu_build()
-    return Budget(
+    return MemoryBudget(
         kv_cache_bytes=int(config.merged.kv_cache_gib * 2**30),
         reserve_bytes=int(config.merged.reserve_gib * 2**30),
         dtype=config.engine.dtype,
@@ -104,11 +105,13 @@ def merged_budget(config: Config, base: BaseModel) -> Budget:
     )
 
 
-def _need_on_cpu(engine: EngineConfig, base: BaseModel) -> Need:
-    return Need(weights_bytes(base.path, engine.dtype), int(engine.kv_cache_gib * 2**30))
+def _need_on_cpu(engine: EngineConfig, base: BaseModel) -> MemoryRequirement:
+    return MemoryRequirement(
+        weights_bytes(base.path, engine.dtype), int(engine.kv_cache_gib * 2**30)
+    )
 
 
-def _need_on_gpu(engine: EngineConfig) -> Need:
+def _need_on_gpu(engine: EngineConfig) -> MemoryRequirement:
     """The share of the GPU that vLLM takes for all together; nothing where it cannot be measured,
     which is told when a merged model is to start.
     """
@@ -116,4 +119,4 @@ def _need_on_gpu(engine: EngineConfig) -> Need:
         total = Gpus.from_driver().memory(engine.tensor_parallel_size).total_bytes
     except GpusUnknown:
         total = 0
-    return Need(0, int(engine.gpu_memory_utilization * total), 0)
+    return MemoryRequirement(0, int(engine.gpu_memory_utilization * total), 0)

@@ -26,7 +26,7 @@ from loragate.adapters.errors import (
     VersionRetired,
 )
 from loragate.adapters.format.files import inspect
-from loragate.adapters.format.publish_check import StaticGate
+from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.format.reference import Reference
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.registry import Registry
@@ -35,10 +35,10 @@ from loragate.adapters.store import ArtifactStore
 from loragate.server.concurrency.retries import Backoff, Retries
 from loragate.server.engine.protocol import Engine, LoadedAdapter, Placing
 from loragate.server.errors import AdapterUnavailable, EngineDead, MachineFault
-from loragate.server.residency.pace import let_steps_pass
 from loragate.server.residency.probe import Probe
 
 logger = logging.getLogger(__name__)
+_STEP_SECONDS = 0.06  # of an engine on two cores; one on a GPU takes less
 ACTOR = "server"
 NOT_LOADED = "not_loaded"
 """The code, at the beginning of a reason, of what only this machine could not load."""
@@ -57,7 +57,7 @@ class Loader:
         engine: Engine,
         registry: Registry,
         store: ArtifactStore,
-        gate: StaticGate,
+        publish_check: PublishCheck,
         probe: Probe,
         on_load: Callable[[AdapterVersion, float], None] = lambda version, seconds: None,
         is_busy: Callable[[], bool] = lambda: False,
@@ -71,7 +71,7 @@ class Loader:
         self._engine = engine
         self._registry = registry
         self._store = store
-        self._gate = gate
+        self._publish_check = publish_check
         self._probe = probe
         self._on_load = on_load
         self._is_busy = is_busy
@@ -144,12 +144,12 @@ class Loader:
         async with asyncio.timeout(_UNLOAD_SECONDS):
             await self._engine.unload(adapter)
 
-    async def let_steps_pass(self) -> None:
+    async def yield_to_engine(self) -> None:
         """Between two pieces of work of some milliseconds each, where requests run."""
-        await let_steps_pass(self._is_busy)
+        await yield_to_engine(self._is_busy)
 
     async def set_state(self, version: AdapterVersion, state: AdapterState, why: str = "") -> None:
-        await asyncio.to_thread(self._registry.set_state, version, state, ACTOR, why)
+        await asyncio.to_thread(self._registry.states.set, version, state, ACTOR, why)
         self._unsaid.pop(version.lora_id, None)
 
     async def begin_drain(self, version: AdapterVersion) -> None:
@@ -214,12 +214,12 @@ class Loader:
         return adapter
 
     async def _load_and_check(self, version: AdapterVersion, placing: Placing) -> LoadedAdapter:
-        await self.let_steps_pass()
+        await self.yield_to_engine()
         is_elsewhere = False
         try:
             adapter, reference = await self._on_disk(version, self._check_on_disk)
             is_elsewhere = await self._set_loading(version)
-            await self.let_steps_pass()
+            await self.yield_to_engine()
             async with placing(adapter):
                 await self._put_in(adapter, partial(self._probe.check, adapter, reference))
             await self.set_ready(version)
@@ -263,7 +263,7 @@ class Loader:
         adapter = self._verify(version)
         try:
             files = inspect(adapter.path)
-            self._gate.check_header(files)
+            self._publish_check.check_header(files)
         except InvalidAdapter as error:
             if isinstance(error.__cause__, OSError):
                 raise StoreError(str(error)) from error
@@ -287,7 +287,7 @@ class Loader:
         VersionRetired, and StoreError.
         """
         set_loading = partial(
-            self._registry.set_state,
+            self._registry.states.set,
             *(version, AdapterState.LOADING, ACTOR),
             unless=AdapterState.READY,
         )
@@ -315,10 +315,10 @@ class Loader:
 
         def say_failed() -> None:
             with suppress(IllegalMove):  # it is LOADING already, from which alone it can fail
-                self._registry.set_state(
+                self._registry.states.set(
                     version, AdapterState.LOADING, ACTOR, unless=AdapterState.READY
                 )
-            self._registry.set_state(version, AdapterState.FAILED, ACTOR, f"{code}: {error}")
+            self._registry.states.set(version, AdapterState.FAILED, ACTOR, f"{code}: {error}")
 
         await self._say(say_failed, version)
         raise AdapterUnavailable(f"{version} cannot serve: {error}", code=code) from error
@@ -334,7 +334,9 @@ class Loader:
     def _not_loaded(
         self, version: AdapterVersion, reason: str, *, was_ready: bool = False
     ) -> Callable[[], None]:
-        return partial(self._registry.say_not_loaded, version, reason, ACTOR, was_ready=was_ready)
+        return partial(
+            self._registry.states.say_not_loaded, version, reason, ACTOR, was_ready=was_ready
+        )
 
     async def _say(self, say: Callable[[], None], version: AdapterVersion) -> None:
         """What could not be told is told later, by `say_unsaid`."""
@@ -368,3 +370,16 @@ def _checks_at_once() -> int:
     to share with them.
     """
     return max(2, min(4, (os.cpu_count() or 1) // 2))
+
+
+async def yield_to_engine(is_busy: Callable[[], bool]) -> None:
+    """Between two pieces of work beside an engine; at once where nobody would notice.
+
+    An engine on a few cores goes no faster than its slowest core, so a step gets longer by all that
+    anything else computes in it, and by up to as much again: two pieces should not hit the same
+    one. Smaller pieces with shorter pauses were worse: each time that another thread wakes, some of
+    the hundreds of meetings of the engine's threads in a step take a slice longer. Threads of low
+    priority were no better, for the same reason.
+    """
+    if is_busy():
+        await asyncio.sleep(_STEP_SECONDS)

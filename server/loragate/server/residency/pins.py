@@ -37,7 +37,7 @@ class Pins:
         words = {version: "" if version in kept else self._refusal for version in snapshot.pinned()}
         for version, word in words.items():
             if self._said.get(version) != word:
-                await asyncio.to_thread(self._registry.refuse_pin, version, word, ACTOR)
+                await asyncio.to_thread(self._registry.pins.refuse, version, word, ACTOR)
         self._said = words
 
     @property

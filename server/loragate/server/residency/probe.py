@@ -16,7 +16,7 @@ from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.format.reference import Reference, differences, mean_difference
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.server.core import SamplingParams, TokenLogprob
-from loragate.server.engine.protocol import GATE_ID_PREFIX, Engine, EngineRequest, LoadedAdapter
+from loragate.server.engine.protocol import PROBE_ID_PREFIX, Engine, EngineRequest, LoadedAdapter
 from loragate.server.errors import InvalidRequest, MachineFault
 
 # Two kinds of text, in one short prompt: on a CPU each token of it takes about a millisecond.
@@ -149,7 +149,7 @@ class Probe:
     ) -> list[float]:
         self._count += 1
         request = EngineRequest(
-            id=f"{GATE_ID_PREFIX}{self._count}",
+            id=f"{PROBE_ID_PREFIX}{self._count}",
             prompt_ids=prompt_ids,
             sampling=SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0),
             adapter=adapter,

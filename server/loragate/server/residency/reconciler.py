@@ -1,9 +1,9 @@
-"""Makes what the registry wishes come true: promotions, rollbacks and retirements.
+"""Makes what the registry targets come true: promotions, rollbacks and retirements.
 
 An alias is to mean another version: that one is loaded beside the old, checked and warmed by the
 check; then the alias moves, in one transaction; then the old version's requests end, and only then
 does the engine let go of it. Whatever fails leaves the alias where it was, and comes again by
-itself. Each wish goes its own way: one that waits or fails holds up no other.
+itself. Each target goes its own way: one that waits or fails holds up no other.
 """
 
 import asyncio
@@ -17,8 +17,7 @@ from math import inf
 from loragate.adapters.errors import AliasMovedOn, LoragateError
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import Registry
-from loragate.adapters.registry.snapshot import Snapshot, SnapshotWatcher
-from loragate.adapters.registry.snapshot import Wish as DesiredAlias
+from loragate.adapters.registry.snapshot import DesiredAlias, Snapshot, SnapshotWatcher
 from loragate.adapters.registry.states import AdapterState
 from loragate.server.concurrency.retries import Backoff, Retries
 from loragate.server.concurrency.tasks import BackgroundTasks
@@ -41,20 +40,20 @@ _NOT_HELD = frozenset({AdapterState.PUBLISHED, AdapterState.DRAINING})
 
 AliasKey = tuple[str, str, str]
 """Tenant, adapter and alias."""
-_WishKey = tuple[AliasKey, int]
+_TargetKey = tuple[AliasKey, int]
 """An alias and the lora_id that it is to mean."""
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """A wish that is being fulfilled. `needs` is what it may have to wait for meanwhile."""
+    """A target that is being fulfilled. `needs` is what it may have to wait for meanwhile."""
 
     tenant: str
     needs: str
     task: asyncio.Task[None]
 
 
-class Lifecycle:
+class AliasReconciler:
     """Follows the registry's snapshot; `running` owns its tasks."""
 
     def __init__(
@@ -78,9 +77,9 @@ class Lifecycle:
         self._background = background
         self._is_cold = asyncio.Event()
         self._to_tell = asyncio.Event()
-        self._attempts: dict[_WishKey, _Attempt] = {}
-        self._wish_retries: Retries[_WishKey] = Retries(_RETRIES)
-        # What each alias with an open wish serves, or has served since the wish is open.
+        self._attempts: dict[_TargetKey, _Attempt] = {}
+        self._target_retries: Retries[_TargetKey] = Retries(_RETRIES)
+        # What each alias with an open target serves, or has served since the target is open.
         self._replaced: dict[AliasKey, set[AdapterVersion]] = {}
         self._to_drain: set[AdapterVersion] = set()
         self._drains: dict[AdapterVersion, asyncio.Task[None]] = {}
@@ -90,9 +89,9 @@ class Lifecycle:
         self._looked_at_all = -inf  # and at all that was loaded
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Lifecycle"]:
-        """Puts the states of a dead server right, serves what is wished for, then follows."""
-        await asyncio.to_thread(self._registry.reset_states, ACTOR)
+    async def running(self) -> AsyncIterator["AliasReconciler"]:
+        """Puts the states of a dead server right, serves what is asked for, then follows."""
+        await asyncio.to_thread(self._registry.states.reset, ACTOR)
         await self._snapshots.refresh()
         self._changed.set()
         self._is_cold.set()
@@ -117,7 +116,7 @@ class Lifecycle:
 
     async def _wait(self) -> None:
         """Returns when there is a new snapshot, or something to be tried again."""
-        waits = [self._wish_retries.next_seconds, self._drain_retries.next_seconds]
+        waits = [self._target_retries.next_seconds, self._drain_retries.next_seconds]
         if self._looked_at_all < self._looked_at:
             waits.append(_LOOK_AT_ALL_SECONDS)
         # What is due and has to wait for the end of something else must not make this spin.
@@ -125,7 +124,7 @@ class Lifecycle:
         with suppress(TimeoutError):
             async with asyncio.timeout(None if soonest == inf else soonest):
                 await self._changed.wait()
-        await self._loader.let_steps_pass()
+        await self._loader.yield_to_engine()
 
     async def _warm(self) -> None:
         """So that no check has to wait for the engine's slow first steps."""
@@ -141,7 +140,7 @@ class Lifecycle:
         self._changed.clear()
         snapshot = self._snapshots.current
         self._pins.hold(snapshot)
-        self._follow_wishes(snapshot)
+        self._follow_targets(snapshot)
         self._follow_drains(snapshot)
         self._to_tell.set()
 
@@ -162,87 +161,90 @@ class Lifecycle:
             if is_ours and self._snapshots.current.state(version) in _NOT_HELD:
                 await self._loader.set_ready(version, "it is in the engine")
 
-    # ---- wishes
+    # ---- targets
 
-    def _follow_wishes(self, snapshot: Snapshot) -> None:
-        open_wishes = {
-            _key(wish): wish
-            for wish in snapshot.open_wishes()
-            if snapshot.state(wish.desired) is not AdapterState.FAILED
+    def _follow_targets(self, snapshot: Snapshot) -> None:
+        unserved_aliases = {
+            _key(target): target
+            for target in snapshot.unserved_aliases()
+            if snapshot.state(target.desired) is not AdapterState.FAILED
         }
         self._note_replaced(snapshot)
         for key, attempt in self._attempts.items():
-            if key not in open_wishes and not _is_served(snapshot, key):
+            if key not in unserved_aliases and not _is_served(snapshot, key):
                 attempt.task.cancel()  # it may be waiting for a slot that others need
-        self._wish_retries.keep(open_wishes)
-        for key, wish in open_wishes.items():
-            if key in self._attempts or not self._wish_retries.is_due(key):
+        self._target_retries.keep(unserved_aliases)
+        for key, target in unserved_aliases.items():
+            if key in self._attempts or not self._target_retries.is_due(key):
                 continue
-            needs = self._needs(wish)
+            needs = self._needs(target)
             if needs is not None:
-                self._wish_retries.begin(key)
-                task = asyncio.create_task(self._attempt(key, wish), name=f"serve {wish.desired}")
-                self._attempts[key] = _Attempt(wish.adapter.tenant, needs, task)
+                self._target_retries.begin(key)
+                task = asyncio.create_task(
+                    self._attempt(key, target), name=f"serve {target.desired}"
+                )
+                self._attempts[key] = _Attempt(target.adapter.tenant, needs, task)
 
-    def _needs(self, wish: DesiredAlias) -> str | None:
-        """What the wish needs first; None where too many need the same, so that it has to wait for
+    def _needs(self, target: DesiredAlias) -> str | None:
+        """What the target needs first; None where too many need the same, so that it has to wait
+        for
         the end of one of these.
         """
-        if self._residency.is_resident(wish.desired):
+        if self._residency.is_resident(target.desired):
             needs, most, of_a_tenant = "nothing", _MOST_MOVING, _MOST_MOVING
-        elif self._residency.may_lease(wish.desired):
+        elif self._residency.may_acquire(target.desired):
             needs, most, of_a_tenant = "load", _MOST_LOADING, 1
         else:
             needs, most, of_a_tenant = "slot", _MOST_WAITING, 1
         tenants = [each.tenant for each in self._attempts.values() if each.needs == needs]
-        has_room = len(tenants) < most and tenants.count(wish.adapter.tenant) < of_a_tenant
+        has_room = len(tenants) < most and tenants.count(target.adapter.tenant) < of_a_tenant
         return needs if has_room else None
 
-    async def _attempt(self, key: _WishKey, wish: DesiredAlias) -> None:
+    async def _attempt(self, key: _TargetKey, target: DesiredAlias) -> None:
         try:
-            await self._try_to_serve(key, wish)
-            with suppress(LoragateError):  # else the wish would look open still
+            await self._try_to_serve(key, target)
+            with suppress(LoragateError):  # else the target would look open still
                 await self._snapshots.refresh()
         finally:
             del self._attempts[key]
             self._changed.set()  # others may have waited for the end of this one
 
-    async def _try_to_serve(self, key: _WishKey, wish: DesiredAlias) -> None:
-        version, name = wish.desired, AdapterName(wish.adapter.tenant, wish.adapter.name)
+    async def _try_to_serve(self, key: _TargetKey, target: DesiredAlias) -> None:
+        version, name = target.desired, AdapterName(target.adapter.tenant, target.adapter.name)
         try:
-            await self._serve(name, wish)
+            await self._serve(name, target)
         except AliasMovedOn:
-            pass  # somebody wished for another meanwhile, which comes next
+            pass  # somebody asked for another meanwhile, which comes next
         except EngineDead as error:
-            logger.warning("%s@%s waits for the engine: %s", name, wish.alias, error)
-            self._wish_retries.postpone(key, _SOON_SECONDS)
-        except Exception as error:  # noqa: BLE001 - whatever it is, this wish alone waits
-            seconds = self._wish_retries.failed(key)
-            _log(f"{name}@{wish.alias} stays where it is", error, seconds)
+            logger.warning("%s@%s waits for the engine: %s", name, target.alias, error)
+            self._target_retries.postpone(key, _SOON_SECONDS)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this target alone waits
+            seconds = self._target_retries.failed(key)
+            _log(f"{name}@{target.alias} stays where it is", error, seconds)
         else:
-            self._wish_retries.forget(key)
-            logger.info("%s@%s serves %s", name, wish.alias, version.version)
+            self._target_retries.forget(key)
+            logger.info("%s@%s serves %s", name, target.alias, version.version)
 
-    async def _serve(self, name: AdapterName, wish: DesiredAlias) -> None:
-        version = wish.desired
+    async def _serve(self, name: AdapterName, target: DesiredAlias) -> None:
+        version = target.desired
         self._loader.try_again(version)
-        async with self._residency.lease(Route(version.tenant, version)):
-            await self._loader.let_steps_pass()
+        async with self._residency.acquire(Route(version.tenant, version)):
+            await self._loader.yield_to_engine()
             # It is refused where the alias is to mean another version by now.
             await asyncio.to_thread(
-                self._registry.set_serving, name, wish.alias, version.number, ACTOR
+                self._registry.aliases.set_serving, name, target.alias, version.number, ACTOR
             )
 
     # ---- drains
 
     def _note_replaced(self, snapshot: Snapshot) -> None:
-        """What an alias no longer serves, once its wish has come true, is to leave the engine."""
-        still_open = {_key(wish)[0]: wish for wish in snapshot.open_wishes()}
+        """What an alias no longer serves, once its target has come true, is to leave the engine."""
+        still_open = {_key(target)[0]: target for target in snapshot.unserved_aliases()}
         for alias in self._replaced.keys() - still_open.keys():
             self._to_drain |= self._replaced.pop(alias)
-        for alias, wish in still_open.items():
-            if wish.serving is not None:
-                self._replaced.setdefault(alias, set()).add(wish.serving)
+        for alias, target in still_open.items():
+            if target.serving is not None:
+                self._replaced.setdefault(alias, set()).add(target.serving)
 
     def _follow_drains(self, snapshot: Snapshot) -> None:
         """Beside the rest: long answers of an old version hold no promotion up."""
@@ -286,12 +288,12 @@ class Lifecycle:
             self._changed.set()
 
     async def _take_out(self, version: AdapterVersion) -> None:
-        await self._loader.let_steps_pass()
+        await self._loader.yield_to_engine()
         await self._loader.begin_drain(version)
-        await self._loader.let_steps_pass()
+        await self._loader.yield_to_engine()
         async with self._residency.drained(version, lambda: self._is_meant(version)) as is_out:
             if is_out:
-                await self._loader.let_steps_pass()
+                await self._loader.yield_to_engine()
                 await self._loader.end_drain(version)
                 return
         await self._stay(version)
@@ -317,11 +319,11 @@ def _log(what: str, error: Exception, seconds: float) -> None:
     )
 
 
-def _key(wish: DesiredAlias) -> _WishKey:
-    return (wish.adapter.tenant, wish.adapter.name, wish.alias), wish.desired.lora_id
+def _key(target: DesiredAlias) -> _TargetKey:
+    return (target.adapter.tenant, target.adapter.name, target.alias), target.desired.lora_id
 
 
-def _is_served(snapshot: Snapshot, key: _WishKey) -> bool:
+def _is_served(snapshot: Snapshot, key: _TargetKey) -> bool:
     """Whether the alias serves the version: then its attempt is about to end by itself."""
     (tenant, name, alias), lora_id = key
     listing = snapshot.adapter(tenant, name)

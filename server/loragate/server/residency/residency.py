@@ -68,12 +68,12 @@ class Residency:
     def is_pinned(self, version: AdapterVersion) -> bool:
         return version.lora_id in self._pinned
 
-    def may_lease(self, version: AdapterVersion) -> bool:
+    def may_acquire(self, version: AdapterVersion) -> bool:
         """Whether a lease would get its slot without waiting, and without keeping anybody waiting.
 
         Of this moment: it says nothing about what is after an `await`.
         """
-        return self._queue.may_claim(version)
+        return self._queue.may_acquire_slot(version)
 
     def pin(self, versions: Collection[AdapterVersion]) -> None:
         """From now on these are not unloaded to make room for others, and only these.
@@ -83,7 +83,7 @@ class Residency:
         self._pinned = frozenset(version.lora_id for version in versions)
 
     @asynccontextmanager
-    async def lease(self, route: Route) -> AsyncIterator[LoadedAdapter | None]:
+    async def acquire(self, route: Route) -> AsyncIterator[LoadedAdapter | None]:
         """Holds the route's version in the engine; None for the base model and merged models.
 
         Waits for a slot where every slot is held. Raises AdapterUnavailable where none came free
@@ -94,7 +94,7 @@ class Residency:
         if version is None or not route.needs_slot:
             yield None
             return
-        await self._queue.claim(version)  # at once where the request's turn brought the slot
+        await self._queue.acquire_slot(version)  # at once where the request's turn brought the slot
         try:
             adapter = await self._make_resident(version)
             try:
@@ -103,25 +103,25 @@ class Residency:
                 if self._resident.get(version.lora_id) is adapter:  # else the engine has restarted
                     self._resident.move_to_end(version.lora_id)
         finally:
-            self._queue.release(version)
+            self._queue.release_slot(version)
 
     async def load(self, version: AdapterVersion) -> None:
         """Sees to it that the version is in the engine now. Raises as `lease` does."""
-        async with self.lease(Route(version.tenant, version)):
+        async with self.acquire(Route(version.tenant, version)):
             pass
 
     @asynccontextmanager
-    async def borrow(self, version: AdapterVersion) -> AsyncIterator[LoadedAdapter | None]:
+    async def try_acquire(self, version: AdapterVersion) -> AsyncIterator[LoadedAdapter | None]:
         """As `lease`, of what is in the engine, if that keeps nobody waiting; else None."""
         adapter = self._resident.get(version.lora_id)
         is_ready = adapter is not None and version.lora_id not in self._loads
-        if not is_ready or not self._queue.try_claim(version):
+        if not is_ready or not self._queue.try_acquire_slot(version):
             yield None
             return
         try:
             yield adapter
         finally:
-            self._queue.release(version)
+            self._queue.release_slot(version)
 
     async def prefetch(
         self, version: AdapterVersion, is_wanted: Callable[[], bool] = lambda: True
@@ -130,7 +130,7 @@ class Residency:
         takes, and if no other has to leave; for a pinned one others do. `is_wanted` is asked when
         the slot has come. Raises as `lease` does.
         """
-        while not self._queue.try_claim(version):
+        while not self._queue.try_acquire_slot(version):
             await self._queue.slot_freed()
         try:
             has_room = version.lora_id in self._pinned or self._has_room
@@ -139,7 +139,7 @@ class Residency:
                 if version.lora_id in self._resident:  # else the engine has died since
                     self._resident.move_to_end(version.lora_id, last=False)
         finally:
-            self._queue.release(version)
+            self._queue.release_slot(version)
 
     def forget_all(self) -> tuple[AdapterVersion, ...]:
         """The engine has lost all it held: what is asked for from now on is loaded again.
@@ -151,7 +151,7 @@ class Residency:
 
         def claims(version: AdapterVersion) -> tuple[bool, bool]:
             lora_id = version.lora_id
-            return lora_id not in self._pinned, not self._queue.is_claimed(lora_id)
+            return lora_id not in self._pinned, not self._queue.is_slot_in_use(lora_id)
 
         latest = reversed(self.resident)
         held = sorted(latest, key=claims)
@@ -171,13 +171,13 @@ class Residency:
         Raises MachineFault where the engine does not let go of it.
         """
         lora_id = version.lora_id
-        while self._queue.is_claimed(lora_id):
+        while self._queue.is_slot_in_use(lora_id):
             await self._queue.slot_freed()
         is_out = False
         try:
             async with self._one_at_a_time:
                 # Waiting for the lock took time, in which requests may have come.
-                if not self._queue.is_claimed(lora_id) and not stays():
+                if not self._queue.is_slot_in_use(lora_id) and not stays():
                     self._kept_out[lora_id] = asyncio.Event()
                     is_out = True
                     await self._take_out(lora_id)
@@ -229,7 +229,7 @@ class Residency:
             load = asyncio.create_task(self._load(version), name=f"load {version}")
             self._loads[version.lora_id] = load
             # The load claims a slot itself: whoever asked for it may have left before it is done.
-            self._queue.retain(version)
+            self._queue.share_slot(version)
             load.add_done_callback(lambda _: self._end_load(version))
         # A client that leaves must not stop a load that others wait for, nor leave the engine with
         # an adapter that nobody knows of.
@@ -237,7 +237,7 @@ class Residency:
 
     def _end_load(self, version: AdapterVersion) -> None:
         del self._loads[version.lora_id]
-        self._queue.release(version)
+        self._queue.release_slot(version)
 
     async def _load(self, version: AdapterVersion) -> LoadedAdapter:
         while (let_in := self._kept_out.get(version.lora_id)) is not None:
@@ -290,7 +290,7 @@ class Residency:
         return len(self._resident) + len(self._leaving) >= self._max_resident
 
     def _may_leave(self, lora_id: int) -> bool:
-        return lora_id not in self._pinned and not self._queue.is_claimed(lora_id)
+        return lora_id not in self._pinned and not self._queue.is_slot_in_use(lora_id)
 
     async def _try_to_take_out(self, lora_id: int) -> None:
         """As `_take_out`, for who has something worse to raise."""

@@ -18,14 +18,16 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from loragate.server import headers
 from loragate.server.admin.administration import check_admin_key
 from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import Caller, Route
-from loragate.server.errors import ClientTooSlow, Failure, InvalidRequest, describe
+from loragate.server.errors import ClientTooSlow, InvalidRequest
+from loragate.server.gateway.arrivals import Arrivals
 from loragate.server.gateway.bounds import SMALL_MESSAGE
-from loragate.server.gateway.gateway import Gateway
 from loragate.server.rpc.field_count import check_fields
+from loragate.server.statuses import Failure, describe
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]  # generic for type checkers alone
@@ -54,7 +56,7 @@ async def answering(
     already, or there is none any more.
     """
     caller = caller_of(context)
-    context.set_trailing_metadata((("x-request-id", caller.request_id),))
+    context.set_trailing_metadata(((headers.REQUEST_ID, caller.request_id),))
     try:
         yield caller
     except grpc.aio.BaseError:
@@ -92,9 +94,9 @@ class InferenceCalls:
     until the call is over.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._arrivals: dict[object, Arrival] = {}  # by the call's context
+    def __init__(self, arrivals: Arrivals) -> None:
+        self._arrivals = arrivals
+        self._arrived: dict[object, Arrival] = {}  # by the call's context
 
     @asynccontextmanager
     async def answering(
@@ -104,16 +106,16 @@ class InferenceCalls:
         to read. For the interceptor alone.
         """
         async with answering(context) as caller:
-            with self._gateway.arrive(caller) as arrival:
-                self._arrivals[context] = arrival
+            with self._arrivals.arrive(caller) as arrival:
+                self._arrived[context] = arrival
                 try:
                     yield arrival.tenant
                 finally:
-                    del self._arrivals[context]
+                    del self._arrived[context]
 
     def arrival(self, context: grpc.aio.ServicerContext[Asked, Answered]) -> Arrival:
         """What a method gives the gateway."""
-        return self._arrivals[context]
+        return self._arrived[context]
 
 
 class GuardingInterceptor(grpc.aio.ServerInterceptor):
@@ -201,20 +203,20 @@ async def announce(
     context: grpc.aio.ServicerContext[Asked, Answered], caller: Caller, route: Route
 ) -> None:
     """Says at once, and again at the end, which weights answer."""
-    provenance = (("x-request-id", caller.request_id), *route.provenance)
+    provenance = ((headers.REQUEST_ID, caller.request_id), *headers.provenance_of(route))
     context.set_trailing_metadata(provenance)
     await context.send_initial_metadata(provenance)
 
 
 def caller_of(context: grpc.aio.ServicerContext[Asked, Answered]) -> Caller:
     sent = _first_values(tuple(context.invocation_metadata() or ()))
-    request_id = sent.get("x-request-id", "")
+    request_id = sent.get(headers.REQUEST_ID, "")
     return Caller(
         api_key=_bearer(sent.get("authorization", "")) or sent.get("x-api-key"),
         request_id=request_id if _REQUEST_ID.fullmatch(request_id) else f"req-{uuid.uuid4().hex}",
         transport="grpc",
-        tenant=sent.get("x-loragate-tenant"),
-        conversation=sent.get("x-conversation-id"),
+        tenant=sent.get(headers.TENANT),
+        conversation=sent.get(headers.CONVERSATION),
     )
 
 

@@ -12,7 +12,7 @@ from loragate.server.admin.administration import Administration
 from loragate.server.admin.trial_shapes import report_view, trial_view
 from loragate.server.admin.trial_views import Action
 from loragate.server.errors import InvalidRequest
-from loragate.server.experiments.office import ExperimentWish, RolloutWish
+from loragate.server.experiments.service import ExperimentSpec, RolloutSpec
 from loragate.server.rpc.calls import AdminCalls
 from loragate.server.rpc.paging import asked_page, next_after
 from loragate.v1 import experiments_pb2 as pb
@@ -41,8 +41,8 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
         context: grpc.aio.ServicerContext[pb.StartRolloutRequest, pb.StartRolloutResponse],
     ) -> pb.StartRolloutResponse:
         async with self._calls.answering(context):
-            usual = RolloutWish(request.to)
-            wish = RolloutWish(
+            usual = RolloutSpec(request.to)
+            spec = RolloutSpec(
                 request.to,
                 tuple(request.steps) or usual.percentages,
                 request.every_seconds if request.HasField("every_seconds") else usual.every_seconds,
@@ -52,7 +52,7 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
                 request.merged,
             )
             adapter = AdapterName.parse(request.adapter)
-            begun = await self._administration.start_rollout(adapter, wish)
+            begun = await self._administration.start_rollout(adapter, spec)
             return pb.StartRolloutResponse(trial=_trial(begun))
 
     async def StartExperiment(
@@ -61,8 +61,8 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
         context: grpc.aio.ServicerContext[pb.StartExperimentRequest, pb.StartExperimentResponse],
     ) -> pb.StartExperimentResponse:
         async with self._calls.answering(context):
-            usual = ExperimentWish(tuple(request.arms), tuple(request.gates))
-            wish = ExperimentWish(
+            usual = ExperimentSpec(tuple(request.arms), tuple(request.gates))
+            spec = ExperimentSpec(
                 usual.arms,
                 usual.gates,
                 request.alpha if request.HasField("alpha") else usual.alpha,
@@ -72,7 +72,7 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
                 request.automatic,
             )
             adapter = AdapterName.parse(request.adapter)
-            begun = await self._administration.start_experiment(adapter, wish)
+            begun = await self._administration.start_experiment(adapter, spec)
             return pb.StartExperimentResponse(trial=_trial(begun))
 
     async def ListTrials(

@@ -9,7 +9,7 @@ import grpc
 from loragate.adapters.names import AdapterName, parse_version
 from loragate.server.admin.administration import Administration
 from loragate.server.errors import InvalidRequest
-from loragate.server.rpc import records
+from loragate.server.rpc import encode_registry
 from loragate.server.rpc.calls import AdminCalls
 from loragate.server.rpc.paging import asked_page, next_after
 from loragate.server.rpc.watch import watch
@@ -46,7 +46,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
             version = await self._administration.publish_files(
                 adapter, _read_chunks(messages), self._max_adapter_bytes
             )
-            return pb.PublishAdapterResponse(version=records.version(version))
+            return pb.PublishAdapterResponse(version=encode_registry.version(version))
 
     async def GetAdapter(
         self,
@@ -55,7 +55,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
     ) -> pb.GetAdapterResponse:
         async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
-            return records.adapter_page(await self._administration.show(adapter))
+            return encode_registry.adapter_page(await self._administration.show(adapter))
 
     async def ListAdapters(
         self,
@@ -67,7 +67,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
             page = asked_page(request, request.HasField("limit"))
             listings = await self._administration.adapters(tenant, page)
             return pb.ListAdaptersResponse(
-                adapters=map(records.adapter, listings),
+                adapters=map(encode_registry.adapter, listings),
                 next_after=next_after(listings, page, str),
             )
 
@@ -82,9 +82,9 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
                 request.alias,
                 parse_version(request.version),
                 reason=request.reason,
-                mode=records.mode(request.mode),
+                mode=encode_registry.mode(request.mode),
             )
-            return pb.SetAliasResponse(version=records.version(version))
+            return pb.SetAliasResponse(version=encode_registry.version(version))
 
     async def DeleteAlias(
         self,
@@ -104,7 +104,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             version = await self._administration.rollback(adapter)
-            return pb.RollbackResponse(version=records.version(version))
+            return pb.RollbackResponse(version=encode_registry.version(version))
 
     async def RetireVersion(
         self,
@@ -126,7 +126,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
             adapter = AdapterName.parse(request.adapter)
             number = parse_version(request.version)
             version = await self._administration.serve_merged(adapter, number)
-            return pb.ServeMergedResponse(version=records.version(version))
+            return pb.ServeMergedResponse(version=encode_registry.version(version))
 
     async def StopMerged(
         self,
@@ -137,7 +137,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
             adapter = AdapterName.parse(request.adapter)
             number = parse_version(request.version)
             version = await self._administration.stop_merged(adapter, number)
-            return pb.StopMergedResponse(version=records.version(version))
+            return pb.StopMergedResponse(version=encode_registry.version(version))
 
     async def ListEngines(
         self,
@@ -145,8 +145,8 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         context: grpc.aio.ServicerContext[pb.ListEnginesRequest, pb.ListEnginesResponse],
     ) -> pb.ListEnginesResponse:
         async with self._calls.answering(context):
-            standings = await self._administration.engines()
-            return pb.ListEnginesResponse(engines=map(records.engine, standings))
+            statuses = await self._administration.engines()
+            return pb.ListEnginesResponse(engines=map(encode_registry.engine, statuses))
 
     async def PinVersion(
         self,
@@ -156,7 +156,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             version = await self._administration.pin(adapter, request.selector)
-            return pb.PinVersionResponse(version=records.version(version))
+            return pb.PinVersionResponse(version=encode_registry.version(version))
 
     async def UnpinVersion(
         self,
@@ -166,7 +166,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         async with self._calls.answering(context):
             adapter = AdapterName.parse(request.adapter)
             version = await self._administration.unpin(adapter, request.selector)
-            return pb.UnpinVersionResponse(version=records.version(version))
+            return pb.UnpinVersionResponse(version=encode_registry.version(version))
 
     async def CollectArtifacts(
         self,
@@ -196,9 +196,9 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         context: grpc.aio.ServicerContext[pb.CreateTenantRequest, pb.CreateTenantResponse],
     ) -> pb.CreateTenantResponse:
         async with self._calls.answering(context):
-            limits = records.limits(request.limits)
+            limits = encode_registry.limits(request.limits)
             made = await self._administration.create_tenant(request.tenant, limits)
-            return pb.CreateTenantResponse(key=records.new_key(made))
+            return pb.CreateTenantResponse(key=encode_registry.new_key(made))
 
     async def ListTenants(
         self,
@@ -209,7 +209,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
             page = asked_page(request, request.HasField("limit"))
             tenants = await self._administration.list_tenants(page)
             return pb.ListTenantsResponse(
-                tenants=map(records.tenant, tenants),
+                tenants=map(encode_registry.tenant, tenants),
                 next_after=next_after(tenants, page, lambda record: record.tenant),
             )
 
@@ -219,7 +219,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
         context: grpc.aio.ServicerContext[pb.SetLimitsRequest, pb.SetLimitsResponse],
     ) -> pb.SetLimitsResponse:
         async with self._calls.answering(context):
-            limits = records.limits(request.limits)
+            limits = encode_registry.limits(request.limits)
             await self._administration.set_limits(request.tenant, limits)
             return pb.SetLimitsResponse()
 
@@ -239,7 +239,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
     ) -> pb.CreateKeyResponse:
         async with self._calls.answering(context):
             made = await self._administration.create_key(request.tenant, request.name)
-            return pb.CreateKeyResponse(key=records.new_key(made))
+            return pb.CreateKeyResponse(key=encode_registry.new_key(made))
 
     async def ListKeys(
         self,
@@ -250,7 +250,7 @@ class RegistryService(registry_pb2_grpc.AdapterRegistryServicer):
             page = asked_page(request, request.HasField("limit"))
             keys = await self._administration.list_keys(request.tenant, page)
             return pb.ListKeysResponse(
-                keys=map(records.key, keys),
+                keys=map(encode_registry.key, keys),
                 next_after=next_after(keys, page, lambda record: record.key_id),
             )
 

@@ -18,12 +18,12 @@ from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.experiments.feedback import Feedback
 from loragate.server.gateway.bounds import SMALL_MESSAGE
 from loragate.server.gateway.choices import collect, has_many_scores
-from loragate.server.gateway.gateway import Gateway
 from loragate.server.gateway.routing import ModelCard
-from loragate.server.rpc import answers
+from loragate.server.gateway.services import TenantServices
+from loragate.server.rpc import encode
 from loragate.server.rpc.calls import AdminCalls, GuardingInterceptor, InferenceCalls, announce
+from loragate.server.rpc.decode import chat_request, completion_request
 from loragate.server.rpc.experiments import ExperimentsService
-from loragate.server.rpc.messages import chat_request, completion_request
 from loragate.server.rpc.registry import RegistryService
 from loragate.server.rpc.writing import writing
 from loragate.v1 import (
@@ -45,9 +45,15 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
     """Chat, completions and models for tenants. `InferenceCalls` stands around each method."""
 
     def __init__(
-        self, gateway: Gateway, calls: InferenceCalls, threads: FairThreads, write_seconds: float
+        self,
+        services: TenantServices,
+        calls: InferenceCalls,
+        threads: FairThreads,
+        write_seconds: float,
     ) -> None:
-        self._gateway = gateway
+        self._gateway = services.gateway
+        self._models = services.models
+        self._feedback = services.feedback
         self._calls = calls
         self._threads = threads
         self._write_seconds = write_seconds
@@ -67,7 +73,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             return await self._threads.do(
                 arrival.tenant,
                 any(map(has_many_scores, choices)),
-                answers.chat_response,
+                encode.chat_response,
                 generation,
                 choices,
             )
@@ -86,7 +92,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             writing(context, self._write_seconds) as write,
         ):
             await announce(context, arrival.caller, generation.route)
-            chunks = answers.ChatChunks(generation)
+            chunks = encode.ChatChunks(generation)
             async for delta in generation.deltas:
                 is_large = has_many_scores(delta)
                 chunk = await self._threads.do(arrival.tenant, is_large, chunks.chunk, delta)
@@ -110,7 +116,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             return await self._threads.do(
                 arrival.tenant,
                 any(map(has_many_scores, choices)),
-                answers.completion_response,
+                encode.completion_response,
                 generation,
                 choices,
             )
@@ -129,7 +135,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
             writing(context, self._write_seconds) as write,
         ):
             await announce(context, arrival.caller, generation.route)
-            chunks = answers.CompletionChunks(generation)
+            chunks = encode.CompletionChunks(generation)
             async for delta in generation.deltas:
                 is_large = has_many_scores(delta)
                 chunk = await self._threads.do(arrival.tenant, is_large, chunks.chunk, delta)
@@ -144,7 +150,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
     ) -> pb.ListModelsResponse:
         arrival = self._calls.arrival(context)
-        return await self._gateway.models(arrival, _list_of_models)
+        return await self._models.view(arrival, _list_of_models)
 
     async def GetModel(
         self,
@@ -152,8 +158,8 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         context: grpc.aio.ServicerContext[pb.GetModelRequest, pb.GetModelResponse],
     ) -> pb.GetModelResponse:
         arrival = self._calls.arrival(context)
-        card = self._gateway.get_model(request.model, arrival)
-        return pb.GetModelResponse(model=answers.model(card))
+        card = self._models.get(request.model, arrival)
+        return pb.GetModelResponse(model=encode.model(card))
 
     async def Feedback(
         self,
@@ -163,7 +169,7 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         arrival = self._calls.arrival(context)
         value = request.value if request.HasField("value") else None
         said = Feedback(request.request_id, request.metric, value, request.comment)
-        return pb.FeedbackResponse(is_new=await self._gateway.feedback(said, arrival))
+        return pb.FeedbackResponse(is_new=await self._feedback.give(arrival.tenant, said))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +226,7 @@ class GrpcServer:
 
 
 def build_server(
-    gateway: Gateway,
+    services: TenantServices,
     administration: Administration,
     *,
     admin_key: str,
@@ -229,7 +235,7 @@ def build_server(
     threads: FairThreads,
 ) -> GrpcServer:
     """Call it in the event loop that will serve."""
-    tenants_calls = InferenceCalls(gateway)
+    tenants_calls = InferenceCalls(services.arrivals)
     calls = AdminCalls(admin_key, is_tenant_key)
     guards = {
         INFERENCE: tenants_calls.answering,
@@ -238,7 +244,7 @@ def build_server(
     }
     guarding = GuardingInterceptor(guards, threads, options.message_seconds)
     server = grpc.aio.server(interceptors=[guarding], options=_channel_options(options))
-    inference = InferenceService(gateway, tenants_calls, threads, options.write_seconds)
+    inference = InferenceService(services, tenants_calls, threads, options.write_seconds)
     inference_pb2_grpc.add_InferenceServicer_to_server(inference, server)
     registry_service = RegistryService(administration, calls, options.max_adapter_bytes)
     registry_pb2_grpc.add_AdapterRegistryServicer_to_server(registry_service, server)
@@ -252,7 +258,7 @@ def build_server(
 
 
 def _list_of_models(cards: Sequence[ModelCard]) -> pb.ListModelsResponse:
-    return pb.ListModelsResponse(models=map(answers.model, cards))
+    return pb.ListModelsResponse(models=map(encode.model, cards))
 
 
 def _is_large(message: Message) -> bool:

@@ -9,7 +9,7 @@ from loragate.adapters.registry.records import AuditRow
 from loragate.adapters.registry.snapshot import Snapshot
 from loragate.server.admin.administration import Administration
 from loragate.server.errors import Draining
-from loragate.server.rpc import records
+from loragate.server.rpc import encode_registry
 from loragate.v1 import registry_pb2 as pb
 
 
@@ -27,7 +27,7 @@ async def watch(
     seen = latest[0].id if latest else 0
     listings = await administration.adapters(tenant, EVERYTHING)
     snapshot = administration.snapshot
-    yield pb.WatchAdaptersResponse(adapters=map(records.adapter, listings))
+    yield pb.WatchAdaptersResponse(adapters=map(encode_registry.adapter, listings))
     while True:
         # Before waiting: the snapshot may be newer than the audit row that was the latest.
         async for row in _rows_after(administration, tenant, seen):
@@ -35,7 +35,7 @@ async def watch(
             # No older than the row: it was brought up to date after that was read.
             touched = _adapters_of(administration.snapshot, row.subject)
             yield pb.WatchAdaptersResponse(
-                change=records.change(row), adapters=map(records.adapter, touched)
+                change=encode_registry.change(row), adapters=map(encode_registry.adapter, touched)
             )
         snapshot = await _change(administration, snapshot, stopping)
 

@@ -11,7 +11,7 @@ from typing import Protocol
 from loragate.adapters.registry.records import UsageRow, new_row_id
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.core import Delta, Route, Usage
-from loragate.server.errors import describe
+from loragate.server.statuses import describe
 from loragate.server.telemetry.batch_writer import BatchWriter
 
 
@@ -90,11 +90,12 @@ class Record:
 
 
 class Ledger(Protocol):
-    """Where records are kept: the registry. The call blocks. One record counts once, however often
+    """Where records are kept: the registry's `usage`. The call blocks. One record counts once,
+    however often
     it is added; see `UsageRow.row_id`.
     """
 
-    def add_usage(self, records: Sequence[UsageRow]) -> None: ...
+    def add(self, records: Sequence[UsageRow]) -> None: ...
 
 
 class UsageLog:
@@ -112,7 +113,7 @@ class UsageLog:
     ) -> None:
         """`on_end` hears of each record once it is complete; the ledger is called in `pool`."""
         self._on_end = on_end
-        self._writer = BatchWriter[UsageRow]("usage records", ledger.add_usage, pool=pool)
+        self._writer = BatchWriter[UsageRow]("usage records", ledger.add, pool=pool)
 
     @contextmanager
     def record(

@@ -1,1 +1,1 @@
-"""What a server does for its registry: holds its lock, deletes what is old, removes what is orphaned."""
+"""What a server does for its registry: holds its lock, and deletes what is old or orphaned."""

@@ -46,7 +46,9 @@ async def collecting(
 
 def _collect(registry: Registry, home: Home, orphans_after_seconds: float) -> None:
     """Raises StoreError."""
-    for digest in registry.collect_orphans(ACTOR, orphans_after_seconds=orphans_after_seconds):
+    for digest in registry.artifacts.collect_orphans(
+        ACTOR, orphans_after_seconds=orphans_after_seconds
+    ):
         logger.info("removed the artifact %s, which no version came to refer to", digest)
     for parent in (None, home.root):
         if removed := sweep_temporary_folders(parent):

@@ -52,7 +52,7 @@ class RetentionTask:
         await asyncio.sleep(self._next_seconds)
 
     async def _prune(self) -> None:
-        steps, pruned = self._registry.prune(self._retention, self._now()), Pruned()
+        steps, pruned = self._registry.retention.prune(self._retention, self._now()), Pruned()
         while (step := await in_pool(self._pool, next, steps, None)) is not None:
             pruned += step
             await asyncio.sleep(PAUSE_SECONDS)

@@ -3,17 +3,28 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loragate.trainer.cli.options import Json, examples, print_json
+from loragate.trainer.data.settings import (
+    BadRows,
+    Cleaning,
+    FormatName,
+    KeepOrDrop,
+    PersonalDataRule,
+    PreparationSettings,
+    QualityLimits,
+    Reading,
+    Splitting,
+    Track,
+)
 
 if TYPE_CHECKING:
     from loragate.adapters.rendering.renderer import Renderer
     from loragate.trainer.data.report import Report
-    from loragate.trainer.data.settings import DataSettings, Track
-    from loragate.trainer.data.split_folder import SplitFolder
+    from loragate.trainer.data.splits import SplitFolder
 
 _STYLES = {"refuse": "red", "warn": "yellow", "note": "blue", "good": "green"}
 
@@ -21,11 +32,11 @@ Files = Annotated[
     list[Path], typer.Argument(metavar="FILE", help="Raw data: .jsonl or .csv files.")
 ]
 FormatOption = Annotated[
-    Literal["auto", "messages", "instruction", "prompt", "sharegpt"],
+    FormatName,
     typer.Option("--format", help="The rows' form; auto knows each by its fields."),
 ]
-BadRows = Annotated[
-    Literal["refuse", "drop"],
+BadRowsOption = Annotated[
+    BadRows,
     typer.Option("--bad-rows", help="What a row that cannot be read does."),
 ]
 Encoding = Annotated[
@@ -46,7 +57,7 @@ Language = Annotated[
     typer.Option(metavar="CODE", help="Drop rows surely in another language than this, as en."),
 ]
 PersonalDataOption = Annotated[
-    Literal["mask", "drop", "keep"],
+    PersonalDataRule,
     typer.Option("--personal-data", help="What e-mail, phone, card, IBAN and id numbers do."),
 ]
 PhoneRegion = Annotated[
@@ -54,15 +65,13 @@ PhoneRegion = Annotated[
     typer.Option(metavar="CODE", help="Countries whose national phone numbers are known."),
 ]
 MaxCharacters = Annotated[int, typer.Option(min=1, help="Longer rows are dropped.")]
-NearDuplicates = Annotated[
-    Literal["drop", "keep"], typer.Option(help="What rows that say nearly the same do.")
-]
+NearDuplicates = Annotated[KeepOrDrop, typer.Option(help="What rows that say nearly the same do.")]
 Similarity = Annotated[
     float,
     typer.Option(metavar="SHARE", help="From which share of equal pieces on rows are alike."),
 ]
 Conflicts = Annotated[
-    Literal["drop", "keep"],
+    KeepOrDrop,
     typer.Option(help="What rows with one question and different answers do."),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="The limit that the run will have.")]
@@ -77,6 +86,9 @@ Model = Annotated[
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write the HTML report here.")
 ]
+
+READING, CLEANING, SPLITTING, LIMITS = Reading(), Cleaning(), Splitting(), QualityLimits()
+PHONE_REGIONS = list(CLEANING.phone_regions)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -118,19 +130,19 @@ def add_to(app: typer.Typer) -> None:
 
 def check(
     files: Files,
-    format_name: FormatOption = "auto",
-    bad_rows: BadRows = "refuse",
-    encoding: Encoding = "utf-8",
-    label_field: LabelField = "label",
-    group_field: GroupField = "group",
-    language: Language = None,
-    personal_data: PersonalDataOption = "mask",
-    phone_region: PhoneRegion = ["GB", "US", "DE", "FR"],  # noqa: B006 - typer copies it
-    max_characters: MaxCharacters = 20_000,
-    near_duplicates: NearDuplicates = "drop",
-    similarity: Similarity = 0.8,
-    conflicts: Conflicts = "drop",
-    max_tokens: MaxTokens = 1024,
+    format_name: FormatOption = READING.format,
+    bad_rows: BadRowsOption = READING.bad_rows,
+    encoding: Encoding = READING.encoding,
+    label_field: LabelField = READING.label_field,
+    group_field: GroupField = READING.group_field,
+    language: Language = CLEANING.language,
+    personal_data: PersonalDataOption = CLEANING.personal_data,
+    phone_region: PhoneRegion = PHONE_REGIONS,
+    max_characters: MaxCharacters = CLEANING.max_characters,
+    near_duplicates: NearDuplicates = CLEANING.near_duplicates,
+    similarity: Similarity = CLEANING.similarity,
+    conflicts: Conflicts = CLEANING.conflicts,
+    max_tokens: MaxTokens = LIMITS.max_tokens,
     model: Model = None,
     report: ReportFile = None,
     as_json: Json = False,
@@ -144,16 +156,25 @@ def check(
     Rows come as instruction/input/output, prompt/completion, messages, or ShareGPT's
     conversations, in JSONL or CSV.
     """
-    settings = _settings(
-        format_name, bad_rows, encoding, label_field, group_field, language, personal_data,
-        phone_region, max_characters, near_duplicates, similarity, conflicts, max_tokens,
-    )  # fmt: skip
+    settings = PreparationSettings(
+        Reading(format_name, bad_rows, encoding, label_field, group_field),
+        Cleaning(
+            language=language,
+            personal_data=personal_data,
+            phone_regions=tuple(phone_region),
+            max_characters=max_characters,
+            near_duplicates=near_duplicates,
+            similarity=similarity,
+            conflicts=conflicts,
+        ),
+        quality=QualityLimits(max_tokens=max_tokens),
+    )
     from loragate.trainer.data.preparing import examine, require_enough
 
     with _progress() as track:
         found = examine(files, settings, _renderer(model), track)
     _show(found, report, as_json)
-    require_enough(found.judgement.findings)
+    require_enough(found.quality.findings)
 
 
 def clean(
@@ -161,19 +182,19 @@ def clean(
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The clean rows, as JSONL of messages.")
     ],
-    format_name: FormatOption = "auto",
-    bad_rows: BadRows = "refuse",
-    encoding: Encoding = "utf-8",
-    label_field: LabelField = "label",
-    group_field: GroupField = "group",
-    language: Language = None,
-    personal_data: PersonalDataOption = "mask",
-    phone_region: PhoneRegion = ["GB", "US", "DE", "FR"],  # noqa: B006 - typer copies it
-    max_characters: MaxCharacters = 20_000,
-    near_duplicates: NearDuplicates = "drop",
-    similarity: Similarity = 0.8,
-    conflicts: Conflicts = "drop",
-    max_tokens: MaxTokens = 1024,
+    format_name: FormatOption = READING.format,
+    bad_rows: BadRowsOption = READING.bad_rows,
+    encoding: Encoding = READING.encoding,
+    label_field: LabelField = READING.label_field,
+    group_field: GroupField = READING.group_field,
+    language: Language = CLEANING.language,
+    personal_data: PersonalDataOption = CLEANING.personal_data,
+    phone_region: PhoneRegion = PHONE_REGIONS,
+    max_characters: MaxCharacters = CLEANING.max_characters,
+    near_duplicates: NearDuplicates = CLEANING.near_duplicates,
+    similarity: Similarity = CLEANING.similarity,
+    conflicts: Conflicts = CLEANING.conflicts,
+    max_tokens: MaxTokens = LIMITS.max_tokens,
     model: Model = None,
     report: ReportFile = None,
     as_json: Json = False,
@@ -187,10 +208,19 @@ def clean(
 
     Where one question may well have several answers (free text), use --conflicts keep.
     """
-    settings = _settings(
-        format_name, bad_rows, encoding, label_field, group_field, language, personal_data,
-        phone_region, max_characters, near_duplicates, similarity, conflicts, max_tokens,
-    )  # fmt: skip
+    settings = PreparationSettings(
+        Reading(format_name, bad_rows, encoding, label_field, group_field),
+        Cleaning(
+            language=language,
+            personal_data=personal_data,
+            phone_regions=tuple(phone_region),
+            max_characters=max_characters,
+            near_duplicates=near_duplicates,
+            similarity=similarity,
+            conflicts=conflicts,
+        ),
+        quality=QualityLimits(max_tokens=max_tokens),
+    )
     from loragate.trainer.data.preparing import examine, write_cleaned, write_drops
 
     with _progress() as track:
@@ -205,12 +235,12 @@ def split(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder that a run reads.")],
     validation: Annotated[
         float, typer.Option(metavar="SHARE", help="To watch the training by.")
-    ] = 0.1,
+    ] = SPLITTING.validation,
     test: Annotated[
         float, typer.Option(metavar="SHARE", help="Kept unseen, to measure the result.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Another seed makes other splits.")] = 0,
-    similarity: Similarity = 0.8,
+    ] = SPLITTING.test,
+    seed: Annotated[int, typer.Option(help="Another seed makes other splits.")] = SPLITTING.seed,
+    similarity: Similarity = SPLITTING.similarity,
     as_json: Json = False,
 ) -> None:
     """Split clean rows into train, validation and test, with nothing leaking between them.
@@ -221,7 +251,6 @@ def split(
     data.json, which records digests, counts, sources, settings and versions.
     """
     from loragate.trainer.data.preparing import split_file
-    from loragate.trainer.data.settings import Splitting
 
     with _progress() as track:
         folder = split_file(file, out, Splitting(validation, test, seed, similarity), track)
@@ -231,40 +260,10 @@ def split(
     _say_splits(folder)
 
 
-def _settings(
-    format_name: Literal["auto", "messages", "instruction", "prompt", "sharegpt"],
-    bad_rows: Literal["refuse", "drop"],
-    encoding: str,
-    label_field: str,
-    group_field: str,
-    language: str | None,
-    personal_data: Literal["mask", "drop", "keep"],
-    phone_region: list[str],
-    max_characters: int,
-    near_duplicates: Literal["drop", "keep"],
-    similarity: float,
-    conflicts: Literal["drop", "keep"],
-    max_tokens: int,
-) -> "DataSettings":
-    from loragate.trainer.data.settings import Cleaning, DataSettings, Judging, Reading
-
-    return DataSettings(
-        Reading(format_name, bad_rows, encoding, label_field, group_field),
-        Cleaning(
-            language=language,
-            personal_data=personal_data,
-            phone_regions=tuple(phone_region),
-            max_characters=max_characters,
-            near_duplicates=near_duplicates,
-            similarity=similarity,
-            conflicts=conflicts,
-        ),
-        judging=Judging(max_tokens=max_tokens),
-    )
-
-
 def _renderer(model: str | None) -> "Renderer | None":
-    """The base model's; none where no model is named and the built-in one is not prepared."""
+    """The renderer of the base model, or None where none is named and the built-in one is not
+    prepared. Raises BaseModelError where the named one is not.
+    """
     from loragate.adapters.base_models.preparation import DEFAULT_MODEL, find
     from loragate.adapters.errors import BaseModelError
     from loragate.adapters.home import Home
@@ -281,8 +280,8 @@ def _renderer(model: str | None) -> "Renderer | None":
 
 
 @contextmanager
-def _progress() -> "Iterator[Track]":
-    """A bar on standard error for each part of the work; nothing stays of it."""
+def _progress() -> Iterator[Track]:
+    """A bar on standard error for each part of the work, removed at the end."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -309,7 +308,7 @@ def _say_account(found: "Report") -> None:
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    cleaned, judgement = found.cleaned, found.judgement
+    cleaned, quality = found.cleaned, found.quality
     table = Table("Rule", "Rows", "First", box=None, pad_edge=False)
     for rule, drops in cleaned.drops_by_rule().items():
         first = f"{drops[0].place}: {drops[0].reason}"
@@ -317,11 +316,11 @@ def _say_account(found: "Report") -> None:
     kept = len(cleaned.rows)
     console.print(
         f"{cleaned.rows_read:,} rows read, [bold]{kept:,} kept[/], {len(cleaned.drops):,} "
-        f"dropped, {cleaned.mended:,} mended, {cleaned.masked_rows:,} masked"
+        f"dropped, {cleaned.normalised_rows:,} mended, {cleaned.masked_rows:,} masked"
     )
     if table.row_count:
         console.print(table)
-    for finding in judgement.findings:
+    for finding in quality.findings:
         console.print(
             Text.assemble(
                 (f"{finding.level:6} ", _STYLES[finding.level]),
@@ -329,7 +328,7 @@ def _say_account(found: "Report") -> None:
                 finding.sentence,
             )
         )
-    console.print(Text(judgement.verdict, style=f"bold {_STYLES[judgement.level]}"))
+    console.print(Text(quality.verdict, style=f"bold {_STYLES[quality.level]}"))
 
 
 def _say_splits(folder: "SplitFolder") -> None:

@@ -77,10 +77,11 @@ def evaluate(
     hush_libraries()  # before they are imported: some speak at once
 
     from loragate.adapters.home import Home
-    from loragate.trainer.evaluation.errors import EvaluationError
+    from loragate.trainer.errors import EvaluationError
     from loragate.trainer.evaluation.evaluation import Evaluation
     from loragate.trainer.evaluation.rubric import write_sheet
     from loragate.trainer.pipeline.evaluating import Remote, evaluate_run
+    from loragate.trainer.run.run import Run
 
     if bool(url) != bool(new):
         raise typer.BadParameter("--url and --new belong together: which model is the new one?")
@@ -90,7 +91,8 @@ def evaluate(
     else:
         remote = Remote(url, key, new, champion) if url else None
         with progress_bar(Console(stderr=True), is_hidden=as_json) as progress:
-            found = asyncio.run(evaluate_run(folder, Home.from_environment(), progress, remote))
+            trained = Run.finished(folder, Home.from_environment(), progress)
+            found = asyncio.run(evaluate_run(trained, remote))
     sheet = folder.evaluation / "rubric.csv"
     if rubric:
         if not found.samples:
@@ -162,14 +164,14 @@ def evaluation_table(found: "Evaluation") -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("Metric")
-    for contender in found.contenders:
-        table.add_column(contender.title, justify="right")
+    for system in found.systems:
+        table.add_column(system.title, justify="right")
     table.add_column("new - base", justify="right")
     for name in found.new.metrics:
         metric = METRICS[name]
         table.add_row(
             metric.title,
-            *(metric.show(contender.metrics[name].estimate) for contender in found.contenders),
+            *(metric.show(system.metrics[name].estimate) for system in found.systems),
             metric.show_difference(found.differences["base"][name].estimate),
         )
     return table

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loragate.trainer.cli.options import Json, examples, print_json
-from loragate.trainer.settings.publish import MergeDtype
+from loragate.trainer.settings import MergeDtype
 
 if TYPE_CHECKING:
     from loragate.adapters.names import AdapterName, AdapterVersion
     from loragate.adapters.registry.registry import Registry
+    from loragate.trainer.data.example import Example
 
 _TO_BE_SERVED = (
     "is to be served merged, as soon as a server has started an engine for it; see "
@@ -77,22 +78,21 @@ def merge(
     from loragate.adapters.base_models.preparation import find
     from loragate.adapters.home import Home
     from loragate.adapters.names import AdapterName
-    from loragate.trainer.data.split_folder import SplitFolder
     from loragate.trainer.registry import find_version, open_registry
 
     if serve and stop:
         raise typer.BadParameter("give --serve or --stop, not both.")
     home = Home.from_environment()
-    rows = SplitFolder.read(data).splits["test"] if data else ()
+    rows = _test_rows(data) if data else ()
     with open_registry(home) as registry:
         found = find_version(registry, version)
         adapter = AdapterName(found.tenant, found.name)
         if stop:
-            registry.stop_merged(adapter, found.number)
+            registry.merged.stop(adapter, found.number)
             _say_served(found, "is served merged no longer", as_json)
             return
         if serve and _is_merged(registry, adapter, found.number, dtype):
-            registry.serve_merged(adapter, found.number)
+            registry.merged.serve(adapter, found.number)
             _say_served(found, _TO_BE_SERVED, as_json)
             return
         base_model = find(base, home.models)
@@ -113,7 +113,7 @@ def merge(
             out=out,
         )
         if serve:
-            registry.serve_merged(adapter, found.number)
+            registry.merged.serve(adapter, found.number)
     if as_json:
         print_json(
             {
@@ -133,6 +133,12 @@ def merge(
         _say_served(found, _TO_BE_SERVED, as_json)
 
 
+def _test_rows(data: Path) -> "tuple[Example, ...]":
+    from loragate.trainer.data.splits import SplitFolder
+
+    return SplitFolder.read(data).splits["test"]
+
+
 def _is_merged(
     registry: "Registry", adapter: "AdapterName", number: int, dtype: MergeDtype | None
 ) -> bool:
@@ -143,7 +149,7 @@ def _is_merged(
     from loragate.adapters.format.merged_files import REPORT
 
     try:
-        folder = registry.merged_model(adapter, number)
+        folder = registry.merges.folder(adapter, number)
     except NotMerged:
         return False
     report = msgspec.json.decode((folder / REPORT).read_bytes(), type=dict[str, object])

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 
 class Figures(ProgressColumn):
-    """What a task says of itself beside its count, such as its loss."""
+    """The fields of a task, such as its loss, beside its count."""
 
     def render(self, task: Task) -> Text:
         return Text("  ".join(str(value) for value in task.fields.values() if value))
@@ -40,7 +40,9 @@ def progress_bar(console: Console, *, is_hidden: bool) -> Progress:
 
 
 def hush_libraries() -> None:
-    """Keeps the bars of libraries, which would tear ours, and a note that concerns nobody."""
+    """Turns off the progress bars of transformers and datasets, which would break up ours, and a
+    note of bitsandbytes about a GPU that is not there.
+    """
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

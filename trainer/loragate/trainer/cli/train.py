@@ -10,9 +10,9 @@ from loragate.trainer.cli.options import Json, examples, print_json
 
 if TYPE_CHECKING:
     from loragate.trainer.evaluation.evaluation import Evaluation
-    from loragate.trainer.pipeline.pipeline import Workshop
+    from loragate.trainer.pipeline.sweep import Tried
     from loragate.trainer.run.folder import RunFolder, RunResult
-    from loragate.trainer.training.sweep import Tried
+    from loragate.trainer.run.run import Run
 
 _INTERRUPTED = 130  # as a shell says it of what Ctrl-C ended
 
@@ -73,7 +73,7 @@ def train(
     hush_libraries()  # before they are imported: some speak at once
 
     from loragate.adapters.home import Home
-    from loragate.trainer.pipeline.pipeline import Workshop
+    from loragate.trainer.run.run import Run
     from loragate.trainer.training.train import Interrupted
 
     console = Console(stderr=True, highlight=False)
@@ -82,75 +82,73 @@ def train(
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{run} cannot be read: {error}", param_hint="RUN.toml") from None
     with progress_bar(console, is_hidden=as_json) as progress:
-        home = Home.from_environment()
-        workshop = Workshop(run, text, home, progress, lambda line: console.print(line))
+        loaded = Run.load(run, text, Home.from_environment(), progress, console.print)
         try:
             if estimate:
-                _estimate(workshop, as_json)
+                _estimate(loaded, as_json)
             elif sweep:
-                _sweep(workshop, sweep, as_json, overwrite=overwrite)
+                _sweep(loaded, sweep, as_json, overwrite=overwrite)
             else:
-                _train(workshop, as_json, resume, overwrite, only_train)
+                _train(
+                    loaded, as_json, resume=resume, overwrite=overwrite, publishes=not only_train
+                )
         except Interrupted as stopped:
             console.print(f"{stopped}. Go on with: loragate train {run} --resume", style="yellow")
             raise typer.Exit(_INTERRUPTED) from None
 
 
-def _train(
-    workshop: "Workshop", as_json: bool, resume: bool, overwrite: bool, only_train: bool
-) -> None:
-    from loragate.trainer.cost.costs import Estimate, reckon
-    from loragate.trainer.pipeline.pipeline import evaluate, open_folder, publish, train_run
-    from loragate.trainer.registry import require_tenant
-    from loragate.trainer.training import processes
+def _train(run: "Run", as_json: bool, *, resume: bool, overwrite: bool, publishes: bool) -> None:
+    from loragate.trainer.cost import Estimate, reckon
+    from loragate.trainer.pipeline.pipeline import check, evaluate, publish, train_run
+    from loragate.trainer.training import machine
 
-    run = workshop.run_file()
-    if run.publish.adapter and not only_train and processes.is_first():
-        require_tenant(workshop.home, run.publish.adapter)  # not after an hour of training
-    folder = open_folder(workshop, resume=resume, overwrite=overwrite)
-    result = train_run(workshop, run, folder)
-    if not processes.is_first():
-        return
+    check(run, resume=resume, overwrite=overwrite, publishes=publishes)
+    result = train_run(run)
+    if not machine.is_first_process():
+        return  # the first process goes on alone
     if not as_json:
-        _say_result(folder, result)
-    if (estimated := Estimate.read(folder)) is not None:
-        workshop.say(reckon(estimated, result).sentence)
-    found = None if only_train else evaluate(workshop, folder)
+        _say_result(run.folder, result)
+    if (estimated := Estimate.read(run.folder)) is not None:
+        run.say(reckon(estimated, result).sentence)
+    found = evaluate(run) if publishes else None
     version: str | None = None
     if found is not None:
         if not as_json:
-            _say_evaluation(folder, found)
-        if found.verdict.holds and folder.resolved().publish.adapter:
-            published = publish(workshop, folder, found)
+            _say_evaluation(run.folder, found)
+        if found.verdict.holds and run.folder.resolved().publish.adapter:
+            published = publish(run, found)
             version = str(published.version)
-            workshop.say(f"Published {version}.")
+            run.say(f"Published {version}.")
             if published.merged:
-                workshop.say(f"Merged {version}: {published.merged.report.sentence}")
-    workshop.say(workshop.phases.sentence)
+                run.say(f"Merged {version}: {published.merged.report.sentence}")
+    run.say(run.phases.sentence)
     if as_json:
         print_json(
             {
-                "folder": str(folder.root),
+                "folder": str(run.folder.root),
                 "verdict": result.verdict.sentence,
                 "fit": result.verdict.fit,
                 "metrics": result.metrics,
                 "holds": found.verdict.holds if found else None,
                 "version": version,
-                "seconds": workshop.phases.seconds,
+                "seconds": run.phases.seconds,
             }
         )
     if found is not None and not found.verdict.holds:
         raise typer.Exit(1)
 
 
-def _sweep(workshop: "Workshop", choices: Sequence[str], as_json: bool, *, overwrite: bool) -> None:
-    from loragate.trainer.pipeline.pipeline import sweep
+def _sweep(run: "Run", choices: Sequence[str], as_json: bool, *, overwrite: bool) -> None:
+    from dataclasses import replace
+
+    from loragate.trainer.pipeline.sweep import sweep
     from loragate.trainer.run.folder import RunFolder
 
-    folder = RunFolder(workshop.folder().root.with_name(f"{workshop.folder().root.name}-sweep"))
+    root = run.folder.root
+    run = replace(run, folder=RunFolder(root.with_name(f"{root.name}-sweep")))
     if overwrite:
-        folder.clear()
-    tried = sweep(workshop, folder, choices)
+        run.folder.clear()
+    tried = sweep(run, choices)
     if as_json:
         print_json(
             [
@@ -167,20 +165,17 @@ def _sweep(workshop: "Workshop", choices: Sequence[str], as_json: bool, *, overw
         _say_sweep(tried)
 
 
-def _estimate(workshop: "Workshop", as_json: bool) -> None:
+def _estimate(run: "Run", as_json: bool) -> None:
     from dataclasses import asdict
 
     from rich.console import Console
 
-    from loragate.trainer.cost.cost_table import cost_tables
-    from loragate.trainer.cost.costs import estimate
+    from loragate.trainer.cost import cost_tables, estimate
     from loragate.trainer.pipeline.pipeline import ready_data
 
-    run, folder = workshop.run_file(), workshop.folder()
-    folder.claim()
-    splits = ready_data(workshop, run, folder)
-    found = estimate(run, workshop.root, splits, workshop.home, workshop.progress)
-    found.write(folder)
+    run.folder.claim()
+    found = estimate(run, ready_data(run))
+    found.write(run.folder)
     if as_json:
         print_json(asdict(found))
     else:
@@ -223,7 +218,7 @@ def _say_sweep(tried: Sequence["Tried"]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from loragate.trainer.training.sweep import best_of
+    from loragate.trainer.pipeline.sweep import best_of
 
     best = best_of(tried)
     table = Table(*best.changes, "Validation loss", "at step", "Fit", "Time", box=box.SIMPLE_HEAD)

@@ -1,27 +1,47 @@
 """Raw rows to rows worth learning, by rules in a fixed order; every row that goes is accounted for.
 
-Which rows stay depends on what the rows say, not on their order.
+Text is normalised first: mojibake, odd characters and stray whitespace. Which rows stay depends on
+what the rows say, not on their order.
 """
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from loragate.trainer.data.duplicates import (
+from ftfy import TextFixerConfig, fix_text
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+from loragate.trainer.data.example import DataError, Example, flaw_of
+from loragate.trainer.data.personal_data import PersonalData
+from loragate.trainer.data.reading import Place, Read, Row
+from loragate.trainer.data.settings import Cleaning, Track, untracked
+from loragate.trainer.data.similarity import (
     Alike,
     conflicts,
     exact_duplicates,
     near_duplicates,
+    questions_of,
     same_answer,
 )
-from loragate.trainer.data.example import Example, flaw_of
-from loragate.trainer.data.languages import Languages
-from loragate.trainer.data.likeness import questions_of
-from loragate.trainer.data.mending import mend
-from loragate.trainer.data.personal_data import PersonalData
-from loragate.trainer.data.reading import Place, Read, Row
-from loragate.trainer.data.settings import Cleaning, Track, untracked
 
+# What people typed on purpose stays: HTML entities, curly quotes and ligatures are not "mended".
+_FIXES = TextFixerConfig(
+    unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False, normalization="NFC"
+)
+# Soft hyphens, zero-width spaces and joiners between letters, byte order marks, bidi controls. The
+# joiner U+200D and U+200C stay: emoji and several scripts are written with them.
+_INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
+_SPACES = re.compile(r"[^\S\n]+")
+_BLANK_LINES = re.compile(r"\n{3,}")
+UNSURE = "unsure"
+# Probabilities by the model: "Internet down" is English with 0.06 and Danish with 0.07, a German
+# sentence of ten words is German with 0.99 and English with less than 0.0001.
+_SURE = 0.9
+_RULED_OUT = 0.002
+_FEWEST_LETTERS = 20
+_NOT_WORDS = re.compile(r"[\W\d_]+")
 # The rules in the order in which they are applied, with what each means to a reader.
 RULES = {
     "bad_row": "could not be read",
@@ -39,10 +59,73 @@ _ROWS_PER_LABEL = 5
 _LONGEST_LABEL = 40  # characters; a longer answer that comes again is a stock phrase, no class
 
 
+def normalise(example: Example) -> Example:
+    """The example with every text normalised."""
+    return replace(
+        example,
+        messages=tuple(
+            replace(message, content=normalise_text(message.content))
+            for message in example.messages
+        ),
+    )
+
+
+def normalise_text(text: str) -> str:
+    fixed = _INVISIBLE.sub("", fix_text(text, _FIXES))
+    fixed = "".join(char for char in fixed if char in "\n\t" or unicodedata.category(char) != "Cc")
+    return tidy_whitespace(fixed)
+
+
+def tidy_whitespace(text: str) -> str:
+    """Single spaces, no spaces at the ends of lines, one empty line at most.
+
+    Where lines are indented, as in code, the inner spaces mean something and stay.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    is_indented = any(line[:1] in (" ", "\t") and line.strip() for line in lines[1:])
+    if is_indented:
+        lines = [line.rstrip() for line in lines]
+    else:
+        lines = [_SPACES.sub(" ", line).strip() for line in lines]
+    return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip()
+
+
+class Languages:
+    """Tells languages apart. Loading takes about a second, so make one and pass it on."""
+
+    def __init__(self) -> None:
+        self._identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+    def of(self, text: str) -> str:
+        """An ISO 639 code, or `UNSURE`: short texts look like many languages."""
+        if _is_short(text):
+            return UNSURE
+        language, confidence = self._identifier.classify(text)
+        return str(language) if float(confidence) >= _SURE else UNSURE
+
+    def is_other(self, text: str, wanted: str) -> str:
+        """The likeliest language where `text` is surely not in `wanted`, or nothing."""
+        if _is_short(text):
+            return ""
+        ranked = self._identifier.rank(text)
+        return str(ranked[0][0]) if dict(ranked)[wanted] < _RULED_OUT else ""
+
+    def check_code(self, code: str) -> None:
+        """Raises DataError for a code that no text can have."""
+        if code not in self._identifier.labels:
+            raise DataError(
+                f"the language {code!r} is unknown; use a code such as en, de, fr or ja"
+            )
+
+
+def _is_short(text: str) -> bool:
+    return len(_NOT_WORDS.sub("", text)) < _FEWEST_LETTERS
+
+
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A row that went. `sample` is its text, shortened, with personal data masked; `other` is the
-    place of the row that it repeats or contradicts.
+    """A row that was dropped. `sample` is its text, shortened, with personal data masked; `other`
+    is the place of the row that it repeats or contradicts.
     """
 
     rule: str
@@ -64,12 +147,12 @@ class Drop:
 
 @dataclass(slots=True)
 class Cleaned:
-    """The rows that stayed, and the account of everything else."""
+    """The rows that stayed, and what was dropped, changed and found."""
 
     rows: list[Row] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
     rows_read: int = 0
-    mended: int = 0  # rows of which a character was changed
+    normalised_rows: int = 0  # rows of which a character was changed
     masked: Counter[str] = field(default_factory=Counter)  # kinds of personal data, in pieces
     masked_rows: int = 0
     languages: Counter[str] = field(default_factory=Counter)
@@ -106,8 +189,8 @@ def clean(read: Read, cleaning: Cleaning, track: Track = untracked) -> Cleaned:
 
 
 def _take_sound(row: Row, cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData) -> None:
-    example = mend(row.example)
-    cleaned.mended += example != row.example
+    example = normalise(row.example)
+    cleaned.normalised_rows += example != row.example
     row = replace(row, example=example)
     if flaw := flaw_of(example.messages):
         cleaned.drops.append(_drop("empty", row, flaw, personal))
@@ -120,7 +203,7 @@ def _take_sound(row: Row, cleaned: Cleaned, cleaning: Cleaning, personal: Person
 def _drop_other_languages(
     cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData, languages: Languages
 ) -> None:
-    """An instruction that all rows share is in one language, whatever the rows are in."""
+    """Lines that many rows share do not count: an instruction may be in another language."""
     kept: list[Row] = []
     for row, question in zip(cleaned.rows, questions_of(cleaned.examples), strict=True):
         text = f"{question}\n{row.example.answer}"
@@ -231,6 +314,6 @@ def _from(place: Place, other: Place) -> str:
 
 def _sample(example: Example, personal: PersonalData) -> str:
     said = [f"{turn.role}: {' '.join(turn.content.split())}" for turn in example.messages]
-    # Masked before it is cut, lest half a number be left that no recogniser knows.
+    # Masked before it is cut: half a telephone number would not be recognised, and so be shown.
     text = personal.mask(" | ".join(said))
     return text if len(text) <= _SAMPLE else text[: _SAMPLE - 1] + "…"

@@ -1,8 +1,8 @@
 """Mentions of demographic groups, and what they go together with: a label, praise or blame.
 
 An association is a table of two by two (the row mentions the group or not, has the label or not),
-tested by Fisher's exact test; only those are told that stay after Benjamini and Hochberg's control
-of false discoveries at 5 %. It says what the data hold, not why.
+tested by Fisher's exact test. Those are reported that remain after Benjamini and Hochberg's control
+of false discoveries at 5 %. An association says nothing about its cause.
 """
 
 import re
@@ -50,7 +50,7 @@ class Association:
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """The words, compiled."""
+    """Patterns of words, by group and by sentiment; `kinds` has each group's kind."""
 
     groups: Mapping[str, re.Pattern[str]]
     kinds: Mapping[str, str]
@@ -79,7 +79,7 @@ def mentions_of(examples: Sequence[Example], lexicon: Lexicon) -> list[Mentions]
 
 
 def associations_of(examples: Sequence[Example], lexicon: Lexicon) -> list[Association]:
-    """What goes together more, or less, than chance explains; the surest first."""
+    """Associations that are significant at 5 % after adjustment, the lowest p first."""
     traits = _traits(examples, lexicon)
     tried = [
         _associate(group, rows, trait, with_trait, len(examples))
@@ -146,7 +146,7 @@ def _associate(
 
 
 def _text(example: Example) -> str:
-    """What people wrote: a system prompt names nobody."""
+    """All turns but the system prompt, in which no writer names a person."""
     return "\n".join(turn.content for turn in example.messages if turn.role != "system")
 
 

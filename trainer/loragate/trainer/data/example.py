@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -53,6 +53,12 @@ class Example:
     def turns(self) -> list[dict[str, object]]:
         """The messages as chat templates read them (`Renderer.supervise`)."""
         return [{"role": message.role, "content": message.content} for message in self.messages]
+
+    def with_system_prompt(self, prompt: str) -> "Example":
+        """With the prompt first, where there is one and the example has no system message yet."""
+        if not prompt or self.messages[0].role == "system":
+            return self
+        return replace(self, messages=(Message("system", prompt), *self.messages))
 
     def to_json(self) -> dict[str, object]:
         optional = {"label": self.label, "group": self.group, "id": self.id}

@@ -1,4 +1,4 @@
-"""Personal data in text: found by shape, believed by checksum.
+"""Personal data in text: found by a pattern, confirmed by a checksum.
 
 E-mail addresses, telephone numbers, payment cards, bank accounts, and identity numbers of people in
 fourteen countries. Names and addresses of people have no shape and are not found. Where one number
@@ -41,8 +41,10 @@ _CONTEXT = 40  # characters before a number in which a word can say what it is
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """A piece of text, `kind` as in `[EMAIL]`, `what` in words."""
+class Entity:
+    """A piece of text that is personal data, from `start` to `end` in characters. `kind` is what it
+    is masked with, as in `[EMAIL]`; `what` is for people.
+    """
 
     start: int
     end: int
@@ -59,13 +61,13 @@ class _Identity:
     check: ModuleType
     context: re.Pattern[str] | None = None
 
-    def find(self, text: str) -> Iterator[Finding]:
+    def find(self, text: str) -> Iterator[Entity]:
         for match in self.shape.finditer(text):
             before = text[max(0, match.start() - _CONTEXT) : match.start()]
             if self.context is not None and not self.context.search(before):
                 continue
             if self.check.is_valid(match.group()):
-                yield Finding(match.start(), match.end(), "ID", self.what)
+                yield Entity(match.start(), match.end(), "ID", self.what)
 
 
 def _identity(what: str, shape: str, check: ModuleType, context: str = "") -> _Identity:
@@ -118,23 +120,23 @@ class PersonalData:
         if unknown := sorted(set(self.phone_regions) - SUPPORTED_REGIONS):
             raise DataError(f"the country {unknown[0]!r} is unknown; use codes such as GB or DE")
 
-    def find(self, text: str) -> list[Finding]:
-        """What is found, from left to right, nothing twice."""
+    def find(self, text: str) -> list[Entity]:
+        """The personal data in a text, from left to right; no two overlap."""
         if not any(char.isdigit() or char == "@" for char in text):
             return []  # most texts; the phone matcher is slow
-        found: list[Finding] = []
+        found: list[Entity] = []
         for finder in (_emails, _ibans, _identity_numbers, _cards, partial(_phones, self)):
-            for finding in finder(text):
-                if not any(_overlap(finding, other) for other in found):
-                    found.append(finding)
-        return sorted(found, key=lambda finding: finding.start)
+            for entity in finder(text):
+                if not any(_overlap(entity, other) for other in found):
+                    found.append(entity)
+        return sorted(found, key=lambda entity: entity.start)
 
     def mask(self, text: str) -> str:
         """`Call 020 7946 0958` becomes `Call [PHONE]`."""
         return _masked(text, self.find(text))
 
-    def find_in(self, example: Example) -> list[Finding]:
-        return [finding for turn in example.messages for finding in self.find(turn.content)]
+    def find_in(self, example: Example) -> list[Entity]:
+        return [entity for turn in example.messages for entity in self.find(turn.content)]
 
     def mask_in(self, example: Example) -> Example:
         return replace(
@@ -145,50 +147,52 @@ class PersonalData:
         )
 
 
-def _masked(text: str, findings: Iterable[Finding]) -> str:
+def _masked(text: str, entities: Iterable[Entity]) -> str:
     pieces, end = [], 0
-    for finding in findings:
-        pieces += [text[end : finding.start], f"[{finding.kind}]"]
-        end = finding.end
+    for entity in entities:
+        pieces += [text[end : entity.start], f"[{entity.kind}]"]
+        end = entity.end
     return "".join([*pieces, text[end:]])
 
 
-def _overlap(one: Finding, other: Finding) -> bool:
+def _overlap(one: Entity, other: Entity) -> bool:
     return one.start < other.end and other.start < one.end
 
 
-def _emails(text: str) -> Iterator[Finding]:
+def _emails(text: str) -> Iterator[Entity]:
     for match in _EMAIL.finditer(text):
-        yield Finding(match.start(), match.end(), "EMAIL", "e-mail address")
+        yield Entity(match.start(), match.end(), "EMAIL", "e-mail address")
 
 
-def _ibans(text: str) -> Iterator[Finding]:
-    """The shape swallows words that follow, so the longest part of it that is an IBAN is taken."""
+def _ibans(text: str) -> Iterator[Entity]:
+    """The pattern also matches words that follow, so the longest part that is a valid IBAN is
+    taken.
+    """
     for match in _IBAN.finditer(text):
         candidate = match.group()
         ends = (end for end in range(len(candidate), 14, -1) if _ends_a_word(candidate, end))
         end = next((end for end in ends if iban.is_valid(candidate[:end])), None)
         if end is not None:
-            yield Finding(match.start(), match.start() + end, "IBAN", "bank account (IBAN)")
+            yield Entity(match.start(), match.start() + end, "IBAN", "bank account (IBAN)")
 
 
 def _ends_a_word(text: str, end: int) -> bool:
     return text[end - 1].isalnum() and not text[end : end + 1].isalnum()
 
 
-def _identity_numbers(text: str) -> Iterator[Finding]:
+def _identity_numbers(text: str) -> Iterator[Entity]:
     for identity in _IDENTITIES:
         yield from identity.find(text)
 
 
-def _cards(text: str) -> Iterator[Finding]:
+def _cards(text: str) -> Iterator[Entity]:
     for match in _CARD.finditer(text):
         digits = _DIGIT.sub("", match.group())
         if len(set(digits)) > 1 and luhn.is_valid(digits):
-            yield Finding(match.start(), match.end(), "CARD", "payment card")
+            yield Entity(match.start(), match.end(), "CARD", "payment card")
 
 
-def _phones(personal: PersonalData, text: str) -> Iterator[Finding]:
+def _phones(personal: PersonalData, text: str) -> Iterator[Entity]:
     """Numbers that could be dialled and are written as people write them.
 
     A bare run of digits is more often an order's number; one with a country's code, a trunk 0 or
@@ -201,7 +205,7 @@ def _phones(personal: PersonalData, text: str) -> Iterator[Finding]:
             before = text[max(0, match.start - _CONTEXT) : match.start]
             if span not in seen and _is_written_as_phone(match.raw_string, match.number, before):
                 seen.add(span)
-                yield Finding(*span, "PHONE", "telephone number")
+                yield Entity(*span, "PHONE", "telephone number")
 
 
 def _is_written_as_phone(raw: str, number: PhoneNumber, before: str) -> bool:

@@ -8,62 +8,66 @@ from pathlib import Path
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.cleaning import Cleaned, clean
 from loragate.trainer.data.example import DataError, digest_of, read_examples, write_examples
-from loragate.trainer.data.judging import Finding, Judgement, findings_on_volume, judge
-from loragate.trainer.data.leaks import refuse_leaks
+from loragate.trainer.data.quality import Finding, Quality, assess_quality, findings_on_volume
 from loragate.trainer.data.reading import file_digest, read_rows
 from loragate.trainer.data.report import Report, account_of, package_versions
-from loragate.trainer.data.settings import DataSettings, Judging, Splitting, Track, untracked
-from loragate.trainer.data.split_folder import SplitFolder, write_split_folder
-from loragate.trainer.data.splitting import split
+from loragate.trainer.data.settings import (
+    PreparationSettings,
+    QualityLimits,
+    Splitting,
+    Track,
+    untracked,
+)
+from loragate.trainer.data.splits import SplitFolder, refuse_leaks, split, write_split_folder
 
 REPORT = "report.html"
 DROPS = "drops.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedData:
     """Splits on disk, and the report that lies beside them."""
 
     folder: SplitFolder
-    judgement: Judgement
+    quality: Quality
     report: Report
 
 
 def prepare(
     paths: Sequence[Path],
     out: Path,
-    settings: DataSettings | None = None,
+    settings: PreparationSettings | None = None,
     renderer: Renderer | None = None,
     track: Track = untracked,
-) -> Prepared:
-    """Reads, cleans, judges, splits and checks; writes the splits, `data.json`, `report.html` and
+) -> PreparedData:
+    """Reads, cleans, measures, splits and checks; writes the splits, `data.json`, `report.html` and
     every dropped row (`drops.jsonl`) into `out`.
 
-    `renderer` counts tokens; without one that part of the judgement is left out. Raises DataError
+    `renderer` counts tokens; without one their quality has no token counts. Raises DataError
     where rows are bad and to be refused, where data are too few, and where splits leak.
     """
-    settings = settings or DataSettings()
+    settings = settings or PreparationSettings()
     report = examine(paths, settings, renderer, track)
-    require_enough(report.judgement.findings)
+    require_enough(report.quality.findings)
     splits = split(report.cleaned.examples, settings.splitting, track)
     refuse_leaks(splits, settings.splitting.similarity, track)
     folder = write_split_folder(out, splits, _about(report))
     report = Report(
-        "Training data", folder.digest, report.read, report.cleaned, report.judgement, settings,
+        "Training data", folder.digest, report.read, report.cleaned, report.quality, settings,
         folder,
     )  # fmt: skip
     report.write(out / REPORT)
     write_drops(out / DROPS, report.cleaned)
-    return Prepared(folder, report.judgement, report)
+    return PreparedData(folder, report.quality, report)
 
 
 def examine(
     paths: Sequence[Path],
-    settings: DataSettings,
+    settings: PreparationSettings,
     renderer: Renderer | None = None,
     track: Track = untracked,
 ) -> Report:
-    """Reads, cleans and judges, and writes nothing."""
+    """Reads, cleans and measures, and writes nothing."""
     read = read_rows(paths, settings.reading, track)
     cleaned = clean(read, settings.cleaning, track)
     if not cleaned.rows:
@@ -71,9 +75,9 @@ def examine(
             f"every one of the {cleaned.rows_read} rows was dropped "
             f"({_counts(cleaned)}); `loragate data check --report report.html` says why"
         )
-    judgement = judge(cleaned.examples, settings.judging, renderer, track)
+    quality = assess_quality(cleaned.examples, settings.quality, renderer, track)
     digest = digest_of(cleaned.examples)
-    return Report("Training data", digest, read, cleaned, judgement, settings)
+    return Report("Training data", digest, read, cleaned, quality, settings)
 
 
 def split_file(
@@ -81,7 +85,7 @@ def split_file(
 ) -> SplitFolder:
     """Splits what `write_cleaned` wrote. Raises DataError as `prepare` does."""
     examples = read_examples(path)
-    require_enough(findings_on_volume(len(examples), Judging()))
+    require_enough(findings_on_volume(len(examples), QualityLimits()))
     splits = split(examples, splitting, track)
     refuse_leaks(splits, splitting.similarity, track)
     source = {"path": str(path), "sha256": file_digest(path), "rows": len(examples)}
@@ -127,7 +131,7 @@ def _about(report: Report) -> dict[str, object]:
         "rows_read": report.cleaned.rows_read,
         "cleaning": account_of(report.cleaned),
         "settings": report.settings.to_json(),
-        "judgement": report.judgement.to_json(),
+        "judgement": report.quality.to_json(),
         "packages": package_versions(),
     }
 

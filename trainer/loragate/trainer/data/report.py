@@ -1,25 +1,132 @@
-"""One HTML page about data, complete in itself: for whoever answers for what an adapter learns."""
+"""One HTML page about data, complete in itself, and its plots as SVG text.
 
+No display and no global state of pyplot is used.
+"""
+
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
+import matplotlib as mpl
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from loragate.trainer.data import plots
 from loragate.trainer.data.cleaning import RULES, Cleaned, Drop
 from loragate.trainer.data.example import DataError
-from loragate.trainer.data.judging import Judgement
+from loragate.trainer.data.quality import Quality
 from loragate.trainer.data.reading import Read
-from loragate.trainer.data.settings import DataSettings
-from loragate.trainer.data.split_folder import SplitFolder
+from loragate.trainer.data.settings import PreparationSettings
+from loragate.trainer.data.splits import SplitFolder
 
+# Quantities are in one colour, all else in grey.
+ACCENT, MUTED, INK, GRID = "#3b6fb6", "#b9c2cf", "#2b3440", "#e6eaf0"
+_BARS = 12
+_FULL, _HALF = 7.6, 4.9  # inches: a plot as wide as the page, and one beside another
+_LONGEST_NAME = 34
+_LIMIT_SHOWN = 2  # times the longest row; a limit further off would squeeze the bars
 SAMPLES = 5  # of dropped rows, for each rule
 _PACKAGES = ("loragate", "datasketch", "ftfy", "phonenumbers", "py3langid", "python-stdnum",
              "scikit-learn", "scipy")  # fmt: skip
+
+
+def bar_plot(names: Sequence[str], counts: Sequence[int], *, is_half: bool = True) -> str:
+    """Horizontal bars, the first on top, each with its figure."""
+    names, counts = names[:_BARS], counts[:_BARS]
+    figure, axes = _figure(0.3 * len(names) + 0.1, _HALF if is_half else _FULL)
+    places = np.arange(len(names))[::-1]
+    axes.barh(places, counts, color=ACCENT, height=0.62)
+    axes.set_yticks(places, [_short(name) for name in names])
+    axes.set_xlim(0, max(counts) * 1.14)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    for place, count in zip(places, counts, strict=True):
+        axes.annotate(
+            f"{count:,}", (count, place), (4, 0), textcoords="offset points", va="center",
+            color=INK, fontsize=9,
+        )  # fmt: skip
+    return _svg(figure)
+
+
+def histogram(values: Sequence[int], *, label: str, limit: int | None = None) -> str:
+    """How values are spread, with a line at `limit` where one is given."""
+    figure, axes = _figure(2.2, _HALF)
+    # The last percent is gathered at the end, so that one long row does not flatten the rest.
+    end = max(float(np.percentile(values, 99)), min(values) + 1.0)
+    if limit is not None and limit < _LIMIT_SHOWN * max(values):
+        end = max(end, limit)
+    if limit is not None and limit > end:
+        label = f"{label}, far from the limit of {limit:,}"
+    if end < max(values):
+        label = f"{label}\nthe last bar also holds what is longer, to {max(values):,}"
+    clipped = np.minimum(values, end)
+    bins = np.histogram_bin_edges(clipped, bins=min(40, max(5, int(end - min(values)) + 1)))
+    axes.hist(clipped, bins=[float(edge) for edge in bins], color=ACCENT, rwidth=0.9)
+    axes.set_xlabel(label, fontsize=9, color=INK)
+    axes.set_ylabel("rows", fontsize=9, color=INK)
+    axes.yaxis.grid(visible=True, color=GRID)
+    axes.set_axisbelow(True)
+    if limit is not None and limit <= end:
+        axes.axvline(limit, color="#b3402e", linewidth=1.4)
+        axes.annotate(
+            f"limit {limit:,}", (limit, axes.get_ylim()[1]), (-4, -10), color="#b3402e",
+            textcoords="offset points", fontsize=9, ha="right",
+        )  # fmt: skip
+    return _svg(figure)
+
+
+def interval_plot(
+    names: Sequence[str], middles: Sequence[float], lows: Sequence[float], highs: Sequence[float]
+) -> str:
+    """Odds ratios with their intervals on a logarithmic axis, 1 (no association) marked."""
+    figure, axes = _figure(0.36 * len(names) + 0.65, _FULL)
+    places = np.arange(len(names))[::-1]
+    axes.axvline(1, color=MUTED, linewidth=1.2)
+    axes.hlines(places, lows, highs, color=ACCENT, linewidth=2)
+    axes.plot(middles, places, "o", color=ACCENT, markersize=6)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.set_yticks(places, [_short(name) for name in names])
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(
+        "odds ratio with 95 % interval; 1 means that they have nothing to do with each other",
+        fontsize=9,
+        color=INK,
+    )
+    return _svg(figure)
+
+
+def _figure(height: float, width: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=INK, labelsize=9)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    """Without a date and with ids from a fixed salt, so that equal plots are equal text."""
+    text = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "loragate"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    drawing = text.getvalue()
+    return drawing[drawing.index("<svg") :]
+
+
+def _short(name: str) -> str:
+    # A dollar begins mathematics in matplotlib.
+    name = name.replace("$", r"\$")
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +155,8 @@ class Report:
     digest: str
     read: Read
     cleaned: Cleaned
-    judgement: Judgement
-    settings: DataSettings
+    quality: Quality
+    settings: PreparationSettings
     folder: SplitFolder | None = None
 
     def to_json(self) -> dict[str, object]:
@@ -59,7 +166,7 @@ class Report:
             "rows_read": self.cleaned.rows_read,
             "rows_kept": len(self.cleaned.rows),
             **account_of(self.cleaned),
-            "judgement": self.judgement.to_json(),
+            "judgement": self.quality.to_json(),
             "splits": self.folder.sheet["splits"] if self.folder else None,
         }
 
@@ -70,7 +177,7 @@ class Report:
         rules = self._rules()
         return page.from_string(text).render(
             report=self,
-            judgement=self.judgement,
+            quality=self.quality,
             cleaned=self.cleaned,
             rules=rules,
             plots=self._plots(rules),
@@ -99,51 +206,51 @@ class Report:
         return [(name, len(rows)) for name, rows in splits.items()]
 
     def _plots(self, rules: Sequence[_Rule]) -> dict[str, Plot]:
-        judged, drawn = self.judgement, dict[str, Plot]()
+        quality, drawn = self.quality, dict[str, Plot]()
         if rules:
             drawn["drops"] = _plot(
                 "Rows that went, by rule",
                 "A row goes by the first rule that catches it.",
-                plots.bars(
+                bar_plot(
                     [rule.name for rule in rules], [rule.count for rule in rules], is_half=False
                 ),
             )
-        if judged.labels:
-            names, counts = zip(*judged.labels, strict=True)
+        if quality.labels:
+            names, counts = zip(*quality.labels, strict=True)
             drawn["labels"] = _plot(
-                "Rows by label", "What the adapter is to tell apart.", plots.bars(names, counts)
+                "Rows by label", "What the adapter is to tell apart.", bar_plot(names, counts)
             )
-        if judged.topics:
+        if quality.topics:
             drawn["topics"] = _plot(
                 "What the questions are about",
                 "Clusters of words that come together, named by the words that tell them apart.",
-                plots.bars([t.name for t in judged.topics], [t.rows for t in judged.topics]),
+                bar_plot([t.name for t in quality.topics], [t.rows for t in quality.topics]),
             )
         # Equal lengths, as those of labels, make no picture.
-        if len(set(judged.lengths.questions)) > 1:
+        if len(set(quality.lengths.questions)) > 1:
             drawn["questions"] = _plot(
                 "Length of the questions",
                 "",
-                plots.histogram(judged.lengths.questions, label="words"),
+                histogram(quality.lengths.questions, label="words"),
             )
-        if len(set(judged.lengths.answers)) > 1:
+        if len(set(quality.lengths.answers)) > 1:
             drawn["answers"] = _plot(
                 "Length of the answers",
                 "",
-                plots.histogram(judged.lengths.answers, label="words"),
+                histogram(quality.lengths.answers, label="words"),
             )
-        if judged.tokens:
+        if quality.tokens:
             drawn["tokens"] = _plot(
                 "Tokens of each row",
                 "With the base model's tokenizer and chat template.",
-                plots.histogram(judged.tokens.per_row, label="tokens", limit=judged.tokens.limit),
+                histogram(quality.tokens.per_row, label="tokens", limit=quality.tokens.limit),
             )
-        if judged.associations:
-            told = judged.associations[:10]
+        if quality.associations:
+            told = quality.associations[:10]
             drawn["associations"] = _plot(
                 "What goes together with the mention of a group",
                 "Right of 1: more often than in rows that do not name the group.",
-                plots.intervals(
+                interval_plot(
                     [f"{one.group}: {one.trait}" for one in told],
                     [one.odds_ratio for one in told],
                     [one.low for one in told],
@@ -164,7 +271,7 @@ def account_of(cleaned: Cleaned) -> dict[str, object]:
             }
             for rule, drops in cleaned.drops_by_rule().items()
         },
-        "mended_rows": cleaned.mended,
+        "mended_rows": cleaned.normalised_rows,
         "masked_rows": cleaned.masked_rows,
         "masked": dict(cleaned.masked.most_common()),
         "languages": dict(cleaned.languages.most_common()),
@@ -174,7 +281,7 @@ def account_of(cleaned: Cleaned) -> dict[str, object]:
 
 
 def package_versions() -> dict[str, str]:
-    """Of what decides the result."""
+    """Of the packages that the result depends on."""
     return {name: version(name) for name in _PACKAGES}
 
 

@@ -1,4 +1,6 @@
-"""What can be chosen about data, with defaults; the TOML's [data] and the options fill these."""
+"""What can be chosen about data. The defaults of a run file's [data] and of the commands' options
+are these.
+"""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -7,6 +9,9 @@ from typing import Literal, Protocol, TypeVar
 from loragate.trainer.data.example import DataError
 
 FormatName = Literal["auto", "messages", "instruction", "prompt", "sharegpt"]
+BadRows = Literal["refuse", "drop"]
+PersonalDataRule = Literal["mask", "drop", "keep"]
+KeepOrDrop = Literal["drop", "keep"]
 
 T = TypeVar("T")
 
@@ -38,7 +43,7 @@ class Reading:
 
     format: FormatName = "auto"
     # A row that cannot be read: refuse the data, or drop the row and say so in the report.
-    bad_rows: Literal["refuse", "drop"] = "refuse"
+    bad_rows: BadRows = "refuse"
     encoding: str = "utf-8"  # a byte order mark in the file goes before it
     label_field: str = "label"  # the field of a row with the exact answer's class
     group_field: str = "group"  # rows with the same value stay in one split
@@ -46,18 +51,18 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Cleaning:
-    """What is mended and what is dropped."""
+    """What is masked and what is dropped."""
 
     language: str | None = None  # ISO 639-1; rows surely in another language are dropped
-    personal_data: Literal["mask", "drop", "keep"] = "mask"
+    personal_data: PersonalDataRule = "mask"
     # Where telephone numbers are written without their country's code.
     phone_regions: tuple[str, ...] = ("GB", "US", "DE", "FR")
     min_characters: int = 2  # of the question, and 1 of the answer
     max_characters: int = 20_000  # of the whole conversation
-    near_duplicates: Literal["drop", "keep"] = "drop"
+    near_duplicates: KeepOrDrop = "drop"
     similarity: float = 0.8  # Jaccard, of five-character pieces; from here on rows are near
     # Rows with the same question and different answers: nobody can tell which is right.
-    conflicts: Literal["drop", "keep"] = "drop"
+    conflicts: KeepOrDrop = "drop"
 
     def __post_init__(self) -> None:
         _check_similarity(self.similarity)
@@ -65,7 +70,7 @@ class Cleaning:
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """Into which shares, and what must not be torn apart."""
+    """The shares of validation and test, and the similarity from which rows stay in one split."""
 
     validation: float = 0.1
     test: float = 0.1
@@ -82,8 +87,8 @@ class Splitting:
 
 
 @dataclass(frozen=True, slots=True)
-class Judging:
-    """What the judgement is held against."""
+class QualityLimits:
+    """The limits that a set of rows is measured against."""
 
     max_tokens: int = 1024  # the run's length limit, for the share of tokens that it would cut
     # Rows below which data are refused, warned about, and noted.
@@ -93,13 +98,13 @@ class Judging:
 
 
 @dataclass(frozen=True, slots=True)
-class DataSettings:
+class PreparationSettings:
     """All of the above, as `prepare` takes it."""
 
     reading: Reading = Reading()
     cleaning: Cleaning = Cleaning()
     splitting: Splitting = Splitting()
-    judging: Judging = Judging()
+    quality: QualityLimits = QualityLimits()
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)

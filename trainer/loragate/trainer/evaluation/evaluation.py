@@ -9,10 +9,9 @@ from typing import Final
 
 import msgspec
 
+from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.counterfactuals import Outcome
-from loragate.trainer.evaluation.errors import EvaluationError
 from loragate.trainer.evaluation.requirements import Verdict
-from loragate.trainer.evaluation.rubric import Ratings
 from loragate.trainer.evaluation.statistics import Interval
 from loragate.trainer.run.folder import write_whole
 
@@ -41,7 +40,7 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
-class ContenderScores:
+class SystemScores:
     """`name` is base, champion or new; `title` is what people call it."""
 
     name: str
@@ -72,7 +71,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row with what each contender says to it."""
+    """One row with what each system says to it."""
 
     prompt: str
     wanted: str
@@ -80,11 +79,29 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class SystemRatings:
+    """`scores` by criterion: the mean from 1 (bad) to 5 (good)."""
+
+    name: str
+    scores: Mapping[str, Interval]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratings:
+    """`agreement` by criterion: Krippendorff's alpha; empty for one rater."""
+
+    raters: tuple[str, ...]
+    items: int
+    systems: tuple[SystemRatings, ...]
+    agreement: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`differences` are the new adapter's to each rival, by rival and metric, paired by row."""
+    """`differences` are the new adapter's to each baseline, by name and metric, paired by row."""
 
     about: About
-    contenders: tuple[ContenderScores, ...]
+    systems: tuple[SystemScores, ...]
     differences: Mapping[str, Mapping[str, Interval]]
     labels: Labels | None
     counterfactuals: tuple[Outcome, ...]
@@ -93,8 +110,8 @@ class Evaluation:
     ratings: Ratings | None = None
 
     @property
-    def new(self) -> ContenderScores:
-        return self.contenders[-1]
+    def new(self) -> SystemScores:
+        return self.systems[-1]
 
     def figures(self) -> dict[str, float]:
         """What a manifest says of the adapter: estimates alone, and differences to the base."""

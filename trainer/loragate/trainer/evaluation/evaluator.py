@@ -1,7 +1,7 @@
-"""All of an evaluation, in order: losses, answers, counterfactuals, numbers, verdict.
+"""A whole evaluation, in order: losses, answers, counterfactuals, numbers, verdict.
 
-Losses come first and their models are let go of before a server starts: the two would share the
-same cores and memory.
+Losses are measured first, and their models are freed before a server starts: the two would share
+the same cores and memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Final
+from pathlib import Path
+from typing import Final, Literal
 
 import numpy as np
 from rich.progress import Progress
@@ -22,58 +23,73 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example
-from loragate.trainer.evaluation.answers import Answer, label_in
-from loragate.trainer.evaluation.contenders import Contender
+from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.counterfactuals import (
+    Counterfactual,
     Outcome,
-    Trial,
     change_scores,
+    make_counterfactuals,
     outcome,
-    trials,
 )
-from loragate.trainer.evaluation.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import (
     About,
-    ContenderScores,
     Evaluation,
     Labels,
     LabelScores,
     Sample,
+    SystemScores,
 )
-from loragate.trainer.evaluation.general_text import paragraphs
 from loragate.trainer.evaluation.losses import (
     Loss,
     adapted,
-    load_model,
     row_losses,
     supervised_text,
 )
-from loragate.trainer.evaluation.requirements import Requirement, judge
+from loragate.trainer.evaluation.requirements import Requirement, check_requirements
 from loragate.trainer.evaluation.scores import (
+    Answer,
     bleu_signature,
+    label_in,
     label_scores,
     overlap_scores,
     text_scores,
 )
 from loragate.trainer.evaluation.served import ServedModels
 from loragate.trainer.evaluation.statistics import Bootstrap, Interval, Statistic, exp, ratio
-from loragate.trainer.settings.evaluation import EvaluationSettings
+from loragate.trainer.evaluation.texts import paragraphs
+from loragate.trainer.settings import EvaluationSettings
+from loragate.trainer.training.models import load_float32
 
-OpenModels = Callable[[Sequence[Contender]], AbstractAsyncContextManager[ServedModels]]
-"""Makes a server of contenders that share a base model."""
-
+SystemName = Literal["base", "champion", "new"]
 _OTHER: Final = "(no label)"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is compared on what. `contenders` begin with the base and end with the new one; `rows`
+class System:
+    """A model to load and to ask. `model` is the folder of a base model or of a fully trained one;
+    `adapter` is None for the model alone. `served_as` is its name where it is asked.
+    """
+
+    name: SystemName
+    title: str
+    model: Path
+    adapter: Path | None
+    served_as: str
+
+
+OpenModels = Callable[[Sequence[System]], AbstractAsyncContextManager[ServedModels]]
+"""Makes a server of systems that share a base model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What is compared on what. `systems` begin with the base and end with the new one; `rows`
     are the whole test split, and none of them was trained on. `served_by` is for the report.
     """
 
     title: str
     base: BaseModel
-    contenders: tuple[Contender, ...]
+    systems: tuple[System, ...]
     rows: Sequence[Example]
     renderer: Renderer
     data_digest: str
@@ -82,56 +98,59 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Heard:
-    """Of one contender: what it said to the rows, and what to the trials."""
+class _Responses:
+    """Of one system: what it said to the rows, and what to the counterfactuals."""
 
     answers: list[Answer]
     outcomes: list[Outcome]
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
-    """Of one contender: its losses on the rows, and on general text."""
+class _Losses:
+    """Of one system: its losses on the rows, and on general text."""
 
     rows: list[Loss]
     general: list[Loss]
 
 
 async def evaluate(
-    plan: Plan, settings: EvaluationSettings, open_models: OpenModels, progress: Progress
+    comparison: Comparison,
+    settings: EvaluationSettings,
+    open_models: OpenModels,
+    progress: Progress,
 ) -> Evaluation:
     """Raises EvaluationError, and InvalidRequirement before any work is done."""
     requirements = [Requirement.parse(sentence) for sentence in settings.require]
     start = time.monotonic()
-    rows = _chosen(plan.rows, settings)
+    rows = _chosen(comparison.rows, settings)
     labels = _labels(rows, settings)
     general = paragraphs(settings.general_text)
-    read = _read_all(plan, rows, general, progress)
-    heard = await _hear_all(plan, rows, labels, settings, open_models, progress)
+    losses = _measure_losses(comparison, rows, general, progress)
+    responses = await _ask_all(comparison, rows, labels, settings, open_models, progress)
     scores = {
-        contender.name: _scores(
-            read[contender.name], read["base"], heard[contender.name], rows, labels
+        system.name: _scores(
+            losses[system.name], losses["base"], responses[system.name], rows, labels
         )
-        for contender in plan.contenders
+        for system in comparison.systems
     }
     bootstraps = _Bootstraps(settings)
     measured = {name: bootstraps.intervals(found) for name, found in scores.items()}
-    new = plan.contenders[-1].name
+    new = comparison.systems[-1].name
     differences = {
-        rival: bootstraps.differences(scores[new], scores[rival])
-        for rival in scores
-        if rival != new
+        baseline: bootstraps.differences(scores[new], scores[baseline])
+        for baseline in scores
+        if baseline != new
     }
     return Evaluation(
-        about=_about(plan, settings, len(rows), len(general), time.monotonic() - start),
-        contenders=tuple(
-            ContenderScores(each.name, each.title, measured[each.name]) for each in plan.contenders
+        about=_about(comparison, settings, len(rows), len(general), time.monotonic() - start),
+        systems=tuple(
+            SystemScores(each.name, each.title, measured[each.name]) for each in comparison.systems
         ),
         differences=differences,
-        labels=_label_table(heard[new].answers, rows, labels) if labels else None,
-        counterfactuals=tuple(heard[new].outcomes),
-        samples=_samples(plan, rows, heard, settings.samples),
-        verdict=judge(requirements, measured[new], differences),
+        labels=_label_table(responses[new].answers, rows, labels) if labels else None,
+        counterfactuals=tuple(responses[new].outcomes),
+        samples=_samples(comparison, rows, responses, settings.samples),
+        verdict=check_requirements(requirements, measured[new], differences),
     )
 
 
@@ -151,39 +170,43 @@ def _labels(rows: Sequence[Example], settings: EvaluationSettings) -> tuple[str,
     return tuple(sorted(label for label in found if label)) if None not in found else ()
 
 
-def _read_all(
-    plan: Plan, rows: Sequence[Example], general: Sequence[str], progress: Progress
-) -> Mapping[str, _Read]:
-    wanted = [plan.renderer.supervise(row.turns()) for row in rows]
-    texts = [supervised_text(plan.renderer, paragraph) for paragraph in general]
-    task = progress.add_task("Losses", total=len(plan.contenders) * (len(rows) + len(texts)))
+def _measure_losses(
+    comparison: Comparison, rows: Sequence[Example], general: Sequence[str], progress: Progress
+) -> Mapping[str, _Losses]:
+    wanted = [comparison.renderer.supervise(row.turns()) for row in rows]
+    texts = [supervised_text(comparison.renderer, paragraph) for paragraph in general]
+    task = progress.add_task("Losses", total=len(comparison.systems) * (len(rows) + len(texts)))
 
     def done(count: int) -> None:
         progress.advance(task, count)
 
-    read: dict[str, _Read] = {}
-    for path, group in groupby(plan.contenders, key=lambda contender: contender.model):
-        model = load_model(path, plan.device)
+    losses: dict[str, _Losses] = {}
+    for path, group in groupby(comparison.systems, key=lambda system: system.model):
+        model = load_float32(path, comparison.device)
         for each in group:
             with nullcontext(model) if each.adapter is None else adapted(model, each.adapter) as m:
-                read[each.name] = _Read(row_losses(m, wanted, done), row_losses(m, texts, done))
-    return read
+                losses[each.name] = _Losses(row_losses(m, wanted, done), row_losses(m, texts, done))
+    return losses
 
 
-async def _hear_all(
-    plan: Plan,
+async def _ask_all(
+    comparison: Comparison,
     rows: Sequence[Example],
     labels: tuple[str, ...],
     settings: EvaluationSettings,
     open_models: OpenModels,
     progress: Progress,
-) -> Mapping[str, _Heard]:
-    asked = trials(rows, settings.counterfactual_rows, settings.seed)
+) -> Mapping[str, _Responses]:
+    asked = make_counterfactuals(rows, settings.counterfactual_rows, settings.seed)
     prompts = [row.messages[:-1] for row in rows]
-    prompts += [form for trial in asked for form in (trial.original, trial.control, trial.changed)]
-    task = progress.add_task("Answers", total=len(plan.contenders) * len(prompts))
-    heard: dict[str, _Heard] = {}
-    for _, group in groupby(plan.contenders, key=lambda contender: contender.model):
+    prompts += [
+        form
+        for counterfactual in asked
+        for form in (counterfactual.original, counterfactual.control, counterfactual.changed)
+    ]
+    task = progress.add_task("Answers", total=len(comparison.systems) * len(prompts))
+    responses: dict[str, _Responses] = {}
+    for _, group in groupby(comparison.systems, key=lambda system: system.model):
         together = list(group)
         async with open_models(together) as models:
             for each in together:
@@ -191,36 +214,40 @@ async def _hear_all(
                     each.served_as, prompts, settings.max_tokens, lambda: progress.advance(task)
                 )
                 outcomes = _outcomes(asked, answers[len(rows) :], labels)
-                heard[each.name] = _Heard(answers[: len(rows)], outcomes)
-    return heard
+                responses[each.name] = _Responses(answers[: len(rows)], outcomes)
+    return responses
 
 
 def _outcomes(
-    asked: Sequence[Trial], answers: Sequence[Answer], labels: tuple[str, ...]
+    asked: Sequence[Counterfactual], answers: Sequence[Answer], labels: tuple[str, ...]
 ) -> list[Outcome]:
     return [
-        outcome(trial, (answers[3 * n], answers[3 * n + 1], answers[3 * n + 2]), labels)
-        for n, trial in enumerate(asked)
+        outcome(counterfactual, (answers[3 * n], answers[3 * n + 1], answers[3 * n + 2]), labels)
+        for n, counterfactual in enumerate(asked)
     ]
 
 
 def _scores(
-    read: _Read, base: _Read, heard: _Heard, rows: Sequence[Example], labels: tuple[str, ...]
+    losses: _Losses,
+    base: _Losses,
+    responses: _Responses,
+    rows: Sequence[Example],
+    labels: tuple[str, ...],
 ) -> dict[str, Statistic]:
-    loss = ratio([each.nats for each in read.rows], [each.tokens for each in read.rows])
+    loss = ratio([each.nats for each in losses.rows], [each.tokens for each in losses.rows])
     scores = {"loss": loss, "perplexity": exp(loss)}
     wanted = [row.answer for row in rows]
     if labels:
-        scores |= label_scores(heard.answers, [row.label or row.answer for row in rows], labels)
+        scores |= label_scores(responses.answers, [row.label or row.answer for row in rows], labels)
     else:
-        scores |= overlap_scores(heard.answers, wanted)
-    scores |= text_scores(heard.answers, wanted)
+        scores |= overlap_scores(responses.answers, wanted)
+    scores |= text_scores(responses.answers, wanted)
     scores["forgetting"] = ratio(
-        [one.nats - other.nats for one, other in zip(read.general, base.general, strict=True)],
-        [each.tokens for each in read.general],
+        [one.nats - other.nats for one, other in zip(losses.general, base.general, strict=True)],
+        [each.tokens for each in losses.general],
     )
-    if heard.outcomes:
-        scores |= change_scores(heard.outcomes)
+    if responses.outcomes:
+        scores |= change_scores(responses.outcomes)
     return scores
 
 
@@ -235,9 +262,9 @@ class _Bootstraps:
         return {name: self._of(each).interval(each) for name, each in scores.items()}
 
     def differences(
-        self, new: Mapping[str, Statistic], rival: Mapping[str, Statistic]
+        self, new: Mapping[str, Statistic], baseline: Mapping[str, Statistic]
     ) -> dict[str, Interval]:
-        return {name: self._of(each).difference(each, rival[name]) for name, each in new.items()}
+        return {name: self._of(each).difference(each, baseline[name]) for name, each in new.items()}
 
     def _of(self, statistic: Statistic) -> Bootstrap:
         rows, settings = len(statistic.rows), self._settings
@@ -273,35 +300,35 @@ def _label_table(
 
 
 def _samples(
-    plan: Plan, rows: Sequence[Example], heard: Mapping[str, _Heard], count: int
+    comparison: Comparison, rows: Sequence[Example], responses: Mapping[str, _Responses], count: int
 ) -> tuple[Sample, ...]:
     return tuple(
         Sample(
             "\n\n".join(f"{turn.role}: {turn.content}" for turn in row.messages[:-1]),
             row.answer,
-            {each.name: heard[each.name].answers[n].text for each in plan.contenders},
+            {each.name: responses[each.name].answers[n].text for each in comparison.systems},
         )
         for n, row in enumerate(rows[:count])
     )
 
 
 def _about(
-    plan: Plan, settings: EvaluationSettings, rows: int, paragraphs: int, seconds: float
+    comparison: Comparison, settings: EvaluationSettings, rows: int, paragraphs: int, seconds: float
 ) -> About:
     return About(
-        title=plan.title,
-        base_model=plan.base.name,
-        base_model_digest=plan.base.digest,
-        data_digest=plan.data_digest,
+        title=comparison.title,
+        base_model=comparison.base.name,
+        base_model_digest=comparison.base.digest,
+        data_digest=comparison.data_digest,
         rows=rows,
-        test_rows=len(plan.rows),
+        test_rows=len(comparison.rows),
         general_paragraphs=paragraphs,
         seed=settings.seed,
         confidence=settings.confidence,
         resamples=settings.resamples,
         max_tokens=settings.max_tokens,
         bleu_signature=bleu_signature(),
-        served_by=plan.served_by,
+        served_by=comparison.served_by,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
     )

@@ -1,4 +1,4 @@
-"""How well models foresee texts that they did not write: nats a token, row by row.
+"""How well models predict texts that they did not write: nats a token, row by row.
 
 Computed with transformers and PEFT on the ids and labels of the shared renderer, so it is the loss
 that training minimises. It knows nothing of servers and answers.
@@ -14,12 +14,10 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from loragate.adapters.rendering.renderer import Renderer, Supervised
-from loragate.trainer.training.adapter_loading import load_adapter
+from loragate.adapters.rendering.renderer import IGNORED, Renderer, Supervised
+from loragate.trainer.training.models import load_adapter
 
-_IGNORED: Final = -100
 _BATCH_TOKENS: Final = 2048  # logits of so many tokens are held at once
 
 
@@ -32,17 +30,9 @@ class Loss:
 
 
 def supervised_text(renderer: Renderer, text: str) -> Supervised:
-    """Plain text, in which every token but the first is to be foreseen."""
+    """Plain text, in which every token but the first is to be predicted."""
     ids = renderer.encode(text, add_special_tokens=True)
-    return Supervised(ids, (_IGNORED, *ids[1:]))
-
-
-def load_model(base: Path, device: str = "cpu") -> nn.Module:
-    """A base model in float32, to evaluate: in fewer bits the rounding would count as loss."""
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(
-        str(base), dtype=torch.float32, device_map={"": device}, local_files_only=True
-    )
-    return model.eval()
+    return Supervised(ids, (IGNORED, *ids[1:]))
 
 
 @contextmanager
@@ -75,10 +65,10 @@ def _losses(model: nn.Module, ids: Tensor, mask: Tensor, labels: Tensor) -> Iter
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
     targets = labels[:, 1:]
     nats = nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), targets, ignore_index=_IGNORED, reduction="none"
+        logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
     )
     for row, target in zip(nats, targets, strict=True):
-        yield Loss(float(row.double().sum()), int((target != _IGNORED).sum()))
+        yield Loss(float(row.double().sum()), int((target != IGNORED).sum()))
 
 
 def _batches(rows: Sequence[Supervised]) -> Iterator[list[int]]:
@@ -104,7 +94,7 @@ def _padded(rows: Sequence[Supervised], device: torch.device) -> tuple[Tensor, T
 
     ids = stack([row.input_ids for row in rows], 0)
     mask = stack([[1] * len(row.input_ids) for row in rows], 0)
-    return ids, mask, stack([row.labels for row in rows], _IGNORED)
+    return ids, mask, stack([row.labels for row in rows], IGNORED)
 
 
 def _device(model: nn.Module) -> torch.device:

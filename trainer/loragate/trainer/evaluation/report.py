@@ -1,23 +1,120 @@
-"""An evaluation as one HTML page that needs nothing else."""
+"""An evaluation as one HTML page that needs nothing else, and its plots as SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from loragate.trainer.evaluation import plots
-from loragate.trainer.evaluation.evaluation import Evaluation
+from loragate.trainer.evaluation.evaluation import Evaluation, Labels
 from loragate.trainer.evaluation.metrics import METRICS, Metric
 from loragate.trainer.evaluation.rubric import CRITERIA
 from loragate.trainer.evaluation.statistics import Interval
 from loragate.trainer.run.folder import write_whole
 
+COLOURS: Final = {"base": "#8a94a6", "champion": "#d9902f", "new": "#2f6fde"}
+_SHARES: Final = ("accuracy", "exact_match", "stop_rate")
+_POINTS: Final = ("bleu", "rouge_1", "rouge_2", "rouge_l")  # of 100
 FILE: Final = "report.html"
+
+
+def quality_plot(evaluation: Evaluation) -> str:
+    """What goes from 0 to 100, for all systems, with intervals."""
+    present = evaluation.new.metrics
+    names = [name for name in (*_SHARES, "f1", *_POINTS) if name in present]
+    figure = Figure(figsize=(7.6, 0.52 * len(names) + 0.9))
+    axes = figure.subplots()
+    step = 0.22
+    for place, system in enumerate(evaluation.systems):
+        offset = (place - (len(evaluation.systems) - 1) / 2) * step
+        _draw(
+            axes,
+            [_percent(name, system.metrics[name]) for name in names],
+            offset,
+            COLOURS[system.name],
+            system.title,
+        )
+    axes.set_yticks(range(len(names)), [METRICS[name].title for name in names])
+    axes.invert_yaxis()
+    axes.set_xlim(-2, 102)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
+    return _svg(figure, axes)
+
+
+def losses_plot(evaluation: Evaluation) -> str:
+    """Loss on the test rows, and its change on general text."""
+    figure = Figure(figsize=(7.6, 1.9))
+    left, right = figure.subplots(1, 2)
+    for axes, name in ((left, "loss"), (right, "forgetting")):
+        for place, system in enumerate(evaluation.systems):
+            value = system.metrics[name]
+            _draw(
+                axes,
+                [(value.estimate, value.low, value.high)],
+                place,
+                COLOURS[system.name],
+                system.title,
+            )
+        axes.set_yticks(range(len(evaluation.systems)), [each.name for each in evaluation.systems])
+        axes.set_ylim(len(evaluation.systems) - 0.5, -0.5)
+        axes.set_title(f"{METRICS[name].title}, nats a token", fontsize=10, loc="left")
+    right.axvline(0, color="#b8bfca", linewidth=1)
+    return _svg(figure, left, right)
+
+
+def confusion_plot(labels: Labels) -> str:
+    """Rows by wanted label, columns by said label, of the new adapter."""
+    names = [score.label for score in labels.scores]
+    columns = [*names, "none"]
+    size = 0.55 * len(columns) + 1.8
+    figure = Figure(figsize=(size + 0.8, size))
+    axes = figure.subplots()
+    axes.imshow(labels.confusion, cmap="Blues", aspect="auto")
+    largest = max((count for row in labels.confusion for count in row), default=0)
+    for y, row in enumerate(labels.confusion):
+        for x, count in enumerate(row):
+            colour = "white" if count > largest / 2 else "#333"
+            axes.text(x, y, str(count), ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(columns)), columns, rotation=35, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("said")
+    axes.set_ylabel("wanted")
+    return _svg(figure)
+
+
+def _draw(
+    axes: Axes, values: Sequence[tuple[float, float, float]], offset: float, colour: str, title: str
+) -> None:
+    for place, (estimate, low, high) in enumerate(values):
+        y = place + offset
+        axes.plot([low, high], [y, y], color=colour, linewidth=2, alpha=0.55)
+        axes.plot(estimate, y, "o", color=colour, markersize=6, label=None if place else title)
+
+
+def _percent(name: str, value: Interval) -> tuple[float, float, float]:
+    factor = 1 if name in _POINTS else 100
+    return factor * value.estimate, factor * value.low, factor * value.high
+
+
+def _svg(figure: Figure, *plain: Axes) -> str:
+    for axes in plain:
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="x", color="#e6e9ee")
+        axes.tick_params(length=0)
+        axes.set_axisbelow(True)
+    figure.tight_layout()
+    written = io.StringIO()
+    # Without a date the same evaluation gives the same page.
+    figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    text = written.getvalue()
+    return text[text.index("<svg") :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +154,14 @@ def render_report(evaluation: Evaluation) -> str:
         finished=f"{datetime.fromisoformat(evaluation.about.finished_at):%-d %B %Y, %H:%M} UTC",
         verdict=evaluation.verdict,
         summary=tuple(_summary(evaluation)),
-        rivals=tuple(evaluation.differences),
+        baselines=tuple(evaluation.differences),
         rows=tuple(_rows(evaluation)),
-        quality=plots.quality(evaluation),
-        losses=plots.losses(evaluation),
-        confusion=plots.confusion(evaluation.labels) if evaluation.labels else "",
+        quality=quality_plot(evaluation),
+        losses=losses_plot(evaluation),
+        confusion=confusion_plot(evaluation.labels) if evaluation.labels else "",
         swaps=_swaps(evaluation),
-        titles={each.name: each.title for each in evaluation.contenders},
-        colours=plots.COLOURS,
+        titles={each.name: each.title for each in evaluation.systems},
+        colours=COLOURS,
         criteria=CRITERIA,
     )
 
@@ -78,7 +175,7 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
     yield (
         f"On {evaluation.about.rows} questions that it was not trained on, {name} "
         f"is {METRICS[main].show(new[main].estimate)}; the base model alone has "
-        f"{METRICS[main].show(evaluation.contenders[0].metrics[main].estimate)} "
+        f"{METRICS[main].show(evaluation.systems[0].metrics[main].estimate)} "
         f"({METRICS[main].show_difference(gain[main].estimate)})."
     )
     if (champion := evaluation.differences.get("champion")) is not None:
@@ -89,7 +186,7 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
             f"{METRICS[main].show_difference(found.estimate)}, {how}."
         )
     forgetting = new["forgetting"]
-    what = "it foresees worse" if forgetting.estimate > 0 else "it foresees no worse"
+    what = "it predicts worse" if forgetting.estimate > 0 else "it predicts no worse"
     yield (
         f"General English, which it was not trained on, {what} than the base: "
         f"{METRICS['forgetting'].show_difference(forgetting.estimate)} nats a token."
@@ -109,7 +206,7 @@ def _rows(evaluation: Evaluation) -> Iterator[_Row]:
             continue
         yield _Row(
             metric,
-            tuple(_score(metric, each.metrics[name]) for each in evaluation.contenders),
+            tuple(_score(metric, each.metrics[name]) for each in evaluation.systems),
             tuple(
                 _difference(metric, differences[name])
                 for differences in evaluation.differences.values()

@@ -11,12 +11,12 @@ from loragate.adapters.errors import LoragateError
 from loragate.trainer.evaluation.metrics import METRICS
 from loragate.trainer.evaluation.statistics import Interval
 
-Rival = Literal["", "base", "champion"]
-Comparison = Literal[">=", "<="]
+Baseline = Literal["", "base", "champion"]
+Operator = Literal[">=", "<="]
 
 _SENTENCE: Final = re.compile(
-    r"\s*(?P<metric>\w+)\s*(?:-\s*(?P<rival>base|champion)\s*)?"
-    r"(?P<comparison>>=|<=)\s*(?P<bound>[-+]?\d+(?:\.\d+)?)\s*",
+    r"\s*(?P<metric>\w+)\s*(?:-\s*(?P<baseline>base|champion)\s*)?"
+    r"(?P<operator>>=|<=)\s*(?P<bound>[-+]?\d+(?:\.\d+)?)\s*",
     re.ASCII,
 )
 
@@ -27,11 +27,11 @@ class InvalidRequirement(LoragateError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A metric of the new adapter, or its difference to a rival's, against a bound."""
+    """A metric of the new adapter, or its difference to a baseline's, against a bound."""
 
     metric: str
-    rival: Rival
-    comparison: Comparison
+    baseline: Baseline
+    operator: Operator
     bound: float
 
     @classmethod
@@ -48,20 +48,20 @@ class Requirement:
                 f"{sentence!r} in [evaluation] require names no metric; there are "
                 f"{', '.join(METRICS)}"
             )
-        rival = cast(Rival, match["rival"] or "")
-        comparison = cast(Comparison, match["comparison"])
-        return cls(match["metric"], rival, comparison, float(match["bound"]))
+        baseline = cast(Baseline, match["baseline"] or "")
+        operator = cast(Operator, match["operator"])
+        return cls(match["metric"], baseline, operator, float(match["bound"]))
 
     def __str__(self) -> str:
-        rival = f" - {self.rival}" if self.rival else ""
-        return f"{self.metric}{rival} {self.comparison} {self.bound:g}"
+        baseline = f" - {self.baseline}" if self.baseline else ""
+        return f"{self.metric}{baseline} {self.operator} {self.bound:g}"
 
     def holds(self, value: float) -> bool:
-        return value >= self.bound if self.comparison == ">=" else value <= self.bound
+        return value >= self.bound if self.operator == ">=" else value <= self.bound
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class RequirementResult:
     """Whether one requirement holds, and the sentence that says so to people."""
 
     requirement: str
@@ -75,18 +75,18 @@ class Verdict:
 
     holds: bool
     sentence: str
-    findings: tuple[Finding, ...]
+    findings: tuple[RequirementResult, ...]
 
 
-def judge(
+def check_requirements(
     requirements: Sequence[Requirement],
     measured: Mapping[str, Interval],
     differences: Mapping[str, Mapping[str, Interval]],
 ) -> Verdict:
-    """`differences` by rival, then metric. A comparison with a champion that is not there holds;
+    """`differences` by baseline, then metric. A comparison with a champion that is not there holds;
     a metric that was not measured does not.
     """
-    findings = tuple(_finding(each, measured, differences) for each in requirements)
+    findings = tuple(_result(each, measured, differences) for each in requirements)
     failed = [finding for finding in findings if not finding.holds]
     if not findings:
         sentence = "Nothing was required, so the adapter may be published."
@@ -102,25 +102,25 @@ def judge(
     return Verdict(not failed, sentence, findings)
 
 
-def _finding(
+def _result(
     requirement: Requirement,
     measured: Mapping[str, Interval],
     differences: Mapping[str, Mapping[str, Interval]],
-) -> Finding:
+) -> RequirementResult:
     metric = METRICS[requirement.metric]
-    against = f" against the {requirement.rival}" if requirement.rival else ""
+    against = f" against the {requirement.baseline}" if requirement.baseline else ""
     subject = metric.title + against
-    if requirement.rival == "champion" and "champion" not in differences:
-        return Finding(
+    if requirement.baseline == "champion" and "champion" not in differences:
+        return RequirementResult(
             str(requirement), True, f"{subject}: there is no champion yet, so nothing to beat."
         )
     found = (
-        differences.get(requirement.rival, {}).get(requirement.metric)
-        if requirement.rival
+        differences.get(requirement.baseline, {}).get(requirement.metric)
+        if requirement.baseline
         else measured.get(requirement.metric)
     )
     if found is None:
-        return Finding(
+        return RequirementResult(
             str(requirement),
             False,
             f"{subject} was not measured on these rows; remove the requirement or give what it "
@@ -129,14 +129,14 @@ def _finding(
     return _compared(requirement, subject, found)
 
 
-def _compared(requirement: Requirement, subject: str, found: Interval) -> Finding:
+def _compared(requirement: Requirement, subject: str, found: Interval) -> RequirementResult:
     metric = METRICS[requirement.metric]
-    show = metric.show_difference if requirement.rival else metric.show
+    show = metric.show_difference if requirement.baseline else metric.show
     holds = requirement.holds(found.estimate)
-    wanted = "at least" if requirement.comparison == ">=" else "at most"
+    wanted = "at least" if requirement.operator == ">=" else "at most"
     is_sure = requirement.holds(found.low) == requirement.holds(found.high)
     doubt = "" if is_sure else " The interval reaches across: more test rows would tell."
-    return Finding(
+    return RequirementResult(
         str(requirement),
         holds,
         f"{subject} is {show(found.estimate)} ({show(found.low)} to {show(found.high)}) and must "

@@ -1,6 +1,6 @@
 """Sheets of answers for people to judge, and what they judged.
 
-A sheet is blind: answers of all contenders in one random order, without a name. Each rater fills a
+A sheet is blind: answers of all systems in one random order, without a name. Each rater fills a
 copy. With two raters or more, Krippendorff's alpha says how far they agree: 1 is full agreement, 0
 what chance gives.
 """
@@ -12,37 +12,16 @@ import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from loragate.trainer.evaluation.errors import EvaluationError
+from loragate.trainer.errors import EvaluationError
+from loragate.trainer.evaluation.evaluation import Evaluation, Ratings, SystemRatings
 from loragate.trainer.evaluation.statistics import Bootstrap, Interval, mean
-
-if TYPE_CHECKING:
-    from loragate.trainer.evaluation.evaluation import Evaluation
 
 CRITERIA: Final = ("accuracy", "helpfulness", "tone")
 _COLUMNS: Final = ("item", "prompt", "wanted", "answer", *CRITERIA, "comment")
 _SCALE: Final = ("1", "2", "3", "4", "5")
-
-
-@dataclass(frozen=True, slots=True)
-class ContenderRatings:
-    """`scores` by criterion: the mean from 1 (bad) to 5 (good)."""
-
-    name: str
-    scores: Mapping[str, Interval]
-
-
-@dataclass(frozen=True, slots=True)
-class Ratings:
-    """`agreement` by criterion: Krippendorff's alpha; empty for one rater."""
-
-    raters: tuple[str, ...]
-    items: int
-    contenders: tuple[ContenderRatings, ...]
-    agreement: Mapping[str, float]
 
 
 def write_sheet(evaluation: Evaluation, path: Path) -> int:
@@ -84,9 +63,8 @@ def read_sheets(evaluation: Evaluation, paths: Sequence[Path]) -> Ratings:
     by_unit: dict[tuple[str, str], list[int]] = defaultdict(list)
     for item, criterion, score in judged:
         by_unit[item, criterion].append(score)
-    contenders = tuple(
-        _contender_ratings(evaluation, contender.name, by_unit, owner)
-        for contender in evaluation.contenders
+    systems = tuple(
+        _system_ratings(evaluation, system.name, by_unit, owner) for system in evaluation.systems
     )
     agreement = {
         criterion: krippendorff_alpha(
@@ -96,7 +74,7 @@ def read_sheets(evaluation: Evaluation, paths: Sequence[Path]) -> Ratings:
         if len(paths) > 1
     }
     rated = {item for item, _ in by_unit}
-    return Ratings(tuple(path.stem for path in paths), len(rated), contenders, agreement)
+    return Ratings(tuple(path.stem for path in paths), len(rated), systems, agreement)
 
 
 def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float:
@@ -119,12 +97,12 @@ def _squares(values: Sequence[int]) -> float:
     return 2.0 * (len(values) * squares - total * total)
 
 
-def _contender_ratings(
+def _system_ratings(
     evaluation: Evaluation,
     name: str,
     by_unit: Mapping[tuple[str, str], Sequence[int]],
     owner: Mapping[str, str],
-) -> ContenderRatings:
+) -> SystemRatings:
     about = evaluation.about
     scores: dict[str, Interval] = {}
     for criterion in CRITERIA:
@@ -137,7 +115,7 @@ def _contender_ratings(
         if means:
             bootstrap = Bootstrap(len(means), about.confidence, about.resamples, about.seed)
             scores[criterion] = bootstrap.interval(mean(means))
-    return ContenderRatings(name, scores)
+    return SystemRatings(name, scores)
 
 
 def _read_sheet(path: Path, items: Iterable[str]) -> list[tuple[str, str, int]]:

@@ -6,18 +6,40 @@ rouge-score give for the same rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from loragate.trainer.evaluation.answers import Answer, label_in, plain
 from loragate.trainer.evaluation.statistics import Floats, Statistic, mean, share
 
+_EDGES = re.compile(r"^[\s\"'`*.:!]+|[\s\"'`*.:!]+$")
 _ORDER: Final = 4  # BLEU's longest n-gram
 _ROUGES: Final = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`is_ended`: by the model's own end of turn, not by the limit of tokens."""
+
+    text: str
+    is_ended: bool
+    tokens: int
+
+
+def plain(text: str) -> str:
+    """Text to compare: without case, runs of space, and what people put around a word."""
+    return _EDGES.sub("", " ".join(text.split()).casefold())
+
+
+def label_in(answer: str, labels: tuple[str, ...]) -> str | None:
+    """The label that the answer is; None for anything else, a label within a sentence too."""
+    said = plain(answer)
+    return next((label for label in labels if plain(label) == said), None)
 
 
 def text_scores(answers: Sequence[Answer], wanted: Sequence[str]) -> dict[str, Statistic]:

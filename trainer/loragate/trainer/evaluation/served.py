@@ -30,8 +30,8 @@ from loragate.adapters.registry.states import AdapterState
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Message
-from loragate.trainer.evaluation.answers import Answer
-from loragate.trainer.evaluation.errors import EvaluationError
+from loragate.trainer.errors import EvaluationError
+from loragate.trainer.evaluation.scores import Answer
 
 BASE: Final = "base"
 
@@ -156,11 +156,11 @@ def _link_model(serving: Serving, home: Home) -> None:
 
 
 def _publish(registry: Registry, adapters: Mapping[str, Path]) -> str:
-    key = registry.create_tenant(_TENANT, actor="trainer").key
+    key = registry.tenants.create(_TENANT, actor="trainer").key
     for name, folder in adapters.items():
         adapter = AdapterName(_TENANT, name)
-        version = registry.publish(adapter, folder, "trainer")
-        registry.set_alias(adapter, "champion", version.number, "trainer")
+        version = registry.versions.publish(adapter, folder, "trainer")
+        registry.aliases.set(adapter, "champion", version.number, "trainer")
     return key
 
 
@@ -245,7 +245,7 @@ def _require_serving(registry: Registry, adapters: Mapping[str, Path]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     for name in adapters:
         adapter = AdapterName(_TENANT, name)
-        while (page := registry.show(adapter)).aliases["champion"].serving is None:
+        while (page := registry.versions.show(adapter)).aliases["champion"].serving is None:
             newest = page.versions[0]
             if newest.state is AdapterState.FAILED:
                 raise EvaluationError(f"the adapter {name!r} cannot be served: {newest.reason}")

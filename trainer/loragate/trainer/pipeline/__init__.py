@@ -1,1 +1,1 @@
-"""A run from end to end, and the evaluation of a run that has ended."""
+"""The steps of a run in order, the evaluation of a finished run, and sweeps of runs."""

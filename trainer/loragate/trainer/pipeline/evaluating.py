@@ -9,30 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rich.progress import Progress
-
-from loragate.adapters.base_models.preparation import BaseModel, find
-from loragate.adapters.home import Home
-from loragate.adapters.names import AdapterName
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.names import CHAMPION, AdapterName
 from loragate.adapters.rendering.renderer import Renderer
-from loragate.adapters.settings import read_settings
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Example
-from loragate.trainer.evaluation.contenders import Contender
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.evaluator import OpenModels, Plan, evaluate
+from loragate.trainer.evaluation.evaluator import Comparison, OpenModels, System, evaluate
 from loragate.trainer.evaluation.report import write_report
-from loragate.trainer.evaluation.rows import read_test_rows
 from loragate.trainer.evaluation.served import BASE, ServedModels, Serving, running, started
+from loragate.trainer.evaluation.texts import read_test_rows
 from loragate.trainer.publishing.publishing import assemble
 from loragate.trainer.registry import open_registry
-from loragate.trainer.run.file import RunFile
 from loragate.trainer.run.folder import RunFolder
-from loragate.trainer.training.resolve import template_of
+from loragate.trainer.run.run import Run
 
-_ROOM: Final = 64  # tokens that a swapped name may add to a prompt
-_BLOCK: Final = 128
+_SWAP_TOKENS: Final = 64  # that a swapped name may add to a prompt
+_BLOCK: Final = 128  # tokens; the length limit is a multiple of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,104 +41,96 @@ class Remote:
     champion: str = ""
 
 
-async def evaluate_run(
-    run: RunFolder, home: Home, progress: Progress, remote: Remote | None = None
-) -> Evaluation:
+async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
     """Evaluate, and write evaluation.json and report.html into the run's folder.
 
-    Raises EvaluationError, and what reading the run, its data and its base model raises.
+    The settings of `run` are resolved. Raises EvaluationError, and what reading the run, its data
+    and its base model raises.
     """
-    settings = run.resolved()
-    base = find(settings.model.base, home.models)
-    rows = read_test_rows(run, settings)
-    renderer = Renderer.load(base.path, template_of(settings, run.root))
+    settings, base = run.settings, run.base()
+    rows = read_test_rows(run)
+    renderer = run.renderer(base)
     with temporary_folder("candidate") as scratch:
-        contenders = _contenders(run, settings, home, base, scratch, remote)
-        served_by = remote.url if remote else "a loragate server in float32"
-        digest = run.result().data_digest
-        plan = Plan(_title(run, settings), base, contenders, rows, renderer, digest, served_by)
-        serving = _serving(settings, renderer, rows, home)
-        concurrency = settings.evaluation.concurrency
-        open_models = _open_models(serving, remote, concurrency)
-        evaluation = await evaluate(plan, settings.evaluation, open_models, progress)
-    write_evaluation(evaluation, run)
+        comparison = Comparison(
+            title=settings.publish.adapter or run.folder.root.name,
+            base=base,
+            systems=_systems(run, base, scratch, remote),
+            rows=rows,
+            renderer=renderer,
+            data_digest=run.folder.result().data_digest,
+            served_by=remote.url if remote else "a loragate server in float32",
+        )
+        open_models = _open_models(
+            _serving(run, renderer, rows), remote, settings.evaluation.concurrency
+        )
+        evaluation = await evaluate(comparison, settings.evaluation, open_models, run.progress)
+    write_evaluation(evaluation, run.folder)
     return evaluation
 
 
-def write_evaluation(evaluation: Evaluation, run: RunFolder) -> Path:
+def write_evaluation(evaluation: Evaluation, folder: RunFolder) -> Path:
     """evaluation.json, and the report, whose path is returned."""
-    evaluation.write(run.evaluation)
-    return write_report(evaluation, run.evaluation)
+    evaluation.write(folder.evaluation)
+    return write_report(evaluation, folder.evaluation)
 
 
-def _contenders(
-    run: RunFolder,
-    settings: RunFile,
-    home: Home,
-    base: BaseModel,
-    scratch: Path,
-    remote: Remote | None,
-) -> tuple[Contender, ...]:
-    found = [Contender("base", base.name, base.path, None, BASE)]
-    champion = _champion(settings, home, base)
+def _systems(run: Run, base: BaseModel, scratch: Path, remote: Remote | None) -> tuple[System, ...]:
+    found = [System("base", base.name, base.path, None, BASE)]
+    champion = _champion(run, base)
     if champion is not None and (remote is None or remote.champion):
         title, folder = champion
         name = remote.champion if remote else "champion"
-        found.append(Contender("champion", title, base.path, folder, name))
-    if settings.method.name == "full":
-        found.append(Contender("new", "this run", run.adapter, None, BASE))
+        found.append(System("champion", title, base.path, folder, name))
+    if run.settings.method.name == "full":
+        found.append(System("new", "this run", run.folder.adapter, None, BASE))
     else:
-        folder = assemble(run, scratch / "new")
+        folder = assemble(run.folder, scratch / "new")
         name = remote.new if remote else "new"
-        found.append(Contender("new", "this run", base.path, folder, name))
+        found.append(System("new", "this run", base.path, folder, name))
     return tuple(found)
 
 
-def _champion(settings: RunFile, home: Home, base: BaseModel) -> tuple[str, Path] | None:
-    """What the adapter's name means now, unless that is for another base model."""
-    if not settings.publish.adapter:
+def _champion(run: Run, base: BaseModel) -> tuple[str, Path] | None:
+    """The version that the adapter's champion is, unless that is for another base model."""
+    if not run.settings.publish.adapter:
         return None
-    adapter = AdapterName.parse(settings.publish.adapter)
-    with open_registry(home) as registry:
+    adapter = AdapterName.parse(run.settings.publish.adapter)
+    with open_registry(run.home) as registry:
         try:
-            page = registry.show(adapter)
+            page = registry.versions.show(adapter)
         except LookupError:  # no such tenant or adapter yet
             return None
-        alias = page.aliases.get("champion")
+        alias = page.aliases.get(CHAMPION)
         if alias is None:
             return None
         version = alias.serving or alias.desired
         record = next(each for each in page.versions if each.version == version)
         if record.manifest.base_model_digest not in ("", base.digest):
             return None
-        return str(version), ArtifactStore(home.artifacts).path(version.digest)
+        return str(version), ArtifactStore(run.home.artifacts).path(version.digest)
 
 
-def _serving(settings: RunFile, renderer: Renderer, rows: Sequence[Example], home: Home) -> Serving:
+def _serving(run: Run, renderer: Renderer, rows: Sequence[Example]) -> Serving:
     longest = max(len(renderer.render(row.turns()[:-1])) for row in rows)
-    needed = longest + settings.evaluation.max_tokens + _ROOM
+    needed = longest + run.settings.evaluation.max_tokens + _SWAP_TOKENS
     # On a CPU in float32 an answer does not depend on what else is asked at the same moment.
-    dtype = "float32" if settings.training.device == "cpu" else "auto"
+    dtype = "float32" if run.settings.training.device == "cpu" else "auto"
     return Serving(
-        settings.model.base,
-        home.models,
+        run.settings.model.base,
+        run.home.models,
         -(-needed // _BLOCK) * _BLOCK,
         dtype,
-        read_settings().chat_template,
+        run.shared.chat_template,
     )
 
 
 def _open_models(serving: Serving, remote: Remote | None, concurrency: int) -> OpenModels:
-    def open_them(contenders: Sequence[Contender]) -> AbstractAsyncContextManager[ServedModels]:
+    def open_them(systems: Sequence[System]) -> AbstractAsyncContextManager[ServedModels]:
         if remote is not None:
             return running(remote.url, remote.key, concurrency)
-        adapters = {each.served_as: each.adapter for each in contenders if each.adapter}
-        is_base = any(each.name == "base" for each in contenders)
-        source = serving.source if is_base else str(contenders[0].model)
+        adapters = {each.served_as: each.adapter for each in systems if each.adapter}
+        is_base = any(each.name == "base" for each in systems)
+        source = serving.source if is_base else str(systems[0].model)
         return started(dataclasses.replace(serving, source=source), adapters, concurrency)
 
     return open_them
-
-
-def _title(run: RunFolder, settings: RunFile) -> str:
-    return settings.publish.adapter or run.root.name

@@ -18,12 +18,11 @@ from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.settings import read_settings
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.data.example import Example
-from loragate.trainer.evaluation.general_text import paragraphs
+from loragate.trainer.evaluation.texts import paragraphs
 from loragate.trainer.publishing.merging import MergeRefused, MergeReport, merge
 from loragate.trainer.publishing.model_card import merged_card
 from loragate.trainer.run.file import parse_run_file
-from loragate.trainer.settings.method import MethodSettings
-from loragate.trainer.settings.publish import MergeDtype
+from loragate.trainer.settings import MergeDtype, MethodSettings
 
 _GENERAL: Final = 4  # paragraphs
 _ROWS: Final = 16
@@ -77,7 +76,7 @@ def merge_version(
             chat_template=template,
         )
         (folder / "README.md").write_text(merged_card(version, base.name, report), "utf-8")
-        artifact = registry.attach_merged(adapter, version.number, folder, "trainer")
+        artifact = registry.merges.attach(adapter, version.number, folder, "trainer")
         if out is not None:
             shutil.move(folder, out)
     return MergedVersion(version, artifact, store.path(artifact.digest), report)

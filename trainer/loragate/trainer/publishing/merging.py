@@ -17,13 +17,12 @@ from typing import Final
 import msgspec
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.format.merged_files import REPORT
-from loragate.trainer.settings.method import MethodSettings
-from loragate.trainer.settings.publish import MergeDtype
-from loragate.trainer.training.adapter_loading import load_adapter
+from loragate.trainer.settings import MergeDtype, MethodSettings
+from loragate.trainer.training.models import load_adapter, load_float32, quantization_config
 
 _DTYPES: Final[dict[MergeDtype, torch.dtype]] = {
     "float32": torch.float32,
@@ -152,7 +151,7 @@ def merge(
     if out.exists():
         raise MergeRefused(f"{out} exists already; give a folder that does not, or remove it")
     _require_full_precision(base)
-    model = _load(base)
+    model = load_float32(base)
     adapted = load_adapter(model, adapter)
     reference = _logits(adapted, prompts)
     merged = adapted.merge_and_unload(safe_merge=True)
@@ -176,14 +175,14 @@ def merge(
 
 def unmerged_logits(base: Path, adapter: Path, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
     """What a merge is held against: the base with the adapter beside it, in float32."""
-    return _logits(load_adapter(_load(base), adapter), prompts)
+    return _logits(load_adapter(load_float32(base), adapter), prompts)
 
 
 def verify(
     merged: Path, reference: Sequence[Tensor], prompts: Sequence[Sequence[int]], bounds: Bounds
 ) -> Agreement:
     """Load a merged model from its folder alone and compare. Raises MergeRefused."""
-    agreement = _agreement(reference, _logits(_load(merged), prompts), prompts)
+    agreement = _agreement(reference, _logits(load_float32(merged), prompts), prompts)
     _require(agreement, bounds, "as it was written")
     return agreement
 
@@ -207,7 +206,7 @@ def compare_bases(
         closer,
         f"Merged into the {closer} base, the model is closer to what training saw (KL "
         f"{onto_dequantized.mean_kl:.2g} dequantised, {onto_full.mean_kl:.2g} full); on the "
-        f"held-out prompts the {better} one foresees better (loss {onto_dequantized.loss:.3f} "
+        f"held-out prompts the {better} one predicts better (loss {onto_dequantized.loss:.3f} "
         f"dequantised, {onto_full.loss:.3f} full). Written was the full one, as a server of this "
         "base has it.",
     )
@@ -231,25 +230,13 @@ def _require(found: Agreement, bounds: Bounds, when: str) -> None:
         )
 
 
-def _load(folder: Path) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        str(folder), dtype=torch.float32, local_files_only=True
-    )
-    return model.eval()
-
-
 def _dequantized(base: Path, method: MethodSettings) -> PreTrainedModel:
     """The base as training computed with it: quantised, and back in float32."""
-    is_nf4 = method.quantization == "nf4"
-    config = BitsAndBytesConfig(
-        load_in_4bit=is_nf4,
-        load_in_8bit=not is_nf4,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=method.double_quantization,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        str(base), dtype=torch.float32, quantization_config=config, local_files_only=True
+        str(base),
+        dtype=torch.float32,
+        quantization_config=quantization_config(method, torch.float32),
+        local_files_only=True,
     )
     return model.dequantize().float().eval()
 

@@ -94,7 +94,7 @@ def _usage(run: RunFile, result: RunResult) -> str:
 def _quality(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return "It was not evaluated."
-    titles = [contender.title for contender in evaluation.contenders]
+    titles = [system.title for system in evaluation.systems]
     lines = [
         evaluation.verdict.sentence,
         "",
@@ -108,7 +108,7 @@ def _quality(evaluation: Evaluation | None) -> str:
         metric = METRICS[name]
         cells = [
             f"{metric.show(value.estimate)} ({metric.show(value.low)} to {metric.show(value.high)})"
-            for value in (contender.metrics[name] for contender in evaluation.contenders)
+            for value in (system.metrics[name] for system in evaluation.systems)
         ]
         lines.append(f"| {metric.title} | {' | '.join(cells)} |")
     if evaluation.labels is None:

@@ -10,24 +10,21 @@ from types import MappingProxyType
 
 import msgspec
 
-from loragate.adapters.base_models.preparation import find
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.format.files import CONFIG, MANIFEST, WEIGHTS, inspect
 from loragate.adapters.format.manifest import Contract, Fact
-from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import Registry
-from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.rows import read_test_rows
+from loragate.trainer.evaluation.texts import read_test_rows
 from loragate.trainer.publishing.merged_versions import MergedVersion, merge_version
 from loragate.trainer.publishing.model_card import model_card
 from loragate.trainer.publishing.reference import compute_reference, write_reference
 from loragate.trainer.registry import open_registry
-from loragate.trainer.run.file import RunFile
+from loragate.trainer.run.file import RunFile, template_of
 from loragate.trainer.run.folder import RunFolder, RunResult
-from loragate.trainer.training.resolve import template_of
+from loragate.trainer.run.run import Run
 
 _ACTOR = "trainer"
 
@@ -44,34 +41,32 @@ class Published:
     merged: MergedVersion | None
 
 
-def publish_run(run: RunFolder, home: Home, evaluation: Evaluation | None) -> Published:
-    """The whole way: assemble, compute the reference for the gate, publish, merge.
+def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
+    """The whole way: assemble, compute the reference for the publish check, publish, merge.
 
-    Raises PublishRefused, TrainingError for an adapter that hardly does anything, MergeRefused, and
-    what `Registry.publish` raises.
+    The settings of `run` are resolved. Raises PublishRefused, TrainingError for an adapter that
+    hardly does anything, MergeRefused, and what `Registry.publish` raises.
     """
-    settings = run.resolved()
-    wanted = settings.publish
-    base = find(settings.model.base, home.models)
-    rows = read_test_rows(run, settings)
-    renderer = Renderer.load(base.path, template_of(settings, run.root))
+    wanted, base = run.settings.publish, run.base()
+    rows = read_test_rows(run)
+    renderer = run.renderer(base)
     with (
-        open_registry(home, base) as registry,
-        temporary_folder("publish", home.root) as scratch,
+        open_registry(run.home, base) as registry,
+        temporary_folder("publish", run.home.root) as scratch,
     ):
-        folder = assemble(run, scratch / "adapter", evaluation)
+        folder = assemble(run.folder, scratch / "adapter", evaluation)
         if wanted.reference_prompts:
             prompts = [renderer.supervise(row.turns()).input_ids for row in rows]
             reference = compute_reference(base.path, folder, prompts, wanted.reference_prompts)
             write_reference(folder, reference)
-        version = publish(registry, folder, settings, evaluation)
+        version = publish(registry, folder, run.settings, evaluation)
         merged = None
         if wanted.merge:
             merged = merge_version(
                 registry,
                 version,
                 base,
-                home,
+                run.home,
                 dtype=wanted.merge_dtype,
                 max_shard_size=wanted.max_shard_size,
                 rows=rows,
@@ -123,9 +118,9 @@ def publish(
     if evaluation is not None and not evaluation.verdict.holds:
         raise PublishRefused(evaluation.verdict.sentence)
     adapter = AdapterName.parse(settings.publish.adapter)
-    version = registry.publish(adapter, folder, _ACTOR)
+    version = registry.versions.publish(adapter, folder, _ACTOR)
     if settings.publish.promote:
-        registry.set_alias(adapter, "champion", version.number, _ACTOR, "promoted by its run")
+        registry.aliases.set(adapter, "champion", version.number, _ACTOR, "promoted by its run")
     return version
 
 

@@ -8,12 +8,11 @@ from typing import Final
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from loragate.adapters.format.files import MANIFEST, inspect
 from loragate.adapters.format.reference import Reference, ScoredPrompt, mean_difference
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.training.adapter_loading import load_adapter
+from loragate.trainer.training.models import load_adapter, load_float32
 
 # Every promotion scores them: about a millisecond a token on a CPU, during which others wait. Of 46
 # scores the mean is known to 0.03 nats in bfloat16, where half a scale is half a nat off.
@@ -33,8 +32,7 @@ def compute_reference(
     Of more than `most` prompts the first are taken, and of each the last 24 tokens: chats that end
     with the assistant's answer are best, since the adapter does most there.
     """
-    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
-    return reference_of(load_adapter(model, adapter), prompts, most)
+    return reference_of(load_adapter(load_float32(base), adapter), prompts, most)
 
 
 def reference_of(

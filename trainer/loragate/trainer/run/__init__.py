@@ -1,1 +1,1 @@
-"""A training run: its file, its folder, its phases."""
+"""A training run: its file, its folder, and `Run`, which is passed from step to step."""

@@ -1,24 +1,100 @@
 """The run file: all that one run is asked to do, as one frozen tree, from one TOML.
 
-The commented sample of every setting is `examples/train/run.toml`.
+The commented sample of every setting is `examples/train/run.toml`. Its paths are relative in files
+that are kept and published, and absolute while the run is under way: a run's folder can be moved
+with what it names beside it, and what is published tells nothing about the machine it came from.
 """
 
+import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Annotated, Literal, cast
 
 import msgspec
 import tomli_w
+from msgspec import Meta
 
+from loragate.trainer.data.settings import (
+    BadRows,
+    Cleaning,
+    FormatName,
+    KeepOrDrop,
+    PersonalDataRule,
+    PreparationSettings,
+    QualityLimits,
+    Reading,
+    Splitting,
+)
 from loragate.trainer.errors import RunFileError
-from loragate.trainer.settings.cost import CostSettings
-from loragate.trainer.settings.data import DataSettings
-from loragate.trainer.settings.evaluation import EvaluationSettings
-from loragate.trainer.settings.method import MethodSettings
-from loragate.trainer.settings.model import ModelSettings
-from loragate.trainer.settings.publish import PublishSettings
-from loragate.trainer.settings.section import Section
-from loragate.trainer.settings.training import TrainingSettings
+from loragate.trainer.settings import (
+    Auto,
+    CostSettings,
+    Count,
+    EvaluationSettings,
+    MethodSettings,
+    ModelSettings,
+    PublishSettings,
+    Section,
+    Share,
+    TrainingSettings,
+)
+
+BelowOne = Annotated[float, Meta(ge=0, lt=1)]
+
+# Raw data are prepared in the same way by `loragate data` and by a run that says nothing else.
+_READING, _CLEANING, _SPLITTING = Reading(), Cleaning(), Splitting()
+
+
+class DataSettings(Section, frozen=True):
+    """Either `raw` files, which the run cleans and splits, or a folder of `splits`.
+
+    Paths are relative to the run file.
+    """
+
+    raw: tuple[str, ...] = ()
+    splits: str = ""
+    # How `raw` is read, cleaned and split; unused for `splits`. See docs/training-data.md.
+    format: FormatName = _READING.format
+    bad_rows: BadRows = _READING.bad_rows
+    label_field: str = _READING.label_field
+    group_field: str = _READING.group_field
+    language: str = _CLEANING.language or ""
+    personal_data: PersonalDataRule = _CLEANING.personal_data
+    near_duplicates: KeepOrDrop = _CLEANING.near_duplicates
+    conflicts: KeepOrDrop = _CLEANING.conflicts
+    similarity: Annotated[float, Meta(ge=0.5, le=1)] = _CLEANING.similarity
+    validation_share: Share = _SPLITTING.validation
+    test_share: Share = _SPLITTING.test
+    # A system message for every conversation that has none. It becomes part of the adapter's
+    # contract, so the server says it too.
+    system_prompt: str = ""
+    # The longest conversation in tokens. "auto": what the model was made for, at most 1024.
+    max_tokens: Count | Auto = "auto"
+    too_long: Literal["refuse", "drop"] = "refuse"
+    # Old examples to keep in the mix: a folder of splits, and their share of the training rows.
+    replay: str = ""
+    replay_share: BelowOne = 0.1
+
+    def preparation(self, *, seed: int, max_tokens: int) -> PreparationSettings:
+        """How `raw` is prepared; `max_tokens` is the run's limit, "auto" as it came to."""
+        return PreparationSettings(
+            Reading(
+                self.format,
+                self.bad_rows,
+                label_field=self.label_field,
+                group_field=self.group_field,
+            ),
+            Cleaning(
+                language=self.language or None,
+                personal_data=self.personal_data,
+                near_duplicates=self.near_duplicates,
+                similarity=self.similarity,
+                conflicts=self.conflicts,
+            ),
+            Splitting(self.validation_share, self.test_share, seed, self.similarity),
+            QualityLimits(max_tokens),
+        )
 
 
 class RunFile(Section, frozen=True):
@@ -68,11 +144,11 @@ def convert_run_file(tree: dict[str, object]) -> RunFile:
         run = msgspec.convert(tree, RunFile)
     except msgspec.ValidationError as error:
         raise RunFileError(_plain(error)) from None
-    check(run)
+    _check_together(run)
     return run
 
 
-def check(run: RunFile) -> None:
+def _check_together(run: RunFile) -> None:
     """Raises RunFileError where two settings do not go together."""
     data, method = run.data, run.method
     if bool(data.raw) == bool(data.splits):
@@ -109,3 +185,44 @@ def _plain(error: msgspec.ValidationError) -> str:
         key = what.rsplit(" ", 1)[-1].strip("`")
         return f"the setting '{key}' is missing"
     return f"{what} at '{place}'"
+
+
+def with_absolute_paths(run: RunFile, root: Path) -> RunFile:
+    """`root` is what the paths are relative to; those that are absolute already stay."""
+    return _changed(run, lambda path: str((root / path).resolve()))
+
+
+def with_relative_paths(run: RunFile, root: Path) -> RunFile:
+    """The reverse, for a file that lies in `root`; paths have to be absolute."""
+    return _changed(run, lambda path: os.path.relpath(path, root.resolve()))
+
+
+def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
+    """Every path but that of the base model, which is mostly a name. Empty ones stay empty."""
+
+    def if_given(path: str) -> str:
+        return change(path) if path else ""
+
+    data, model = run.data, run.model
+    return msgspec.structs.replace(
+        run,
+        folder=change(run.folder),
+        data=msgspec.structs.replace(
+            data,
+            raw=tuple(if_given(path) for path in data.raw),
+            splits=if_given(data.splits),
+            replay=if_given(data.replay),
+        ),
+        model=msgspec.structs.replace(model, chat_template=if_given(model.chat_template)),
+    )
+
+
+def template_of(run: RunFile, root: Path) -> str | None:
+    """The chat template that replaces the model's own, if the run has one. Raises RunFileError."""
+    if not run.model.chat_template:
+        return None
+    path = root / run.model.chat_template
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise RunFileError(f"[model] chat_template: {path}: {error.strerror}") from None

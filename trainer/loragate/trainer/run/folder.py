@@ -10,15 +10,31 @@ from typing import Literal
 import msgspec
 
 from loragate.trainer.errors import RunFolderError
-from loragate.trainer.run.file import RunFile, read_run_file
-from loragate.trainer.run.paths import with_absolute_paths, with_relative_paths
+from loragate.trainer.run.file import (
+    RunFile,
+    read_run_file,
+    with_absolute_paths,
+    with_relative_paths,
+)
 
 Fit = Literal["underfitted", "well fitted", "overfitted", "unknown"]
 Kind = Literal["run", "sweep"]
 _SHOWN = 3  # names in a message
+# What a run makes, in its folder and in those folders of it where people may put files too. A test
+# has a whole run make it all.
+_MADE = frozenset(
+    {"run.toml", "resolved.toml", "data", "log.jsonl", "checkpoints", "adapter", "loss.png"}
+    | {"tensorboard", "result.json", "evaluation", "estimate.json", "sweep.json", ".loragate-run"}
+)
+_INSIDE = {
+    "data": frozenset(
+        {"train.jsonl", "validation.jsonl", "test.jsonl", "data.json", "report.html", "drops.jsonl"}
+    ),
+    "evaluation": frozenset({"evaluation.json", "report.html", "rubric.csv"}),
+}
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class FitDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """How the validation loss went. `sentence` says it to people."""
 
     fit: Fit
@@ -30,7 +46,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out of training, and from what: enough to say where an adapter comes from.
+    """The result of a training, and what it was made from.
 
     Digests are "sha256:<hex>" or plain hex as their makers write them. `training_seconds` is time
     in steps, validation not counted; `seconds` is all of the training, from its first start to its
@@ -38,7 +54,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     method: str
-    verdict: Verdict
+    verdict: FitDiagnosis
     metrics: dict[str, float]
     steps: int
     epochs: float
@@ -114,7 +130,9 @@ class RunFolder:
 
     @property
     def mark(self) -> Path:
-        """Says that the folder is a run's own, or a sweep's: what a run makes in it may go."""
+        """A file that marks the folder as one of a run, or of a sweep: only then may `clear` remove
+        what runs make.
+        """
         return self.root / ".loragate-run"
 
     @property
@@ -170,7 +188,7 @@ class RunFolder:
             yield from self.root.iterdir()
 
     def others(self) -> Iterator[Path]:
-        """What no run made."""
+        """Paths in the folder that no run makes."""
         for path in self._entries():
             if path.name in _INSIDE and path.is_dir() and not path.is_symlink():
                 yield from (
@@ -187,7 +205,7 @@ class RunFolder:
         return self.mark.is_file() and self.mark.read_text("utf-8").strip() == "sweep"
 
     def resolved(self) -> RunFile:
-        """With absolute paths. Raises RunFileError."""
+        """The settings as they came to, with absolute paths. Raises RunFileError."""
         return with_absolute_paths(read_run_file(self.resolved_file), self.root)
 
     def write_resolved(self, run: RunFile) -> None:
@@ -220,20 +238,6 @@ class RunFolder:
         write_whole(self.result_file, encoded + b"\n")
 
 
-# What a run makes, in its folder and in those folders of it where people may put files too. A test
-# has a whole run make it all.
-_MADE = frozenset(
-    {"run.toml", "resolved.toml", "data", "log.jsonl", "checkpoints", "adapter", "loss.png"}
-    | {"tensorboard", "result.json", "evaluation", "estimate.json", "sweep.json", ".loragate-run"}
-)
-_INSIDE = {
-    "data": frozenset(
-        {"train.jsonl", "validation.jsonl", "test.jsonl", "data.json", "report.html", "drops.jsonl"}
-    ),
-    "evaluation": frozenset({"evaluation.json", "report.html", "rubric.csv"}),
-}
-
-
 def _named(names: Sequence[str]) -> str:
     """The first names of some, and how many more there are."""
     more = len(names) - _SHOWN
@@ -248,7 +252,7 @@ def write_whole(path: Path, content: bytes) -> None:
         with partial.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the rename, or a power cut could leave an empty file
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -1,43 +1,131 @@
-"""TRL's trainer, fed with rows that are ready, in an order and with checkpoints of our own."""
+"""TRL's trainer, fed with encoded rows in a fixed order, with a loss and checkpoints of our own.
+
+On a CPU the loss is computed here, with the vocabulary's layer only where a token is learnt. For a
+small model that layer is the widest by far; TRL computes it in tiles that save a GPU's memory, for
+every position, and once more in the backward pass.
+"""
 
 import math
+import types
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from loragate.adapters.rendering.renderer import IGNORED
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.training.checkpoints import Checkpoints
-from loragate.trainer.training.journal import Journal, Validation
+from loragate.trainer.run.file import RunFile
+from loragate.trainer.settings import resolved
+from loragate.trainer.training.checkpoints import Checkpoints, RunState, Validation
+from loragate.trainer.training.encoding import EncodedRow
 from loragate.trainer.training.models import trained_parameters
-from loragate.trainer.training.order import FixedOrder
-from loragate.trainer.training.plan import Plan
-from loragate.trainer.training.rows import IGNORED, Row
-from loragate.trainer.training.supervised_head import add_supervised_head, has_plain_head
+from loragate.trainer.training.schedule import FixedOrder, Schedule
+
+# What some families do to their logits; for them TRL's own loss is used.
+_SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "logits_scaling")
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are the last layer's product and nothing else."""
+    config = model.config.get_text_config()
+    return not any(getattr(config, scale, None) is not None for scale in _SCALES)
+
+
+def add_supervised_head(model: PreTrainedModel) -> None:
+    """Have `model(input_ids=…, labels=…, summed_loss=True)` return the loss of all labels, summed.
+
+    Both are int64 of (rows, length), a row's padding comes last, and labels that are not learnt are
+    `IGNORED`. The sum is a float32 scalar, in nats. It goes through `forward`, so that wrappers
+    which synchronise gradients see it.
+    """
+    original = model.forward
+
+    def forward(
+        self: PreTrainedModel, *args: object, summed_loss: bool = False, **kwargs: Any
+    ) -> object:
+        if not summed_loss:
+            return original(*args, **kwargs)
+        return _summed_loss(self, kwargs["input_ids"], kwargs["labels"])
+
+    model.forward = types.MethodType(forward, model)
+
+
+def _summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+    # No attention mask: padding comes last, so under causal attention no token sees any of it.
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    targets = labels[:, 1:].flatten()
+    learnt = (targets != IGNORED).nonzero().flatten()
+    states = hidden[:, :-1].reshape(-1, hidden.size(-1)).index_select(0, learnt)
+    logits = cast(nn.Module, model.get_output_embeddings())(states)
+    return cross_entropy(logits.float(), targets[learnt], reduction="sum")
+
+
+def training_arguments(settings: RunFile, schedule: Schedule, output: Path) -> SFTConfig:
+    """`output` is where transformers writes its checkpoints. Nothing in `settings` is "auto"."""
+    training = settings.training
+    evaluate_every = resolved(training.evaluate_every)
+    return SFTConfig(
+        output_dir=str(output),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        max_steps=schedule.steps,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation,
+        learning_rate=resolved(training.learning_rate),
+        lr_scheduler_type=(
+            "constant_with_warmup" if training.schedule == "constant" else training.schedule
+        ),
+        warmup_steps=math.ceil(training.warmup_share * schedule.steps),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_gradient_norm,
+        optim="adamw_torch_fused",
+        eval_strategy="steps",
+        eval_steps=evaluate_every,
+        save_strategy="steps",
+        save_steps=resolved(training.save_every),
+        logging_steps=resolved(training.log_every),
+        # A loss that is no number stops the run instead of being averaged away.
+        logging_nan_inf_filter=False,
+        bf16=training.precision == "bf16",
+        use_cpu=training.device == "cpu",
+        gradient_checkpointing=training.gradient_checkpointing,
+        # The rows are ready: nothing is to be tokenised, cut or filtered.
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=training.device == "cuda",
+        disable_tqdm=True,
+        report_to=[name for name in training.trackers if name != "tensorboard"],
+        run_name=Path(settings.folder).name,
+    )
 
 
 class AdapterTrainer(SFTTrainer):
-    """Trains by a plan, validates by the token, and keeps checkpoints that are whole or absent."""
+    """Trains the rows in the schedule's order. The validation loss is a mean over supervised
+    tokens, and checkpoints appear whole or not at all.
+    """
 
     def __init__(
         self,
         *,
         model: PreTrainedModel | PeftModel,
         args: SFTConfig,
-        plan: Plan,
-        rows: Sequence[Row],
-        validation: Sequence[Row],
+        schedule: Schedule,
+        rows: Sequence[EncodedRow],
+        validation: Sequence[EncodedRow],
         tokenizer: PreTrainedTokenizerBase,
         checkpoints: Checkpoints,
-        journal: Journal,
+        run_state: RunState,
         callbacks: list[TrainerCallback],
     ) -> None:
         learnt = [(each, each.data) for each in trained_parameters(model)]
@@ -54,8 +142,8 @@ class AdapterTrainer(SFTTrainer):
         for parameter, as_it_was in learnt:
             parameter.data = as_it_was
         self.remove_callback(PrinterCallback)
-        self.plan = plan
-        self.journal = journal
+        self.schedule = schedule
+        self.run_state = run_state
         self._checkpoints = checkpoints
         self._validation = sorted(validation, key=lambda row: -len(row.ids))
         causal = cast(
@@ -66,7 +154,7 @@ class AdapterTrainer(SFTTrainer):
             add_supervised_head(causal)
 
     def _get_train_sampler(self, train_dataset: object = None) -> Sampler[int]:
-        return FixedOrder(self.plan.order)
+        return FixedOrder(self.schedule.order)
 
     def compute_loss(
         self,
@@ -90,7 +178,7 @@ class AdapterTrainer(SFTTrainer):
         return loss
 
     def evaluate(self, *_args: object, **_kwargs: object) -> dict[str, float]:
-        """`eval_loss` in nats a supervised token, over all validation rows; noted in the journal.
+        """`eval_loss` in nats a supervised token over all validation rows, kept in the run state.
 
         Raises TrainingError where it is no number.
         """
@@ -100,7 +188,7 @@ class AdapterTrainer(SFTTrainer):
         nats, tokens = self._validation_sums(model)
         model.train(was_training)
         loss = nats / tokens
-        self.journal.validations.append(Validation(self.state.global_step, loss))
+        self.run_state.validations.append(Validation(self.state.global_step, loss))
         metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
@@ -141,23 +229,25 @@ class AdapterTrainer(SFTTrainer):
         return -model(**inputs, fused_lm_head=True).log_probs.sum()
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
-        """Into a hidden folder first, which gets its name when all is on the disk."""
+        """Writes into a hidden folder, which is renamed when all of it is on the disk."""
         if self.is_world_process_zero():
             self._checkpoints.begin()
+        # All processes write into the folder, so none may start before it is empty.
         self.accelerator.wait_for_everyone()
         # Not SFTTrainer's, which writes a model card beside each.
         with self._checkpoints.explaining():
             Trainer._save_checkpoint(self, model, trial)
+        # The rename must come after the last process has written its part.
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            self._checkpoints.commit(self.state.global_step, self.journal)
+            self._checkpoints.commit(self.state.global_step, self.run_state)
 
 
-def _features(row: Row) -> dict[str, list[int]]:
+def _features(row: EncodedRow) -> dict[str, list[int]]:
     return {"input_ids": list(row.ids), "labels": list(row.labels)}
 
 
-def _dataset(rows: Sequence[Row]) -> Dataset:
+def _dataset(rows: Sequence[EncodedRow]) -> Dataset:
     return Dataset.from_dict(
         {"input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows]}
     )

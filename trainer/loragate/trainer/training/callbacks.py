@@ -1,10 +1,11 @@
-"""What happens beside the steps: time, the log, the progress bar, stopping early and on request."""
+"""What happens beside the steps: time, the log, the progress bar, trackers, stopping."""
 
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -19,17 +20,38 @@ from transformers import (
     TrainingArguments,
 )
 
-from loragate.trainer.training import processes
-from loragate.trainer.training.checkpoints import Checkpoints
-from loragate.trainer.training.journal import Journal
-from loragate.trainer.training.plan import Plan
+from loragate.trainer.errors import TrainingError
+from loragate.trainer.settings import TrainingSettings
+from loragate.trainer.training import machine
+from loragate.trainer.training.checkpoints import Checkpoints, RunState
+from loragate.trainer.training.schedule import Schedule
+
+
+def check_trackers(training: TrainingSettings) -> None:
+    """Raises TrainingError for one that is not installed."""
+    for tracker in training.trackers:
+        if find_spec(tracker) is None:
+            raise TrainingError(
+                f"[training] trackers names {tracker!r}, which is not installed; "
+                f"`pip install {tracker}`, or leave it out"
+            )
+
+
+def tracker_callbacks(training: TrainingSettings, folder: Path) -> list[TrainerCallback]:
+    """TensorBoard's writes into `folder`; transformers makes the others by name."""
+    if "tensorboard" not in training.trackers:
+        return []
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return [TensorBoardCallback(SummaryWriter(str(folder)))]
 
 
 class Clock(TrainerCallback):
-    """Adds the time in steps, and of the whole start, to the journal."""
+    """Adds the time in steps, and of the whole start, to the run's state."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, run_state: RunState) -> None:
+        self._run_state = run_state
         self._mark = self._step_began = time.perf_counter()
 
     def on_step_begin(self, *_args: object, **_kwargs: object) -> None:
@@ -37,27 +59,27 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, *_args: object, **_kwargs: object) -> None:
         now = time.perf_counter()
-        self._journal.training_seconds += now - self._step_began
+        self._run_state.training_seconds += now - self._step_began
         self._add_until(now)
 
     def on_train_end(self, *_args: object, **_kwargs: object) -> None:
         self._add_until(time.perf_counter())
 
     def _add_until(self, now: float) -> None:
-        self._journal.seconds += now - self._mark
+        self._run_state.seconds += now - self._mark
         self._mark = now
 
 
 class Log(TrainerCallback):
     """Writes log.jsonl, a line a report. A run that goes on drops the lines that it repeats."""
 
-    def __init__(self, path: Path, plan: Plan, journal: Journal) -> None:
+    def __init__(self, path: Path, schedule: Schedule, run_state: RunState) -> None:
         self._path = path
-        self._plan = plan
-        self._journal = journal
+        self._schedule = schedule
+        self._run_state = run_state
 
     def forget_after(self, step: int) -> None:
-        """For a run that goes on from this step."""
+        """Removes the lines of later steps, which a run that goes on from this one writes again."""
         lines = self._path.read_bytes().splitlines() if self._path.exists() else []
         kept = [line for line in lines if msgspec.json.decode(line)["step"] <= step]
         self._path.write_bytes(b"".join(line + b"\n" for line in kept))
@@ -72,13 +94,13 @@ class Log(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        line = {"step": state.global_step, "epoch": self._plan.epochs(state.global_step)}
+        line = {"step": state.global_step, "epoch": self._schedule.epochs(state.global_step)}
         if "eval_loss" in logs:
             line["validation_loss"] = logs["eval_loss"]
         elif "loss" in logs:
             line |= {key: logs[key] for key in ("loss", "learning_rate", "grad_norm")}
-            line["tokens"] = self._plan.tokens[state.global_step]
-            line["seconds"] = self._journal.training_seconds
+            line["tokens"] = self._schedule.tokens[state.global_step]
+            line["seconds"] = self._run_state.training_seconds
         else:
             return
         with self._path.open("ab") as file:
@@ -88,11 +110,11 @@ class Log(TrainerCallback):
 class Bar(TrainerCallback):
     """Shows loss, tokens per second and the time left."""
 
-    def __init__(self, progress: Progress, plan: Plan, journal: Journal) -> None:
+    def __init__(self, progress: Progress, schedule: Schedule, run_state: RunState) -> None:
         self._progress = progress
-        self._plan = plan
-        self._journal = journal
-        self._task = progress.add_task("Train", total=plan.tokens[-1], loss="", rate="")
+        self._schedule = schedule
+        self._run_state = run_state
+        self._task = progress.add_task("Train", total=schedule.tokens[-1], loss="", rate="")
 
     def on_step_end(
         self,
@@ -101,12 +123,12 @@ class Bar(TrainerCallback):
         control: TrainerControl,
         **_kwargs: object,
     ) -> None:
-        tokens = self._plan.tokens[state.global_step]
-        rate = tokens / max(self._journal.training_seconds, 1e-9)
+        tokens = self._schedule.tokens[state.global_step]
+        rate = tokens / max(self._run_state.training_seconds, 1e-9)
         self._progress.update(
             self._task,
             completed=tokens,
-            description=f"Step {state.global_step}/{self._plan.steps}",
+            description=f"Step {state.global_step}/{self._schedule.steps}",
             rate=f"{rate:.0f} tokens/s",
         )
 
@@ -129,9 +151,9 @@ class Bar(TrainerCallback):
 class KeepBest(TrainerCallback):
     """Keeps the weights with the lowest validation loss, and stops a run that only gets worse."""
 
-    def __init__(self, checkpoints: Checkpoints, journal: Journal, patience: int) -> None:
+    def __init__(self, checkpoints: Checkpoints, run_state: RunState, patience: int) -> None:
         self._checkpoints = checkpoints
-        self._journal = journal
+        self._run_state = run_state
         self._patience = patience
 
     def on_evaluate(
@@ -143,10 +165,10 @@ class KeepBest(TrainerCallback):
         **_kwargs: object,
     ) -> None:
         assert model is not None
-        latest = self._journal.validations[-1]
-        if self._journal.best == latest and state.is_world_process_zero:
+        latest = self._run_state.validations[-1]
+        if self._run_state.best == latest and state.is_world_process_zero:
             self._checkpoints.keep_best(latest.step, lambda folder: save_weights(model, folder))
-        if self._patience and self._journal.since_best >= self._patience:
+        if self._run_state.has_stopped_early(self._patience):
             control.should_training_stop = True
 
 
@@ -154,17 +176,20 @@ class KeepBest(TrainerCallback):
 class StopOnRequest(TrainerCallback):
     """Ctrl-C and SIGTERM: the step under way ends, a checkpoint is written, the run stops.
 
-    A second one ends the process at once, as without us.
+    A second signal ends the process at once, by the handler that was there before.
     """
 
     is_asked: bool = field(default=False, init=False)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the signals over for the block; in the main thread only."""
+        """Handles the two signals within the block, and restores the earlier handlers after it.
+        Python allows this in the main thread only.
+        """
         earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, _frame: FrameType | None) -> None:
+            # Only a flag: a handler may run in the middle of a write or of an optimizer step.
             self.is_asked = True
             signal.signal(number, earlier[signal.Signals(number)])
 
@@ -184,7 +209,7 @@ class StopOnRequest(TrainerCallback):
         **_kwargs: object,
     ) -> None:
         # All processes stop at the same step, or those that go on would wait for ever.
-        self.is_asked = processes.any_of(self.is_asked)
+        self.is_asked = machine.any_process(self.is_asked)
         if self.is_asked:
             control.should_save = True
             control.should_training_stop = True

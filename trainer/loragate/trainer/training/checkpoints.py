@@ -1,6 +1,6 @@
 """A run's checkpoints: to go on from, and the best weights so far; each whole or absent.
 
-`step-<n>` is what transformers needs to go on after step n, with the journal. `best-<n>` is the
+`step-<n>` is what transformers needs to go on after step n, with the run's state. `best-<n>` is the
 weights alone. What is being written lies in `.partial` and gets its name with one rename; only then
 what it replaces is removed, so there is always one to go on from.
 """
@@ -13,10 +13,52 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from safetensors import SafetensorError
 
 from loragate.trainer.errors import RunFolderError
-from loragate.trainer.training.journal import Journal
+from loragate.trainer.run.folder import write_whole
+
+FILE = "journal.json"
+
+
+class Validation(msgspec.Struct, frozen=True):
+    """The loss over all validation rows, in nats a supervised token, after `step` steps."""
+
+    step: int
+    loss: float
+
+
+class RunState(msgspec.Struct):
+    """`data_digest` is of the data that it was trained on. Times are sums over all starts of the
+    run; `training_seconds` is time in steps alone.
+    """
+
+    data_digest: str
+    validations: list[Validation] = []
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+
+    @property
+    def best(self) -> Validation:
+        """The validation with the lowest loss; of equal ones the earliest."""
+        return min(self.validations, key=lambda validation: (validation.loss, validation.step))
+
+    @property
+    def since_best(self) -> int:
+        """How many validations came after the best."""
+        return len(self.validations) - 1 - self.validations.index(self.best)
+
+    def has_stopped_early(self, patience: int) -> bool:
+        """Whether `patience` validations, if that is not 0, brought nothing better."""
+        return bool(patience) and self.since_best >= patience
+
+    def write(self, folder: Path) -> None:
+        write_whole(folder / FILE, msgspec.json.encode(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunState":
+        return msgspec.json.decode((folder / FILE).read_bytes(), type=cls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +82,20 @@ class Checkpoints:
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
 
-    def commit(self, step: int, journal: Journal) -> None:
-        """Names what `begin` began. Raises RunFolderError."""
+    def commit(self, step: int, run_state: RunState) -> None:
+        """Makes what was written into `partial` the checkpoint of `step`, and removes older ones.
+        Raises RunFolderError.
+        """
         with self.explaining():
             (written,) = self.partial.iterdir()
-            journal.write(written)
+            run_state.write(written)
             self._name(written, self._step(step))
+        # Only now that the new one has its name: a run that is killed here has one to go on from.
         for path in self.folder.glob("step-*"):
             if step_of(path) != step:
                 shutil.rmtree(path)
         for path in self.folder.glob("best-*"):
-            if step_of(path) != journal.best.step:
+            if step_of(path) != run_state.best.step:
                 shutil.rmtree(path)
 
     def keep_best(self, step: int, save: Callable[[Path], None]) -> None:
@@ -72,7 +117,7 @@ class Checkpoints:
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Turns what libraries raise on a disk that is full into one sentence."""
+        """Turns what libraries raise on a full or read-only disk into a RunFolderError."""
         try:
             yield
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -93,6 +138,7 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def _name(self, written: Path, name: Path) -> None:
+        # On the disk before the rename, or after a power cut the name could stand for empty files.
         for file in written.rglob("*"):
             if file.is_file():
                 _flush(file)
@@ -115,7 +161,7 @@ def _flush(path: Path) -> None:
 
 
 def _is_about_disk(error: Exception) -> bool:
-    """PyTorch and safetensors say it in words alone."""
+    """PyTorch and safetensors have no class or number for it, so their messages are searched."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
     words = str(error)

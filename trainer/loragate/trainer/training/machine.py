@@ -1,20 +1,57 @@
-"""What this machine offers: cores, memory, a GPU, and which numbers it multiplies faster."""
+"""What this machine offers (cores, memory, a GPU), and the processes that train on it together.
+
+`accelerate launch` starts several processes for one run; mostly there is one.
+"""
 
 import os
 import platform
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
+from accelerate import PartialState
 
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.settings.training import Precision, TrainingSettings
+from loragate.trainer.settings import Precision, TrainingSettings
 
 # bf16 has to be this much faster to be worth its rounding.
 _WORTH = 1.2
 _ROUNDS = 5
+
+
+def process_count() -> int:
+    """How many train this run together, as their launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes what all of them share."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """In the other processes the block begins when the first one has left it: they read the files
+    that it writes.
+    """
+    if process_count() == 1:
+        yield
+        return
+    with PartialState().main_process_first():
+        yield
+
+
+def any_process(flag: bool) -> bool:
+    """Whether `flag` is true in any process. Every process has to call this, or all hang."""
+    if process_count() == 1:
+        return flag
+    asked = torch.tensor(int(flag), device=PartialState().device)
+    torch.distributed.all_reduce(asked)
+    return bool(asked)
 
 
 def threads() -> int:
@@ -82,7 +119,7 @@ def _product_seconds(dtype: torch.dtype, tokens: int, hidden: int, intermediate:
 
 
 def _group_room_bytes() -> int:
-    """What the control group leaves, for a container; without one, all."""
+    """What the control group of a container has left; 2**63 without a limit."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit = (folder / "memory.max").read_text().strip()

@@ -6,9 +6,7 @@ from typing import Self
 from transformers import PretrainedConfig
 
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.settings.method import MethodSettings
-from loragate.trainer.settings.section import settled
-from loragate.trainer.settings.training import TrainingSettings
+from loragate.trainer.settings import MethodSettings, TrainingSettings, resolved
 
 _GIB = 2**30
 # Python, PyTorch, the tokenizer and the rows.
@@ -72,8 +70,8 @@ def estimate_memory(
     longest_row: int,
     supervised_share: float,
 ) -> Memory:
-    """For the longest batch, of `longest_row` tokens a row. Rough, within about a third for models
-    of Llama's kind.
+    """Bytes for the longest batch, of `longest_row` tokens a row; within about a third of what
+    models of Llama's kind take.
     """
     text = config.get_text_config()
     hidden, mlp, layers = text.hidden_size, mlp_width(text), text.num_hidden_layers
@@ -94,7 +92,7 @@ def estimate_memory(
 
 
 def mlp_width(config: PretrainedConfig) -> int:
-    """Four times the states', as is usual, where the configuration does not say."""
+    """The MLP's width; four times the hidden one, as is usual, where the configuration has none."""
     return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
 
 
@@ -116,9 +114,9 @@ def adapter_count(config: PretrainedConfig, method: MethodSettings) -> int:
         "v_proj": widths.keys,
         "o_proj": widths.queries,
     }
-    modules = settled(method.target_modules)
+    modules = resolved(method.target_modules)
     per_layer = sum(widths.hidden + attention.get(module, widths.mlp) for module in modules)
-    return config.num_hidden_layers * per_layer * settled(method.rank)
+    return config.num_hidden_layers * per_layer * resolved(method.rank)
 
 
 def _weight_bytes(

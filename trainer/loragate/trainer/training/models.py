@@ -1,23 +1,120 @@
-"""The model that is trained: a base model's weights as the method wants them, and an adapter on it.
+"""The model that is trained or evaluated: base weights, an adapter on them, and the proof of it.
 
-Seeds are set before an adapter is made, since its first half starts at random.
+Seeds are set before an adapter is made, since its first half starts at random. An adapter that is
+loaded is compared with its file: PEFT leaves out tensors whose names it does not expect, with a
+warning at most, and what is left is the base model.
 """
 
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, set_seed
+from peft.utils.save_and_load import get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    set_seed,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
+from loragate.adapters.errors import LoragateError
+from loragate.adapters.format.files import WEIGHTS
+from loragate.adapters.format.lora_tensors import PREFIX
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.settings.method import MethodSettings
-from loragate.trainer.settings.section import settled
-from loragate.trainer.settings.training import Precision
-from loragate.trainer.training.adapter_loading import AdapterNotApplied, require_applied
-from loragate.trainer.training.attention import offer_float32_attention
+from loragate.trainer.settings import MethodSettings, Precision, resolved
+
+FLOAT32_ATTENTION = "loragate_float32"
+_FEW: Final = 3
+
+
+def offer_float32_attention() -> str:
+    """Registers the attention with transformers and returns the name to load models with."""
+    AttentionInterface.register(FLOAT32_ATTENTION, _float32_attention)
+    AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
+    return FLOAT32_ATTENTION
+
+
+def _float32_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **choices: Any,
+) -> tuple[Tensor, None]:
+    """Query, key and value are (rows, heads, length, width); (rows, length, heads, width) comes
+    back in the query's dtype, and no weights.
+    """
+    with torch.autocast("cpu", enabled=False):
+        mixed, _ = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **choices
+        )
+    return mixed.to(query.dtype), None
+
+
+class AdapterNotApplied(LoragateError):
+    """Tensors of an adapter that are not in the model, or not as they are in the file."""
+
+
+def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
+    """The model with the adapter in it, in evaluation mode. Raises AdapterNotApplied."""
+    adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+    assert isinstance(adapted, PeftModel)
+    require_applied(adapted, folder)
+    return adapted
+
+
+def require_applied(adapted: PeftModel, folder: Path) -> None:
+    """Raise AdapterNotApplied unless every tensor of the folder's file is in its module as it was
+    written, and every adapted module has its tensors.
+    """
+    given = load_file(folder / WEIGHTS)
+    held = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if left_out := given.keys() - held.keys():
+        raise AdapterNotApplied(
+            f"{len(left_out)} of {len(given)} tensors of {folder / WEIGHTS} belong to no module of "
+            f"the model ({_some(left_out)}); {_repair(left_out)}"
+        )
+    if bare := held.keys() - given.keys():
+        raise AdapterNotApplied(
+            f"the adapter's configuration targets modules for which {folder / WEIGHTS} has no "
+            f"tensors ({_some(bare)}); save the adapter again"
+        )
+    if changed := [name for name in given if not _is_same(given, held, name)]:
+        raise AdapterNotApplied(
+            f"{len(changed)} tensors of {folder / WEIGHTS} are in the model with other numbers "
+            f"({_some(changed)}); save the adapter again with PEFT's save_pretrained"
+        )
+
+
+def _is_same(given: Mapping[str, Tensor], held: Mapping[str, Tensor], name: str) -> bool:
+    ours, theirs = given[name].float(), held[name].float().cpu()
+    return ours.shape == theirs.shape and torch.equal(ours, theirs)
+
+
+def _some(names: Collection[str]) -> str:
+    few = sorted(names)[:_FEW]
+    return ", ".join(few) + (", …" if len(names) > _FEW else "")
+
+
+def _repair(names: Collection[str]) -> str:
+    if any(not name.startswith(PREFIX) for name in names):
+        return (
+            f"put {PREFIX} before the names, as PEFT's save_pretrained writes them, and publish "
+            "the adapter again"
+        )
+    return "merge it into the model that it was trained on"
 
 
 def load_base(
@@ -41,6 +138,14 @@ def load_base(
     if quantization is not None:
         keep_quantized_layout(model)
     return cast(PreTrainedModel, model)
+
+
+def load_float32(folder: Path, device: str = "cpu") -> PreTrainedModel:
+    """A model to measure, in evaluation mode: in fewer bits the rounding would count as loss."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=torch.float32, device_map={"": device}, local_files_only=True
+    )
+    return model.eval()
 
 
 def keep_quantized_layout(model: nn.Module) -> None:
@@ -83,10 +188,10 @@ def continue_adapter(model: PreTrainedModel, folder: Path, seed: int, dropout: f
 def lora_config(method: MethodSettings) -> LoraConfig:
     """PEFT's configuration, of a method in which nothing is left to be resolved."""
     return LoraConfig(
-        r=settled(method.rank),
-        lora_alpha=_whole(settled(method.alpha)),
+        r=resolved(method.rank),
+        lora_alpha=_whole(resolved(method.alpha)),
         lora_dropout=method.dropout,
-        target_modules=list(settled(method.target_modules)),
+        target_modules=list(resolved(method.target_modules)),
         use_rslora=method.name == "rslora",
         bias="none",
         task_type="CAUSAL_LM",
@@ -109,8 +214,10 @@ def _without_casts(model: PeftModel) -> PeftModel:
     return model
 
 
-def quantization_config(method: MethodSettings) -> BitsAndBytesConfig | None:
-    """Of qlora's base; None for the other methods."""
+def quantization_config(
+    method: MethodSettings, compute_dtype: torch.dtype = torch.bfloat16
+) -> BitsAndBytesConfig | None:
+    """Of qlora's base, with 4-bit products in `compute_dtype`; None for the other methods."""
     if method.name != "qlora":
         return None
     if method.quantization == "int8":
@@ -119,7 +226,7 @@ def quantization_config(method: MethodSettings) -> BitsAndBytesConfig | None:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=method.double_quantization,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=compute_dtype,
     )
 
 

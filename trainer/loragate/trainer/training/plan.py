@@ -1,67 +1,232 @@
-"""How long a run is and what it will have seen when: known before its first step."""
+"""From a run file and splits to a plan: everything that training needs but the model's weights.
 
-import itertools
+Every "auto" gets its value here, in two parts: how often to validate depends on how many rows there
+are, and which rows there are on the longest that is allowed.
+"""
+
+import json
 import math
-from collections.abc import Sequence
+import random
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
-from loragate.trainer.settings.training import TrainingSettings
-from loragate.trainer.training.order import row_order
-from loragate.trainer.training.rows import Row
+import msgspec
+from transformers import AutoConfig, PretrainedConfig
+
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterVersion
+from loragate.adapters.rendering.renderer import Renderer
+from loragate.adapters.store import ArtifactStore
+from loragate.trainer.data.example import Example
+from loragate.trainer.data.splits import SplitFolder
+from loragate.trainer.errors import RunFileError, TrainingError
+from loragate.trainer.registry import find_version, open_registry
+from loragate.trainer.run.file import DataSettings, RunFile, with_absolute_paths
+from loragate.trainer.run.run import Run
+from loragate.trainer.settings import (
+    PROJECTIONS,
+    MethodSettings,
+    TrainingSettings,
+    resolved,
+)
+from loragate.trainer.training import machine
+from loragate.trainer.training.encoding import EncodedRows, Encoder
+from loragate.trainer.training.memory import mlp_width
+from loragate.trainer.training.schedule import Schedule, make_schedule, steps_of
+
+_LONGEST_BY_DEFAULT = 1024
+_VALIDATIONS = 10
+_TYPICAL_ROW = 96  # tokens; for the measurement of precisions only
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """`order` has the indices of `rows_per_step` rows for each step. `tokens` and `supervised` are
-    sums at the end of each step, `steps` + 1 of them: step 0 is before training.
+class Parent:
+    """A published version and the folder of its files."""
+
+    version: AdapterVersion
+    folder: Path
+
+    def peft_config(self) -> dict[str, object]:
+        return cast(
+            dict[str, object], json.loads((self.folder / "adapter_config.json").read_bytes())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlan:
+    """A run in which nothing is left to be decided. `processes` train it together."""
+
+    settings: RunFile
+    config: PretrainedConfig
+    base: BaseModel
+    renderer: Renderer
+    training: EncodedRows
+    validation: EncodedRows
+    replayed: int  # how many of the training rows are old ones
+    data_digest: str
+    parent: Parent | None
+    schedule: Schedule
+    processes: int
+
+
+def make_plan(run: Run, splits: SplitFolder) -> TrainingPlan:
+    """Raises LoragateError: a model that is not prepared, an adapter that is not there, rows that
+    cannot be trained.
     """
-
-    steps: int
-    rows_per_step: int
-    batch_size: int
-    rows: int
-    order: Sequence[int]
-    tokens: Sequence[int]
-    supervised: Sequence[int]
-
-    def epochs(self, step: int) -> float:
-        return step * self.rows_per_step / self.rows
-
-
-def steps_of(settings: TrainingSettings, rows: int, processes: int) -> int:
-    """How many steps the run takes, if nothing stops it."""
-    if settings.max_steps:
-        return settings.max_steps
-    return max(1, math.ceil(settings.epochs * rows / _rows_per_step(settings, processes)))
-
-
-def make_plan(
-    rows: Sequence[Row], settings: TrainingSettings, *, seed: int, processes: int
-) -> Plan:
-    steps = steps_of(settings, len(rows), processes)
-    per_step = _rows_per_step(settings, processes)
-    order = row_order(
-        [len(row.ids) for row in rows],
-        batch_size=settings.batch_size,
-        count=steps * per_step,
-        seed=seed,
-        group_by_length=settings.group_by_length,
-    )
-    return Plan(
-        steps=steps,
-        rows_per_step=per_step,
-        batch_size=settings.batch_size,
-        rows=len(rows),
-        order=order,
-        tokens=_sums([len(rows[row].ids) for row in order], per_step),
-        supervised=_sums([rows[row].supervised for row in order], per_step),
+    given = run.settings
+    base = run.base()
+    parent = find_parent(given.model.continue_from, run.home) if given.model.continue_from else None
+    config = AutoConfig.from_pretrained(str(base.path), local_files_only=True)
+    settings = resolve_model(given, run.root, config, parent)
+    data = settings.data
+    renderer = run.renderer(base)
+    encoder = Encoder(renderer, resolved(data.max_tokens), data.too_long, data.system_prompt)
+    replayed = _replayed(data, len(splits.splits["train"]), settings.seed)
+    training = encoder.encode((*splits.splits["train"], *replayed), "train")
+    validation = encoder.encode(splits.splits["validation"], "validation")
+    for rows, name in ((training, "train"), (validation, "validation")):
+        if not rows.rows:
+            raise TrainingError(f"no row of {name} is left to train with; raise [data] max_tokens")
+    processes = machine.process_count()
+    settings = resolve_schedule(settings, len(training.rows), processes)
+    return TrainingPlan(
+        settings=settings,
+        config=config,
+        base=base,
+        renderer=renderer,
+        training=training,
+        validation=validation,
+        replayed=len(replayed),
+        data_digest=splits.digest,
+        parent=parent,
+        schedule=make_schedule(
+            training.rows, settings.training, seed=settings.seed, processes=processes
+        ),
+        processes=processes,
     )
 
 
-def _rows_per_step(settings: TrainingSettings, processes: int) -> int:
-    return settings.batch_size * settings.gradient_accumulation * processes
+def _replayed(data: DataSettings, new: int, seed: int) -> list[Example]:
+    """Old rows, drawn by the seed: `replay_share` of all training rows, or as many as there are."""
+    if not data.replay:
+        return []
+    old = SplitFolder.read(Path(data.replay)).splits["train"]
+    wanted = round(new * data.replay_share / (1 - data.replay_share))
+    return random.Random(seed).sample(old, min(wanted, len(old)))
 
 
-def _sums(counts: Sequence[int], per_step: int) -> list[int]:
-    sums = [0, *itertools.accumulate(counts)]
-    return sums[::per_step]
+def resolve_model(
+    settings: RunFile, root: Path, config: PretrainedConfig, parent: Parent | None
+) -> RunFile:
+    """Replaces every "auto" that does not depend on the rows, and makes paths absolute. `root` is
+    the folder that they are relative to.
+    """
+    method = _method(method_of(parent, settings.method) if parent else settings.method)
+    settings = with_absolute_paths(settings, root)
+    return msgspec.structs.replace(
+        settings,
+        data=msgspec.structs.replace(settings.data, max_tokens=longest_row(settings.data, config)),
+        method=method,
+        training=_training(settings.training, method, config),
+    )
+
+
+def resolve_schedule(settings: RunFile, rows: int, processes: int) -> RunFile:
+    """Replaces the remaining "auto"s, which depend on the number of training rows."""
+    training = settings.training
+    steps = steps_of(training, rows, processes)
+    per_epoch = math.ceil(steps / max(1.0, training.epochs)) if not training.max_steps else steps
+    evaluate_every = training.evaluate_every
+    if evaluate_every == "auto":
+        evaluate_every = max(1, min(math.ceil(steps / _VALIDATIONS), per_epoch))
+    save_every = evaluate_every if training.save_every == "auto" else training.save_every
+    log_every = max(1, min(10, steps // 20)) if training.log_every == "auto" else training.log_every
+    return msgspec.structs.replace(
+        settings,
+        training=msgspec.structs.replace(
+            training, evaluate_every=evaluate_every, save_every=save_every, log_every=log_every
+        ),
+    )
+
+
+def _method(method: MethodSettings) -> MethodSettings:
+    rank = 16 if method.rank == "auto" else method.rank
+    alpha = float(rank if method.name == "rslora" else 2 * rank)
+    return msgspec.structs.replace(
+        method,
+        rank=rank,
+        alpha=alpha if method.alpha == "auto" else method.alpha,
+        target_modules=(PROJECTIONS if method.target_modules == "auto" else method.target_modules),
+    )
+
+
+def _training(
+    training: TrainingSettings, method: MethodSettings, config: PretrainedConfig
+) -> TrainingSettings:
+    device = machine.device(training)
+    learning_rate = training.learning_rate
+    if learning_rate == "auto":
+        learning_rate = 2e-5 if method.name == "full" else 2e-4
+    precision = training.precision
+    if precision == "auto":
+        text = config.get_text_config()
+        precision = machine.faster_precision(
+            device,
+            training.batch_size * _TYPICAL_ROW,
+            text.hidden_size,
+            mlp_width(text),
+        )
+    return msgspec.structs.replace(
+        training,
+        device=device,
+        threads=machine.threads() if training.threads == "auto" else training.threads,
+        learning_rate=learning_rate,
+        precision=precision,
+    )
+
+
+def longest_row(data: DataSettings, config: PretrainedConfig) -> int:
+    """The longest row that is allowed, in tokens."""
+    if data.max_tokens != "auto":
+        return data.max_tokens
+    made_for = getattr(config.get_text_config(), "max_position_embeddings", _LONGEST_BY_DEFAULT)
+    return min(int(made_for), _LONGEST_BY_DEFAULT)
+
+
+def find_parent(text: str, home: Home) -> Parent:
+    """The version that [model] continue_from names; see `find_version`.
+
+    Raises what `find_version` raises, and StoreError.
+    """
+    with open_registry(home) as registry:
+        version = find_version(registry, text)
+    return Parent(version, ArtifactStore(home.artifacts).path(version.digest))
+
+
+def method_of(parent: Parent, method: MethodSettings) -> MethodSettings:
+    """The method with the rank, alpha and target modules of the adapter that goes on. Raises
+    RunFileError where the run file says something else.
+    """
+    config = parent.peft_config()
+    own: dict[str, object] = {
+        "rank": config["r"],
+        "alpha": float(cast(float, config["lora_alpha"])),
+        "target_modules": tuple(sorted(cast(list[str], config["target_modules"]))),
+    }
+    for key, value in own.items():
+        given = getattr(method, key)
+        given = tuple(sorted(given)) if isinstance(given, tuple) else given
+        if given not in ("auto", value):
+            raise RunFileError(
+                f"[method] {key} is {given}, but {parent.version}, from which training goes on, "
+                f"has {value}; leave it out"
+            )
+    is_rslora = bool(config.get("use_rslora"))
+    if is_rslora != (method.name == "rslora"):
+        raise RunFileError(
+            f"[method] name is '{method.name}', but {parent.version} is "
+            f"{'an rslora' if is_rslora else 'no rslora'} adapter"
+        )
+    return msgspec.structs.replace(method, **own)

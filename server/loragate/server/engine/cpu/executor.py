@@ -17,10 +17,7 @@ from vllm.lora.lora_weights import LoRALayerWeights
 from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from loragate.server.engine.cpu import decoder_layer as vllm_layer
-from loragate.server.engine.cpu import elementwise as vllm_cpu_ops
-from loragate.server.engine.cpu import linear as vllm_linear
-from loragate.server.engine.cpu import native_library
+from loragate.server.engine.cpu import decoder_layer, elementwise, linear, native_library
 from loragate.server.engine.cpu.lora_kernel import LoraKernel
 from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper, lay_out_for_reading
 from loragate.server.engine.cpu.scheduler import considerate
@@ -44,15 +41,15 @@ class InCoreExecutor(UniProcExecutor):
         if isinstance(options, dict) and KERNELS in options:
             library = native_library.load(Path(options[KERNELS]))
             GroupedPunicaWrapper.kernel = LoraKernel(library)
-            vllm_cpu_ops.register(library)
-            vllm_linear.register(library)
+            elementwise.register(library)
+            linear.register(library)
         self._ranks = WeakKeyDictionary[LoRAModel, int]()  # what has left the engine is forgotten
         GroupedPunicaWrapper.rank_of = self._rank_of
         scheduling = self.vllm_config.scheduler_config  # vLLM makes its scheduler after this
         scheduling.scheduler_cls = considerate(scheduling.get_scheduler_cls())
         super()._init_executor()
         self._lay_out_adapters()
-        if library is not None and vllm_linear.is_worth_it(library):
+        if library is not None and linear.is_worth_it(library):
             self._fuse_layers(library)
 
     def _rank_of(self, lora_id: int) -> int:
@@ -70,12 +67,12 @@ class InCoreExecutor(UniProcExecutor):
         for module in self.driver_worker.get_model().modules():
             if isinstance(module, BaseLinearLayerWithLoRA):
                 module.lora_b_stacked = tuple(map(lay_out_for_reading, module.lora_b_stacked))
-                vllm_linear.shorten_calls(module)
+                linear.shorten_calls(module)
 
     def _fuse_layers(self, library: ctypes.CDLL) -> None:
         assert GroupedPunicaWrapper.kernel is not None
         for module in self.driver_worker.get_model().modules():
-            vllm_layer.fuse(library, GroupedPunicaWrapper.kernel, module)
+            decoder_layer.fuse(library, GroupedPunicaWrapper.kernel, module)
 
     def shutdown(self) -> None:
         """Ends this process, the last thing that vLLM wants of it.

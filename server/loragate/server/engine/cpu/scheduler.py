@@ -14,7 +14,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from loragate.server.engine.protocol import GATE_ID_PREFIX
+from loragate.server.engine.protocol import PROBE_ID_PREFIX
 from loragate.server.engine.vllm.grammars import bound_grammars
 
 _TOKENS_A_STEP = 7
@@ -26,10 +26,10 @@ def considerate(scheduler: type[SchedulerInterface]) -> type[SchedulerInterface]
     """
     # vLLM warns of any scheduler but its own; this one changes a bound that vLLM has.
     logging.getLogger("vllm.config.scheduler").setLevel(logging.ERROR)
-    return type("ConsiderateScheduler", (_Considerate, scheduler), {})
+    return type("ConsiderateScheduler", (ThrottledProbeScheduler, scheduler), {})
 
 
-class _Considerate(Scheduler):
+class ThrottledProbeScheduler(Scheduler):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         bound_grammars(self.structured_output_manager)
@@ -50,4 +50,4 @@ def _is_reading(request: Request) -> bool:
 
 
 def _is_of_gate(request: Request) -> bool:
-    return request.request_id.startswith(GATE_ID_PREFIX)
+    return request.request_id.startswith(PROBE_ID_PREFIX)

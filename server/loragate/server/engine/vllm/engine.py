@@ -39,14 +39,14 @@ from loragate.server.core import ChatRequest, Delta
 from loragate.server.engine.cpu import native_library
 from loragate.server.engine.cpu.executor import KERNELS, InCoreExecutor
 from loragate.server.engine.gpus import Gpus, GpusUnknown
-from loragate.server.engine.memory import Need
+from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.engine.protocol import EngineRequest, LoadedAdapter, ServedModel, SlotFault
 from loragate.server.engine.vllm.forkserver import (
     CoreContext,
     CoreProcesses,
     EngineNotStarted,
-    begin,
     saying_why,
+    start_forkserver,
 )
 from loragate.server.engine.vllm.lora_cast import LoraCast
 from loragate.server.engine.vllm.lora_staging import AdapterStaging
@@ -74,7 +74,7 @@ async def run_engine(
     Both happen in threads, since vLLM blocks and the server answers meanwhile. `cache` keeps what
     is compiled for this machine.
     """
-    begin()  # if nobody has
+    start_forkserver()  # if nobody has
     _tool_parser(config)  # raises before anything slow
     args = _engine_args(config, base)
     if current_platform.is_cpu():
@@ -87,10 +87,10 @@ async def run_engine(
 
 @asynccontextmanager
 async def run_merged_engine(
-    config: EngineConfig, merged: BaseModel, cache: Path, need: Need
+    config: EngineConfig, merged: BaseModel, cache: Path, need: MemoryRequirement
 ) -> AsyncIterator["VllmEngine"]:
     """As `run_engine`, for a merged model: without adapters, with a cache of its own size."""
-    begin()
+    start_forkserver()
     args = _model_args(config, merged)
     # Its cache is another one, so another context may fit; whatever is longer is answered unmerged.
     args.max_model_len = _WHAT_FITS
@@ -381,7 +381,7 @@ class VllmEngine:
 
     def _stage(self, source: Path, folder: Path) -> Path:
         """Where the adapter lies as the engine wants it: in `folder`, or where it is anyway."""
-        if self._cast.is_needless(source / WEIGHTS):
+        if self._cast.needs_no_conversion(source / WEIGHTS):
             return source
         self._cast.write(source / WEIGHTS, folder / WEIGHTS)
         (folder / CONFIG).symlink_to(source / CONFIG)

@@ -58,7 +58,7 @@ def is_cpu_build() -> bool:
     return True
 
 
-def begin() -> None:
+def start_forkserver() -> None:
     """Starts the importing process. Call it before anything slow; again, it does nothing."""
     # vLLM's log goes through our handlers; it reads this while it is imported.
     os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")

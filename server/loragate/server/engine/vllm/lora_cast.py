@@ -64,7 +64,7 @@ class LoraCast:
             self._function.argtypes = (ctypes.c_int, pointer, number, number, ctypes.c_int)
             self._function.restype = ctypes.c_int
 
-    def is_needless(self, source: Path) -> bool:
+    def needs_no_conversion(self, source: Path) -> bool:
         """Whether the file can be read by the engine as it is."""
         dtypes = {tensor.dtype for tensor in read_header(source).values()}
         return dtypes == {_NAMES[self._dtype]} and not self._transposes_b

@@ -28,7 +28,7 @@ class SlotTaken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Reservation:
+class SlotReservation:
     """A slot that is being written. `owner` stands for it in vLLM's tables: a negative id."""
 
     slot: int
@@ -41,9 +41,9 @@ class LoraSlots:
     def __init__(self, manager: "LRUCacheLoRAModelManager") -> None:
         self._manager = manager
         self._owners = count(-1, -1)
-        self._reserved: Reservation | None = None
+        self._reserved: SlotReservation | None = None
 
-    def reserve(self) -> Reservation:
+    def reserve(self) -> SlotReservation:
         """Takes a free slot, or that of the adapter that ran longest ago. One at a time; an earlier
         reservation ends.
         """
@@ -52,7 +52,7 @@ class LoraSlots:
         active = self._manager._active_adapters
         if len(active) >= self._manager.lora_slots:
             active.remove_oldest()
-        reserved = Reservation(self._manager.lora_index_to_id.index(None), next(self._owners))
+        reserved = SlotReservation(self._manager.lora_index_to_id.index(None), next(self._owners))
         # In vLLM's table of active adapters too, or a step would find the slot free; pinned, or a
         # step that needs one would take it as the one that ran longest ago.
         active[reserved.owner] = None
@@ -61,7 +61,7 @@ class LoraSlots:
         self._reserved = reserved
         return reserved
 
-    def require(self, reserved: Reservation) -> None:
+    def require(self, reserved: SlotReservation) -> None:
         """Raises SlotTaken unless the slot is still the reservation's. Ask before each write."""
         is_held = (
             self._reserved == reserved
@@ -71,13 +71,13 @@ class LoraSlots:
         if not is_held:
             raise SlotTaken(f"slot {reserved.slot} went to {self._manager.lora_index_to_id}")
 
-    def write(self, reserved: Reservation, part: LoRAModel) -> None:
+    def write(self, reserved: SlotReservation, part: LoRAModel) -> None:
         """Writes some layers of an adapter. Raises SlotTaken."""
         self.require(reserved)
         for name, weights in part.loras.items():
             self._manager.modules[name].set_lora(reserved.slot, weights.lora_a, weights.lora_b)
 
-    def hand_over(self, reserved: Reservation, adapter: LoRAModel) -> None:
+    def hand_over(self, reserved: SlotReservation, adapter: LoRAModel) -> None:
         """Makes the slot, whose layers are all written, the adapter's, in one step. Layers that the
         adapter has not are cleared. Raises SlotTaken.
         """
@@ -91,7 +91,7 @@ class LoraSlots:
         self._manager._active_adapters[adapter.id] = None
         self._set_owner(reserved.slot, adapter.id)
 
-    def release(self, reserved: Reservation) -> None:
+    def release(self, reserved: SlotReservation) -> None:
         """Gives the slot back, if it is still the reservation's. What was written there is nobody's
         and is written over by whoever gets the slot.
         """

@@ -23,7 +23,7 @@ from vllm.lora.request import LoRARequest
 from loragate.adapters.format.files import WEIGHTS
 from loragate.adapters.format.safetensors_header import read_data_start, read_header
 from loragate.server.engine.vllm.lora_cast import DTYPES, TRANSPOSED
-from loragate.server.engine.vllm.lora_slots import LoraSlots, Reservation, SlotTaken
+from loragate.server.engine.vllm.lora_slots import LoraSlots, SlotReservation, SlotTaken
 
 if TYPE_CHECKING:
     from vllm.lora.model_manager import LRUCacheLoRAModelManager
@@ -121,7 +121,7 @@ class _Placement:
         self._worker_manager = worker_manager
         self._manager = cast("LRUCacheLoRAModelManager", worker_manager._adapter_manager)
         self._slots = slots
-        self._reserved: Reservation | None = None
+        self._reserved: SlotReservation | None = None
         self.lora_id = lora_id
         self._content: Future[np.ndarray] = Future()
         weights = folder / WEIGHTS

@@ -21,14 +21,14 @@ struct tensor {
 static int64_t size_of(int64_t type) { return type == FLOAT32 ? 4 : 2; }
 
 static inline float read_at(const char *from, int64_t type, int64_t index) {
-    return type == FLOAT32 ? ((const float *)from)[index] : widen_half(((const uint16_t *)from)[index]);
+    return type == FLOAT32 ? ((const float *)from)[index] : widen_bf16(((const uint16_t *)from)[index]);
 }
 
 static inline void write_at(char *to, int64_t type, int64_t index, float value) {
     if (type == FLOAT32)
         ((float *)to)[index] = value;
     else
-        ((uint16_t *)to)[index] = narrow_half(value);
+        ((uint16_t *)to)[index] = narrow_bf16(value);
 }
 
 /* Always inlined with constant types, so that each pair of them has loops of its own. */

@@ -32,8 +32,8 @@ static inline floats exponential(floats x) {
 
 #define NAME(f) f##_bfloat16
 #define ELEMENT uint16_t
-#define WIDEN widen_half
-#define NARROW narrow_half
+#define WIDEN widen_bf16
+#define NARROW narrow_bf16
 #define READ read_halves
 #define WRITE write_halves
 #include "elementwise_rows.h"

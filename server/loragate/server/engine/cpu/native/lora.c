@@ -19,8 +19,8 @@
 #endif
 #define NAME(f) f##_bfloat16
 #define ELEMENT uint16_t
-#define WIDEN widen_half
-#define NARROW narrow_half
+#define WIDEN widen_bf16
+#define NARROW narrow_bf16
 #define READ read_halves
 #define WRITE write_halves
 #include "lora_rows.h"

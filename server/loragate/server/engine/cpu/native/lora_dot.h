@@ -28,7 +28,7 @@ static inline __attribute__((always_inline)) void shrink_bfloat16(
         for (int i = 0; i < n; i++)
             for (int j = 0; j < 4; j++) {
                 float s = _mm512_reduce_add_ps(sums[i][j]);
-                for (int64_t k = whole; k < in; k++) s += widen_half(x[i][k]) * widen_half(as[j][k]);
+                for (int64_t k = whole; k < in; k++) s += widen_bf16(x[i][k]) * widen_bf16(as[j][k]);
                 if (r + j < rank) h[i][r + j] = s;
             }
     }
@@ -39,8 +39,8 @@ static inline __attribute__((always_inline)) void expand_bfloat16(
     int32_t pairs[ROWS][MOST_RANK / 2];
     for (int i = 0; i < n; i++)
         for (int64_t r = 0; r < rank; r += 2) {
-            uint32_t second = r + 1 < rank ? narrow_half(h[i][r + 1]) : 0;
-            pairs[i][r / 2] = (int32_t)(second << 16 | narrow_half(h[i][r]));
+            uint32_t second = r + 1 < rank ? narrow_bf16(h[i][r + 1]) : 0;
+            pairs[i][r / 2] = (int32_t)(second << 16 | narrow_bf16(h[i][r]));
         }
     /* Interleaving two rows leaves each quarter's first four outputs in one vector, its last in another. */
     static const uint16_t ORDER[WIDE] = {0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23,
@@ -72,8 +72,8 @@ static inline __attribute__((always_inline)) void expand_bfloat16(
     }
     for (; o < out; o++)
         for (int i = 0; i < n; i++) {
-            float s = widen_half(y[i][o]);
-            for (int64_t r = 0; r < rank; r++) s += h[i][r] * widen_half(b[r * out + o]);
-            y[i][o] = narrow_half(s);
+            float s = widen_bf16(y[i][o]);
+            for (int64_t r = 0; r < rank; r++) s += h[i][r] * widen_bf16(b[r * out + o]);
+            y[i][o] = narrow_bf16(s);
         }
 }

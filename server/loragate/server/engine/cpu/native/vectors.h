@@ -26,7 +26,7 @@ static inline floats read_floats(const float *p) {
     return f;
 }
 
-static inline float widen_half(uint16_t h) {
+static inline float widen_bf16(uint16_t h) {
     uint32_t w = (uint32_t)h << 16;
     float f;
     memcpy(&f, &w, sizeof f);
@@ -41,7 +41,7 @@ static inline halves narrow_halves(floats f) {
     return __builtin_convertvector((is_nan & ((w >> 16) | 0x40)) | (~is_nan & rounded), halves);
 }
 
-static inline uint16_t narrow_half(float f) {
+static inline uint16_t narrow_bf16(float f) {
     uint32_t w;
     memcpy(&w, &f, sizeof w);
     if ((w & 0x7fffffff) > 0x7f800000) return (uint16_t)((w >> 16) | 0x40);

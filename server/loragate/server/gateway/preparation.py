@@ -1,0 +1,109 @@
+"""From what a client sent to what the engine gets, within the tenant's limits."""
+
+from dataclasses import replace
+
+from loragate.adapters.registry.snapshot import Limits, SnapshotWatcher
+from loragate.server.admission.admission import Arrival
+from loragate.server.concurrency.fair_threads import FairThreads
+from loragate.server.core import ChatRequest, Request, Route
+from loragate.server.engine.grammars.compiler import Grammars
+from loragate.server.engine.protocol import Engine, ToolSession
+from loragate.server.errors import EngineDead
+from loragate.server.gateway.prompting import Prepared, PromptBuilder, contract_of
+from loragate.server.gateway.request_size import is_large
+from loragate.server.gateway.validation import RequestLimits, validate
+from loragate.server.merged.models import MergedModels
+
+
+class Preparation:
+    """Checks a request, makes its token ids, and binds it to its tools and its grammar.
+
+    What takes long runs in threads, in which tenants take turns; see `FairThreads`.
+    """
+
+    def __init__(
+        self,
+        builder: PromptBuilder,
+        registry: SnapshotWatcher,
+        request_limits: RequestLimits,
+        grammars: Grammars,
+        merged: MergedModels,
+        engine: Engine,
+        threads: FairThreads,
+    ) -> None:
+        """`engine` is the base model's; `threads` stay the caller's to close."""
+        self.builder = builder
+        self._registry = registry
+        self._request_limits = request_limits
+        self._grammars = grammars
+        self._merged = merged
+        self._engine = engine
+        self._threads = threads
+
+    async def check(self, request: Request, arrival: Arrival) -> None:
+        """Raises InvalidRequest where a value is out of its range."""
+        await self._threads.do(
+            arrival.tenant, is_large(request), validate, request, self._request_limits
+        )
+
+    async def prepare(self, request: Request, arrival: Arrival, route: Route) -> Prepared:
+        """Token ids and sampling. Raises InvalidRequest and ContextLengthExceeded."""
+        contract = contract_of(self._registry.current, route.version)
+        prepared = await self.builder.prepare(request, contract, arrival.tenant)
+        return _fit_to_budget(prepared, request, arrival.limits)
+
+    async def bind(
+        self, prepared: Prepared, request: Request, arrival: Arrival, route: Route
+    ) -> Prepared:
+        """With the request's tools, and with its grammar checked: both before the request holds
+        anything that others wait for. Raises InvalidRequest where they cannot be used.
+        """
+        prepared = await self._with_tools(request, prepared, route)
+        await self._grammars.check(prepared.sampling.structured, arrival.tenant)
+        return prepared
+
+    def fits(self, prepared: Prepared, request: Request, route: Route) -> bool:
+        """Whether what answers by the route has a context long enough. An answer whose length
+        nobody has stated ends where the context does.
+        """
+        shortest = max(map(len, prepared.prompt_ids)) + (request.sampling.max_tokens or 1)
+        return self._merged.has_room(route, shortest)
+
+    async def _with_tools(self, request: Request, prepared: Prepared, route: Route) -> Prepared:
+        if not (isinstance(request, ChatRequest) and request.tools and _calls_tools(request)):
+            return prepared
+        try:
+            with self._merged.acquire(route) as engine:
+                tools = await self._bind_tools(engine, request, prepared, route)
+        except EngineDead:
+            if route.mode == "unmerged":
+                raise
+            tools = await self._bind_tools(self._engine, request, prepared, route)
+        return replace(prepared, sampling=tools.bind(prepared.sampling), tools=tools)
+
+    async def _bind_tools(
+        self, engine: Engine, request: ChatRequest, prepared: Prepared, route: Route
+    ) -> ToolSession:
+        return await self._threads.do(
+            route.tenant, is_large(request), engine.tools, request, prepared.prompt_ids[0]
+        )
+
+
+def _calls_tools(request: ChatRequest) -> bool:
+    return request.tool_choice is None or request.tool_choice.kind != "none"
+
+
+def _fit_to_budget(prepared: Prepared, request: Request, limits: Limits) -> Prepared:
+    """Shortens an answer of no stated length to what the tenant's token budget can ever allow."""
+    budget = limits.tokens_per_minute
+    if not budget or request.sampling.max_tokens is not None:
+        return prepared
+    answers = len(prepared.prompt_ids) * prepared.sampling.n
+    most = max(1, (budget - prepared.prompt_tokens) // answers)
+    max_tokens = min(prepared.sampling.max_tokens or most, most)
+    sampling = replace(
+        prepared.sampling,
+        max_tokens=max_tokens,
+        min_tokens=min(prepared.sampling.min_tokens, max_tokens),
+    )
+    return Prepared(prepared.prompt_ids, sampling)

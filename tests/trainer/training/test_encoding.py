@@ -1,0 +1,80 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_home import byte_tokenizer, examples
+
+from loragate.adapters.rendering.renderer import IGNORED, Renderer
+from loragate.trainer.data.example import Example, Message
+from loragate.trainer.errors import TrainingError
+from loragate.trainer.training.encoding import Encoder
+
+RENDERER = Renderer(byte_tokenizer())
+WORDS = st.text(
+    st.characters(codec="utf-8", exclude_characters="<|>", exclude_categories=["Cs"]), min_size=1
+).filter(str.strip)
+TURNS = st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3)
+
+
+def conversation(turns: list[tuple[str, str]]) -> Example:
+    messages: list[Message] = []
+    for question, answer in turns:
+        messages += [Message("user", question), Message("assistant", answer)]
+    return Example(tuple(messages))
+
+
+@settings(deadline=None, max_examples=40)
+@given(TURNS)
+def test_what_is_learnt_is_each_answer_and_its_end_of_turn_and_nothing_else(
+    turns: list[tuple[str, str]],
+) -> None:
+    (row,) = Encoder(RENDERER, 100_000).encode([conversation(turns)], "train").rows
+    learnt = [label for label in row.labels if label != IGNORED]
+    assert RENDERER.decode(learnt) == "".join(f"{answer}<|end|>" for _, answer in turns)
+    assert len(row.labels) == len(row.ids)
+    assert row.supervised == len(learnt)
+
+
+@settings(deadline=None, max_examples=40)
+@given(TURNS)
+def test_a_row_begins_with_the_very_prompt_that_the_server_makes(
+    turns: list[tuple[str, str]],
+) -> None:
+    example = conversation(turns)
+    (row,) = Encoder(RENDERER, 100_000).encode([example], "train").rows
+    prompt = RENDERER.render(example.turns()[:-1])
+    assert row.ids[: len(prompt)] == prompt
+
+
+def test_a_row_that_is_too_long_is_refused_by_number_and_length() -> None:
+    short, long = examples(1)[0], conversation([("x" * 300, "y")])
+    with pytest.raises(TrainingError, match=r"1 rows of train .* 200 .*row 2\) has 3\d\d"):
+        Encoder(RENDERER, 200).encode([short, long], "train")
+
+
+def test_rows_that_are_too_long_are_left_out_whole_and_counted() -> None:
+    short, long = examples(1)[0], conversation([("x" * 300, "y")])
+    rows = Encoder(RENDERER, 200, "drop").encode([short, long, long], "train")
+    assert rows.too_long == 2
+    assert rows == type(rows)(Encoder(RENDERER, 200).encode([short], "train").rows, 2)
+
+
+def test_a_template_that_never_ends_a_turn_is_refused() -> None:
+    endless = Renderer(
+        byte_tokenizer(), "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+    )
+    with pytest.raises(TrainingError, match="never learn to stop"):
+        Encoder(endless, 200).encode(examples(1), "train")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_row() -> None:
+    forgetful = Renderer(byte_tokenizer(), "{{ messages[-1].content }}<|end|>")
+    with pytest.raises(TrainingError, match="row 1 of train cannot be rendered"):
+        Encoder(forgetful, 200).encode(examples(1), "train")
+
+
+def test_the_system_prompt_comes_before_conversations_that_have_none() -> None:
+    own = Example((Message("system", "Shout."), *examples(1)[0].messages))
+    encoder = Encoder(RENDERER, 500, system_prompt="Whisper.")
+    without, with_own = encoder.encode([examples(1)[0], own], "train").rows
+    assert RENDERER.decode(without.ids).startswith("<|turn|>system\nWhisper.<|end|>")
+    assert RENDERER.decode(with_own.ids).startswith("<|turn|>system\nShout.<|end|>")

@@ -1,0 +1,108 @@
+"""One run of the trainer, as every step of it gets it; and how long its steps took."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+import msgspec
+from rich.progress import Progress
+
+from loragate.adapters.base_models.preparation import BaseModel, find
+from loragate.adapters.home import Home
+from loragate.adapters.rendering.renderer import Renderer
+from loragate.adapters.settings import SharedSettings, read_settings
+from loragate.trainer.run.file import RunFile, parse_run_file, template_of
+from loragate.trainer.run.folder import RunFolder
+
+
+@dataclass
+class Phases:
+    """How long the parts of a run took, as a user waited for them; each lasts from the end of the
+    one before it.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
+    _mark: float = field(default_factory=time.monotonic, init=False)
+
+    def end(self, name: str) -> None:
+        """The phase that is over; one that was there before is added to."""
+        now = time.monotonic()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._mark
+        self._mark = now
+
+    @property
+    def sentence(self) -> str:
+        """`Data 6 s, training 2 min 05 s, evaluation 58 s: 3 min 09 s in all.`"""
+        parts = ", ".join(f"{name} {duration(each)}" for name, each in self.seconds.items())
+        return f"{parts[:1].upper()}{parts[1:]}: {duration(sum(self.seconds.values()))} in all."
+
+
+def _say_nothing(_sentence: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is passed on from step to step.
+
+    Paths in `settings` are relative to `root`, or absolute. `folder` is where the run keeps what it
+    makes. `file` is the run file, if there is one, `text` what it says, byte by byte. `shared`
+    is what loragate.toml says to trainer and server alike. `say` gets sentences for the user.
+    """
+
+    settings: RunFile
+    root: Path
+    folder: RunFolder
+    home: Home
+    progress: Progress
+    say: Callable[[str], None] = _say_nothing
+    file: Path = Path()
+    text: str = ""
+    shared: SharedSettings = field(default_factory=read_settings)
+    phases: Phases = field(default_factory=Phases)
+
+    @classmethod
+    def load(
+        cls, file: Path, text: str, home: Home, progress: Progress, say: Callable[[str], None]
+    ) -> Self:
+        """Of a run file. Raises RunFileError, and ConfigError where loragate.toml is wrong.
+
+        A run without a chat template of its own gets the server's: requests to the adapter will be
+        rendered with it.
+        """
+        settings, shared = parse_run_file(text, file), read_settings()
+        if shared.chat_template and not settings.model.chat_template:
+            model = msgspec.structs.replace(settings.model, chat_template=shared.chat_template)
+            settings = msgspec.structs.replace(settings, model=model)
+        root = file.resolve().parent
+        folder = RunFolder((root / settings.folder).resolve())
+        return cls(settings, root, folder, home, progress, say, file, text, shared)
+
+    @classmethod
+    def finished(cls, folder: RunFolder, home: Home, progress: Progress) -> Self:
+        """Of the folder of a run that was trained. Raises RunFileError where it holds none."""
+        return cls(folder.resolved(), folder.root, folder, home, progress)
+
+    def resolved(self) -> Self:
+        """The run with its settings as they came to when its training began. Raises RunFileError
+        where it has not.
+        """
+        return replace(self, settings=self.folder.resolved(), root=self.folder.root)
+
+    def base(self) -> BaseModel:
+        """Raises BaseModelError where it is not prepared."""
+        return find(self.settings.model.base, self.home.models)
+
+    def renderer(self, base: BaseModel) -> Renderer:
+        """The base's, with the run's chat template. Raises RunFileError where that is not there."""
+        return Renderer.load(base.path, template_of(self.settings, self.root))
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min`, `3 min 20 s`, `45 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
