@@ -4,5 +4,5 @@
 vLLM's own offline `LLM`. Each of the others measures one thing and prints a table: `serving` and
 `gpu` speed, `direct` and `frontend` what the gateway costs, `swap` and `many_swaps` what a swap
 does, `starvation` the fair queue, `clients` whether the load tests agree with vLLM's own client,
-`train` training.
+`train` training, `structure` the packages themselves.
 """

@@ -71,9 +71,9 @@ class Home:
 
     @contextmanager
     def serving_alone(self) -> Iterator[None]:
-        """Held by the one server of this folder, whose word on what is loaded the registry keeps.
+        """A lock of the one server of this folder, which records in the registry what it loads.
 
-        The system gives it back however the process ends. Raises StoreError if there is a server.
+        The system releases it however the process ends. Raises StoreError if there is a server.
         """
         with self._lock_file() as lock:
             try:

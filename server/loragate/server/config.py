@@ -97,7 +97,7 @@ class LimitsConfig(Section, frozen=True):
 
 
 class RegistryConfig(Section, frozen=True):
-    """Where the truth is kept. An empty URL means SQLite in LORAGATE_HOME. How often a server
+    """Where the registry is. An empty URL means SQLite in LORAGATE_HOME. How often a server
     removes artifacts that were put for so long without a version coming to refer to them.
     """
 

@@ -22,7 +22,7 @@ BASE = "base"  # the name under which every tenant can reach the base model
 @dataclass(frozen=True, slots=True)
 class Caller:
     """What a transport knows of whoever calls. `tenant` is a per-tenant endpoint's, if any;
-    `conversation` the client's own word for what belongs together.
+    `conversation` the client's own name for requests that belong together.
     """
 
     api_key: str | None
@@ -250,7 +250,7 @@ class Route:
 
     @property
     def needs_slot(self) -> bool:
-        """Whether it takes one of the base engine's places for adapters."""
+        """Whether it takes one of the base engine's LoRA slots."""
         return self.version is not None and self.mode == "unmerged"
 
     def unmerged(self) -> "Route":

@@ -3,7 +3,7 @@
     python -m loragate.adapters.base_models.gguf MODEL.gguf DIRECTORY
 
 Each finished step is one line on standard output. It is run as a process of its own by
-`model_sources`: torch and its memory go away with it, and the libraries' own progress bars stay
+`sources`: torch and its memory go away with it, and the libraries' own progress bars stay
 out of the caller's terminal.
 """
 

@@ -1,6 +1,6 @@
 """Where base models come from: the project's default, a hub, and how their bytes arrive.
 
-Knows nothing of receipts, locks or where prepared models live: see `base_model`.
+Knows nothing of receipts, locks or where prepared models live: see `preparation`.
 """
 
 import hashlib

@@ -44,7 +44,7 @@ def serve(prepare: Callable[[Any], Job]) -> NoReturn:
     os.nice(setup["niceness"])
     try:
         do = prepare(setup["preparation"])
-    except Exception as error:  # noqa: BLE001 - the parent has no other way to hear of it
+    except Exception as error:  # noqa: BLE001 - the parent has no other way to know of it
         _write(answers, json.dumps({"failed": f"{type(error).__name__}: {error}"}))
         sys.exit(1)
     limits = _Limits(setup["seconds"], setup["memory_bytes"])

@@ -3,7 +3,7 @@
 Such work cannot be bounded in a thread: it holds the interpreter's lock, allocates without end, or
 crashes. So it is done in a child process, which is killed and replaced where it takes too long or
 too much. The children know nothing of this process: they get no secrets of its environment, none
-of its open files, and answer in JSON. What they run is `child_loop.serve`.
+of its open files, and answer in JSON. What they run is `loop.serve`.
 """
 
 from __future__ import annotations

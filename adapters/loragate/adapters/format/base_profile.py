@@ -37,7 +37,7 @@ _RENAMED: Final = frozenset({"text_config", "vision_config", "audio_config"})
 
 @dataclass(frozen=True, slots=True)
 class BaseProfile:
-    """A base model as the gate sees it.
+    """What the publish check knows of a base model.
 
     ``modules`` are its linear layers with (out, in), by the names that PEFT gives them; None where
     quantisation hides the shape. It is empty where the model's tensors do not tell the modules'

@@ -1,6 +1,6 @@
 """The files of a folder to publish: which are taken, and whether they can be read as an adapter.
 
-Whether the adapter can be served is the question of `gate`. No tensor is loaded here.
+Whether the adapter can be served is the question of `publish_check`. No tensor is loaded here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The static gate: what the engine could not serve, or would serve wrongly, is refused here.
+"""The publish check: what the engine could not serve, or would serve wrongly, is refused here.
 
 It judges a folder by its files, before an engine has seen it. What can only be seen in the engine,
-that the adapter changes what is said and changes it as trained, is another gate's.
+that the adapter changes what is said and changes it as trained, is the server's to check.
 """
 
 from __future__ import annotations

@@ -107,9 +107,9 @@ class Aliasing:
         """Let the champion point back to the version that served before; again goes further back,
         never forward.
 
-        While nothing ever served by it, its earlier wishes count. Versions that failed or were
-        retired since are passed over. Raises AdapterNotFound, TenantNotFound, AliasNotFound (no
-        champion) and NothingToRollBack.
+        While nothing ever served by it, what it was to mean earlier counts. Versions that failed or
+        were retired since are passed over. Raises AdapterNotFound, TenantNotFound, AliasNotFound
+        (no champion) and NothingToRollBack.
         """
         with self._database.changing() as session:
             row = existing_adapter_row(session, adapter)
@@ -151,7 +151,7 @@ def set_desired(
     reason: str,
     mode: Mode = "unmerged",
 ) -> None:
-    """Move the wish and record it, unless it is that already."""
+    """Let the alias mean this version and record it, unless it does already."""
     if version.state == AdapterState.FAILED:
         move_version(session, row, version, AdapterState.PUBLISHED, actor, "to be tried again")
     before: tuple[int, str] | None = None

@@ -66,7 +66,7 @@ def _set_up_sqlite(connection: SqliteConnection, _record: object) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A write transaction that began as a read can fail at once where another process writes;
-    # one that is IMMEDIATE from the start waits its turn.
+    # one that is IMMEDIATE from the start waits for the one before.
     immediate = connection.get_execution_options().get(WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 

@@ -91,8 +91,8 @@ class Database:
 
     @contextmanager
     def changing_states(self) -> Iterator[Session]:
-        """Like `changing`, for the word of the one server on what it holds. Raises ServingLockLost
-        where that may be another one by now.
+        """Like `changing`, for what the one server reports of what it has loaded. Raises
+        ServingLockLost where another one may be that server by now.
         """
         with self.changing() as session:
             self.serving_lock.require(session)

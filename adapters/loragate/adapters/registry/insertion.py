@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 Row = TypeVar("Row", UsageRow, ExposureRow, OutcomeRow, ShadowRow)
 
-# The database's own trouble: the same rows may be taken later.
+# The database's own faults: the same rows may be taken later.
 _NOT_THE_ROWS: Final = (OperationalError, InterfaceError, InternalError)
 # What a value can be refused with, by SQLAlchemy, by the database, or by its driver's Python.
 _REFUSALS: Final = (StatementError, ValueError, TypeError, OverflowError)

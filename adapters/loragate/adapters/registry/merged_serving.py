@@ -1,4 +1,4 @@
-"""The registry's wishes for merged models: which are to be served, and what became of it."""
+"""Which merged models are to be served, by the registry, and what became of it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class MergedServing:
     def set_state(
         self, version: AdapterVersion, state: MergedState | None, actor: str, reason: str = ""
     ) -> None:
-        """A server's word on the version's merged model; None where it has let go of it."""
+        """Records how far a server is with the version's merged model; None where it has ended."""
         with self._database.changing_states() as session:
             row = session.get(Versions, version.lora_id)
             if row is None:

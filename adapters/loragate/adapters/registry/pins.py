@@ -59,7 +59,7 @@ class Pinning:
             return version_of(adapter.tenant, adapter.name, version)
 
     def refuse(self, version: AdapterVersion, reason: str, actor: str) -> None:
-        """A server's word on a pin: why it cannot keep the version, or "" where it does."""
+        """Records why a server cannot keep a pinned version, or "" where it does."""
         with self._database.changing_states() as session:
             row = session.get(Versions, version.lora_id)
             if row is None or row.pinned_at is None or row.pin_refusal == reason:

@@ -2,7 +2,7 @@
 
 All calls block; from a coroutine use ``asyncio.to_thread``. The registry knows what is to be served
 and keeps what a server says of it: a server watches it (`snapshot.SnapshotWatcher`), loads what is
-wished for, and writes down what became of it.
+asked for, and writes down what became of it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ __all__ = [
 
 
 class Registry:
-    """The truth about what is to be served. Threads and processes may share it; `close` ends it.
+    """Records what is to be served, and what is. Threads and processes may share it; `close` ends
+    it.
 
     ``gate`` judges what is published; without one, whatever some base model could serve passes.
     Making one brings the database's schema up to date. Every call may raise StoreError. Each change
@@ -97,7 +98,7 @@ class Registry:
 
     @contextmanager
     def serving_alone(self) -> Iterator[ServingLock]:
-        """For a server, while it serves: its word on what is loaded is kept here, so there is one.
+        """For a server, while it serves: what it has loaded is recorded here, so there may be one.
 
         Raises ServedElsewhere if another one has begun. Whoever serves calls the lock's `keep`;
         while the lock is lost, whatever says how versions stand raises ServingLockLost.

@@ -1,7 +1,7 @@
-"""The right to be a registry's one server, whose word on what is loaded is kept there.
+"""The right to be a registry's one server, which records there what it has loaded.
 
 In a PostgreSQL it is an advisory lock, which lives as long as its connection: that one is the
-lock's own, in no pool, and has to be looked at, since the loss of it makes no sound. A SQLite file
+lock's own, in no pool, and has to be looked at, since nothing tells that it was lost. A SQLite file
 has the lock of its server's home instead (`Home.serving_alone`), which ends with the process.
 """
 

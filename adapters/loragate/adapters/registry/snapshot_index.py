@@ -1,4 +1,5 @@
-"""What few adapters have of something, in order: open wishes, pins, merged models to be served.
+"""What few adapters have of something, in order: aliases to be moved, pins, merged models to be
+served.
 
 A snapshot holds one for each, so that whoever follows the registry looks at what there is to do and
 not at all that exists.

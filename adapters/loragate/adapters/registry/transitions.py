@@ -58,11 +58,11 @@ class Transitions:
     def say_not_loaded(
         self, version: AdapterVersion, reason: str, actor: str, *, was_ready: bool = False
     ) -> None:
-        """A server's word that it cannot load the version now, through no fault of the version,
+        """Records that a server cannot load the version now, through no fault of the version,
         which is PUBLISHED with this reason, or stays so.
 
-        What is READY for another server stays as it is; ``was_ready`` says that it was so by this
-        one's word.
+        What is READY for another server stays as it is; ``was_ready`` says that this server
+        had said so.
         """
         with self._database.changing_states() as session:
             row = session.get(Versions, version.lora_id)

@@ -1,4 +1,4 @@
-"""The program that renders chat templates for `templates`: see `child_loop`.
+"""The program that renders chat templates for `templates`: see `child_process.loop`.
 
 It renders with the function by which `rendering` does within a process, so a template says the same
 in the server and in the trainer.

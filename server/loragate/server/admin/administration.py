@@ -263,7 +263,7 @@ class Administration:
         return answer
 
     async def _follow(self) -> None:
-        with suppress(StoreError):  # the change is made; the watcher will hear of it
+        with suppress(StoreError):  # the change is made; the watcher will see it
             await self._snapshots.refresh()
 
 

@@ -1,7 +1,7 @@
 """Who may go on now: per-tenant budgets, exact under concurrency; then the fair queue for all.
 
 A request comes in two steps. `arrive` needs its headers alone and counts it, before its body costs
-anything; `admit` books its tokens, which are known once its body is, and takes its turn.
+anything; `admit` books its tokens, which are known once its body is, and waits in the queue.
 
 Everything runs on one event loop and nothing awaits between a check and its booking, so the sum of
 what is admitted never passes a limit. Budgets are sliding windows of 60 seconds: in no minute,
@@ -67,7 +67,7 @@ class Arrival:
 
 
 class Reservation:
-    """A request's booking and its turn: for as long as `Admission.admit` lasts."""
+    """A request's booked tokens and its grant of the queue, while `Admission.admit` lasts."""
 
     def __init__(
         self, queue: FairQueue, account: _Account, booking: _Booking, prompt_tokens: int
@@ -79,7 +79,7 @@ class Reservation:
         self._grant: QueueGrant | None = None
 
     async def acquire_grant(self, route: Route) -> None:
-        """Waits for a turn by this route; gives back what it has, where that was by another one.
+        """Waits for a grant by this route; gives back the one that it has, by another route.
 
         Raises Overloaded, or AdapterUnavailable where no slot came free for its adapter.
         """
@@ -109,7 +109,7 @@ class Reservation:
 
 
 class Admission:
-    """Who comes in, by tenant; then budgets; then a turn in the queue, where all tenants wait."""
+    """Who comes in, by tenant; then budgets; then the queue, where all tenants wait."""
 
     def __init__(self, queue: FairQueue, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue = queue
@@ -122,7 +122,7 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        """Requests that have had their turn and are not over."""
+        """Requests that hold a grant of the queue."""
         return self._queue.in_flight
 
     @property
@@ -170,7 +170,7 @@ class Admission:
     async def admit(
         self, arrival: Arrival, route: Route, tokens: int, prompt_tokens: int = 0
     ) -> AsyncIterator[Reservation]:
-        """Books `tokens`, the most that the request may use, and waits for its turn.
+        """Books `tokens`, the most that the request may use, and waits for the queue's grant.
 
         On leaving, all its permits have to be given back.
 

@@ -18,7 +18,7 @@ class Deadlines:
     @asynccontextmanager
     async def deadline(self) -> AsyncIterator[None]:
         """Ends what is in it when its time is up. Raises DeadlineExceeded, or Draining where it was
-        cut off; another's TimeoutError that comes out of what is in it is no word of this deadline.
+        cut off; a TimeoutError of what is in it passes through, since it is not of this deadline.
         """
         timeout = asyncio.timeout(self._seconds)
         try:

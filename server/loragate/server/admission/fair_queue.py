@@ -1,4 +1,4 @@
-"""Who goes next: permits for sequences and slots for adapters, given out together, fairly by
+"""Who goes next: permits for sequences and LoRA slots for adapters, given out together, fairly by
 tokens.
 
 A request needs a permit for each of its sequences (prompts times choices), and one for an adapter
@@ -50,7 +50,7 @@ class QueueBounds:
 
 
 class QueueGrant:
-    """A request's claim on its adapter's slot, and its first permit."""
+    """A request's right to its adapter's LoRA slot, and its first permit. `end` gives both back."""
 
     __slots__ = ("_flow", "_has_first_permit", "_queue")
 
@@ -121,12 +121,12 @@ class FairQueue:
         self._slots = LoraSlots(slots, turn_seconds, lambda: self._share, clock)
         self._ended_at: deque[float] = deque(maxlen=64)
         self.in_flight = 0
-        """Requests that have had their turn and are not over."""
+        """Requests that hold a grant."""
         self.running = 0
         """Sequences that hold a permit, in all engines."""
         self.running_in_base_engine = 0
         self.queued = 0
-        """Requests that wait for their turn."""
+        """Requests that wait for their grant."""
 
     @property
     def slots_in_use(self) -> int:
@@ -171,7 +171,7 @@ class FairQueue:
         )
 
     async def take(self, route: Route, prompt_tokens: int) -> QueueGrant:
-        """Waits for the request's turn; whoever gets one calls its `end`.
+        """Waits for the request's grant; whoever gets one calls its `end`.
 
         Raises Overloaded, or AdapterUnavailable (`no_adapter_slot`), where none came in time.
         """
@@ -204,8 +204,8 @@ class FairQueue:
             raise
 
     async def acquire_permit(self, flow: Flow) -> None:
-        """Waits for a permit for a further sequence of a request that has its turn. For
-        `QueueGrant`.
+        """Waits for a permit for a further sequence of a request that has its grant.
+        For `QueueGrant`.
         """
         if self._may_run(flow.tenant, flow.in_base_engine) and not flow.following:
             self._occupy(flow)
@@ -227,12 +227,13 @@ class FairQueue:
         self._advance()
 
     def end(self, flow: Flow, *, has_permit: bool) -> None:
-        """Gives a turn back. For `QueueGrant` alone."""
+        """Releases a grant. For `QueueGrant` alone."""
         self._end(flow, has_permit)
         flow.leave()
 
     async def acquire_slot(self, version: AdapterVersion) -> None:
-        """Waits for a slot, in turn but without a permit; at once where the version has one.
+        """Waits for a LoRA slot in the queue's order, without a permit; at once where the version
+        has one.
 
         A tenant's limit of slots does not hold for it: a promotion must not have to wait until the
         tenant's own streams end. Raises AdapterUnavailable (`no_adapter_slot`) where none came in
@@ -265,13 +266,13 @@ class FairQueue:
             raise
 
     def may_acquire_slot(self, version: AdapterVersion) -> bool:
-        """Whether there is a slot for the version now, whose taking keeps nobody waiting."""
+        """Whether there is a slot for the version now that nobody waits for."""
         if self._slots.holder(version.lora_id) is not None:
             return True
         return self._slots.free > 0 and not self._slots.is_any_awaited
 
     def try_acquire_slot(self, version: AdapterVersion) -> bool:
-        """Claims a slot if that keeps nobody waiting."""
+        """Acquires a slot if nobody waits for it; says whether it did."""
         if not self.may_acquire_slot(version):
             return False
         flow = self._join_version(version)
@@ -282,13 +283,13 @@ class FairQueue:
         return True
 
     def share_slot(self, version: AdapterVersion) -> None:
-        """One more claim on the slot of a version that is claimed."""
+        """Acquires the slot of a version that has one already, once more."""
         flow = self._holder(version)
         flow.enter()
         flow.holds += 1
 
     def release_slot(self, version: AdapterVersion) -> None:
-        """Gives a claim back."""
+        """Undoes one of `acquire_slot`, `try_acquire_slot` and `share_slot`."""
         flow = self._holder(version)
         self._release_slot(flow)
         flow.leave()
@@ -298,7 +299,7 @@ class FairQueue:
         return flow is not None and flow.holds > 0
 
     async def slot_freed(self) -> None:
-        """Returns when a version's last claim ends the next time."""
+        """Returns when a version's slot is released by its last holder the next time."""
         await self._slots.freed()
 
     # ---- what may be had
@@ -429,7 +430,7 @@ class FairQueue:
     # ---- who goes next
 
     def _advance(self) -> None:
-        """Lets go whoever can, lowest counter first, and says whose slot has to come free."""
+        """Serves whoever can go on, lowest counter first; preempts whose slots are wanted."""
         self._request_preemptions()  # first: what has just been charged may have put a flow ahead
         while (flow := self._next()) is not None:
             self._serve(flow)

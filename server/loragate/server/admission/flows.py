@@ -1,7 +1,7 @@
 """Tenants, their flows, and what each was served: the virtual token counters of a fair queue.
 
 Sheng et al., "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588), on two
-levels. First it is a tenant's turn, then one of its flows': an adapter version, a merged model, or
+levels. First a tenant is chosen, then one of its flows: an adapter version, a merged model, or
 the tenant's use of the base model. So a tenant gets one share, over however many versions it sends
 its requests. A counter grows with the tokens that are served. Who comes back is lifted to the
 lowest counter of those that are there, so that nobody saves up service while away; and nobody sheds
@@ -143,7 +143,7 @@ class Tenant:
 
     name: str
     served: int
-    present: int = 0  # requests and claims that are there, waiting or not
+    present: int = 0  # requests and holders of slots that are there, waiting or not
     running: int = 0
     in_base_engine: int = 0
     queued: int = 0  # requests that wait for their first permit
@@ -156,7 +156,7 @@ class Tenant:
     ready_elsewhere: "LowestFirst[Flow]" = field(default_factory=LowestFirst)
     slotless: "LowestFirst[Flow]" = field(default_factory=LowestFirst)
     calling: "OrderedDict[Flow, None]" = field(default_factory=OrderedDict)  # slotless, to load
-    promised: "list[Flow]" = field(default_factory=list)  # recalled for it; at most `awaiting`
+    promised: "list[Flow]" = field(default_factory=list)  # preempted for it; at most `awaiting`
 
     @property
     def is_active(self) -> bool:
@@ -164,7 +164,7 @@ class Tenant:
 
     @property
     def projected_slots(self) -> int:
-        """How many it holds once what is recalled has changed hands."""
+        """How many it holds once what is preempted has changed hands."""
         return self.slots - self.preempted + len(self.promised)
 
     def first_slotless(self) -> "Flow | None":
@@ -249,7 +249,7 @@ class Flow:
     needs_slot: bool
     in_base_engine: bool
     has_slot: bool  # always, where none is needed
-    present: int = 0  # requests and claims that are there, waiting or not
+    present: int = 0  # requests and holders of slots that are there, waiting or not
     holds: int = 0  # on its slot, of whoever runs, loads or holds it; for the base model: who runs
     since: float = 0.0  # when it got its slot, by the queue's clock
     is_preempted: bool = False  # no new request runs, so that its slot comes free
@@ -257,7 +257,7 @@ class Flow:
     is_awaiting_slot: bool = False  # it waits for a slot
     # By what they wake, with what they are charged: requests that wait for their first permit.
     waiting: OrderedDict[asyncio.Future[None], int] = field(default_factory=OrderedDict)
-    # Further sequences of requests that run already, and claims that need a slot alone.
+    # Further sequences of requests that run already, and who needs a slot without a permit.
     following: OrderedDict[asyncio.Future[None], None] = field(default_factory=OrderedDict)
     calls: OrderedDict[asyncio.Future[None], None] = field(default_factory=OrderedDict)
 
@@ -268,7 +268,7 @@ class Flow:
     @property
     def is_ready(self) -> bool:
         """Whether a permit is all that somebody waits for. Who runs already is not held up by a
-        recall, which waits for its end.
+        preemption, which waits for its end.
         """
         return bool(self.following or (self.waiting and self.has_slot and not self.is_preempted))
 
@@ -287,7 +287,7 @@ class Flow:
         return self.tenant.served < other.tenant.served
 
     def enter(self) -> None:
-        """A request or a claim comes."""
+        """A request, or somebody who needs a slot alone, comes."""
         self.present += 1
         self.tenant.present += 1
 

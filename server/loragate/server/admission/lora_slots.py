@@ -72,7 +72,7 @@ class LoraSlots:
         self._holders[flow.key] = flow
 
     def drop(self, flow: Flow) -> None:
-        """Gives the flow's slot back, and wakes who watches for that."""
+        """Releases the flow's slot, and wakes whoever waits in `freed`."""
         assert isinstance(flow.key, int)
         del self._holders[flow.key]
         flow.has_slot = False
@@ -146,11 +146,11 @@ class LoraSlots:
     # ---- whose slot comes free
 
     def request_preemptions(self, lacks_slot_alone: Callable[[Tenant], bool]) -> None:
-        """For each flow that waits for a slot, one is to let go of its own.
+        """For each flow that waits for a slot, preempts one that holds a slot.
 
-        `lacks_slot_alone` says whether a tenant could go on with a slot. What was asked to let go
-        stays so until it has drained, or nobody is left to want it: two that are close must not
-        take turns at being the one, and neither ever drain.
+        `lacks_slot_alone` says whether a tenant could go on with a slot. A flow stays
+        preempted until it has drained, or nobody waits for its slot any more: two that are close
+        must not alternate, or neither would ever drain.
         """
         while self._awaiting:
             had_enough = self._clock() - self._turn_seconds

@@ -84,8 +84,7 @@ class Gpus:
             raise GpusUnknown(f"The GPU's memory cannot be measured: NVML says {error}.") from None
 
     def _visible(self) -> Iterator[Handle]:
-        """In CUDA's order, which `forkserver.start_forkserver` makes that of NVML. As CUDA does, it
-        stops at
+        """In CUDA's order, which `vllm.forkserver` makes that of NVML. As CUDA does, it stops at
         the first entry that names nothing.
         """
         said = self.environment.get("CUDA_VISIBLE_DEVICES")

@@ -1,4 +1,4 @@
-"""What the gateway needs of an engine. `vllm_engine.py` is the real one."""
+"""What the gateway needs of an engine. `vllm.engine` is the real one."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -15,7 +15,7 @@ from loragate.server.core import (
     ToolCallDelta,
 )
 
-PROBE_ID_PREFIX = "probe-"  # of the ids of the gate's own requests
+PROBE_ID_PREFIX = "probe-"  # of the ids of the probe's own requests
 LAST_RANK = 100  # of requests that give way to all others
 
 

@@ -257,7 +257,7 @@ class SupervisedEngine:
             await self._sleep(delay)
 
     async def _live(self, engine: Engine, began: float) -> float:
-        """Lends the engine to callers until it is dead; returns its run's seconds."""
+        """Gives the engine to callers until it is dead; returns its run's seconds."""
         started_at = self._clock()
         self._start_seconds = started_at - began
         run = self._begin(engine)

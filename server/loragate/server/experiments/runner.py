@@ -1,6 +1,6 @@
 """Carries rollouts and experiments on: looks at each about once a second, and does what follows.
 
-Where a trial stands is the registry's word. A change made there by anybody reaches this server with
+The registry says where a trial stands. A change made there by anybody reaches this server with
 the next snapshot; a change of this server's own is written there first.
 """
 
@@ -59,7 +59,7 @@ _LONGEST_ROUND_PAUSE_SECONDS = 5.0
 _BACKOFF = Backoff(first=1.0, most=60.0)  # of one trial
 _MOST_RECOUNTS = 2  # at once
 _MOST_FAILURES = 8  # in about two minutes, by that
-# The server's own trouble, which no trial is ended for.
+# The server's own faults, which no trial is ended for.
 _NOT_THE_TRIALS = (StoreError, EngineDead, asyncio.CancelledError)
 
 
@@ -110,7 +110,7 @@ class TrialRunner:
         self._now = now
         self._revision = -1
         self._under_way: dict[int, Trial] = {}  # as the registry said last
-        self._news: dict[int, Trial] = {}  # of these, what its active has not heard yet
+        self._news: dict[int, Trial] = {}  # of these, what its active trial does not know yet
         self._active: dict[int, ActiveTrial] = {}  # by the trial's id, of those that have begun
         self._ended: list[ActiveTrial] = []  # the winner does not serve yet
         self._looked_at: dict[int, float] = {}

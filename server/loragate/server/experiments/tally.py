@@ -131,7 +131,7 @@ class Tally:
         self.begin(unit, kind, at, takes_new=takes_new)
 
     def count_all(self, requests: int, fallbacks: int) -> None:
-        """So many there were before; `begin` and `observe` hear of those that matter otherwise."""
+        """Adds so many of before; those that matter otherwise come by `begin` and `observe`."""
         self._requests += requests
         self._fallbacks += fallbacks
 

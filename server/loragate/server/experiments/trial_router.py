@@ -41,7 +41,7 @@ class ActiveTrial:
     """One trial under way on this server. `down` are the arms that cannot answer now, and why."""
 
     def __init__(self, running: RunningTrial, on_down: Callable[[], None] = lambda: None) -> None:
-        """`on_down` hears when an arm is found to be down."""
+        """`on_down` is called when an arm is found to be down."""
         self.running = running
         self.down: dict[str, str] = {}
         self._on_down = on_down
@@ -66,7 +66,7 @@ class Shadow:
 
 
 class TrialAssignment:
-    """One request's place in a trial, from its admission to its end."""
+    """One request's part in a trial, from its admission to its end."""
 
     def __init__(
         self, active: ActiveTrial, given: Assignment, tenant: str, log: ObservationLog, now: Clock

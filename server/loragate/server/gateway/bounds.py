@@ -21,7 +21,7 @@ MOST_BAD_WORDS = 512
 MOST_LOGIT_BIASES = 4096
 MOST_ALLOWED_TOKENS = 2**19  # more than any vocabulary has
 MOST_LOGPROB_TOKENS = 128  # each is scored at every step; the engine has room for as many
-MOST_CHOICES_OF_TEXT = 8192  # grammar_bounds has a lower one, of what a grammar can hold
+MOST_CHOICES_OF_TEXT = 8192  # grammars.bounds has a lower one, of what a grammar can hold
 MOST_NAME_CHARACTERS = 256  # of a model, a role, a function
 # Stop texts are looked for at every step, bad words made into tokens by the engine: both bounded as
 # a whole, in characters.

@@ -108,8 +108,8 @@ async def _sequence(
     started: Started,
 ) -> AsyncGenerator[Delta, None]:
     """Waits for its permit, runs with it, and gives it back. `index` is its first choice's among
-    those
-    of the request; `prompt_tokens` are 0 for further choices of one prompt, which is counted once.
+    those of the request; `prompt_tokens` are 0 for further choices of one prompt, which is counted
+    once.
     """
     async with reservation.permit() as rank:
         started.prompt_tokens += prompt_tokens

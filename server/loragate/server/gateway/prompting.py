@@ -91,7 +91,8 @@ class PromptBuilder:
 
     async def prepare(self, request: Request, contract: Contract, tenant: str) -> Prepared:
         """Raises InvalidRequest if the template refuses or too many log-probabilities are asked
-        for, ContextLengthExceeded if too long. A large request takes its `tenant`'s turn.
+        for, ContextLengthExceeded if too long. A large request runs in threads, in which tenants
+        take turns.
         """
         if contract.chat_template is not None and isinstance(request, ChatRequest):
             ids = await self._template_threads.do(tenant, True, self._render, request, contract)

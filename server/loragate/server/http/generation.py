@@ -46,7 +46,7 @@ class Answer(Response):
                     body = b""
                 else:
                     body = await writer.whole()
-            # The request is over; however slowly the client reads, it holds no place any more.
+            # The request is over; however slowly the client reads, it holds no permit any more.
             if not has_started:
                 await _start(send, generation, b"application/json", len(body))
                 has_started = True

@@ -22,9 +22,9 @@ def guarded_by(guard: Guard, threads: FairThreads) -> type[BoundedJsonRoute]:
     """A route class whose routes run inside `guard`, from the headers to the answer's last byte.
 
     The guard gets the request without its body, raises where it lets nobody in, and may leave what
-    it found in `request.state` for the route. It yields the tenant in whose turn a large body is
+    it found in `request.state` for the route. It yields the tenant for whom a large body is
     read in `threads`. A body's time is bounded around `receive` (`middleware.BodyLimit`): it is
-    awaited here, where a slow sender is known and holds no more than its own place.
+    awaited here, where a slow sender is known and holds nothing but its own connection.
     """
 
     class GuardedRoute(BoundedJsonRoute):

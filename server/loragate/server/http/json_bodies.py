@@ -27,8 +27,8 @@ _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 class BoundedJsonRoute(APIRoute):
     """A route whose body is valid JSON in valid Unicode, of a bounded number of things, or else
-    refused as such. Whose turn it is to read is in `request.state.tenant`; whether the body was a
-    large one will be in `request.state.is_large`.
+    refused as such. `request.state.tenant` says for whom it is read in the threads; whether the
+    body was a large one will be in `request.state.is_large`.
     """
 
     threads: ClassVar[FairThreads]

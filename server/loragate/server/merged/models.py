@@ -1,4 +1,4 @@
-"""Merged models in engines of their own, beside the base model's, as the registry wishes.
+"""Merged models in engines of their own, beside the base model's, as the registry says.
 
 Each has its engine, started on demand where there is memory, watched and started again when it
 dies, and drained before it is closed. The base model's engine knows nothing of it: whenever a
@@ -147,7 +147,7 @@ class MergedModels:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["MergedModels"]:
-        """Serves what is wished for, then follows; leaving closes all engines."""
+        """Serves what the registry asks for, then follows it; leaving closes all engines."""
         await asyncio.to_thread(self._registry.merged.reset, ACTOR)
         await self._snapshots.refresh()
         self._changed.set()
@@ -182,7 +182,7 @@ class MergedModels:
             if service is None:
                 self._begin(version)
             elif service.state in _LAST:
-                continue  # a new wish while the service of the old one ends: `_end` wakes us
+                continue  # asked for again while the service of before ends: `_end` wakes us
             elif service.state is not None and not service.unwanted.is_set():
                 await self._say(version, service.state, service.reason)  # taken back, and asked
         ids = {version.lora_id for version in wanted}
@@ -201,7 +201,7 @@ class MergedModels:
         self._changed.set()  # it may be wanted again by now
 
     async def _serve(self, version: AdapterVersion, unwanted: asyncio.Event) -> None:
-        """From the wish to its end; what goes wrong is the registry's to tell."""
+        """From when it is asked for until it is not; what goes wrong is told in the registry."""
         try:
             folder = await self._folder(version, unwanted)
             async with self._started(version, folder, unwanted) as model:
@@ -298,7 +298,7 @@ class MergedModels:
 
     async def _tell(self, version: AdapterVersion) -> bool:
         """Whether the registry knows now what is to be said of the version."""
-        async with self._one_tells:  # two threads could bring the newer word first
+        async with self._one_tells:  # two threads could bring the newer state first
             if (said := self._unsaid.get(version)) is None:
                 return True
             state, reason = said
@@ -311,7 +311,7 @@ class MergedModels:
             except Exception as error:  # noqa: BLE001 - an engine's watch calls this, and must go on
                 logger.warning("how %s stands could not be kept: %s", version, error)
                 return False
-            if self._unsaid.get(version) == said:  # else there is a newer word
+            if self._unsaid.get(version) == said:  # else there is a newer state
                 del self._unsaid[version]
         # What ends here is not to be begun again by an older snapshot.
         with suppress(LoragateError):

@@ -50,7 +50,7 @@ _Result = TypeVar("_Result")
 
 
 class Loader:
-    """Loads versions into the engine, and keeps the registry's word on their states true."""
+    """Loads versions into the engine, and records their states in the registry."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Loader:
         timeout_seconds: float = 120.0,
         retries: Retries[int] | None = None,
     ) -> None:
-        """`on_load` hears of each load and its seconds; `is_busy` says whether requests run, whose
+        """`on_load` gets each load and its seconds; `is_busy` says whether requests run, whose
         steps the checks would slow; `timeout_seconds` bounds what the engine does of one load.
         """
         self._engine = engine
@@ -87,7 +87,7 @@ class Loader:
 
     @property
     def passed(self) -> tuple[AdapterVersion, ...]:
-        """Those that were found good and are READY by this server's word, in the engine or not."""
+        """Those that passed the check and that this server has set READY, in the engine or not."""
         return tuple(self._passed.values())
 
     def has_passed(self, version: AdapterVersion) -> bool:
@@ -183,7 +183,7 @@ class Loader:
         for lora_id, say in tuple(self._unsaid.items()):
             with suppress(IllegalMove, VersionNotFound):  # it has gone on without us
                 await asyncio.to_thread(say)
-            if self._unsaid.get(lora_id) is say:  # else there is a newer word
+            if self._unsaid.get(lora_id) is say:  # else there is a newer state
                 del self._unsaid[lora_id]
 
     def close(self) -> None:
@@ -283,7 +283,7 @@ class Loader:
             yield
 
     async def _set_loading(self, version: AdapterVersion) -> bool:
-        """Whether another server has it READY already, whose word stays as it is. Raises
+        """Whether another server has it READY already, which stays as it is. Raises
         VersionRetired, and StoreError.
         """
         set_loading = partial(

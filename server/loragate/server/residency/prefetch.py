@@ -1,4 +1,4 @@
-"""What was hot is hot again: loads in the background what was in use before a start.
+"""Loads in the background what was in use before a start of the engine or of the server.
 
 After a start of the engine that is what was in use when the last one died; after a start of the
 server, what a file in LORAGATE_HOME says. A file, since it speaks of this machine's engine: in the
@@ -125,7 +125,7 @@ class Prefetch:
         if version is None:
             self._has_work.clear()
             return
-        # Taken out first: who wants it again meanwhile, since the engine has restarted, is heard.
+        # Taken out first, so that who wants it again meanwhile, after a restart, can put it back.
         del self._wanted[version]
         self._loading = (version,)
         try:

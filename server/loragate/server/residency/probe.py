@@ -1,4 +1,4 @@
-"""The gate's last part, in the engine: does an adapter do there what it was trained to do?
+"""The check in the engine before a version serves: does an adapter do what it was trained to do?
 
 An adapter whose tensors match no module, or are all zero, is served as the base model without a
 word from the engine. So before an alias may point at a version, the log-probabilities of fixed

@@ -2,7 +2,7 @@
 
 An alias is to mean another version: that one is loaded beside the old, checked and warmed by the
 check; then the alias moves, in one transaction; then the old version's requests end, and only then
-does the engine let go of it. Whatever fails leaves the alias where it was, and comes again by
+is it taken out of the engine. Whatever fails leaves the alias where it was, and is tried again by
 itself. Each target goes its own way: one that waits or fails holds up no other.
 """
 
@@ -186,9 +186,8 @@ class AliasReconciler:
                 self._attempts[key] = _Attempt(target.adapter.tenant, needs, task)
 
     def _needs(self, target: DesiredAlias) -> str | None:
-        """What the target needs first; None where too many need the same, so that it has to wait
-        for
-        the end of one of these.
+        """What the target needs first; None where too many need the same, so that it has to
+        wait for the end of one of these.
         """
         if self._residency.is_resident(target.desired):
             needs, most, of_a_tenant = "nothing", _MOST_MOVING, _MOST_MOVING
@@ -308,7 +307,7 @@ class AliasReconciler:
 
 
 def _log(what: str, error: Exception, seconds: float) -> None:
-    if isinstance(error, MachineFault):  # whoever raised it has said it aloud
+    if isinstance(error, MachineFault):  # whoever raised it has logged it
         logger.info("%s, next try in %.0f s at the soonest: %s", what, seconds, error.reason)
         return
     is_foreseen = isinstance(error, LoragateError)

@@ -2,12 +2,13 @@
 
 The engine has `max_loras` slots and evicts by itself, even what a running request needs, and then
 reads the adapter's directory again inside a forward step. So it is never given the occasion: at
-most `max_loras` distinct versions are leased at once, which the fair queue sees to, and what is
+most `max_loras` distinct versions are acquired at once, which the fair queue sees to, and what is
 loaded beyond the engine's CPU tier is unloaded here first, least recently used, never what is
-leased or pinned.
+acquired or pinned.
 
-What the engine may hold is always in one of three places here: resident, to be leased; on its way
-in, under the one lock; or leaving, which nobody leases and which is taken out until that succeeds.
+What the engine may hold is always in one of three states here: resident, to be acquired; on its
+way in, under the one lock; or leaving, which nobody acquires and which is taken out until that
+succeeds.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class AdapterLoader(Protocol):
-    """What puts versions into the engine and takes them out; see `loading.Loader`."""
+    """What puts versions into the engine and takes them out; see `loader.Loader`."""
 
     async def load(self, version: AdapterVersion, placing: Placing) -> LoadedAdapter:
         """Gets the version ready, then enters `placing` and puts it into the engine there."""
@@ -37,7 +38,7 @@ class AdapterLoader(Protocol):
 
 
 class Residency:
-    """Leases adapter versions to requests, loading each on first use, once.
+    """Holds adapter versions in the engine for requests, loading each on first use, once.
 
     Versions are made ready beside each other and enter the engine one at a time.
     """
@@ -69,7 +70,7 @@ class Residency:
         return version.lora_id in self._pinned
 
     def may_acquire(self, version: AdapterVersion) -> bool:
-        """Whether a lease would get its slot without waiting, and without keeping anybody waiting.
+        """Whether `acquire` would get its slot at once, and without keeping anybody waiting.
 
         Of this moment: it says nothing about what is after an `await`.
         """
@@ -94,7 +95,7 @@ class Residency:
         if version is None or not route.needs_slot:
             yield None
             return
-        await self._queue.acquire_slot(version)  # at once where the request's turn brought the slot
+        await self._queue.acquire_slot(version)  # at once where the request's grant has it
         try:
             adapter = await self._make_resident(version)
             try:
@@ -106,13 +107,13 @@ class Residency:
             self._queue.release_slot(version)
 
     async def load(self, version: AdapterVersion) -> None:
-        """Sees to it that the version is in the engine now. Raises as `lease` does."""
+        """Loads the version unless it is in the engine. Raises as `acquire` does."""
         async with self.acquire(Route(version.tenant, version)):
             pass
 
     @asynccontextmanager
     async def try_acquire(self, version: AdapterVersion) -> AsyncIterator[LoadedAdapter | None]:
-        """As `lease`, of what is in the engine, if that keeps nobody waiting; else None."""
+        """As `acquire`, of what is in the engine, if that keeps nobody waiting; else None."""
         adapter = self._resident.get(version.lora_id)
         is_ready = adapter is not None and version.lora_id not in self._loads
         if not is_ready or not self._queue.try_acquire_slot(version):
@@ -128,7 +129,7 @@ class Residency:
     ) -> None:
         """Loads the version as what was used longest ago, when nobody waits for the slot that it
         takes, and if no other has to leave; for a pinned one others do. `is_wanted` is asked when
-        the slot has come. Raises as `lease` does.
+        the slot has come. Raises as `acquire` does.
         """
         while not self._queue.try_acquire_slot(version):
             await self._queue.slot_freed()
@@ -144,9 +145,9 @@ class Residency:
     def forget_all(self) -> tuple[AdapterVersion, ...]:
         """The engine has lost all it held: what is asked for from now on is loaded again.
 
-        Leases that are still held end as ever; their requests find out from the engine, and so do
-        loads under way. What was held: what is pinned first, then what is leased, then last use
-        first.
+        What is still acquired ends as ever; its requests find out from the engine, and so do loads
+        under way. Returns what was held: what is pinned first, then what is acquired, then last
+        use first.
         """
 
         def claims(version: AdapterVersion) -> tuple[bool, bool]:
@@ -228,7 +229,7 @@ class Residency:
                 return adapter
             load = asyncio.create_task(self._load(version), name=f"load {version}")
             self._loads[version.lora_id] = load
-            # The load claims a slot itself: whoever asked for it may have left before it is done.
+            # The load holds the slot itself: whoever asked for it may have left before it is done.
             self._queue.share_slot(version)
             load.add_done_callback(lambda _: self._end_load(version))
         # A client that leaves must not stop a load that others wait for, nor leave the engine with
@@ -245,7 +246,7 @@ class Residency:
         try:
             return await self._loader.load(version, self._placing)
         except BaseException:
-            # It was in the engine, and what followed failed: nobody has leased it yet.
+            # It was in the engine, and what followed failed: nobody has acquired it yet.
             if version.lora_id in self._resident:
                 async with self._one_at_a_time:
                     await self._try_to_take_out(version.lora_id)
@@ -300,8 +301,8 @@ class Residency:
             logger.warning("%s", fault.reason)
 
     async def _take_out(self, lora_id: int) -> None:
-        """From its beginning on nobody leases the version, and until it has succeeded it counts as
-        in the engine. Does nothing where it is not. Raises MachineFault.
+        """From its beginning on nobody acquires the version, and until it has succeeded it counts
+        as in the engine. Does nothing where it is not. Raises MachineFault.
         """
         if (resident := self._resident.pop(lora_id, None)) is not None:
             self._leaving[lora_id] = resident

@@ -83,7 +83,7 @@ class AdminCalls:
     async def answering(
         self, context: grpc.aio.ServicerContext[Asked, Answered]
     ) -> AsyncIterator[str]:
-        """As `answering`, and turns everybody else away. Yields in whose turn to read: nobody's."""
+        """As `answering`, and turns everybody else away. Yields for which tenant to read: none."""
         async with answering(context, is_for_operator=True) as caller:
             check_admin_key(caller.api_key, self._admin_key, self._is_tenant_key)
             yield ""
@@ -102,7 +102,7 @@ class InferenceCalls:
     async def answering(
         self, context: grpc.aio.ServicerContext[Asked, Answered]
     ) -> AsyncIterator[str]:
-        """As `answering`, and lets in only whom the gateway does. Yields the tenant, in whose turn
+        """As `answering`, and lets in only whom the gateway does. Yields the tenant for whom
         to read. For the interceptor alone.
         """
         async with answering(context) as caller:

@@ -1,4 +1,4 @@
-"""What the gateway gives back, as gRPC messages: the other direction of `messages`."""
+"""What the gateway gives back, as gRPC messages: the other direction of `decode`."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,7 @@
 """Streams to clients that may not read: one that does not for so long is given up.
 
 What it does not read fills its window, and the next piece waits: for as long as the request may
-run, with its place and its adapter's slot.
+run, with its permit and its adapter's LoRA slot.
 """
 
 import asyncio

@@ -47,7 +47,7 @@ class Record:
     ) -> AsyncGenerator[Delta, None]:
         """Passes deltas on, counting tokens and timing the gaps between them.
 
-        `on_tokens` hears of each delta's number of tokens.
+        `on_tokens` gets each delta's number of tokens.
         """
         last = self._started
         try:
@@ -111,7 +111,7 @@ class UsageLog:
         on_end: Callable[[Record], None] = lambda record: None,
         pool: Executor | None = None,
     ) -> None:
-        """`on_end` hears of each record once it is complete; the ledger is called in `pool`."""
+        """`on_end` gets each record once it is complete; the ledger is called in `pool`."""
         self._on_end = on_end
         self._writer = BatchWriter[UsageRow]("usage records", ledger.add, pool=pool)
 
@@ -123,7 +123,7 @@ class UsageLog:
         transport: str,
         on_end: Callable[[Record], None] = lambda record: None,
     ) -> Iterator[Record]:
-        """Meters one request, however it ends; `on_end` hears of this one alone."""
+        """Meters one request, however it ends; `on_end` gets this one alone."""
         record = Record(request_id, route, transport)
         try:
             yield record

@@ -1,4 +1,4 @@
-"""vLLM's scheduler, with the gate's prompts read some tokens at a time beside other requests.
+"""vLLM's scheduler, with the prompts of the check in the engine read some tokens at a time.
 
 A step takes as long as it has tokens, on a CPU about a millisecond for each, and every stream waits
 for its end. Whoever asks a long question waits for it; a version that is being checked should not
@@ -21,8 +21,8 @@ _TOKENS_A_STEP = 7
 
 
 def considerate(scheduler: type[SchedulerInterface]) -> type[SchedulerInterface]:
-    """That class of vLLM's, which depends on its settings, with considerate prompts of the gate
-    and bounded grammars.
+    """That class of vLLM's, which depends on its settings, with throttled prompts of the publish
+    check in the engine, and with bounded grammars.
     """
     # vLLM warns of any scheduler but its own; this one changes a bound that vLLM has.
     logging.getLogger("vllm.config.scheduler").setLevel(logging.ERROR)
@@ -40,7 +40,7 @@ class ThrottledProbeScheduler(Scheduler):
         return super().schedule(throttle_prefills)
 
     def _is_only_the_gate_reading(self) -> bool:
-        """Whether somebody generates, and no prompts are to be read but the gate's."""
+        """Whether somebody generates, and no prompts are to be read but the check's."""
         reading = filter(_is_reading, chain(self.running, self.waiting))
         return all(map(_is_of_gate, reading)) and not all(map(_is_reading, self.running))
 

@@ -1,4 +1,4 @@
-"""The program that compiles a constraint, to see what it costs: see `child_loop`.
+"""The program that compiles a constraint, to see what it costs: see `child_process.loop`.
 
 It uses the library that the engine's core compiles with, in the same way, and then follows the
 grammar for some tokens: there are grammars that compile at once and take seconds for each token,

