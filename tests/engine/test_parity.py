@@ -9,7 +9,7 @@ from clients import Answer, Client, GrpcClient, HttpClient, Refused
 from questions import ANSWER_TOKENS, QUESTIONS, Job
 from serving import ADAPTERS, Served
 
-REQUESTS = 200
+REQUESTS = 160
 STREAMS = 16
 
 
