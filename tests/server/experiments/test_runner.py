@@ -72,6 +72,9 @@ class Ended:
     itl_seconds: list[float] = field(default_factory=lambda: [0.02])
 
 
+BROKEN = Ended(outcome="internal_error", is_fault=True)
+
+
 @dataclass
 class Stumbles:
     """Errors that the registry's calls raise first, by the call, and how often each was made."""
@@ -139,6 +142,16 @@ class Rolling:
             assert assignment is not None
             assignment.admit(f"req-{self.asked}")
             assignment.end(ended)
+
+    async def fail_until(self, is_over: Callable[[], bool]) -> None:
+        """Users come and get errors, at least 100 of them. A sample that looks uneven delays the
+        verdict until more have come, and by chance one does in some hundred.
+        """
+        self.ask(90, BROKEN)
+        async with asyncio.timeout(10):
+            while not is_over():
+                self.ask(10, BROKEN)
+                await asyncio.sleep(0.05)
 
     @property
     def status(self) -> TrialStatus:
@@ -220,8 +233,7 @@ async def test_requests_that_fail_take_everybody_back_before_the_step_is_over(
     registry: Registry,
 ) -> None:
     async with rolling(registry, Clocks()) as rollout:
-        rollout.ask(100, Ended(outcome="internal_error", is_fault=True))
-        await until(lambda: rollout.status.state == "ROLLED_BACK", 10)
+        await rollout.fail_until(lambda: rollout.status.state == "ROLLED_BACK")
         await until(lambda: rollout.trial_router.active_trial("acme", "support") is None, 10)
 
 
@@ -287,11 +299,12 @@ async def test_look_goes_on_after_any_error(registry: StumblingRegistry, error: 
         registry.stumbles.errors["note_watched"] = [error]
         clocks.seconds += 6
         await until(lambda: registry.stumbles.calls["note_watched"] >= 1, 10)
-        rollout.ask(100, Ended(outcome="internal_error", is_fault=True))
-        async with asyncio.timeout(10):
-            while rollout.status.state != "ROLLED_BACK":
-                clocks.seconds += 1
-                await asyncio.sleep(0.005)
+
+        def is_over() -> bool:
+            clocks.seconds += 1
+            return rollout.status.state == "ROLLED_BACK"
+
+        await rollout.fail_until(is_over)
 
 
 def ended_trials(registry: Registry) -> list[tuple[str, str]]:
@@ -361,8 +374,7 @@ async def test_trial_whose_plan_cannot_be_read_is_ended_and_holds_up_no_other(
     arms = NewArm("challenger", 1), NewArm("champion", None)
     registry.trials.start("rollout", other, arms, plan, "RUNNING")
     async with rolling(registry, Clocks()) as rollout:
-        rollout.ask(100, Ended(outcome="internal_error", is_fault=True))
-        await until(lambda: len(ended_trials(registry)) == 2, 10)
+        await rollout.fail_until(lambda: len(ended_trials(registry)) == 2)
     [(_, ended), (state, why)] = ended_trials(registry)
     assert "error_rate" in ended
     assert (state, "cannot be followed" in why) == ("ABORTED", True)
