@@ -363,6 +363,22 @@ async def test_load_that_takes_too_long_names_the_setting(tmp_path: Path) -> Non
     assert "after 0.05 s (engine.load_timeout_seconds)" in machine.registry.reason(version)
 
 
+async def test_disk_that_is_stuck_ends_the_load_and_not_the_version(tmp_path: Path) -> None:
+    machine = machine_of(tmp_path, EchoEngine(), timeout_seconds=1.0)
+    version = machine.publish()
+    machine.store.slow.add(version.digest)
+
+    with pytest.raises(MachineFault):
+        await machine.load(version)
+
+    assert "not read after 1 s" in machine.registry.reason(version)
+    assert machine.is_at_rest(version)
+    machine.store.may_read.set()
+    await until(lambda: bool(machine.store.verified), 10)
+    machine.loader.try_again(version)
+    await machine.load(version)
+
+
 @pytest.mark.parametrize("away", [LOADING, READY])
 async def test_version_whose_state_cannot_be_kept_is_not_served_and_comes_again(
     machine: Machine, away: AdapterState

@@ -66,7 +66,8 @@ class Loader:
         retries: Retries[int] | None = None,
     ) -> None:
         """`on_load` gets each load and its seconds; `is_busy` says whether requests run, whose
-        steps the checks would slow; `timeout_seconds` bounds what the engine does of one load.
+        steps the checks would slow; `timeout_seconds` bounds what the disk and the engine each
+        do of one load.
         """
         self._engine = engine
         self._registry = registry
@@ -273,8 +274,18 @@ class Loader:
     async def _on_disk(
         self, version: AdapterVersion, work: Callable[[AdapterVersion], _Result]
     ) -> _Result:
+        """Raises MachineFault where reading takes too long; the thread then reads on by itself."""
+        loop = asyncio.get_running_loop()
         async with self._turn_of(version.tenant):
-            return await asyncio.get_running_loop().run_in_executor(self._disk, work, version)
+            try:
+                async with asyncio.timeout(self._timeout_seconds):
+                    return await loop.run_in_executor(self._disk, work, version)
+            except TimeoutError as error:
+                raise _fault(
+                    version,
+                    f"its files were not read after {self._timeout_seconds:g} s "
+                    "(engine.load_timeout_seconds), so the disk is stuck or far too slow",
+                ) from error
 
     @asynccontextmanager
     async def _turn_of(self, tenant: str) -> AsyncIterator[None]:
