@@ -17,7 +17,7 @@ from small_server import SUPPORT, Furnished, Reply, Served, bearer, serve, small
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import StoreError
 from loragate.adapters.registry.merged_serving import MergedServing
-from loragate.adapters.registry.merged_states import MergedStanding, MergedState
+from loragate.adapters.registry.merged_states import MergedState, MergedStatus
 from loragate.adapters.registry.snapshot import Snapshot
 from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.merged.memory import MemoryBudget
@@ -47,7 +47,7 @@ async def served(
         yield served
 
 
-def status(served: Served) -> MergedStanding | None:
+def status(served: Served) -> MergedStatus | None:
     snapshot = served.registry.snapshot()
     return snapshot.merged(snapshot.resolve("acme", "support", "v1"))
 

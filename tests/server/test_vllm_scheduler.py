@@ -8,7 +8,7 @@ import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from loragate.server.engine.cpu import scheduler
-from loragate.server.engine.cpu.scheduler import considerate
+from loragate.server.engine.cpu.scheduler import throttling_probes
 from loragate.server.engine.protocol import PROBE_ID_PREFIX
 
 
@@ -58,7 +58,7 @@ def test_only_the_gates_prompts_are_read_in_parts(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "bound_grammars", lambda manager: None)  # it has none
-    made: Any = considerate(Recorder)
+    made: Any = throttling_probes(Recorder)
 
     bound = made(case.running, case.waiting).schedule()
 

@@ -210,7 +210,7 @@ class ChildPool:
         A child that dies may have been killed by anybody, for whatever reason; one that dies over
         the same job again dies of it.
         """
-        with self._lend() as child:
+        with self._acquire() as child:
             try:
                 return child.do(job)
             except ChildDied:
@@ -232,7 +232,7 @@ class ChildPool:
         self.close()
 
     @contextmanager
-    def _lend(self) -> Iterator[ChildProcess]:
+    def _acquire(self) -> Iterator[ChildProcess]:
         child = self._free.get()
         try:
             yield child

@@ -18,7 +18,7 @@ from loragate.adapters.errors import (
 )
 from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.names import AdapterVersion, looks_like_version
-from loragate.adapters.registry.merged_states import MergedStanding, Mode
+from loragate.adapters.registry.merged_states import MergedStatus, Mode
 from loragate.adapters.registry.snapshot_index import Placed
 from loragate.adapters.registry.states import AdapterState
 
@@ -78,7 +78,7 @@ class VersionEntry:
     is_retiring: bool
     manifest: AdapterManifest
     pinned_at: datetime | None = None
-    merged: MergedStanding | None = None
+    merged: MergedStatus | None = None
 
     @property
     def is_usable(self) -> bool:

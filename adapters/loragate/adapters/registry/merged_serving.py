@@ -15,7 +15,7 @@ from loragate.adapters.registry.merged_states import AT_REST, MergedState
 from loragate.adapters.registry.rows import (
     existing_adapter_row,
     existing_version_row,
-    merged_standing,
+    merged_status,
     usable_version_row,
     version_of,
 )
@@ -37,7 +37,7 @@ class MergedServing:
         with self._database.changing() as session:
             row = existing_adapter_row(session, adapter)
             version = usable_version_row(session, row, adapter, number)
-            status = merged_standing(version)
+            status = merged_status(version)
             if status is None or not status.is_wanted or status.state in AT_REST:
                 version.merged_since = version.merged_since or datetime.now(UTC)
                 version.merged_state = MergedState.WAITING

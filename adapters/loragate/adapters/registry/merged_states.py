@@ -41,7 +41,7 @@ AT_REST: Final = frozenset({MergedState.WAITING, MergedState.REFUSED, MergedStat
 
 
 @dataclass(frozen=True, slots=True)
-class MergedStanding:
+class MergedStatus:
     """``since`` is when it was asked for, None for one that is no longer wanted."""
 
     since: datetime | None

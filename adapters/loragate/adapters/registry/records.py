@@ -10,7 +10,7 @@ from datetime import datetime
 from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.listings import AliasVersions
-from loragate.adapters.registry.merged_states import MergedStanding
+from loragate.adapters.registry.merged_states import MergedStatus
 from loragate.adapters.registry.snapshot import Limits
 from loragate.adapters.registry.states import AdapterState
 
@@ -89,7 +89,7 @@ class VersionRecord:
     artifacts: tuple[ArtifactRecord, ...] = ()
     pinned_at: datetime | None = None
     pin_refusal: str = ""
-    merged: MergedStanding | None = None
+    merged: MergedStatus | None = None
 
     @property
     def digest(self) -> str:

@@ -19,7 +19,7 @@ from loragate.adapters.errors import (
 from loragate.adapters.format.files import AdapterFiles
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.listings import AliasVersions
-from loragate.adapters.registry.merged_states import MergedStanding, MergedState, as_mode
+from loragate.adapters.registry.merged_states import MergedState, MergedStatus, as_mode
 from loragate.adapters.registry.states import AdapterState
 from loragate.adapters.registry.tables import Adapters, Aliases, Tenants, Versions
 
@@ -36,11 +36,11 @@ def version_of(tenant: str, name: str, row: Versions) -> AdapterVersion:
     return AdapterVersion(tenant, name, row.number, row.digest, row.id)
 
 
-def merged_standing(row: Versions) -> MergedStanding | None:
+def merged_status(row: Versions) -> MergedStatus | None:
     """None where its merged model is neither wanted nor in an engine."""
     if not row.merged_state:
         return None
-    return MergedStanding(row.merged_since, MergedState(row.merged_state), row.merged_reason)
+    return MergedStatus(row.merged_since, MergedState(row.merged_state), row.merged_reason)
 
 
 def alias_versions(row: Aliases, versions: Mapping[int, AdapterVersion]) -> AliasVersions:

@@ -28,7 +28,7 @@ from loragate.adapters.registry.listings import (
     Unreadable,
     VersionEntry,
 )
-from loragate.adapters.registry.merged_states import MergedStanding, Mode
+from loragate.adapters.registry.merged_states import MergedStatus, Mode
 from loragate.adapters.registry.snapshot_index import AdapterKey, SnapshotIndex
 from loragate.adapters.registry.states import AdapterState
 
@@ -261,7 +261,7 @@ class Snapshot:
         """What of the registry is left out, since its records cannot be read."""
         return self._unreadable.items
 
-    def merged(self, version: AdapterVersion) -> MergedStanding | None:
+    def merged(self, version: AdapterVersion) -> MergedStatus | None:
         """How its merged model stands; None where that is neither wanted nor served."""
         entry = self._entry(version)
         return None if entry is None else entry.merged

@@ -24,7 +24,7 @@ from loragate.adapters.registry.listings import (
     Unreadable,
     VersionEntry,
 )
-from loragate.adapters.registry.rows import alias_versions, merged_standing, version_of
+from loragate.adapters.registry.rows import alias_versions, merged_status, version_of
 from loragate.adapters.registry.snapshot import Snapshot, TenantEntry
 from loragate.adapters.registry.states import AdapterState
 from loragate.adapters.registry.tables import (
@@ -202,7 +202,7 @@ def _entry(tenant: str, name: str, row: Versions) -> VersionEntry:
         row.retiring,
         AdapterManifest.from_json(row.manifest),
         row.pinned_at,
-        merged_standing(row),
+        merged_status(row),
     )
 
 

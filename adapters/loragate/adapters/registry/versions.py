@@ -21,7 +21,7 @@ from loragate.adapters.registry.rows import (
     alias_versions,
     existing_adapter_row,
     live_tenant,
-    merged_standing,
+    merged_status,
     new_adapter_row,
     new_version_row,
     newest_usable,
@@ -124,5 +124,5 @@ def _version_record(
         artifacts,
         row.pinned_at,
         row.pin_refusal,
-        merged_standing(row),
+        merged_status(row),
     )

@@ -127,7 +127,7 @@ class Shadows:
         route = Route(tenant, version, captured.shadow.arm.mode)
         if not self._merged.has_room(route, len(ids) + most):
             return False
-        async with self._lend(route) as (engine, adapter):
+        async with self._acquire(route) as (engine, adapter):
             if engine is None:
                 return False
             salt = f"{captured.shadow.exposure.tenant}:{captured.request.options.cache_salt}"
@@ -167,7 +167,7 @@ class Shadows:
         return True
 
     @asynccontextmanager
-    async def _lend(
+    async def _acquire(
         self, route: Route
     ) -> AsyncIterator[tuple[Engine | None, LoadedAdapter | None]]:
         """No engine where the arm cannot answer now."""

@@ -20,7 +20,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from loragate.server.engine.cpu import decoder_layer, elementwise, linear, native_library
 from loragate.server.engine.cpu.lora_kernel import LoraKernel
 from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper, lay_out_for_reading
-from loragate.server.engine.cpu.scheduler import considerate
+from loragate.server.engine.cpu.scheduler import throttling_probes
 from loragate.server.logs import configure_logs
 
 KERNELS = "kernels"  # the key of their path in vLLM's `additional_config`
@@ -46,7 +46,7 @@ class InCoreExecutor(UniProcExecutor):
         self._ranks = WeakKeyDictionary[LoRAModel, int]()  # what has left the engine is forgotten
         GroupedPunicaWrapper.rank_of = self._rank_of
         scheduling = self.vllm_config.scheduler_config  # vLLM makes its scheduler after this
-        scheduling.scheduler_cls = considerate(scheduling.get_scheduler_cls())
+        scheduling.scheduler_cls = throttling_probes(scheduling.get_scheduler_cls())
         super()._init_executor()
         self._lay_out_adapters()
         if library is not None and linear.is_worth_it(library):

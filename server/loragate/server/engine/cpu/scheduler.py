@@ -20,7 +20,7 @@ from loragate.server.engine.vllm.grammars import bound_grammars
 _TOKENS_A_STEP = 7
 
 
-def considerate(scheduler: type[SchedulerInterface]) -> type[SchedulerInterface]:
+def throttling_probes(scheduler: type[SchedulerInterface]) -> type[SchedulerInterface]:
     """That class of vLLM's, which depends on its settings, with throttled prompts of the publish
     check in the engine, and with bounded grammars.
     """
