@@ -81,6 +81,7 @@ class Loader:
         self._refusals: dict[int, AdapterUnavailable] = {}  # by lora_id: of the last try
         self._retries = retries or Retries(_RETRIES)
         self._unsaid: dict[int, Callable[[], None]] = {}  # by lora_id; calls of the registry
+        self._stuck: set[str] = set()  # tenants for whom a thread reads for too long
         self._disk = ThreadPoolExecutor(_checks_at_once(), thread_name_prefix="adapter check")
         # One check of a tenant at a time, so that nobody's slow ones take all threads. Kept by
         # those who hold or await them.
@@ -274,18 +275,24 @@ class Loader:
     async def _on_disk(
         self, version: AdapterVersion, work: Callable[[AdapterVersion], _Result]
     ) -> _Result:
-        """Raises MachineFault where reading takes too long; the thread then reads on by itself."""
-        loop = asyncio.get_running_loop()
-        async with self._turn_of(version.tenant):
+        """Raises MachineFault where reading takes too long. The thread cannot be stopped; until it
+        ends the tenant gets no other, so that what hangs for one leaves the threads to the others.
+        """
+        tenant, seconds = version.tenant, f"{self._timeout_seconds:g} s"
+        slow = f"{seconds} (engine.load_timeout_seconds), so the disk is stuck or far too slow"
+        async with self._turn_of(tenant):
+            if tenant in self._stuck:
+                raise _fault(version, f"files of its tenant are still being read after {slow}")
+            reading = asyncio.get_running_loop().run_in_executor(self._disk, work, version)
             try:
                 async with asyncio.timeout(self._timeout_seconds):
-                    return await loop.run_in_executor(self._disk, work, version)
+                    return await asyncio.shield(reading)
             except TimeoutError as error:
-                raise _fault(
-                    version,
-                    f"its files were not read after {self._timeout_seconds:g} s "
-                    "(engine.load_timeout_seconds), so the disk is stuck or far too slow",
-                ) from error
+                if reading.done():
+                    raise  # of the disk's own, such as a network file system's
+                self._stuck.add(tenant)
+                reading.add_done_callback(lambda _: self._stuck.discard(tenant))
+                raise _fault(version, f"its files were not read after {slow}") from error
 
     @asynccontextmanager
     async def _turn_of(self, tenant: str) -> AsyncIterator[None]:
