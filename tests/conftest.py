@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _support_in_processes() -> Iterator[None]:
+    """Programs that tests start import `support` too, be it by `python -m`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        yield
+
+
 @pytest.fixture(scope="session")
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated database to copy: migrating one for each test takes most of a test's time."""
@@ -32,7 +41,7 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def postgresql_databases() -> Iterator[Callable[[], str]]:
     """Makes URLs of migrated databases, each its own, on a PostgreSQL that this session starts."""
     # Its driver is an extra that not everybody installs.
-    postgresql = pytest.importorskip("postgresql", exc_type=ImportError)
+    postgresql = pytest.importorskip("support.registry.postgresql", exc_type=ImportError)
     programs = postgresql.binaries()
     if programs is None:
         pytest.skip("PostgreSQL is not installed")

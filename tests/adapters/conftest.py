@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_adapters import write_small_adapter
 
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
+from support.models.small_adapters import write_small_adapter
 
 WriteAdapter = Callable[..., Path]
 

@@ -2,7 +2,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from promotions import let_serve, make_ready
 
 from loragate.adapters.errors import (
     AliasMovedOn,
@@ -15,6 +14,7 @@ from loragate.adapters.errors import (
 )
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import AdapterState, Registry
+from support.registry.promotions import let_serve, make_ready
 
 WriteAdapter = Callable[..., Path]
 

@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from model_hub import ModelHub
-from package_index import PackageIndex
 from rich.progress import Progress
 from safetensors.numpy import save_file
 
@@ -28,6 +26,8 @@ from loragate.adapters.base_models.preparation import (
 )
 from loragate.adapters.base_models.sources import PACKAGE_GGUF
 from loragate.adapters.errors import BaseModelError
+from support.downloads.model_hub import ModelHub
+from support.downloads.package_index import PackageIndex
 
 OpenHub = Callable[[], ModelHub]
 

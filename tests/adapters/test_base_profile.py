@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peft_folders import TEMPLATE, tiny_llama, write_base
 from safetensors.numpy import save_file
 from torch import nn
 
@@ -14,6 +13,7 @@ from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import BaseModelError
 from loragate.adapters.format.base_profile import BaseProfile, tokenizer_hash
 from loragate.adapters.rendering.renderer import Renderer
+from support.models.peft_adapters import TEMPLATE, tiny_llama, write_base
 
 READ_WITHOUT_TORCH = """
 import sys

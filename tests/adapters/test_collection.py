@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Event
 
 import pytest
-from promotions import make_ready
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.format.files import AdapterFiles, inspect
@@ -19,6 +18,7 @@ from loragate.adapters.format.merged_files import MergedFiles
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
+from support.registry.promotions import make_ready
 
 WriteAdapter = Callable[..., Path]
 

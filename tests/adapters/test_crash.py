@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import killed_process as changes
 import pytest
-from killed_process import Killer, Place
-from promotions import let_serve, make_ready
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
+from support.registry import killed_changes as changes
+from support.registry.killed_changes import Killer, Place
+from support.registry.promotions import let_serve, make_ready
 
 WriteAdapter = Callable[..., Path]
 Open = Callable[[], Registry]

@@ -10,7 +10,6 @@ from sqlalchemy import create_engine, exc
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import make_url
 from sqlalchemy.schema import CreateTable
-from together import run_together
 
 import loragate.adapters.registry.migrations
 from loragate.adapters.errors import InvalidRecord, StoreError, UnreadableRecord
@@ -19,6 +18,7 @@ from loragate.adapters.registry.database import SCHEMA, Database
 from loragate.adapters.registry.database_errors import explained
 from loragate.adapters.registry.registry import Limits, Registry
 from loragate.adapters.registry.tables import Base
+from support.concurrent_processes import run_together
 
 OPEN = """
 import sys

@@ -22,7 +22,6 @@ from peft import (
 )
 from peft.tuners.lora.config import KasaConfig
 from peft.tuners.lora.corda import preprocess_corda
-from peft_folders import TARGETS, TEMPLATE, adapt, save, tiny_llama, train, write_base
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 from transformers import LlamaForCausalLM
@@ -35,6 +34,15 @@ from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
+from support.models.peft_adapters import (
+    TARGETS,
+    TEMPLATE,
+    adapt,
+    save,
+    tiny_llama,
+    train,
+    write_base,
+)
 
 PEFT = "base_model.model."
 PREFIX = f"{PEFT}model.layers.0.self_attn.q_proj"

@@ -2,10 +2,10 @@ import stat
 from pathlib import Path
 
 import pytest
-from together import run_together
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.home import Home
+from support.concurrent_processes import run_together
 
 PRINT_KEY = """
 import sys

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from promotions import let_serve
 
 from loragate.adapters.errors import MergedInUse, NotServedMerged, VersionRetired
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.merged_states import MergedState
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.trial_records import NewArm
+from support.registry.promotions import let_serve
 
 SUPPORT = AdapterName("acme", "support")
 

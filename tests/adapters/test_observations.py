@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from observed import observed
 
 from loragate.adapters.errors import FeedbackGiven, RequestNotFound, TenantNotFound
 from loragate.adapters.names import AdapterName
@@ -20,6 +19,7 @@ from loragate.adapters.registry.trial_records import (
     Trial,
     TrialStatus,
 )
+from support.registry.observations import observed
 
 WriteAdapter = Callable[..., Path]
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from promotions import let_serve
 
 from loragate.adapters.errors import AliasNotFound, VersionNotFound, VersionRetired
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.records import VersionRecord
 from loragate.adapters.registry.registry import Registry
+from support.registry.promotions import let_serve
 
 SUPPORT = AdapterName("acme", "support")
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from postgresql import end_connections, unreachable
-from promotions import let_serve
 from sqlalchemy import create_engine, text
 
 from loragate.adapters.errors import (
@@ -24,6 +22,8 @@ from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.registry import AdapterState, Limits, Registry
 from loragate.adapters.registry.tables import Base
 from loragate.adapters.store import ArtifactStore
+from support.registry.postgresql import end_connections, unreachable
+from support.registry.promotions import let_serve
 
 WriteAdapter = Callable[..., Path]
 SUPPORT = AdapterName("acme", "support")

@@ -9,9 +9,7 @@ from typing import cast
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from promotions import let_serve
 from sqlalchemy.exc import ProgrammingError
-from together import run_together
 
 from loragate.adapters.errors import (
     AdapterNotFound,
@@ -33,6 +31,8 @@ from loragate.adapters.registry.api_keys import hash_key
 from loragate.adapters.registry.records import UsageRow, new_row_id
 from loragate.adapters.registry.registry import Limits, Registry
 from loragate.adapters.store import ArtifactStore
+from support.concurrent_processes import run_together
+from support.registry.promotions import let_serve
 
 WriteAdapter = Callable[..., Path]
 

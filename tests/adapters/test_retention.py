@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from promotions import let_serve
 from sqlalchemy import func, select, update
 
 import loragate.adapters.registry.retention
@@ -29,6 +28,7 @@ from loragate.adapters.registry.tables import (
 )
 from loragate.adapters.registry.trial_records import ExposureRow, FeedbackRow, OutcomeRow, ShadowRow
 from loragate.adapters.store import ArtifactStore
+from support.registry.promotions import let_serve
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 RETENTION = Retention(observations_days=30, usage_days=30, audit_days=30)

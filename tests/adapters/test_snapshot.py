@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from promotions import let_serve, make_ready
-from watching import following
 
 from loragate.adapters.errors import (
     AdapterNotFound,
@@ -29,6 +27,8 @@ from loragate.adapters.registry.api_keys import hash_key
 from loragate.adapters.registry.registry import Limits, Registry
 from loragate.adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
+from support.registry.follower import following
+from support.registry.promotions import let_serve, make_ready
 
 WriteAdapter = Callable[..., Path]
 

@@ -14,8 +14,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from many_versions import fill
-from promotions import make_ready
 from sqlalchemy import Engine, event
 
 from loragate.adapters.errors import LoragateError
@@ -26,6 +24,8 @@ from loragate.adapters.registry.snapshot import Snapshot
 from loragate.adapters.registry.snapshot_reader import read_snapshot
 from loragate.adapters.registry.states import LEGAL_MOVES
 from loragate.adapters.store import ArtifactStore
+from support.registry.many_versions import fill
+from support.registry.promotions import make_ready
 
 WriteAdapter = Callable[..., Path]
 

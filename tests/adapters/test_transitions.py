@@ -2,11 +2,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from promotions import let_serve, make_ready
 
 from loragate.adapters.errors import IllegalMove, VersionNotFound, VersionRetired
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import AdapterState, Registry
+from support.registry.promotions import let_serve, make_ready
 
 WriteAdapter = Callable[..., Path]
 

@@ -3,7 +3,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from promotions import let_serve
 from sqlalchemy import event
 
 from loragate.adapters.errors import (
@@ -20,6 +19,7 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import trials
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.trial_records import NewArm, Trial, TrialStatus
+from support.registry.promotions import let_serve
 
 WriteAdapter = Callable[..., Path]
 

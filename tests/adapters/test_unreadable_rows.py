@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from promotions import let_serve
-from small_adapters import write_small_adapter
 
 from loragate.adapters.errors import (
     AliasNotFound,
@@ -31,6 +29,8 @@ from loragate.adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from loragate.adapters.registry.snapshot_reader import read_snapshot
 from loragate.adapters.registry.unreadable_rows import UnreadableRow, read_apart
 from loragate.adapters.store import ArtifactStore
+from support.models.small_adapters import write_small_adapter
+from support.registry.promotions import let_serve
 
 SUPPORT, ROUTER = AdapterName("acme", "support"), AdapterName("globex", "router")
 

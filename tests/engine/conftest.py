@@ -13,9 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peft_adapters import make_random_adapter, shuffle_adapter
-from questions import CHURN_QUESTIONS, CHURN_WEIGHTS, QUESTIONS, Job
-from serving import (
+
+from loragate.adapters.home import Home
+from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.registry.registry import Registry
+from loragate.adapters.store import ArtifactStore
+from support.engines.questions import CHURN_QUESTIONS, CHURN_WEIGHTS, QUESTIONS, Job
+from support.models.random_adapters import make_random_adapter, shuffle_adapter
+from support.server.real_server import (
     ADAPTERS,
     ROOT,
     START_SECONDS,
@@ -24,11 +29,6 @@ from serving import (
     starting,
     wait_until_started,
 )
-
-from loragate.adapters.home import Home
-from loragate.adapters.names import AdapterName, AdapterVersion
-from loragate.adapters.registry.registry import Registry
-from loragate.adapters.store import ArtifactStore
 
 MODEL = "smollm2-135m-instruct"
 # What makes the offline engine no other, but sooner done.
@@ -92,10 +92,13 @@ def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[Jo
     asked, answered = work / "jobs.json", work / "answers.json"
     paths = {name: str(folder) for name, folder in {**world.folders, **world.weights}.items()}
     asked.write_text(json.dumps({"jobs": [[j.model, j.question] for j in jobs], "paths": paths}))
-    script = Path(__file__).parent / "offline_reference.py"
-    command = [sys.executable, str(script), str(world.home.models / MODEL), asked, answered]
+    command = [sys.executable, "-m", "support.engines.offline_reference", world.home.models / MODEL]
     done = subprocess.run(
-        command, env=os.environ | OFFLINE, capture_output=True, text=True, timeout=START_SECONDS
+        [*command, asked, answered],
+        env=os.environ | OFFLINE,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(jobs, json.loads(answered.read_text()), strict=True))

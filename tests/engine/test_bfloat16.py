@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from serving import ROOT, World
-
 from loragate.adapters.base_models.preparation import load
 from loragate.adapters.format.files import inspect
 from loragate.adapters.format.reference import differences
@@ -15,6 +13,7 @@ from loragate.server.config import EngineConfig
 from loragate.server.core import SamplingParams
 from loragate.server.engine.protocol import Engine, EngineRequest, LoadedAdapter
 from loragate.server.engine.vllm.engine import run_engine
+from support.server.real_server import ROOT, World
 
 EXAMPLES = ("acme-support", "globex-router")
 # In nats, on average over a prompt; the adapters move log-probabilities by 2 to 4.

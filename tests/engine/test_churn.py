@@ -16,12 +16,12 @@ from itertools import cycle
 
 import httpx
 import pytest
-from clients import Answer, Client, GrpcClient, HttpClient
-from questions import ANSWER_TOKENS, CHURN_QUESTIONS, CHURN_WEIGHTS, Job
-from serving import Served, wait_for
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
+from support.clients.both_transports import Answer, Client, GrpcClient, HttpClient
+from support.engines.questions import ANSWER_TOKENS, CHURN_QUESTIONS, CHURN_WEIGHTS, Job
+from support.server.real_server import Served, wait_for
 
 AT_ONCE = 12
 APART = 3  # a folder's two adapters belong to different tenants

@@ -8,8 +8,9 @@ from typing import Any
 
 import grpc
 import pytest
-from clients import Answer, Client, GrpcClient, HttpClient, Refused
-from serving import Served
+
+from support.clients.both_transports import Answer, Client, GrpcClient, HttpClient, Refused
+from support.server.real_server import Served
 
 ASK: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 8}

@@ -15,10 +15,7 @@ import httpx
 import pytest
 import torch
 from peft import PeftModel
-from peft_adapters import make_random_adapter
-from questions import QUESTIONS, Job
 from safetensors.torch import load_file, save_file
-from serving import Served
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -33,6 +30,9 @@ from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.store import ArtifactStore
 from loragate.server.cli.main import build
 from loragate.trainer.publishing.reference import compute_reference, reference_of
+from support.engines.questions import QUESTIONS, Job
+from support.models.random_adapters import make_random_adapter
+from support.server.real_server import Served
 
 MODEL = "smollm2-135m-instruct"
 SETTLED = {AdapterState.READY, AdapterState.FAILED}

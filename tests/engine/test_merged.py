@@ -11,9 +11,10 @@ from itertools import product
 import httpx
 import psutil
 import pytest
-from clients import Answer, GrpcClient, HttpClient
-from questions import ANSWER_TOKENS, QUESTIONS, Job
-from serving import Served, wait_for
+
+from support.clients.both_transports import Answer, GrpcClient, HttpClient
+from support.engines.questions import ANSWER_TOKENS, QUESTIONS, Job
+from support.server.real_server import Served, wait_for
 
 START_SECONDS = 240
 MODEL = "acme/support"

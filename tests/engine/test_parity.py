@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
-from clients import Answer, Client, GrpcClient, HttpClient, Refused
-from questions import ANSWER_TOKENS, QUESTIONS, Job
-from serving import ADAPTERS, Served
+
+from support.clients.both_transports import Answer, Client, GrpcClient, HttpClient, Refused
+from support.engines.questions import ANSWER_TOKENS, QUESTIONS, Job
+from support.server.real_server import ADAPTERS, Served
 
 REQUESTS = 160
 STREAMS = 16

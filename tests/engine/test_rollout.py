@@ -14,11 +14,11 @@ from typing import Any
 
 import httpx
 import pytest
-from peft_adapters import shuffle_adapter
 from safetensors.torch import load_file, save_file
-from serving import Served, wait_for
 
 from loragate.adapters.names import AdapterName
+from support.models.random_adapters import shuffle_adapter
+from support.server.real_server import Served, wait_for
 
 ROLLED = AdapterName("acme", "rolled")
 CLIENTS = 6

@@ -13,10 +13,10 @@ import grpc
 import httpx
 import openai
 import pytest
-from clients import GrpcClient, HttpClient
-from serving import ROOT, Served, wait_for
 
 from loragate.v1 import inference_pb2 as pb
+from support.clients.both_transports import GrpcClient, HttpClient
+from support.server.real_server import ROOT, Served, wait_for
 
 ASK: list[Any] = [{"role": "user", "content": "Tell me a long story about a lighthouse."}]
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import pytest
-from clients import Answer, Client, GrpcClient, HttpClient, Refused
-from questions import ANSWER_TOKENS, CHURN_QUESTIONS, CHURN_WEIGHTS, Job
-from serving import Served, wait_for
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
+from support.clients.both_transports import Answer, Client, GrpcClient, HttpClient, Refused
+from support.engines.questions import ANSWER_TOKENS, CHURN_QUESTIONS, CHURN_WEIGHTS, Job
+from support.server.real_server import Served, wait_for
 
 CLIENTS = 6
 SETTLES_SECONDS = 60.0

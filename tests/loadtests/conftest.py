@@ -3,22 +3,14 @@
 Locust runs in processes of its own: it changes Python's standard library where it is imported.
 """
 
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-# The suite is a folder of the repository, not an installed package; the stand-in's model is made by
-# the server's tests.
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "server")]
-
-# Found by the path above.
-from small_server import write_base_model  # noqa: E402  # pyright: ignore[reportMissingImports]
-from smoke_runs import load, read_finished, run_to_end  # noqa: E402
-from tiny_adapters import write_adapter  # noqa: E402  # pyright: ignore[reportMissingImports]
-
-from loadtests.records import Run  # noqa: E402
+from loadtests.records import Run
+from support.load_tests.smoke_runs import load, read_finished, run_to_end
+from support.models.tiny_adapters import write_adapter
+from support.server.small_server import write_base_model
 
 
 @pytest.fixture(scope="session")

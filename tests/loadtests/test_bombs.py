@@ -4,16 +4,15 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from fakes import TINY_MODEL, EchoEngine  # pyright: ignore[reportMissingImports]
-from small_server import (  # pyright: ignore[reportMissingImports]
+from bench.bombs import BOMBS, Target, throw, watching
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.server.config import ServerConfig
+from support.engines.echo_engine import TINY_MODEL, EchoEngine  # pyright: ignore[reportMissingImports]
+from support.server.small_server import (  # pyright: ignore[reportMissingImports]
     furnish,
     serve,
     small_config,
 )
-
-from bench.bombs import BOMBS, Target, throw, watching
-from loragate.adapters.base_models.preparation import BaseModel
-from loragate.server.config import ServerConfig
 
 SIZE = 700_000
 # Far above what any takes, on the slowest machine: unbounded, most take as long as the test has.

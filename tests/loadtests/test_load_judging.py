@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from made_runs import LIMITS, answer, run_of
 
 from loadtests.judging import MET, MISSED, REFUSED, ObjectivesError, judge, read_objectives
 from loadtests.records import PhaseStart, Run, ServerTick, Stop, Swap, gather
 from loadtests.scenarios import SCENARIOS
+from support.load_tests.run_records import LIMITS, answer, run_of
 
 OBJECTIVES = Path(__file__).parents[2] / "loadtests" / "objectives.toml"
 

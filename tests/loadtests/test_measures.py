@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from made_runs import answer, run_of
 
 from loadtests.measures import (
     goodput,
@@ -16,6 +15,7 @@ from loadtests.measures import (
     tokens_per_second,
 )
 from loadtests.records import PhaseStart, Swap
+from support.load_tests.run_records import answer, run_of
 
 
 def test_times_are_reckoned_from_the_intended_moment_however_late_the_request_was_sent() -> None:

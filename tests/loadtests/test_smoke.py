@@ -10,10 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from smoke_runs import ROOT, load, run_to_end
 
 from loadtests.ports import free_port
 from loadtests.records import Run
+from support.load_tests.smoke_runs import ROOT, load, run_to_end
 
 
 def test_steady_traffic_over_both_protocols_is_answered_and_reported(

@@ -4,12 +4,11 @@ matter, so other tests may run beside it.
 
 from pathlib import Path
 
-from smoke_runs import SMOKE, echoing
-
 from loadtests.calibration import Calibration
 from loadtests.driving import RUN_FILE, Order, run_calibrated
 from loadtests.records import read_run
 from loadtests.scenarios import SCENARIOS
+from support.load_tests.smoke_runs import SMOKE, echoing
 
 # The second swap is asked for after ten seconds, the third would be after fifteen.
 TRAFFIC = ("--rate", "8", "--duration", "14", "--prompt-words", "8,16", "--output-tokens", "16,32")

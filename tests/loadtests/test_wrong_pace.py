@@ -4,8 +4,7 @@ from pathlib import Path
 
 from loadtests.driving import Order, calibrate
 from loadtests.scenarios import SCENARIOS
-
-SMOKE = Path(__file__).parent / "smoke.toml"
+from support.load_tests.smoke_runs import SMOKE
 
 
 def test_pace_that_is_wrong_on_purpose_is_refused(tmp_path: Path) -> None:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from fakes import EchoEngine
-from processes import forks_of
-from small_server import (
+
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.home import Home
+from loragate.server.config import Section
+from support.engines.echo_engine import EchoEngine
+from support.server.processes import forks_of
+from support.server.small_server import (
     Furnished,
     Served,
     ServeWith,
@@ -19,10 +23,6 @@ from small_server import (
     small_config,
     write_base_model,
 )
-
-from loragate.adapters.base_models.preparation import BaseModel
-from loragate.adapters.home import Home
-from loragate.server.config import Section
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from admin_app import ADMIN_KEY, MAX_ADAPTER_BYTES, build_app
-from promotions import let_serve
-from tiny_adapters import write_adapter
 
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.format.files import inspect
@@ -20,6 +17,9 @@ from loragate.adapters.registry.merged_states import MergedState
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.administration import Administration
+from support.models.tiny_adapters import write_adapter
+from support.registry.promotions import let_serve
+from support.server.admin_app import ADMIN_KEY, MAX_ADAPTER_BYTES, build_app
 
 SUPPORT = "/tenants/acme/adapters/support"
 

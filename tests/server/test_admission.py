@@ -5,10 +5,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from fakes import EchoEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_server import Served, ServeWith, on_a_socket, until
 
 from loragate.adapters.registry.snapshot import Limits
 from loragate.server.admission.admission import (
@@ -28,6 +26,8 @@ from loragate.server.errors import (
     RequestExceedsLimit,
 )
 from loragate.server.http.failures import retry_after_header, retry_after_ms_header
+from support.engines.echo_engine import EchoEngine
+from support.server.small_server import Served, ServeWith, on_a_socket, until
 
 FREE = Limits()
 ACME = Route("acme")

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import grpc
 import pytest
-from small_server import Served, ServeWith, bearer, on_a_socket, until
 
 from loragate.server.config import LimitsConfig
+from support.server.small_server import Served, ServeWith, bearer, on_a_socket, until
 
 CHAT = "/v1/chat/completions"
 NO_MESSAGE = b"\xff" * 64  # no protobuf message begins like this

@@ -12,10 +12,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, generate_latest
-from small_server import Served, ServeWith, on_a_socket, until
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from trial_traffic import start_rollout, status, with_two_versions
 
 from loragate.adapters.errors import StoreError
 from loragate.server import app
@@ -23,6 +21,8 @@ from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTask, BackgroundTasks, Round
 from loragate.server.config import ServerConfig
 from loragate.server.telemetry.task_metrics import BackgroundTaskMetrics
+from support.server.small_server import Served, ServeWith, on_a_socket, until
+from support.server.trial_traffic import start_rollout, status, with_two_versions
 
 QUICK = Backoff(0.001, 0.004, 60.0)
 pytestmark = pytest.mark.timeout(10)

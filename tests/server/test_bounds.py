@@ -4,13 +4,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
 import grpc
-import http_bodies
 import pytest
 import pytest_asyncio
-import wire
-from fakes import TINY_MODEL, EchoEngine
-from small_server import Served, ServeWith, bearer, on_a_socket
-from wire import refusal
 
 from loragate.server.config import LimitsConfig, ServerConfig
 from loragate.server.core import (
@@ -23,6 +18,10 @@ from loragate.server.core import (
     ToolCall,
 )
 from loragate.v1.inference_pb2_grpc import InferenceStub
+from support.clients import grpc_messages, http_bodies
+from support.clients.grpc_messages import refusal
+from support.engines.echo_engine import TINY_MODEL, EchoEngine
+from support.server.small_server import Served, ServeWith, bearer, on_a_socket
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = Message("user", "hi")
@@ -106,9 +105,11 @@ class Both:
         metadata = (("authorization", f"Bearer {self.served.keys['acme']}"),)
         stub = InferenceStub(self.channel)
         if isinstance(request, ChatRequest):
-            failure = await refusal(stub.Chat(wire.chat(request), metadata=metadata))
+            failure = await refusal(stub.Chat(grpc_messages.chat(request), metadata=metadata))
         else:
-            failure = await refusal(stub.Complete(wire.completion(request), metadata=metadata))
+            failure = await refusal(
+                stub.Complete(grpc_messages.completion(request), metadata=metadata)
+            )
         assert failure.code() is grpc.StatusCode.INVALID_ARGUMENT, failure.details()
         trailers = dict(failure.trailing_metadata() or ())
         return Refused(str(trailers["x-error-code"]), str(trailers["x-error-param"]))

@@ -9,10 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from admin_app import ADMIN_KEY, build_app, listening
-from commands import Loragate, Result, give_registry, move_to, running
-from promotions import let_serve, make_ready
-from tiny_adapters import write_adapter
 from typer.main import get_command
 
 from loragate.adapters.home import Home
@@ -22,6 +18,10 @@ from loragate.adapters.registry.merged_states import MergedState
 from loragate.adapters.registry.registry import AdapterState, Registry, UsageRow
 from loragate.adapters.store import ArtifactStore
 from loragate.server.cli.main import build
+from support.models.tiny_adapters import write_adapter
+from support.registry.promotions import let_serve, make_ready
+from support.server.admin_app import ADMIN_KEY, build_app, listening
+from support.server.command_line import Loragate, Result, give_registry, move_to, running
 
 SUPPORT = AdapterName("acme", "support")
 

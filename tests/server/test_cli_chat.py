@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 import pytest
-from admin_app import listening
 from fastapi import Body, FastAPI, Header
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from loragate.server.cli.main import main
+from support.server.admin_app import listening
 
 KEY = "lg-abcd2345-secret"
 

@@ -9,11 +9,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from commands import Loragate, Result, give_registry, move_to, running
 
 from loragate.adapters.home import Home
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
+from support.server.command_line import Loragate, Result, give_registry, move_to, running
 
 
 @pytest.fixture

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fakes import EchoEngine
-from small_server import SUPPORT, Furnished, on_a_socket, serve, small_config, until
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.server.comparison.agreement import Agreement, agree, diverge, kl
@@ -21,6 +19,8 @@ from loragate.server.core import Delta, TokenLogprob
 from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.engine.protocol import Engine, EngineRequest
 from loragate.server.merged.backend import MergedBackend
+from support.engines.echo_engine import EchoEngine
+from support.server.small_server import SUPPORT, Furnished, on_a_socket, serve, small_config, until
 
 GIB = 2**30
 

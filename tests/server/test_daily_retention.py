@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from small_server import until
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.registry.registry import Registry, UsageRow
@@ -15,6 +14,7 @@ from loragate.adapters.store import ArtifactStore
 from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.upkeep.retention import RetentionTask
+from support.server.small_server import until
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 OLD = NOW - timedelta(days=31)

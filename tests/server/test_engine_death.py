@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from small_server import SUPPORT, Furnished, Served, serve, until
-from steps import SteppingEngine, telling_transactions, weights_digest
-from tiny_adapters import write_adapter
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.registry.registry import AdapterState
 from loragate.adapters.store import ArtifactStore
+from support.engines.stepping_engine import SteppingEngine, telling_transactions, weights_digest
+from support.models.tiny_adapters import write_adapter
+from support.server.small_server import SUPPORT, Furnished, Served, serve, until
 
 STEPS = [
     "@champion alias.set committed",

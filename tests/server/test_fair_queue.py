@@ -3,10 +3,8 @@
 import asyncio
 
 import pytest
-from crowds import Clock, crowd
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_server import ServeWith, until
 
 from loragate.adapters.names import AdapterVersion
 from loragate.server.admission.fair_queue import FairQueue, QueueBounds, QueueGrant
@@ -14,6 +12,8 @@ from loragate.server.admission.flows import INPUT_WEIGHT, OUTPUT_WEIGHT
 from loragate.server.config import EngineConfig, LimitsConfig
 from loragate.server.core import Route
 from loragate.server.errors import AdapterUnavailable, Overloaded
+from support.server.queued_requests import Clock, crowd
+from support.server.small_server import ServeWith, until
 
 
 def adapter(number: int) -> AdapterVersion:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 import grpc
 import pytest
 import pytest_asyncio
-from small_server import Served, until
-from wire import refusal
 
 from loragate.adapters.errors import RequestNotFound
 from loragate.adapters.registry.trial_records import FeedbackRow
@@ -20,6 +18,8 @@ from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.trial_router import TrialRouter
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1.inference_pb2_grpc import InferenceStub
+from support.clients.grpc_messages import refusal
+from support.server.small_server import Served, until
 
 
 @dataclass(frozen=True)

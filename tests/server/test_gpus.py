@@ -3,9 +3,9 @@
 import sys
 
 import pytest
-from nvml import Gpu, Instance, Nvml, Process
 
 from loragate.server.engine.gpus import GpuMemory, Gpus, GpusUnknown
+from support.engines.nvml import Gpu, Instance, Nvml, Process
 
 SMALL = Gpu("GPU-aaaa1111", free=10, total=20)
 LARGE = Gpu("GPU-bbbb2222", free=70, total=80, instances=(), processes=(Process(7, 5),))

@@ -14,19 +14,15 @@ import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
-from fakes import EchoEngine
 from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from promotions import let_serve
 from safetensors.numpy import save_file
-from tiny_adapters import LAYER, write_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from wire import call, refusal
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
@@ -39,6 +35,10 @@ from loragate.server.core import Delta, TokenLogprob
 from loragate.server.engine.protocol import EngineRequest
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1.inference_pb2_grpc import InferenceStub
+from support.clients.grpc_messages import call, refusal
+from support.engines.echo_engine import EchoEngine
+from support.models.tiny_adapters import LAYER, write_adapter
+from support.registry.promotions import let_serve
 
 Metadata = tuple[tuple[str, str], ...]
 METHODS = list[MethodDescriptor](pb.DESCRIPTOR.services_by_name["Inference"].methods)

@@ -10,10 +10,6 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.descriptor import MethodDescriptor
-from promotions import let_serve, make_ready
-from tiny_adapters import write_adapter
-from watching import following
-from wire import call, refusal
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.api_keys import hash_key
@@ -28,6 +24,10 @@ from loragate.v1.registry_pb2_grpc import (
     AdapterRegistryStub,
     add_AdapterRegistryServicer_to_server,
 )
+from support.clients.grpc_messages import call, refusal
+from support.models.tiny_adapters import write_adapter
+from support.registry.follower import following
+from support.registry.promotions import let_serve, make_ready
 
 ADMIN_KEY = "lg-admin-test"
 MAX_ADAPTER_BYTES = 100_000

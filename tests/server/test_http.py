@@ -10,14 +10,22 @@ import httpx
 import msgspec
 import pytest
 import pytest_asyncio
-from fakes import TINY_MODEL, EchoEngine
 from fastapi import FastAPI
-from small_server import SUPPORT, Reply, Served, ServeWith, bearer, on_a_socket, until
 from starlette.routing import Route as StarletteRoute
 
 from loragate.server.config import LimitsConfig, MetricsConfig, ServerConfig
 from loragate.server.core import Delta, TokenLogprob
 from loragate.server.engine.protocol import EngineRequest
+from support.engines.echo_engine import TINY_MODEL, EchoEngine
+from support.server.small_server import (
+    SUPPORT,
+    Reply,
+    Served,
+    ServeWith,
+    bearer,
+    on_a_socket,
+    until,
+)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from mortal_server import Fate, serve_mortal
-from processes import ServerProcess, launched, started, wait_for
-from small_server import SUPPORT, bearer, furnish
-from steps import weights_digest
-from tiny_adapters import write_adapter
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
+from support.engines.stepping_engine import weights_digest
+from support.models.tiny_adapters import write_adapter
+from support.server.mortal_server import Fate, serve_mortal
+from support.server.processes import ServerProcess, launched, started, wait_for
+from support.server.small_server import SUPPORT, bearer, furnish
 
 Start = Callable[..., AbstractContextManager[ServerProcess]]
 SETTLES_SECONDS = 20.0

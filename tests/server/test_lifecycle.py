@@ -9,18 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from fakes import EchoEngine, GatedEngine
-from small_server import (
-    SUPPORT,
-    Furnished,
-    Served,
-    ServeWith,
-    on_a_socket,
-    serve,
-    small_config,
-    until,
-)
-from tiny_adapters import write_adapter
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import StoreError
@@ -38,6 +26,18 @@ from loragate.server.residency import reconciler
 from loragate.server.residency.loader import Loader
 from loragate.server.residency.pins import Pins
 from loragate.server.residency.residency import Residency
+from support.engines.echo_engine import EchoEngine, GatedEngine
+from support.models.tiny_adapters import write_adapter
+from support.server.small_server import (
+    SUPPORT,
+    Furnished,
+    Served,
+    ServeWith,
+    on_a_socket,
+    serve,
+    small_config,
+    until,
+)
 
 ROUTER = ("globex", "router", "champion")
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fakes import EchoEngine
-from small_server import TEMPLATE, tiny_tokenizer, until
-from tiny_adapters import write_adapter
 
 from loragate.adapters.errors import StoreError, VersionRetired
 from loragate.adapters.format.files import inspect
@@ -27,6 +24,9 @@ from loragate.server.errors import AdapterUnavailable, EngineDead, MachineFault
 from loragate.server.residency.loader import Loader
 from loragate.server.residency.probe import Probe
 from loragate.server.residency.residency import Residency
+from support.engines.echo_engine import EchoEngine
+from support.models.tiny_adapters import write_adapter
+from support.server.small_server import TEMPLATE, tiny_tokenizer, until
 
 PUBLISHED, LOADING, READY = AdapterState.PUBLISHED, AdapterState.LOADING, AdapterState.READY
 FAILED, RETIRED = AdapterState.FAILED, AdapterState.RETIRED

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from small_server import Served, bearer
 
 from loragate.server.logs import JsonFormatter, configure_logs
+from support.server.small_server import Served, bearer
 
 PROMPT, KEY = "the-secret-of-the-prompt", "lg-abcd2345-the-secret-of-the-key"
 

@@ -2,11 +2,11 @@ import threading
 
 import grpc
 import pytest
-from small_server import Served
 
 from loragate.server.gateway import routing
 from loragate.server.gateway.routing import Router
 from loragate.v1 import inference_pb2, inference_pb2_grpc
+from support.server.small_server import Served
 
 
 @pytest.fixture

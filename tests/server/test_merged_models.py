@@ -10,9 +10,6 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
-from fakes import TINY_MODEL, EchoEngine
-from merged_bench import PLENTY, Bench
-from small_server import SUPPORT, Furnished, Reply, Served, bearer, serve, small_config, until
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import StoreError
@@ -23,6 +20,18 @@ from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.merged.memory import MemoryBudget
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
+from support.engines.echo_engine import TINY_MODEL, EchoEngine
+from support.server.merged_engines import PLENTY, Bench
+from support.server.small_server import (
+    SUPPORT,
+    Furnished,
+    Reply,
+    Served,
+    bearer,
+    serve,
+    small_config,
+    until,
+)
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from small_server import Served, bearer, until
 
 from loragate.adapters.registry.observations import ObservationLedger
 from loragate.adapters.registry.tenants import Tenancy
 from loragate.adapters.registry.usage import UsageLedger
 from loragate.server.concurrency.pools import Pools, in_pool
+from support.server.small_server import Served, bearer, until
 
 MANY = 40  # more than any pool has threads
 

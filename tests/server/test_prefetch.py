@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fakes import DirectLoader, EchoEngine
-from small_server import SUPPORT, Furnished, serve, small_config, until
-from tiny_adapters import write_adapter
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.format.manifest import AdapterManifest
@@ -28,6 +25,9 @@ from loragate.server.errors import EngineDead, MachineFault
 from loragate.server.residency import prefetch
 from loragate.server.residency.prefetch import HotList, Prefetch
 from loragate.server.residency.residency import Residency
+from support.engines.echo_engine import DirectLoader, EchoEngine
+from support.models.tiny_adapters import write_adapter
+from support.server.small_server import SUPPORT, Furnished, serve, small_config, until
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from fakes import TINY_MODEL, EchoEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_server import TEMPLATE, tiny_tokenizer
 
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.format.reference import Reference, ScoredPrompt, Tolerance
@@ -20,6 +18,8 @@ from loragate.server.core import Delta, TokenLogprob
 from loragate.server.engine.protocol import EngineRequest, LoadedAdapter
 from loragate.server.errors import MachineFault
 from loragate.server.residency.probe import Probe
+from support.engines.echo_engine import TINY_MODEL, EchoEngine
+from support.server.small_server import TEMPLATE, tiny_tokenizer
 
 ADAPTER = LoadedAdapter(AdapterVersion("acme", "support", 1, "sha256:1", 1), Path("/nowhere"))
 IDS = (3, 1, 4, 1, 5, 9, 2, 6)

@@ -4,8 +4,6 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
-from fakes import TINY_MODEL
-from small_server import TEMPLATE, tiny_tokenizer
 
 from loragate.adapters.child_process.process import ChildLimits
 from loragate.adapters.format.manifest import Contract
@@ -27,6 +25,8 @@ from loragate.server.errors import ContextLengthExceeded, InvalidRequest
 from loragate.server.gateway import bounds, prompting
 from loragate.server.gateway.prompting import NO_CONTRACT, Prepared, PromptBuilder
 from loragate.server.gateway.request_size import is_large
+from support.engines.echo_engine import TINY_MODEL
+from support.server.small_server import TEMPLATE, tiny_tokenizer
 
 MODEL = replace(TINY_MODEL, max_model_len=100)
 PLENTY = replace(TINY_MODEL, max_model_len=100_000)

@@ -11,8 +11,6 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress
 from safetensors.numpy import save_file
-from small_server import ServeWith, bearer
-from tiny_adapters import LAYER, write_adapter
 
 from loragate.adapters.base_models.preparation import BaseModel, prepare
 from loragate.adapters.errors import InvalidAdapter
@@ -23,6 +21,8 @@ from loragate.adapters.registry.snapshot import Limits
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin_client.local import open_local
 from loragate.server.config import ConfigError, EngineConfig
+from support.models.tiny_adapters import LAYER, write_adapter
+from support.server.small_server import ServeWith, bearer
 
 SUPPORT = AdapterName("acme", "support")
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fakes import EchoEngine
-from small_server import SUPPORT, small_config, until
-from tiny_adapters import write_adapter
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import ServedElsewhere
@@ -19,8 +16,11 @@ from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.app import Server, build, run
 from loragate.server.config import RegistryConfig
+from support.engines.echo_engine import EchoEngine
+from support.models.tiny_adapters import write_adapter
+from support.server.small_server import SUPPORT, small_config, until
 
-postgresql = pytest.importorskip("postgresql", exc_type=ImportError)
+postgresql = pytest.importorskip("support.registry.postgresql", exc_type=ImportError)
 
 
 @dataclass

@@ -4,10 +4,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from fakes import TINY_MODEL, DirectLoader, EchoEngine, GatedEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_server import until
 
 from loragate.adapters.names import AdapterVersion
 from loragate.server.admission.fair_queue import FairQueue, QueueBounds
@@ -15,6 +13,8 @@ from loragate.server.core import Route
 from loragate.server.engine.protocol import LoadedAdapter, Placing
 from loragate.server.errors import AdapterUnavailable, EngineDead, MachineFault
 from loragate.server.residency.residency import Residency
+from support.engines.echo_engine import TINY_MODEL, DirectLoader, EchoEngine, GatedEngine
+from support.server.small_server import until
 
 
 def version(number: int) -> AdapterVersion:

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from small_server import SUPPORT, Served, ServeWith, until
-from tiny_adapters import write_adapter
-from trial_traffic import (
+
+from loragate.adapters.errors import TrialUnderWay, VersionHeld, VersionNotFound
+from loragate.server.config import EngineConfig
+from loragate.server.errors import InvalidRequest
+from loragate.server.experiments.service import TrialService
+from support.models.tiny_adapters import write_adapter
+from support.server.small_server import SUPPORT, Served, ServeWith, until
+from support.server.trial_traffic import (
     QUICK,
     arms,
     ask,
@@ -19,11 +24,6 @@ from trial_traffic import (
     under_way,
     with_two_versions,
 )
-
-from loragate.adapters.errors import TrialUnderWay, VersionHeld, VersionNotFound
-from loragate.server.config import EngineConfig
-from loragate.server.errors import InvalidRequest
-from loragate.server.experiments.service import TrialService
 
 
 @pytest_asyncio.fixture

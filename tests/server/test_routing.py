@@ -3,8 +3,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from promotions import let_serve
-from tiny_adapters import write_adapter
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
@@ -13,6 +11,8 @@ from loragate.adapters.registry.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.server.errors import ModelNotFound
 from loragate.server.gateway.routing import Router, shadowed_adapters_warning
+from support.models.tiny_adapters import write_adapter
+from support.registry.promotions import let_serve
 
 SUPPORT, DRAFT = AdapterName("acme", "support"), AdapterName("acme", "draft")
 STARTED_AT = 1_700_000_000

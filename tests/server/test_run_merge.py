@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 import uvloop
-from processes import wait_for
 
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import AdapterVersion
 from loragate.server.merged.merging import run_bound, run_merge
+from support.server.processes import wait_for
 
 ENDLESS = """
 import os, subprocess, sys

@@ -4,9 +4,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from observed import observed
-from small_server import Served, ServeWith, until
-from trial_traffic import ask, start_rollout, under_way, with_two_versions
 
 from loragate.adapters.format.manifest import Contract
 from loragate.adapters.names import AdapterVersion
@@ -19,6 +16,9 @@ from loragate.server.config import EngineConfig, ExperimentsConfig
 from loragate.server.experiments.report import to_html
 from loragate.server.experiments.service import TrialService
 from loragate.server.gateway.prompting import contract_of
+from support.registry.observations import observed
+from support.server.small_server import Served, ServeWith, until
+from support.server.trial_traffic import ask, start_rollout, under_way, with_two_versions
 
 QUICK = Backoff(0.001, 0.01)
 EAGER = ExperimentsConfig(look_seconds=0.02, shadow_tokens_per_minute=100_000)

@@ -10,9 +10,6 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-from fakes import EchoEngine
-from ports import free_port
-from small_server import Furnished, bearer, small_config
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
@@ -20,6 +17,9 @@ from loragate.server.app import run
 from loragate.server.concurrency.daemon_threads import in_daemon_thread
 from loragate.server.config import Config, ConfigError, ServerConfig
 from loragate.server.engine.protocol import Engine
+from support.engines.echo_engine import EchoEngine
+from support.ports import free_port
+from support.server.small_server import Furnished, bearer, small_config
 
 
 @pytest.fixture

@@ -15,10 +15,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from echo_server import serve_echo, serve_hindered
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from processes import ServerProcess, launched, started, wait_for
-from small_server import SUPPORT, Furnished, bearer
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
@@ -26,6 +23,9 @@ from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
+from support.server.echo_server import serve_echo, serve_hindered
+from support.server.processes import ServerProcess, launched, started, wait_for
+from support.server.small_server import SUPPORT, Furnished, bearer
 
 LONG = "one two three four five six seven eight nine ten"
 STREAM = {"model": "base", "prompt": LONG, "max_tokens": 40, "stream": True}

@@ -2,12 +2,12 @@
 
 import grpc
 import pytest
-from small_server import Served, bearer
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.registry.observations import ObservationLedger
 from loragate.adapters.registry.tenants import Tenancy
 from loragate.v1 import inference_pb2, inference_pb2_grpc, registry_pb2, registry_pb2_grpc
+from support.server.small_server import Served, bearer
 
 CAUSE = "the registry's database postgresql://loragate@db-7.internal/x did not answer"
 

@@ -10,9 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 import pytest_asyncio
-from fakes import DirectLoader, EchoEngine, EchoEngines
 from grpc_health.v1 import health_pb2
-from small_server import Furnished, Served, on_a_socket, serve, until
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.names import AdapterVersion
@@ -26,6 +24,8 @@ from loragate.server.errors import EngineDead
 from loragate.server.residency.residency import Residency
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
+from support.engines.echo_engine import DirectLoader, EchoEngine, EchoEngines
+from support.server.small_server import Furnished, Served, on_a_socket, serve, until
 
 QUICK = Backoff(first=0.0)
 V1 = AdapterVersion("acme", "support", 1, "digest-1", 1)

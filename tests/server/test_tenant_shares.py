@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
-from crowds import Clock, crowd
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_server import Served, ServeWith, on_a_socket, until
 
 from loragate.adapters.names import AdapterVersion
 from loragate.server.admission.fair_queue import FairQueue, QueueBounds, QueueGrant
@@ -18,6 +16,8 @@ from loragate.server.admission.shares import TenantCaps
 from loragate.server.config import EngineConfig
 from loragate.server.core import Route
 from loragate.server.errors import AdapterUnavailable, Overloaded
+from support.server.queued_requests import Clock, crowd
+from support.server.small_server import Served, ServeWith, on_a_socket, until
 
 
 def version(tenant: str, number: int) -> AdapterVersion:

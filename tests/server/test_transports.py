@@ -6,20 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import grpc
-import http_bodies
 import httpx
 import msgspec
 import pytest
 import pytest_asyncio
-import wire
-from fakes import TINY_MODEL, EchoEngine, EchoToolParser, EchoTools
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message as Wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from small_server import Served, bearer, on_a_socket
-from test_grpc_messages import CHATS, COMPLETIONS, TEXT, TOKEN_IDS, TOOLS
 
 from loragate.server.core import (
     ChatRequest,
@@ -37,6 +32,10 @@ from loragate.server.http import answers as http_answers
 from loragate.server.http.requests import ChatBody, CompletionBody
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1.inference_pb2_grpc import InferenceStub
+from support.clients import grpc_messages, http_bodies
+from support.clients.request_strategies import CHATS, COMPLETIONS, TEXT, TOKEN_IDS, TOOLS
+from support.engines.echo_engine import TINY_MODEL, EchoEngine, EchoToolParser, EchoTools
+from support.server.small_server import Served, bearer, on_a_socket
 
 # ---- requests: that gRPC carries every field is for test_grpc_messages to show
 
@@ -190,15 +189,19 @@ class Both:
         metadata = (("authorization", f"Bearer {self.key}"),)
         match request:
             case ChatRequest(options=Options(stream=True)):
-                call = self.grpc.ChatStream(wire.chat(request), metadata=metadata)
+                call = self.grpc.ChatStream(grpc_messages.chat(request), metadata=metadata)
                 return [chunk async for chunk in call]
             case ChatRequest():
-                return [await self.grpc.Chat(wire.chat(request), metadata=metadata)]
+                return [await self.grpc.Chat(grpc_messages.chat(request), metadata=metadata)]
             case CompletionRequest(options=Options(stream=True)):
-                call = self.grpc.CompleteStream(wire.completion(request), metadata=metadata)
+                call = self.grpc.CompleteStream(
+                    grpc_messages.completion(request), metadata=metadata
+                )
                 return [chunk async for chunk in call]
             case CompletionRequest():
-                return [await self.grpc.Complete(wire.completion(request), metadata=metadata)]
+                return [
+                    await self.grpc.Complete(grpc_messages.completion(request), metadata=metadata)
+                ]
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from typing import Any
 import grpc
 import httpx
 import pytest_asyncio
-from small_server import SUPPORT, Served, ServeWith, bearer, until
-from trial_traffic import with_two_versions
-from wire import refusal
 
 from loragate.adapters.registry.trial_records import NewArm
 from loragate.v1 import experiments_pb2 as pb
 from loragate.v1.experiments_pb2_grpc import ExperimentsStub
+from support.clients.grpc_messages import refusal
+from support.server.small_server import SUPPORT, Served, ServeWith, bearer, until
+from support.server.trial_traffic import with_two_versions
 
 TRIALS = "/admin/v1/tenants/acme/adapters/support"
 ROLLOUT: Mapping[str, Any] = {"to": "v2", "steps": [50, 100], "every_seconds": 60}

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from admin_app import ADMIN_KEY, build_app, listening
-from commands import give_registry, move_to, running
-from promotions import let_serve
-from tiny_adapters import write_adapter
 
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
+from support.models.tiny_adapters import write_adapter
+from support.registry.promotions import let_serve
+from support.server.admin_app import ADMIN_KEY, build_app, listening
+from support.server.command_line import give_registry, move_to, running
 
 SUPPORT = AdapterName("acme", "support")
 START = "rollout start acme/support --to v2 --steps 1,50% --every 10m --gate 'error_rate<1%'"

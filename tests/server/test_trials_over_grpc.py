@@ -7,14 +7,14 @@ import grpc
 import pytest
 import pytest_asyncio
 from google.protobuf.descriptor import MethodDescriptor
-from small_server import Served, ServeWith
-from trial_traffic import under_way, with_two_versions
-from wire import call, refusal
 
 from loragate.v1 import experiments_pb2 as pb
 from loragate.v1 import inference_pb2
 from loragate.v1.experiments_pb2_grpc import ExperimentsStub
 from loragate.v1.inference_pb2_grpc import InferenceStub
+from support.clients.grpc_messages import call, refusal
+from support.server.small_server import Served, ServeWith
+from support.server.trial_traffic import under_way, with_two_versions
 
 METHODS = list[MethodDescriptor](pb.DESCRIPTOR.services_by_name["Experiments"].methods)
 ROLLOUT = pb.StartRolloutRequest(

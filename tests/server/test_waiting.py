@@ -4,8 +4,6 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from small_server import SUPPORT, Served, bearer
-from tiny_adapters import write_adapter
 
 from loragate.adapters.home import Home
 from loragate.adapters.registry.registry import Registry
@@ -13,6 +11,8 @@ from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.views import AdapterPageView
 from loragate.server.admin_client.local import LocalAdmin
 from loragate.server.cli.waiting import DoesNotServe, wait_until_serving
+from support.models.tiny_adapters import write_adapter
+from support.server.small_server import SUPPORT, Served, bearer
 
 
 async def revision(served: Served, **query: str) -> int:

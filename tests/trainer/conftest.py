@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tiny_runs import write_adapter, write_base
 
 from loragate.adapters.base_models.preparation import BaseModel
+from support.training.finished_runs import write_adapter, write_base
 
 
 @pytest.fixture(scope="session")

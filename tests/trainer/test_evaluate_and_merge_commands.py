@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import typer
 from rich.progress import Progress
-from small_evaluations import evaluation_of
-from tiny_runs import examples, write_run
 from typer.testing import CliRunner, Result
 
 from loragate.adapters.base_models.preparation import find, prepare
@@ -28,6 +26,8 @@ from loragate.trainer.publishing.publishing import publish_run
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import Run
 from loragate.trainer.settings import EvaluationSettings
+from support.training.evaluations import evaluation_of
+from support.training.finished_runs import examples, write_run
 
 Ask = Callable[..., Result]
 

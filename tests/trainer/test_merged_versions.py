@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from tiny_runs import examples, write_adapter, write_run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loragate.adapters.home import Home
@@ -19,6 +18,7 @@ from loragate.trainer.publishing.merged_versions import merge_version
 from loragate.trainer.publishing.merging import MergeRefused
 from loragate.trainer.publishing.publishing import assemble
 from loragate.trainer.registry import find_version
+from support.training.finished_runs import examples, write_adapter, write_run
 
 SUPPORT = AdapterName("acme", "support")
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_runs import write_adapter
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from loragate.adapters.base_models.preparation import BaseModel
@@ -29,6 +28,7 @@ from loragate.trainer.publishing.merging import (
 )
 from loragate.trainer.settings import MergeDtype, MethodSettings
 from loragate.trainer.training.models import AdapterNotApplied
+from support.training.finished_runs import write_adapter
 
 PROMPTS = [[2, 5, 6, 7, 8, 1, 3, 21], [2, 9, 10, 11, 12, 1, 3, 22], [2, 13, 14, 15]]
 

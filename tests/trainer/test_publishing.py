@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file, save_file
-from small_evaluations import evaluation_of
-from tiny_runs import examples, write_run
 
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.format.base_profile import BaseProfile
@@ -24,6 +22,8 @@ from loragate.trainer.publishing.publishing import PublishRefused, assemble, pub
 from loragate.trainer.publishing.reference import compute_reference, write_reference
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.settings import EvaluationSettings
+from support.training.evaluations import evaluation_of
+from support.training.finished_runs import examples, write_run
 
 SUPPORT = AdapterName("acme", "support")
 

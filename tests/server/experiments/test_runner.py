@@ -10,13 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from observed import observed
-from promotions import let_serve
-from small_server import until
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from tiny_adapters import write_adapter
-from watching import following
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.home import Home
@@ -37,6 +32,11 @@ from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.runner import TrialRunner
 from loragate.server.experiments.service import RolloutSpec, TrialService
 from loragate.server.experiments.trial_router import TrialRouter
+from support.models.tiny_adapters import write_adapter
+from support.registry.follower import following
+from support.registry.observations import observed
+from support.registry.promotions import let_serve
+from support.server.small_server import until
 
 SUPPORT = AdapterName("acme", "support")
 MINUTE = 60.0

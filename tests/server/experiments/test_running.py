@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kept import keep, recounted
 from sqlalchemy import text
 
 from loragate.adapters.names import AdapterName, AdapterVersion
@@ -33,6 +32,7 @@ from loragate.server.experiments.rollout_plan import RolloutPlan
 from loragate.server.experiments.running import RunningTrial
 from loragate.server.experiments.tally import UnitRule
 from loragate.server.experiments.verdict import Decision
+from support.registry.stored_trials import keep, recounted
 
 AT = datetime(2026, 11, 23, tzinfo=UTC)
 LATER = AT + timedelta(days=1)

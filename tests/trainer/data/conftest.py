@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from planted_tickets import EXAMPLES, Planted, Tickets
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.preparing import prepare
 from loragate.trainer.data.settings import Cleaning, PreparationSettings, Reading
+from support.training.planted_tickets import EXAMPLES, Planted, Tickets
 
 
 @pytest.fixture(scope="session")

@@ -3,12 +3,12 @@
 import random
 
 import pytest
-from rows import distinct, example, read
 
 from loragate.trainer.data.cleaning import Cleaned, clean
 from loragate.trainer.data.example import DataError, Example, Message
 from loragate.trainer.data.reading import BadRow, Place, Read
 from loragate.trainer.data.settings import Cleaning
+from support.training.examples import distinct, example, read
 
 LONG = "the broadband at our house in mill lane has been down since yesterday at noon"
 GERMAN = "Meine Rechnung ist diesmal doppelt so hoch wie sonst, bitte prüfen Sie das."

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from rows import distinct, example, write_jsonl
 from typer.testing import CliRunner, Result
 
 from loragate.trainer.cli.data import add_to
 from loragate.trainer.data.example import DataError, read_examples
 from loragate.trainer.data.splits import SplitFolder
+from support.training.examples import distinct, example, write_jsonl
 
 Loragate = Callable[[str], Result]
 

@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from planted_tickets import Tickets
-from rows import distinct, example, write_jsonl
 
 from loragate.trainer.data.example import DataError, Example
 from loragate.trainer.data.preparing import examine, prepare
 from loragate.trainer.data.settings import PreparationSettings, Reading, Splitting
+from support.training.examples import distinct, example, write_jsonl
+from support.training.planted_tickets import Tickets
 
 
 class _Page(HTMLParser):

@@ -2,7 +2,6 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import distinct, example
 
 from loragate.trainer.data.similarity import (
     conflicts,
@@ -13,6 +12,7 @@ from loragate.trainer.data.similarity import (
     pieces,
     questions_of,
 )
+from support.training.examples import distinct, example
 
 LONG = "the broadband at our house in mill lane has been down since yesterday at noon"
 

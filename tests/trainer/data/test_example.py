@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from rows import example, write_jsonl
 
 from loragate.trainer.data.example import (
     DataError,
@@ -13,6 +12,7 @@ from loragate.trainer.data.example import (
     write_examples,
 )
 from loragate.trainer.data.splits import SplitFolder, SplitName, write_split_folder
+from support.training.examples import example, write_jsonl
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}

@@ -1,10 +1,10 @@
 """Every recogniser: what it must find, and what only looks alike."""
 
 import pytest
-from rows import example
 
 from loragate.trainer.data.example import DataError
 from loragate.trainer.data.personal_data import PersonalData
+from support.training.examples import example
 
 PERSONAL = PersonalData(("GB", "US", "DE", "FR"))
 

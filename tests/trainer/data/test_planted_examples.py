@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from planted_tickets import EXAMPLES, Tickets
 
 from loragate.trainer.data.cleaning import Cleaned
 from loragate.trainer.data.preparing import prepare
 from loragate.trainer.data.settings import Cleaning, PreparationSettings, Reading
 from loragate.trainer.data.splits import find_leaks
+from support.training.planted_tickets import EXAMPLES, Tickets
 
 pytestmark = pytest.mark.filterwarnings("error")
 

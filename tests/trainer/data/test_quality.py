@@ -1,7 +1,6 @@
 """What is said of data that are few, lopsided, uniform, unfair or too long."""
 
 import pytest
-from rows import distinct, example
 
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.demographics import Lexicon, associations_of, mentions_of
@@ -14,6 +13,7 @@ from loragate.trainer.data.quality import (
     topics_of,
 )
 from loragate.trainer.data.settings import QualityLimits
+from support.training.examples import distinct, example
 
 LEXICON = Lexicon.load()
 

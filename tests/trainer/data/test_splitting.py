@@ -5,11 +5,11 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import distinct, example
 
 from loragate.trainer.data.example import DataError, Example
 from loragate.trainer.data.settings import Splitting
 from loragate.trainer.data.splits import SplitName, find_leaks, refuse_leaks, split
+from support.training.examples import distinct, example
 
 WORDS = [
     "account",

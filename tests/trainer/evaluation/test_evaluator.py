@@ -4,8 +4,6 @@ import httpx
 import pytest
 import torch
 from peft import PeftModel
-from small_evaluations import evaluation_of, transport
-from tiny_runs import LABELS, examples, write_adapter
 from transformers import AutoModelForCausalLM
 
 from loragate.adapters.rendering.renderer import Renderer
@@ -18,6 +16,8 @@ from loragate.trainer.evaluation.requirements import InvalidRequirement
 from loragate.trainer.evaluation.served import ServedModels
 from loragate.trainer.settings import EvaluationSettings
 from loragate.trainer.training.models import load_float32
+from support.training.evaluations import evaluation_of, transport
+from support.training.finished_runs import LABELS, examples, write_adapter
 
 ROWS = examples()
 WANTED = {row.prompt: row.answer for row in ROWS}

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_evaluations import evaluation_of
-from tiny_runs import examples
 
 from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.report import render_report
 from loragate.trainer.evaluation.rubric import krippendorff_alpha, read_sheets, write_sheet
 from loragate.trainer.settings import EvaluationSettings
+from support.training.evaluations import evaluation_of
+from support.training.finished_runs import examples
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from tiny_home import TinyRuns, make_home
 
 from loragate.adapters.home import Home
+from support.training.tiny_runs import TinyRuns, make_home
 
 
 @pytest.fixture(scope="session")

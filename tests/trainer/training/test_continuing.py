@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tiny_home import TinyRuns, write_splits
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
@@ -12,6 +11,7 @@ from loragate.trainer.data.example import DataError
 from loragate.trainer.errors import RunFileError
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
+from support.training.tiny_runs import TinyRuns, write_splits
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny_home import TinyRuns, make_home
 
 from loragate.trainer.cost import (
     Estimate,
@@ -18,6 +17,7 @@ from loragate.trainer.cost import (
 )
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import duration
+from support.training.tiny_runs import TinyRuns, make_home
 
 PRICES: dict[str, object] = {
     "machine_per_hour": 3600.0,  # a second costs one

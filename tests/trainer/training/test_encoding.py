@@ -1,12 +1,12 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_home import byte_tokenizer, examples
 
 from loragate.adapters.rendering.renderer import IGNORED, Renderer
 from loragate.trainer.data.example import Example, Message
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.training.encoding import Encoder
+from support.training.tiny_runs import byte_tokenizer, examples
 
 RENDERER = Renderer(byte_tokenizer())
 WORDS = st.text(

@@ -4,12 +4,12 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from tiny_home import TinyRuns
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loragate.trainer.run.file import RunFile
 from loragate.trainer.training.models import add_adapter, keep_quantized_layout, load_base
+from support.training.tiny_runs import TinyRuns
 
 
 def adapted(runs: TinyRuns, run: RunFile) -> PeftModel:

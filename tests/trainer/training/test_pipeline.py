@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from tiny_home import TinyRuns, examples, loaded
 from typer.testing import CliRunner
 
 from loragate.trainer.cli import train as cli_train
@@ -14,6 +13,7 @@ from loragate.trainer.errors import RunFileError, RunFolderError
 from loragate.trainer.pipeline.pipeline import check, ready_data, train_run
 from loragate.trainer.pipeline.sweep import TABLE, parse_choice, runs_of, sweep
 from loragate.trainer.run.file import read_run_file
+from support.training.tiny_runs import TinyRuns, examples, loaded
 
 
 def test_raw_files_are_cleaned_and_split_once(runs: TinyRuns) -> None:

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from tiny_home import TinyRuns, loaded
 
 from loragate.trainer.pipeline.pipeline import check, train_run
 from loragate.trainer.run.folder import RunFolder
+from support.training.tiny_runs import TinyRuns, loaded
 
 COMMAND = "import typer; from loragate.trainer.cli.train import train; typer.run(train)"
 

@@ -10,7 +10,6 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.progress import Progress
-from tiny_home import TinyRuns, loaded
 from typer.testing import CliRunner
 
 from loragate.trainer.cli import train as cli_train
@@ -19,6 +18,7 @@ from loragate.trainer.pipeline.pipeline import check, train_run
 from loragate.trainer.pipeline.sweep import sweep
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import Run
+from support.training.tiny_runs import TinyRuns, loaded
 
 ONE_STEP: dict[str, object] = {"max_steps": 1}
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from rich.progress import Progress
 from safetensors.torch import load_file
-from tiny_home import TEMPLATE, TinyRuns, loaded, write_model, write_splits
 
 from loragate.adapters.base_models.preparation import prepare
 from loragate.trainer.errors import TrainingError
@@ -17,6 +16,7 @@ from loragate.trainer.run.file import RunFile
 from loragate.trainer.training.adapter_trainer import training_arguments
 from loragate.trainer.training.models import lora_config, quantization_config
 from loragate.trainer.training.plan import longest_row
+from support.training.tiny_runs import TEMPLATE, TinyRuns, loaded, write_model, write_splits
 
 OWN_TABLES = ("data", "model", "method", "training")
 QLORA: dict[str, dict[str, object]] = {"method": {"name": "qlora"}}

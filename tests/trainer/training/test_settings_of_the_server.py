@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from tiny_home import TEMPLATE, TinyRuns, loaded
 from typer.testing import CliRunner
 
 from loragate.adapters.errors import TenantNotFound
@@ -15,6 +14,7 @@ from loragate.trainer.errors import RunFileError
 from loragate.trainer.pipeline.pipeline import check, ready_data, train_run
 from loragate.trainer.publishing.publishing import publish_run
 from loragate.trainer.registry import open_registry
+from support.training.tiny_runs import TEMPLATE, TinyRuns, loaded
 
 SORTER = AdapterName("acme", "sorter")
 OTHER_TEMPLATE = "Be kind." + TEMPLATE

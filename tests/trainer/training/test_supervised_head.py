@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny_home import TinyRuns
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loragate.adapters.rendering.renderer import IGNORED
 from loragate.trainer.training.adapter_trainer import add_supervised_head, has_plain_head
 from loragate.trainer.training.models import add_adapter, load_base
+from support.training.tiny_runs import TinyRuns
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import torch
 from peft import PeftModel
 from rich.progress import Progress
 from safetensors.torch import load_file
-from tiny_home import TinyRuns
 from transformers import AutoModelForCausalLM
 
 from loragate.adapters.format.files import inspect
@@ -25,6 +24,7 @@ from loragate.trainer.run.file import RunFile
 from loragate.trainer.run.folder import RunFolder, RunResult
 from loragate.trainer.training.checkpoints import Checkpoints
 from loragate.trainer.training.train import Interrupted, train
+from support.training.tiny_runs import TinyRuns
 
 LEARNS = {"max_steps": 12, "learning_rate": 1e-2, "evaluate_every": 4}
 
@@ -137,10 +137,9 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(runs: TinyRuns, st
 
 
 KILLED = """
-import os, signal, sys
+import os, signal
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from tiny_home import TinyRuns
+from support.training.tiny_runs import TinyRuns
 from loragate.adapters.home import Home
 from loragate.trainer.run.file import read_run_file
 from loragate.trainer.training.checkpoints import Checkpoints
@@ -174,7 +173,6 @@ def test_a_run_that_was_killed_while_it_wrote_goes_on_to_the_same_bytes(
     run = runs.run_file(training=LEARNS)
     (runs.root / "run.toml").write_text(run.to_toml())
     script = KILLED.format(
-        tests=str(Path(__file__).parent),
         root=str(runs.root),
         home=str(runs.home.root),
         run=str(runs.root / "run.toml"),

@@ -4,11 +4,10 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from promotions import let_serve
-
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
+from support.registry.promotions import let_serve
 
 _VERSIONS = """
 INSERT INTO versions (adapter_id, number, digest, state, reason, retiring, manifest, size_bytes,

@@ -5,11 +5,11 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-from questions import ANSWER_TOKENS, Job
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.lora.request import LoRARequest
 
 from loragate.adapters.rendering.renderer import Renderer
+from support.engines.questions import ANSWER_TOKENS, Job
 
 
 def main() -> None:

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from ports import free_port
 
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
+from support.ports import free_port
 
 START_SECONDS = 280.0
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ADAPTERS = ("acme/support", "acme/loud", "globex/router", "globex/odd")
 
 

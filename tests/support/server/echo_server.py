@@ -1,4 +1,7 @@
-"""`loragate serve` with an engine that echoes: `echo_server.py HOME MODEL PACE_SECONDS`."""
+"""`loragate serve` with an engine that echoes.
+
+`python -m support.server.echo_server HOME MODEL PACE_SECONDS`
+"""
 
 import asyncio
 import sys
@@ -7,13 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fakes import EchoEngine
-
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.server.app import run
 from loragate.server.config import load_config
 from loragate.server.engine.protocol import Engine, LoadedAdapter
+from support.engines.echo_engine import EchoEngine
 
 
 @asynccontextmanager

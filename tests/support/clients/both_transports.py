@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import grpc
 import openai
 from google.protobuf import json_format
-from serving import Served
 
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
+from support.server.real_server import Served
 
 Messages = list[Any]  # of {role, content}: each client library has a type of its own
 

@@ -14,7 +14,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import httpx
-from ports import free_port
+
+from support.ports import free_port
 
 _START_SECONDS = 120  # the first one waits for the imports, on a machine that may be busy
 

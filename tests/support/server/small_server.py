@@ -11,10 +11,7 @@ from pathlib import Path
 import httpx
 import msgspec
 import numpy as np
-from fakes import EchoEngine
-from promotions import let_serve
 from safetensors.numpy import save_file
-from tiny_adapters import LAYER, write_adapter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -27,6 +24,9 @@ from loragate.server.app import Server, build
 from loragate.server.config import Config, LimitsConfig, RegistryConfig, Section, ServerConfig
 from loragate.server.engine.supervision import StartEngine
 from loragate.server.merged.backend import MergedBackend
+from support.engines.echo_engine import EchoEngine
+from support.models.tiny_adapters import LAYER, write_adapter
+from support.registry.promotions import let_serve
 
 TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>"

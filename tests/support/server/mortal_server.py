@@ -9,13 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from steps import SteppingEngine, telling_transactions
-
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.server.app import run
 from loragate.server.config import load_config
 from loragate.server.engine.protocol import Engine, LoadedAdapter
+from support.engines.stepping_engine import SteppingEngine, telling_transactions
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from small_server import SUPPORT, Reply, Served, ServeWith
-from tiny_adapters import write_adapter
-
 from loragate.adapters.registry.trial_records import Trial
 from loragate.server.config import ExperimentsConfig, Section
 from loragate.server.experiments.service import ExperimentSpec, RolloutSpec, TrialService
+from support.models.tiny_adapters import write_adapter
+from support.server.small_server import SUPPORT, Reply, Served, ServeWith
 
 QUICK = ExperimentsConfig(look_seconds=0.02)
 HALF = ("champion=v1:50%", "new=v2:50%")

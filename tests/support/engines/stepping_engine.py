@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fakes import EchoEngine
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
@@ -19,6 +18,7 @@ from loragate.adapters.registry.tables import Audit
 from loragate.server.core import Delta
 from loragate.server.engine.protocol import EngineRequest, LoadedAdapter
 from loragate.server.errors import EngineDead
+from support.engines.echo_engine import EchoEngine
 
 Reach = Callable[[str], None]
 

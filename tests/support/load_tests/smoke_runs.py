@@ -6,14 +6,13 @@ from pathlib import Path
 
 from loadtests.records import Run, read_run
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMOKE = Path(__file__).parent / "smoke.toml"
-ECHO = ROOT / "tests" / "server" / "echo_server.py"
 PACE_SECONDS = "0.02"
 
 
 def echoing(model: Path) -> str:
-    return f"{sys.executable} {ECHO} {{home}} {model} {PACE_SECONDS}"
+    return f"{sys.executable} -m support.server.echo_server {{home}} {model} {PACE_SECONDS}"
 
 
 def load(model: Path, adapter: Path, folder: Path, scenario: str, *more: str) -> list[str]:

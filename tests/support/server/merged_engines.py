@@ -6,14 +6,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fakes import EchoEngines
-from small_server import SUPPORT, Served
-
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.names import AdapterVersion
 from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.engine.protocol import Engine
 from loragate.server.merged.backend import MergedBackend
+from support.engines.echo_engine import EchoEngines
+from support.server.small_server import SUPPORT, Served
 
 PLENTY = 64 * 2**30
 

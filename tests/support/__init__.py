@@ -1,0 +1,1 @@
+"""What tests of several files stand on; fixtures are in the `conftest.py` files."""

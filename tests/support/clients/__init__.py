@@ -1,0 +1,1 @@
+"""Clients of both transports, and what they send."""

@@ -1,0 +1,1 @@
+"""Engines that echo, and what is known of the real one."""

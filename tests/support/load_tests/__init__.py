@@ -1,0 +1,1 @@
+"""Runs of the load tests: made by hand, and whole ones."""

@@ -1,0 +1,1 @@
+"""Small base models, tokenizers and adapters."""

@@ -1,0 +1,1 @@
+"""Registries: filled, promoted, killed, looked into, on SQLite and PostgreSQL."""

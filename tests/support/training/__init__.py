@@ -1,0 +1,1 @@
+"""Data, runs and evaluations of the trainer."""
