@@ -77,7 +77,7 @@ test-slow: setup ## Run what takes minutes more: long churn, kills by the hundre
 	$(BIN)/loragate model prepare
 	$(BIN)/pytest -m slow --timeout 1200
 
-coverage: setup ## Run the tests and show which lines of server/ and adapters/ they reach
+coverage: setup ## Run the tests and show which lines of server/, adapters/ and trainer/ they reach
 	$(BIN)/loragate model prepare
 	$(SIDE_BY_SIDE) --cov --cov-report=
 	$(ALONE) --cov --cov-append --cov-report=term:skip-covered
