@@ -97,8 +97,8 @@ def test_adapter_is_thirty_points_more_accurate_than_the_base_on_unseen_tickets(
 
     assert gain.estimate >= 0.30
     assert gain.low > 0
-    assert evaluation.verdict.holds
-    assert evaluation.verdict.sentence in (run.evaluation / "report.html").read_text()
+    assert evaluation.requirements.holds
+    assert evaluation.requirements.sentence in (run.evaluation / "report.html").read_text()
 
 
 def test_published_version_carries_figures_reference_and_merged_model(

@@ -103,7 +103,7 @@ def write_run(root: Path, base: BaseModel, toml: str = "", **result: Any) -> Run
 
 
 def _result(base: BaseModel, data_digest: str, changes: dict[str, Any]) -> RunResult:
-    verdict = FitDiagnosis(
+    diagnosis = FitDiagnosis(
         fit="well fitted",
         sentence="The validation loss fell to the end.",
         best_step=10,
@@ -113,7 +113,7 @@ def _result(base: BaseModel, data_digest: str, changes: dict[str, Any]) -> RunRe
     )
     given: dict[str, Any] = {
         "method": "lora",
-        "verdict": verdict,
+        "diagnosis": diagnosis,
         "metrics": {"validation_loss": 0.5},
         "steps": 10,
         "epochs": 1.0,

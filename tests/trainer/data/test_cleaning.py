@@ -40,7 +40,7 @@ def test_rows_outside_the_limits_go():
     assert rules(found) == [("length", 1), ("length", 2)]
 
 
-def test_rows_are_mended_and_counted():
+def test_rows_are_normalised_and_counted():
     found = cleaned(example("Is the cafÃ© open?", " Yes. "), example("Fine as it is."))
     assert found.rows[0].example == example("Is the café open?", "Yes.")
     assert found.normalised_rows == 1

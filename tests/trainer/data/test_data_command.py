@@ -56,7 +56,7 @@ def test_check_judges_and_writes_the_report_alone(loragate: Loragate, tmp_path: 
 def test_check_as_json_has_the_figures(loragate: Loragate):
     found = json.loads(loragate("data check raw.jsonl --json").stdout)
     assert (found["rows_read"], found["rows_kept"], found["masked_rows"]) == (42, 41, 2)
-    assert found["judgement"]["level"] == "warn"
+    assert found["quality"]["level"] == "warn"
     assert found["drops"]["exact_duplicate"]["count"] == 1
 
 

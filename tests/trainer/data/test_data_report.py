@@ -47,11 +47,11 @@ def test_the_page_fetches_nothing_and_runs_nothing(page: _Page):
     assert "script" not in page.tags
 
 
-def test_the_page_has_the_verdict_the_digest_and_the_counts(page: _Page, tickets: Tickets):
+def test_the_page_has_the_summary_the_digest_and_the_counts(page: _Page, tickets: Tickets):
     text = " ".join(" ".join(page.text).split())
     report = tickets.prepared.report
     assert tickets.prepared.folder.digest in text
-    assert report.quality.verdict in text
+    assert report.quality.summary in text
     read, kept = report.cleaned.rows_read, len(report.cleaned.rows)
     assert f"Of {read:,} rows read, {kept:,} are kept" in text
     for name, rows in tickets.prepared.folder.splits.items():

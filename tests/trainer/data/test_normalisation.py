@@ -8,7 +8,7 @@ from loragate.trainer.data.cleaning import normalise_text
 
 
 @pytest.mark.parametrize(
-    ("raw", "mended"),
+    ("raw", "normalised"),
     [
         ("The cafÃ© isnâ€™t open", "The café isn\u2019t open"),
         ("schÃ¶n", "schön"),
@@ -19,8 +19,8 @@ from loragate.trainer.data.cleaning import normalise_text
         ("  a\u00a0 b\t c  \r\n\r\n\r\n\r\nd ", "a b c\n\nd"),
     ],
 )
-def test_broken_text_is_mended(raw: str, mended: str):
-    assert normalise_text(raw) == mended
+def test_broken_text_is_normalised(raw: str, normalised: str):
+    assert normalise_text(raw) == normalised
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def test_both_rows_of_each_planted_conflict_go(tickets: Tickets):
     assert dropped(tickets.prepared.report.cleaned, "conflict") == lines != set()
 
 
-def test_mojibake_and_untidy_rows_stay_and_are_mended(tickets: Tickets):
+def test_mojibake_and_untidy_rows_stay_and_are_normalised(tickets: Tickets):
     cleaned = tickets.prepared.report.cleaned
     by_line = {row.place.line: row.example.prompt for row in cleaned.rows}
     planted = [by_line[line] for line in tickets.lines("mojibake") | tickets.lines("untidy")]

@@ -146,7 +146,7 @@ def test_tokens_over_the_limit_are_counted_with_the_share_that_would_be_cut(rend
     assert (finding.level, "1 rows are longer than 100" in finding.sentence) == ("warn", True)
 
 
-def test_without_a_base_model_the_judgement_says_that_tokens_were_not_counted():
+def test_without_a_base_model_a_finding_says_that_tokens_were_not_counted():
     quality = assess_quality(distinct(10), QualityLimits())
     assert quality.tokens is None
     assert [finding.level for finding in found_on(quality, "Tokens")] == ["note"]

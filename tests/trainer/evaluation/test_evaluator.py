@@ -1,4 +1,4 @@
-"""An evaluation from rows to verdict; only the server is replaced by one that has its answers."""
+"""An evaluation from rows to report; only the server is replaced by one that has its answers."""
 
 import httpx
 import pytest
@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from loragate.adapters.rendering.renderer import Renderer
+from loragate.adapters.rendering.renderer import IGNORED, Renderer
 from loragate.trainer.data.example import Example, Message
 from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import Evaluation
@@ -46,7 +46,7 @@ async def test_new_adapter_is_measured_against_base_and_champion_on_the_same_row
     assert found.differences["base"]["accuracy"].estimate == pytest.approx(2 / 3)
     assert found.differences["champion"]["accuracy"].estimate == 0.0
     assert found.differences["champion"]["loss"].estimate != 0.0
-    assert found.verdict.holds
+    assert found.requirements.holds
 
 
 async def test_loss_and_forgetting_are_those_of_transformers_and_peft(base, adapter):
@@ -58,7 +58,7 @@ async def test_loss_and_forgetting_are_those_of_transformers_and_peft(base, adap
     nats, tokens = 0.0, 0
     for row in ROWS:
         supervised = renderer.supervise(row.turns())
-        count = sum(label != -100 for label in supervised.labels)
+        count = sum(label != IGNORED for label in supervised.labels)
         ids, labels = (torch.tensor([each]) for each in (supervised.input_ids, supervised.labels))
         nats += float(model(input_ids=ids, labels=labels).loss.detach()) * count
         tokens += count
@@ -148,12 +148,12 @@ async def test_evaluation_reads_back_from_json_as_it_was(base, adapter, tmp_path
     assert found.figures()["accuracy_over_base"] == pytest.approx(2 / 3)
 
 
-async def test_report_is_one_page_with_verdict_figures_pictures_and_samples(base, adapter):
+async def test_report_is_one_page_with_requirements_figures_pictures_and_samples(base, adapter):
     found = await evaluation_of(base, adapter, ROWS, speak, SETTINGS)
 
     page = render_report(found)
 
-    assert found.verdict.sentence in page
+    assert found.requirements.sentence in page
     assert "66.7 points" in page
     assert page.count("<svg") == 3
     assert "my bill is wrong" in page

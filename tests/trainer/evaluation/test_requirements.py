@@ -7,14 +7,22 @@ from loragate.trainer.evaluation.requirements import (
     Requirement,
     check_requirements,
 )
-from loragate.trainer.evaluation.statistics import Interval
+from loragate.trainer.evaluation.statistics import ConfidenceInterval
 from loragate.trainer.settings import EvaluationSettings
 
-MEASURED = {"accuracy": Interval(0.85, 0.80, 0.90), "loss": Interval(0.5, 0.4, 0.6)}
-DIFFERENCES = {"base": {"accuracy": Interval(0.4, 0.3, 0.5), "loss": Interval(-1.0, -1.1, -0.9)}}
+MEASURED = {
+    "accuracy": ConfidenceInterval(0.85, 0.80, 0.90),
+    "loss": ConfidenceInterval(0.5, 0.4, 0.6),
+}
+DIFFERENCES = {
+    "base": {
+        "accuracy": ConfidenceInterval(0.4, 0.3, 0.5),
+        "loss": ConfidenceInterval(-1.0, -1.1, -0.9),
+    }
+}
 
 
-def verdict_of(*sentences: str):
+def results_of(*sentences: str):
     return check_requirements(
         [Requirement.parse(each) for each in sentences], MEASURED, DIFFERENCES
     )
@@ -34,38 +42,38 @@ def verdict_of(*sentences: str):
     ],
 )
 def test_requirement_decides(sentence: str, holds: bool):
-    assert verdict_of(sentence).holds is holds
+    assert results_of(sentence).holds is holds
 
 
 def test_one_broken_requirement_is_enough_to_refuse_and_is_named():
-    verdict = verdict_of("accuracy >= 0.5", "loss <= 0.1")
+    results = results_of("accuracy >= 0.5", "loss <= 0.1")
 
-    assert not verdict.holds
-    assert verdict.sentence == (
+    assert not results.holds
+    assert results.sentence == (
         "The adapter is not to be published: 1 of 2 requirements does not hold (loss <= 0.1)."
     )
 
 
-def test_finding_says_value_interval_and_bound_in_words():
-    [finding] = verdict_of("accuracy - base >= 0.30").findings
+def test_result_says_value_interval_and_bound_in_words():
+    [result] = results_of("accuracy - base >= 0.30").results
 
-    assert finding.sentence == (
+    assert result.sentence == (
         "Accuracy against the base is +40.0 points (+30.0 points to +50.0 points) and must be at "
         "least +30.0 points."
     )
 
 
-def test_finding_says_when_the_interval_reaches_across_the_bound():
-    [finding] = verdict_of("accuracy >= 0.83").findings
+def test_result_says_when_the_interval_reaches_across_the_bound():
+    [result] = results_of("accuracy >= 0.83").results
 
-    assert finding.holds
-    assert finding.sentence.endswith("more test rows would tell.")
+    assert result.holds
+    assert result.sentence.endswith("more test rows would tell.")
 
 
 def test_metric_that_was_not_measured_does_not_hold_and_says_what_it_needs():
-    [finding] = verdict_of("f1 >= 0.1").findings
+    [result] = results_of("f1 >= 0.1").results
 
-    assert "was not measured" in finding.sentence
+    assert "was not measured" in result.sentence
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ def test_training_goes_on_from_a_published_version(runs: TinyRuns, published: Ru
         training={"max_steps": 4},
     )
     folder, result = runs.train(run, "second")
-    first = published.result().verdict
+    first = published.result().diagnosis
     assert result.continued_from == "acme/sorter@v1"
-    assert result.verdict.first_validation_loss == pytest.approx(
+    assert result.diagnosis.first_validation_loss == pytest.approx(
         first.best_validation_loss, rel=1e-4
     )
     before = load_file(published.adapter / "adapter_model.safetensors")

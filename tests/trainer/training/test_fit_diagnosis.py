@@ -19,11 +19,13 @@ def validations(*losses: float) -> list[Validation]:
         ((1.0, 1.1, 1.2), "unknown", "lowest .* before training"),
     ],
 )
-def test_the_verdict_says_how_the_run_went(losses: tuple[float, ...], fit: str, words: str) -> None:
-    verdict = diagnose_fit(validations(*losses), 10 * (len(losses) - 1))
-    assert verdict.fit == fit
-    assert pytest.approx(min(losses)) == verdict.best_validation_loss
-    assert re.search(words, verdict.sentence)
+def test_the_diagnosis_says_how_the_run_went(
+    losses: tuple[float, ...], fit: str, words: str
+) -> None:
+    diagnosis = diagnose_fit(validations(*losses), 10 * (len(losses) - 1))
+    assert diagnosis.fit == fit
+    assert pytest.approx(min(losses)) == diagnosis.best_validation_loss
+    assert re.search(words, diagnosis.sentence)
 
 
 def test_a_run_that_is_one_validation_past_its_minimum_by_a_hair_is_no_overfit() -> None:

@@ -62,8 +62,8 @@ def test_gradients_on_a_quantized_base_are_near_those_on_the_whole_one(
     ids = torch.arange(64).reshape(2, 32)
     whole = gradients(adapted(runs, runs.run_file()), ids)
     for name, gradient in gradients(quantized, ids).items():
-        likeness = torch.cosine_similarity(gradient.flatten(), whole[name].flatten(), dim=0)
-        assert likeness > 0.8, name
+        similarity = torch.cosine_similarity(gradient.flatten(), whole[name].flatten(), dim=0)
+        assert similarity > 0.8, name
 
 
 def test_a_quantized_base_is_small_and_its_head_is_not_quantized(quantized: PeftModel) -> None:
@@ -82,12 +82,12 @@ def test_a_quantized_run_trains_and_leaves_a_plain_adapter(runs: TinyRuns) -> No
         )
     )
     assert result.method == "qlora"
-    assert result.verdict.best_validation_loss < result.verdict.first_validation_loss
+    assert result.diagnosis.best_validation_loss < result.diagnosis.first_validation_loss
     assert (folder.adapter / "adapter_model.safetensors").is_file()
 
 
 def test_without_the_guard_a_validation_would_repack_the_weights() -> None:
-    """The reason for `keep_quantized_layout`; if this fails, bitsandbytes has mended it."""
+    """The reason for `keep_quantized_layout`; if this fails, bitsandbytes has fixed it."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, quant_type="nf4")
     layer.load_state_dict({"weight": torch.randn(64, 64)})

@@ -47,6 +47,6 @@ def test_two_processes_train_what_one_does_with_twice_the_rows(runs: TinyRuns) -
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     result = RunFolder(together.folder.root).result()
     assert result.training_tokens == expected.training_tokens
-    assert result.verdict.last_validation_loss == pytest.approx(
-        expected.verdict.last_validation_loss, rel=1e-4
+    assert result.diagnosis.last_validation_loss == pytest.approx(
+        expected.diagnosis.last_validation_loss, rel=1e-4
     )

@@ -48,7 +48,7 @@ def test_a_run_lowers_the_loss_and_leaves_an_adapter_a_log_a_curve_and_a_result(
     folder, result = whole
     assert result == folder.result()
     assert result.steps == 12
-    assert result.verdict.best_validation_loss < 0.98 * result.verdict.first_validation_loss
+    assert result.diagnosis.best_validation_loss < 0.98 * result.diagnosis.first_validation_loss
     assert folder.curve.read_bytes().startswith(b"\x89PNG")
     steps = list(folder.steps())
     assert [line["step"] for line in steps if "validation_loss" in line] == [0, 4, 8, 12]
@@ -82,7 +82,7 @@ def test_the_saved_adapter_says_what_the_trained_one_said(
             loss = model(input_ids=torch.tensor([row.ids]), labels=labels).loss
         nats += float(loss) * row.supervised
         tokens += row.supervised
-    assert nats / tokens == pytest.approx(result.verdict.best_validation_loss, rel=1e-5)
+    assert nats / tokens == pytest.approx(result.diagnosis.best_validation_loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "full"])
@@ -132,7 +132,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(runs: TinyRuns, st
     stopped_after(runs, run, step, "stopped")
     resumed, result = runs.train(run, "stopped")
     assert weights(resumed) == weights(whole)
-    assert result.verdict == expected.verdict
+    assert result.diagnosis == expected.diagnosis
     assert [line["step"] for line in resumed.steps()] == [line["step"] for line in whole.steps()]
 
 
@@ -191,8 +191,8 @@ def test_a_run_in_bf16_learns_what_one_in_fp32_does(
 ) -> None:
     exact = whole[1]
     _, rough = runs.train(runs.run_file(training={**LEARNS, "precision": "bf16"}))
-    assert rough.verdict.best_validation_loss == pytest.approx(
-        exact.verdict.best_validation_loss, rel=0.01
+    assert rough.diagnosis.best_validation_loss == pytest.approx(
+        exact.diagnosis.best_validation_loss, rel=0.01
     )
     assert rough.adapter_digest != exact.adapter_digest
 
@@ -229,16 +229,16 @@ def test_a_run_that_overfits_stops_and_keeps_the_weights_of_its_minimum(runs: Ti
     folder = RunFolder(runs.root / "overfit")
     folder.root.mkdir()
     result = train(runs.run(run, "overfit"), runs.plan(run, splits))
-    verdict = result.verdict
-    assert verdict.fit == "overfitted"
-    assert result.steps == verdict.best_step + 3 * 5 < 200
+    diagnosis = result.diagnosis
+    assert diagnosis.fit == "overfitted"
+    assert result.steps == diagnosis.best_step + 3 * 5 < 200
     losses = {
         line["step"]: line["validation_loss"]
         for line in folder.steps()
         if "validation_loss" in line
     }
-    assert min(losses, key=lambda step: losses[step]) == verdict.best_step
-    assert f"at step {verdict.best_step}" in verdict.sentence
+    assert min(losses, key=lambda step: losses[step]) == diagnosis.best_step
+    assert f"at step {diagnosis.best_step}" in diagnosis.sentence
 
 
 def test_ctrl_c_leaves_one_whole_checkpoint_and_says_where_it_stopped(runs: TinyRuns) -> None:
@@ -323,4 +323,4 @@ def test_tensorboard_gets_the_losses(runs: TinyRuns) -> None:
     events = EventAccumulator(str(folder.tensorboard))
     events.Reload()
     losses = [event.value for event in events.Scalars("eval/loss")]
-    assert losses[-1] == pytest.approx(result.verdict.last_validation_loss)
+    assert losses[-1] == pytest.approx(result.diagnosis.last_validation_loss)

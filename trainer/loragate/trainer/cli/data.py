@@ -316,7 +316,7 @@ def _say_account(found: "Report") -> None:
     kept = len(cleaned.rows)
     console.print(
         f"{cleaned.rows_read:,} rows read, [bold]{kept:,} kept[/], {len(cleaned.drops):,} "
-        f"dropped, {cleaned.normalised_rows:,} mended, {cleaned.masked_rows:,} masked"
+        f"dropped, {cleaned.normalised_rows:,} normalised, {cleaned.masked_rows:,} masked"
     )
     if table.row_count:
         console.print(table)
@@ -328,7 +328,7 @@ def _say_account(found: "Report") -> None:
                 finding.sentence,
             )
         )
-    console.print(Text(quality.verdict, style=f"bold {_STYLES[quality.level]}"))
+    console.print(Text(quality.summary, style=f"bold {_STYLES[quality.level]}"))
 
 
 def _say_splits(folder: "SplitFolder") -> None:

@@ -50,7 +50,7 @@ def evaluate(
         str, typer.Option(metavar="MODEL", help="The name there of what serves now.")
     ] = "",
     rubric: Annotated[
-        bool, typer.Option("--rubric", help="Also write a sheet for people to judge answers by.")
+        bool, typer.Option("--rubric", help="Also write a sheet for people to rate answers by.")
     ] = False,
     ratings: Annotated[
         list[Path] | None,
@@ -96,10 +96,10 @@ def evaluate(
     sheet = folder.evaluation / "rubric.csv"
     if rubric:
         if not found.samples:
-            raise EvaluationError("there are no samples to judge; set [evaluation] samples")
+            raise EvaluationError("there are no samples to rate; set [evaluation] samples")
         write_sheet(found, sheet)
     _say(found, folder, sheet if rubric else None, as_json)
-    if not found.verdict.holds:
+    if not found.requirements.holds:
         raise typer.Exit(1)
 
 
@@ -127,8 +127,8 @@ def _say(found: "Evaluation", folder: "RunFolder", sheet: Path | None, as_json: 
     if as_json:
         print_json(
             {
-                "holds": found.verdict.holds,
-                "verdict": found.verdict.sentence,
+                "holds": found.requirements.holds,
+                "requirements": found.requirements.sentence,
                 "metrics": found.figures(),
                 "report": str(folder.evaluation / "report.html"),
                 "rubric": str(sheet) if sheet else None,
@@ -148,10 +148,10 @@ def _say(found: "Evaluation", folder: "RunFolder", sheet: Path | None, as_json: 
 def say_evaluation(found: "Evaluation", folder: "RunFolder", console: "Console") -> None:
     """The figures, what was required of them, the verdict, and where the report is."""
     console.print(evaluation_table(found))
-    for finding in found.verdict.findings:
-        mark = "[green]✓[/]" if finding.holds else "[red]✗[/]"
-        console.print(f"{mark} {finding.sentence}", soft_wrap=True)
-    console.print(f"[bold]{found.verdict.sentence}[/]", soft_wrap=True)
+    for result in found.requirements.results:
+        mark = "[green]✓[/]" if result.holds else "[red]✗[/]"
+        console.print(f"{mark} {result.sentence}", soft_wrap=True)
+    console.print(f"[bold]{found.requirements.sentence}[/]", soft_wrap=True)
     console.print(f"Report: {folder.evaluation / 'report.html'}", soft_wrap=True)
 
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loragate.trainer.cli.options import Json, examples, print_json
-from loragate.trainer.settings import MergeDtype
+from loragate.trainer.settings import MergeDtype, ModelSettings
 
 if TYPE_CHECKING:
     from loragate.adapters.names import AdapterName, AdapterVersion
     from loragate.adapters.registry.registry import Registry
     from loragate.trainer.data.example import Example
 
+BASE = ModelSettings().base
 _TO_BE_SERVED = (
     "is to be served merged, as soon as a server has started an engine for it; see "
     "`loragate adapter show`"
@@ -42,7 +43,7 @@ def merge(
     ] = None,
     base: Annotated[
         str, typer.Option(metavar="MODEL", help="The base model that it was trained on.")
-    ] = "smollm2-135m-instruct",
+    ] = BASE,
     dtype: Annotated[
         MergeDtype | None,
         typer.Option(

@@ -115,7 +115,7 @@ def _train(run: "Run", as_json: bool, *, resume: bool, overwrite: bool, publishe
     if found is not None:
         if not as_json:
             _say_evaluation(run.folder, found)
-        if found.verdict.holds and run.folder.resolved().publish.adapter:
+        if found.requirements.holds and run.folder.resolved().publish.adapter:
             published = publish(run, found)
             version = str(published.version)
             run.say(f"Published {version}.")
@@ -126,15 +126,15 @@ def _train(run: "Run", as_json: bool, *, resume: bool, overwrite: bool, publishe
         print_json(
             {
                 "folder": str(run.folder.root),
-                "verdict": result.verdict.sentence,
-                "fit": result.verdict.fit,
+                "diagnosis": result.diagnosis.sentence,
+                "fit": result.diagnosis.fit,
                 "metrics": result.metrics,
-                "holds": found.verdict.holds if found else None,
+                "holds": found.requirements.holds if found else None,
                 "version": version,
                 "seconds": run.phases.seconds,
             }
         )
-    if found is not None and not found.verdict.holds:
+    if found is not None and not found.requirements.holds:
         raise typer.Exit(1)
 
 
@@ -154,8 +154,8 @@ def _sweep(run: "Run", choices: Sequence[str], as_json: bool, *, overwrite: bool
             [
                 {
                     **one.changes,
-                    "validation_loss": one.result.verdict.best_validation_loss,
-                    "fit": one.result.verdict.fit,
+                    "validation_loss": one.result.diagnosis.best_validation_loss,
+                    "fit": one.result.diagnosis.fit,
                     "folder": str(one.folder.root),
                 }
                 for one in tried
@@ -202,7 +202,7 @@ def _say_result(folder: "RunFolder", result: "RunResult") -> None:
         table.add_row(name, value)
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"[bold]{result.verdict.sentence}[/]", soft_wrap=True)
+    console.print(f"[bold]{result.diagnosis.sentence}[/]", soft_wrap=True)
 
 
 def _say_evaluation(folder: "RunFolder", found: "Evaluation") -> None:
@@ -223,12 +223,12 @@ def _say_sweep(tried: Sequence["Tried"]) -> None:
     best = best_of(tried)
     table = Table(*best.changes, "Validation loss", "at step", "Fit", "Time", box=box.SIMPLE_HEAD)
     for one in tried:
-        verdict = one.result.verdict
+        diagnosis = one.result.diagnosis
         table.add_row(
             *(str(value) for value in one.changes.values()),
-            f"{verdict.best_validation_loss:.4f}",
-            str(verdict.best_step),
-            verdict.fit,
+            f"{diagnosis.best_validation_loss:.4f}",
+            str(diagnosis.best_step),
+            diagnosis.fit,
             f"{one.result.seconds:.0f} s",
             style="bold" if one is best else "",
         )

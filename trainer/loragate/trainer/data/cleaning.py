@@ -178,7 +178,7 @@ def clean(read: Read, cleaning: Cleaning, track: Track = untracked) -> Cleaned:
     cleaned = Cleaned(rows_read=len(read.rows) + len(read.bad))
     for bad in read.bad:
         cleaned.drops.append(Drop("bad_row", bad.place, personal.mask(bad.reason)))
-    for row in track(read.rows, description="Mending text"):
+    for row in track(read.rows, description="Normalising text"):
         _take_sound(row, cleaned, cleaning, personal)
     _drop_other_languages(cleaned, cleaning, personal, languages)
     if cleaning.personal_data != "keep":
@@ -221,15 +221,15 @@ def _remove_personal_data(
 ) -> None:
     kept: list[Row] = []
     for row in track(cleaned.rows, description="Looking for personal data"):
-        findings = personal.find_in(row.example)
-        if not findings:
+        entities = personal.find_in(row.example)
+        if not entities:
             kept.append(row)
         elif cleaning.personal_data == "mask":
-            cleaned.masked.update(finding.what for finding in findings)
+            cleaned.masked.update(entity.what for entity in entities)
             cleaned.masked_rows += 1
             kept.append(replace(row, example=personal.mask_in(row.example)))
         else:
-            what = ", ".join(sorted({finding.what for finding in findings}))
+            what = ", ".join(sorted({entity.what for entity in entities}))
             reason = f"there is personal data: {what}"
             cleaned.drops.append(_drop("personal_data", row, reason, personal))
     cleaned.rows = kept

@@ -133,7 +133,7 @@ def read_examples(path: Path) -> list[Example]:
             examples.append(from_json(json.loads(line)))
         except (DataError, ValueError) as error:
             raise DataError(
-                f"{path}:{number}: {error}; `loragate data clean` converts and mends raw data"
+                f"{path}:{number}: {error}; `loragate data clean` converts and cleans raw data"
             ) from error
     return examples
 

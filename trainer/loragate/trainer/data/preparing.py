@@ -131,7 +131,7 @@ def _about(report: Report) -> dict[str, object]:
         "rows_read": report.cleaned.rows_read,
         "cleaning": account_of(report.cleaned),
         "settings": report.settings.to_json(),
-        "judgement": report.quality.to_json(),
+        "quality": report.quality.to_json(),
         "packages": package_versions(),
     }
 

@@ -148,7 +148,7 @@ class Quality:
         return "good"
 
     @property
-    def verdict(self) -> str:
+    def summary(self) -> str:
         match self.level:
             case "refuse":
                 return "Not to be trained on"
@@ -162,7 +162,7 @@ class Quality:
     def to_json(self) -> dict[str, object]:
         questions, answers = self.lengths.questions, self.lengths.answers
         return {
-            "verdict": self.verdict,
+            "summary": self.summary,
             "level": self.level,
             "rows": self.rows,
             "findings": [asdict(finding) for finding in self.findings],

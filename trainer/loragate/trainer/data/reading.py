@@ -289,7 +289,7 @@ def _refusal(bad: list[BadRow]) -> str:
     count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
     return (
         f"{count} cannot be read: {shown}{more}. "
-        "Mend them, or leave them out with `--bad-rows drop`"
+        "Correct them, or leave them out with `--bad-rows drop`"
     )
 
 

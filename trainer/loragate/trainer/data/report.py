@@ -166,7 +166,7 @@ class Report:
             "rows_read": self.cleaned.rows_read,
             "rows_kept": len(self.cleaned.rows),
             **account_of(self.cleaned),
-            "judgement": self.quality.to_json(),
+            "quality": self.quality.to_json(),
             "splits": self.folder.sheet["splits"] if self.folder else None,
         }
 
@@ -271,7 +271,7 @@ def account_of(cleaned: Cleaned) -> dict[str, object]:
             }
             for rule, drops in cleaned.drops_by_rule().items()
         },
-        "mended_rows": cleaned.normalised_rows,
+        "normalised_rows": cleaned.normalised_rows,
         "masked_rows": cleaned.masked_rows,
         "masked": dict(cleaned.masked.most_common()),
         "languages": dict(cleaned.languages.most_common()),

@@ -11,8 +11,8 @@ import msgspec
 
 from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.counterfactuals import Outcome
-from loragate.trainer.evaluation.requirements import Verdict
-from loragate.trainer.evaluation.statistics import Interval
+from loragate.trainer.evaluation.requirements import RequirementResults
+from loragate.trainer.evaluation.statistics import ConfidenceInterval
 from loragate.trainer.run.folder import write_whole
 
 FILE: Final = "evaluation.json"
@@ -45,7 +45,7 @@ class SystemScores:
 
     name: str
     title: str
-    metrics: Mapping[str, Interval]
+    metrics: Mapping[str, ConfidenceInterval]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class SystemRatings:
     """`scores` by criterion: the mean from 1 (bad) to 5 (good)."""
 
     name: str
-    scores: Mapping[str, Interval]
+    scores: Mapping[str, ConfidenceInterval]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +102,11 @@ class Evaluation:
 
     about: About
     systems: tuple[SystemScores, ...]
-    differences: Mapping[str, Mapping[str, Interval]]
+    differences: Mapping[str, Mapping[str, ConfidenceInterval]]
     labels: Labels | None
     counterfactuals: tuple[Outcome, ...]
     samples: tuple[Sample, ...]
-    verdict: Verdict
+    requirements: RequirementResults
     ratings: Ratings | None = None
 
     @property

@@ -55,7 +55,13 @@ from loragate.trainer.evaluation.scores import (
     text_scores,
 )
 from loragate.trainer.evaluation.served import ServedModels
-from loragate.trainer.evaluation.statistics import Bootstrap, Interval, Statistic, exp, ratio
+from loragate.trainer.evaluation.statistics import (
+    Bootstrap,
+    ConfidenceInterval,
+    Statistic,
+    exp,
+    ratio,
+)
 from loragate.trainer.evaluation.texts import paragraphs
 from loragate.trainer.settings import EvaluationSettings
 from loragate.trainer.training.models import load_float32
@@ -150,7 +156,7 @@ async def evaluate(
         labels=_label_table(responses[new].answers, rows, labels) if labels else None,
         counterfactuals=tuple(responses[new].outcomes),
         samples=_samples(comparison, rows, responses, settings.samples),
-        verdict=check_requirements(requirements, measured[new], differences),
+        requirements=check_requirements(requirements, measured[new], differences),
     )
 
 
@@ -258,12 +264,12 @@ class _Bootstraps:
         self._settings = settings
         self._made: dict[int, Bootstrap] = {}
 
-    def intervals(self, scores: Mapping[str, Statistic]) -> dict[str, Interval]:
+    def intervals(self, scores: Mapping[str, Statistic]) -> dict[str, ConfidenceInterval]:
         return {name: self._of(each).interval(each) for name, each in scores.items()}
 
     def differences(
         self, new: Mapping[str, Statistic], baseline: Mapping[str, Statistic]
-    ) -> dict[str, Interval]:
+    ) -> dict[str, ConfidenceInterval]:
         return {name: self._of(each).difference(each, baseline[name]) for name, each in new.items()}
 
     def _of(self, statistic: Statistic) -> Bootstrap:

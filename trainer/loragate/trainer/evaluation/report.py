@@ -13,10 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from loragate.adapters.names import CHAMPION
 from loragate.trainer.evaluation.evaluation import Evaluation, Labels
 from loragate.trainer.evaluation.metrics import METRICS, Metric
 from loragate.trainer.evaluation.rubric import CRITERIA
-from loragate.trainer.evaluation.statistics import Interval
+from loragate.trainer.evaluation.statistics import ConfidenceInterval
 from loragate.trainer.run.folder import write_whole
 
 COLOURS: Final = {"base": "#8a94a6", "champion": "#d9902f", "new": "#2f6fde"}
@@ -98,7 +99,7 @@ def _draw(
         axes.plot(estimate, y, "o", color=colour, markersize=6, label=None if place else title)
 
 
-def _percent(name: str, value: Interval) -> tuple[float, float, float]:
+def _percent(name: str, value: ConfidenceInterval) -> tuple[float, float, float]:
     factor = 1 if name in _POINTS else 100
     return factor * value.estimate, factor * value.low, factor * value.high
 
@@ -152,7 +153,7 @@ def render_report(evaluation: Evaluation) -> str:
         evaluation=evaluation,
         about=evaluation.about,
         finished=f"{datetime.fromisoformat(evaluation.about.finished_at):%-d %B %Y, %H:%M} UTC",
-        verdict=evaluation.verdict,
+        requirements=evaluation.requirements,
         summary=tuple(_summary(evaluation)),
         baselines=tuple(evaluation.differences),
         rows=tuple(_rows(evaluation)),
@@ -178,7 +179,7 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
         f"{METRICS[main].show(evaluation.systems[0].metrics[main].estimate)} "
         f"({METRICS[main].show_difference(gain[main].estimate)})."
     )
-    if (champion := evaluation.differences.get("champion")) is not None:
+    if (champion := evaluation.differences.get(CHAMPION)) is not None:
         found = champion[main]
         how = "more than chance explains" if found.excludes_zero else "no more than chance explains"
         yield (
@@ -214,12 +215,12 @@ def _rows(evaluation: Evaluation) -> Iterator[_Row]:
         )
 
 
-def _score(metric: Metric, value: Interval) -> _Cell:
+def _score(metric: Metric, value: ConfidenceInterval) -> _Cell:
     low, high = metric.show(value.low), metric.show(value.high)
     return _Cell(metric.show(value.estimate), f"{low} to {high}")
 
 
-def _difference(metric: Metric, value: Interval) -> _Cell:
+def _difference(metric: Metric, value: ConfidenceInterval) -> _Cell:
     tone = ""
     if value.excludes_zero and metric.better != "neither":
         tone = "good" if (value.estimate > 0) == (metric.better == "higher") else "bad"

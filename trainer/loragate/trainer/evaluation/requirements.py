@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from loragate.adapters.errors import LoragateError
+from loragate.adapters.names import CHAMPION
 from loragate.trainer.evaluation.metrics import METRICS
-from loragate.trainer.evaluation.statistics import Interval
+from loragate.trainer.evaluation.statistics import ConfidenceInterval
 
 Baseline = Literal["", "base", "champion"]
 Operator = Literal[">=", "<="]
@@ -70,47 +71,47 @@ class RequirementResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RequirementResults:
     """`holds` decides whether `publish` goes on."""
 
     holds: bool
     sentence: str
-    findings: tuple[RequirementResult, ...]
+    results: tuple[RequirementResult, ...]
 
 
 def check_requirements(
     requirements: Sequence[Requirement],
-    measured: Mapping[str, Interval],
-    differences: Mapping[str, Mapping[str, Interval]],
-) -> Verdict:
+    measured: Mapping[str, ConfidenceInterval],
+    differences: Mapping[str, Mapping[str, ConfidenceInterval]],
+) -> RequirementResults:
     """`differences` by baseline, then metric. A comparison with a champion that is not there holds;
     a metric that was not measured does not.
     """
-    findings = tuple(_result(each, measured, differences) for each in requirements)
-    failed = [finding for finding in findings if not finding.holds]
-    if not findings:
+    results = tuple(_result(each, measured, differences) for each in requirements)
+    failed = [result for result in results if not result.holds]
+    if not results:
         sentence = "Nothing was required, so the adapter may be published."
     elif not failed:
-        sentence = f"The adapter may be published: all {len(findings)} requirements hold."
+        sentence = f"The adapter may be published: all {len(results)} requirements hold."
     else:
-        what = ", ".join(finding.requirement for finding in failed)
+        what = ", ".join(result.requirement for result in failed)
         do = "does" if len(failed) == 1 else "do"
         sentence = (
-            f"The adapter is not to be published: {len(failed)} of {len(findings)} requirements "
+            f"The adapter is not to be published: {len(failed)} of {len(results)} requirements "
             f"{do} not hold ({what})."
         )
-    return Verdict(not failed, sentence, findings)
+    return RequirementResults(not failed, sentence, results)
 
 
 def _result(
     requirement: Requirement,
-    measured: Mapping[str, Interval],
-    differences: Mapping[str, Mapping[str, Interval]],
+    measured: Mapping[str, ConfidenceInterval],
+    differences: Mapping[str, Mapping[str, ConfidenceInterval]],
 ) -> RequirementResult:
     metric = METRICS[requirement.metric]
     against = f" against the {requirement.baseline}" if requirement.baseline else ""
     subject = metric.title + against
-    if requirement.baseline == "champion" and "champion" not in differences:
+    if requirement.baseline == CHAMPION and CHAMPION not in differences:
         return RequirementResult(
             str(requirement), True, f"{subject}: there is no champion yet, so nothing to beat."
         )
@@ -129,7 +130,9 @@ def _result(
     return _compared(requirement, subject, found)
 
 
-def _compared(requirement: Requirement, subject: str, found: Interval) -> RequirementResult:
+def _compared(
+    requirement: Requirement, subject: str, found: ConfidenceInterval
+) -> RequirementResult:
     metric = METRICS[requirement.metric]
     show = metric.show_difference if requirement.baseline else metric.show
     holds = requirement.holds(found.estimate)

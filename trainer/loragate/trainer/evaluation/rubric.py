@@ -17,7 +17,7 @@ from typing import Final
 
 from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import Evaluation, Ratings, SystemRatings
-from loragate.trainer.evaluation.statistics import Bootstrap, Interval, mean
+from loragate.trainer.evaluation.statistics import Bootstrap, ConfidenceInterval, mean
 
 CRITERIA: Final = ("accuracy", "helpfulness", "tone")
 _COLUMNS: Final = ("item", "prompt", "wanted", "answer", *CRITERIA, "comment")
@@ -104,7 +104,7 @@ def _system_ratings(
     owner: Mapping[str, str],
 ) -> SystemRatings:
     about = evaluation.about
-    scores: dict[str, Interval] = {}
+    scores: dict[str, ConfidenceInterval] = {}
     for criterion in CRITERIA:
         # Answers are resampled, not ratings: two people on one answer are not two answers.
         means = [

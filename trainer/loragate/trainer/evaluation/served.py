@@ -24,7 +24,7 @@ from rich.progress import Progress
 from loragate.adapters.base_models.preparation import prepare
 from loragate.adapters.format.peft_config import CONFIG, read_config
 from loragate.adapters.home import Home
-from loragate.adapters.names import AdapterName
+from loragate.adapters.names import CHAMPION, AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.states import AdapterState
 from loragate.adapters.store import ArtifactStore
@@ -60,7 +60,7 @@ class ServedModels:
 
     def __init__(self, client: httpx.AsyncClient, concurrency: int) -> None:
         self._client = client
-        self._places = asyncio.Semaphore(concurrency)
+        self._permits = asyncio.Semaphore(concurrency)
 
     async def ask(
         self,
@@ -75,7 +75,7 @@ class ServedModels:
         """
 
         async def one(prompt: Sequence[Message]) -> Answer:
-            async with self._places:
+            async with self._permits:
                 answer = await self._ask(model, prompt, max_tokens)
             done()
             return answer
@@ -160,7 +160,7 @@ def _publish(registry: Registry, adapters: Mapping[str, Path]) -> str:
     for name, folder in adapters.items():
         adapter = AdapterName(_TENANT, name)
         version = registry.versions.publish(adapter, folder, "trainer")
-        registry.aliases.set(adapter, "champion", version.number, "trainer")
+        registry.aliases.set(adapter, CHAMPION, version.number, "trainer")
     return key
 
 
@@ -245,7 +245,7 @@ def _require_serving(registry: Registry, adapters: Mapping[str, Path]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     for name in adapters:
         adapter = AdapterName(_TENANT, name)
-        while (page := registry.versions.show(adapter)).aliases["champion"].serving is None:
+        while (page := registry.versions.show(adapter)).aliases[CHAMPION].serving is None:
             newest = page.versions[0]
             if newest.state is AdapterState.FAILED:
                 raise EvaluationError(f"the adapter {name!r} cannot be served: {newest.reason}")

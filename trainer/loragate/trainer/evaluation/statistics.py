@@ -20,7 +20,7 @@ Formula = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class ConfidenceInterval:
     """An estimate, and where the truth lies at the confidence asked for, as far as the choice of
     the rows goes.
     """
@@ -86,7 +86,7 @@ class Bootstrap:
         # How often each row is drawn in each resample.
         self._draws = random.multinomial(rows, np.full(rows, 1 / rows), size=resamples)
 
-    def interval(self, statistic: Statistic) -> Interval:
+    def interval(self, statistic: Statistic) -> ConfidenceInterval:
         values = statistic.formula(self._draws @ statistic.rows)
         low, high = self._tails(values)
         if statistic.is_share and low == high:
@@ -94,12 +94,12 @@ class Bootstrap:
             count = int(statistic.rows[:, 0].sum())
             exact = binomtest(count, len(statistic.rows)).proportion_ci(self._confidence)
             low, high = float(exact.low), float(exact.high)
-        return Interval(statistic.value, low, high)
+        return ConfidenceInterval(statistic.value, low, high)
 
-    def difference(self, one: Statistic, other: Statistic) -> Interval:
+    def difference(self, one: Statistic, other: Statistic) -> ConfidenceInterval:
         """One minus the other, row by row the same."""
         values = one.formula(self._draws @ one.rows) - other.formula(self._draws @ other.rows)
-        return Interval(one.value - other.value, *self._tails(values))
+        return ConfidenceInterval(one.value - other.value, *self._tails(values))
 
     def _tails(self, values: Floats) -> tuple[float, float]:
         tail = (1 - self._confidence) / 2

@@ -79,8 +79,8 @@ def _systems(run: Run, base: BaseModel, scratch: Path, remote: Remote | None) ->
     champion = _champion(run, base)
     if champion is not None and (remote is None or remote.champion):
         title, folder = champion
-        name = remote.champion if remote else "champion"
-        found.append(System("champion", title, base.path, folder, name))
+        name = remote.champion if remote else CHAMPION
+        found.append(System(CHAMPION, title, base.path, folder, name))
     if run.settings.method.name == "full":
         found.append(System("new", "this run", run.folder.adapter, None, BASE))
     else:

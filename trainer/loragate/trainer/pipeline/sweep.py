@@ -101,7 +101,7 @@ def folder_name(changes: Mapping[str, object]) -> str:
 
 def best_of(tried: Iterable[Tried]) -> Tried:
     """By the lowest validation loss."""
-    return min(tried, key=lambda one: one.result.verdict.best_validation_loss)
+    return min(tried, key=lambda one: one.result.diagnosis.best_validation_loss)
 
 
 def write_table(folder: RunFolder, tried: Sequence[Tried]) -> None:
@@ -109,13 +109,13 @@ def write_table(folder: RunFolder, tried: Sequence[Tried]) -> None:
     rows = [
         {
             **one.changes,
-            "validation_loss": one.result.verdict.best_validation_loss,
-            "best_step": one.result.verdict.best_step,
-            "fit": one.result.verdict.fit,
+            "validation_loss": one.result.diagnosis.best_validation_loss,
+            "best_step": one.result.diagnosis.best_step,
+            "fit": one.result.diagnosis.fit,
             "seconds": one.result.seconds,
             "folder": str(one.folder.root),
         }
-        for one in sorted(tried, key=lambda one: one.result.verdict.best_validation_loss)
+        for one in sorted(tried, key=lambda one: one.result.diagnosis.best_validation_loss)
     ]
     text = msgspec.json.format(msgspec.json.encode(rows), indent=2)
     write_whole(folder.root / TABLE, text + b"\n")

@@ -96,7 +96,7 @@ def _quality(evaluation: Evaluation | None) -> str:
         return "It was not evaluated."
     titles = [system.title for system in evaluation.systems]
     lines = [
-        evaluation.verdict.sentence,
+        evaluation.requirements.sentence,
         "",
         f"On {evaluation.about.rows} rows that it was not trained on, with "
         f"{100 * evaluation.about.confidence:g} % intervals:",
@@ -123,7 +123,7 @@ def _making(run: RunFile, result: RunResult) -> str:
         "Rank, alpha": f"{run.method.rank}, {run.method.alpha}",
         "Learning rate": run.training.learning_rate,
         "Steps": f"{result.steps} ({result.epochs:.2f} epochs, {result.training_tokens} tokens)",
-        "Validation loss": result.verdict.sentence,
+        "Validation loss": result.diagnosis.sentence,
         "Seed": result.seed,
         "Goes on from": result.continued_from or "the base model",
         "Base model digest": f"`{result.base_model_digest}`",

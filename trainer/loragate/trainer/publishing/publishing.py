@@ -13,7 +13,7 @@ import msgspec
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.format.files import CONFIG, MANIFEST, WEIGHTS, inspect
 from loragate.adapters.format.manifest import Contract, Fact
-from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.evaluation.evaluation import Evaluation
@@ -115,12 +115,12 @@ def publish(
         raise PublishRefused(
             "the run names no adapter to publish; set [publish] adapter = 'TENANT/ADAPTER'"
         )
-    if evaluation is not None and not evaluation.verdict.holds:
-        raise PublishRefused(evaluation.verdict.sentence)
+    if evaluation is not None and not evaluation.requirements.holds:
+        raise PublishRefused(evaluation.requirements.sentence)
     adapter = AdapterName.parse(settings.publish.adapter)
     version = registry.versions.publish(adapter, folder, _ACTOR)
     if settings.publish.promote:
-        registry.aliases.set(adapter, "champion", version.number, _ACTOR, "promoted by its run")
+        registry.aliases.set(adapter, CHAMPION, version.number, _ACTOR, "promoted by its run")
     return version
 
 

@@ -54,7 +54,7 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     method: str
-    verdict: FitDiagnosis
+    diagnosis: FitDiagnosis
     metrics: dict[str, float]
     steps: int
     epochs: float

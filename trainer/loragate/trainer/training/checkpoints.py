@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from loragate.trainer.errors import RunFolderError
 from loragate.trainer.run.folder import write_whole
 
-FILE = "journal.json"
+FILE = "run_state.json"
 
 
 class Validation(msgspec.Struct, frozen=True):

@@ -56,14 +56,14 @@ def export(
             write_model(best, folder.adapter, plan.base)
         else:
             write_adapter(best, folder.adapter, method, plan.base)
-    fit = diagnose_fit(run_state.validations, steps)
+    diagnosis = diagnose_fit(run_state.validations, steps)
     log = list(folder.steps())
-    write_whole(folder.curve, draw_curve(log, fit))
+    write_whole(folder.curve, draw_curve(log, diagnosis))
     folder.write_result(
         _result(
             plan,
             run_state,
-            fit,
+            diagnosis,
             steps=steps,
             adapter_digest=weights_digest(folder.adapter),
             metrics=_metrics(plan, run_state, log, steps),
@@ -171,7 +171,7 @@ def _still_falling(validations: Sequence[Validation]) -> bool:
     return lowest_before - last.loss > 2 * _NOTABLE * last.loss
 
 
-def draw_curve(lines: Sequence[Mapping[str, float]], fit: FitDiagnosis) -> bytes:
+def draw_curve(lines: Sequence[Mapping[str, float]], diagnosis: FitDiagnosis) -> bytes:
     """A PNG of the log's lines: training and validation loss, and where the minimum was.
 
     A line has `step` and, in nats a token, `loss` or `validation_loss`.
@@ -185,19 +185,19 @@ def draw_curve(lines: Sequence[Mapping[str, float]], fit: FitDiagnosis) -> bytes
         points = [(line["step"], line[key]) for line in lines if key in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, linewidth=width, marker=marker)
-    axes.axvline(fit.best_step, color="grey", linestyle=":", linewidth=1)
+    axes.axvline(diagnosis.best_step, color="grey", linestyle=":", linewidth=1)
     axes.annotate(
-        f"minimum {fit.best_validation_loss:.3f} at step {fit.best_step}",
-        (fit.best_step, fit.best_validation_loss),
+        f"minimum {diagnosis.best_validation_loss:.3f} at step {diagnosis.best_step}",
+        (diagnosis.best_step, diagnosis.best_validation_loss),
         xytext=(6, 14),
         textcoords="offset points",
         fontsize=9,
-        ha="right" if fit.best_step else "left",
+        ha="right" if diagnosis.best_step else "left",
     )
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a token)")
     axes.set_ylim(bottom=0)
-    axes.set_title(fit.fit, fontsize=11)
+    axes.set_title(diagnosis.fit, fontsize=11)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     picture = io.BytesIO()
@@ -229,7 +229,7 @@ def weights_digest(folder: Path) -> str:
 def _result(
     plan: TrainingPlan,
     run_state: RunState,
-    fit: FitDiagnosis,
+    diagnosis: FitDiagnosis,
     *,
     steps: int,
     adapter_digest: str,
@@ -238,7 +238,7 @@ def _result(
     settings, schedule = plan.settings, plan.schedule
     return RunResult(
         method=settings.method.name,
-        verdict=fit,
+        diagnosis=diagnosis,
         metrics=metrics,
         steps=steps,
         epochs=schedule.epochs(steps),
