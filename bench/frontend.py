@@ -25,7 +25,7 @@ from loragate.adapters.base_models.preparation import BaseModel, find
 from loragate.adapters.home import Home
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.app import build
+from loragate.server.app.build import build
 from loragate.server.config import Config, EngineConfig, LimitsConfig, ServerConfig
 from loragate.server.core import ChatRequest, Delta
 from loragate.server.engine.protocol import EngineRequest, LoadedAdapter, ServedModel, ToolSession

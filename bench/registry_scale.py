@@ -28,7 +28,7 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import Limits, Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.app import build
+from loragate.server.app.build import build
 from loragate.server.config import Config, EngineConfig, ServerConfig
 from loragate.server.core import ChatRequest, Delta, Route, TokenLogprob
 from loragate.server.engine.protocol import EngineRequest, LoadedAdapter, ServedModel, ToolSession

@@ -27,7 +27,8 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admission.fair_queue import FairQueue, QueueBounds, QueueGrant
-from loragate.server.app import MakeQueue, Server, build, fair_queue
+from loragate.server.app.build import MakeQueue, build, fair_queue
+from loragate.server.app.server import Server
 from loragate.server.config import Config, EngineConfig, LimitsConfig, ServerConfig
 from loragate.server.core import ChatRequest, Delta, Route, TokenLogprob
 from loragate.server.engine.protocol import EngineRequest, LoadedAdapter, ServedModel, ToolSession

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from loragate.adapters.errors import StoreError
-from loragate.server import app
+from loragate.server.app import foundation
 from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTask, BackgroundTasks, Round
 from loragate.server.config import ServerConfig
@@ -359,7 +359,7 @@ class Stumbling(BackgroundTasks):
 async def test_all_that_a_server_does_by_itself_goes_on_after_any_error(
     serve_with: ServeWith, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "BackgroundTasks", Stumbling)
+    monkeypatch.setattr(foundation, "BackgroundTasks", Stumbling)
     async with with_two_versions(serve_with, tmp_path) as served, served.server.listening():
         trial = start_rollout(served, 100.0, gates=())
         await until(lambda: status(served, trial) == "PASSED", 10)  # trials

@@ -29,7 +29,8 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.app import Server, build
+from loragate.server.app.build import build
+from loragate.server.app.server import Server
 from loragate.server.config import Config, RegistryConfig, ServerConfig
 from loragate.server.core import Delta, TokenLogprob
 from loragate.server.engine.protocol import EngineRequest

@@ -14,7 +14,8 @@ from loragate.adapters.errors import ServedElsewhere
 from loragate.adapters.home import Home
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.app import Server, build, run
+from loragate.server.app.build import build, run
+from loragate.server.app.server import Server
 from loragate.server.config import RegistryConfig
 from support.engines.echo_engine import EchoEngine
 from support.models.tiny_adapters import write_adapter

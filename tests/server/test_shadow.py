@@ -9,7 +9,7 @@ from loragate.adapters.format.manifest import Contract
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.snapshot import Limits, Snapshot
 from loragate.adapters.registry.trial_records import ShadowRow
-from loragate.server import app
+from loragate.server.app import data_plane, foundation
 from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.config import EngineConfig, ExperimentsConfig
@@ -129,8 +129,8 @@ async def test_shadows_go_on_after_one_that_fails_in_any_way(
             raise errors.pop()
         return contract_of(snapshot, version)
 
-    monkeypatch.setattr(app, "contract_of", stumbling)
-    monkeypatch.setattr(app, "BackgroundTasks", lambda after: BackgroundTasks(after, QUICK))
+    monkeypatch.setattr(data_plane, "contract_of", stumbling)
+    monkeypatch.setattr(foundation, "BackgroundTasks", lambda after: BackgroundTasks(after, QUICK))
     async with with_two_versions(serve_with, tmp_path, experiments=EAGER) as two:
         trial = start_rollout(two, 50, every_seconds=60, shadow=1.0)
         await under_way(two)

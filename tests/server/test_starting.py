@@ -13,7 +13,7 @@ import pytest
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
-from loragate.server.app import run
+from loragate.server.app.build import run
 from loragate.server.concurrency.daemon_threads import in_daemon_thread
 from loragate.server.config import Config, ConfigError, ServerConfig
 from loragate.server.engine.protocol import Engine

@@ -197,7 +197,7 @@ def test_sigterm_ends_the_server_from_every_state(
 def test_server_that_does_not_end_by_itself_is_ended_after_its_time(tmp_path: Path) -> None:
     script = (
         "import asyncio, os, signal, time\n"
-        "from loragate.server.serving import Stopping\n"
+        "from loragate.server.app.serving import Stopping\n"
         "async def serve():\n"
         "    with Stopping(0.2).on_signals():\n"
         "        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
-from loragate.server.app import run
+from loragate.server.app.build import run
 from loragate.server.config import load_config
 from loragate.server.engine.protocol import Engine, LoadedAdapter
 from support.engines.echo_engine import EchoEngine

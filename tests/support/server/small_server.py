@@ -20,7 +20,8 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from loragate.server.app import Server, build
+from loragate.server.app.build import build
+from loragate.server.app.server import Server
 from loragate.server.config import Config, LimitsConfig, RegistryConfig, Section, ServerConfig
 from loragate.server.engine.supervision import StartEngine
 from loragate.server.merged.backend import MergedBackend

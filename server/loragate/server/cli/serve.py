@@ -12,8 +12,8 @@ from loragate.server.cli.options import ConfigFile, examples
 
 if TYPE_CHECKING:
     from loragate.adapters.home import Home
+    from loragate.server.app.server import Server
     from loragate.server.config import Config
-    from loragate.server.server import Server
 
 
 def add_to(app: typer.Typer) -> None:
@@ -65,7 +65,7 @@ def serve(
     import uvloop
 
     from loragate.adapters.home import Home
-    from loragate.server import serving
+    from loragate.server.app import serving
     from loragate.server.engine.vllm import forkserver
     from loragate.server.logs import configure_logs
 
@@ -79,13 +79,13 @@ def serve(
 async def _make(settings: "Config", home: "Home") -> AsyncIterator["Server"]:
     from loragate.server.concurrency.daemon_threads import in_daemon_thread
 
-    app = await in_daemon_thread(_import_app)  # probes are answered meanwhile
-    async with app.build_from_settings(settings, home) as server:
+    build = await in_daemon_thread(_import_build)  # probes are answered meanwhile
+    async with build.build_from_settings(settings, home) as server:
         yield server
 
 
-def _import_app() -> ModuleType:
+def _import_build() -> ModuleType:
     """Takes seconds, since the registry, both transports and transformers are imported with it."""
-    from loragate.server import app
+    from loragate.server.app import build
 
-    return app
+    return build

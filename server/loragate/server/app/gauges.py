@@ -10,6 +10,7 @@ from loragate.server.telemetry.metrics import Metrics
 
 def add_gauges(
     metrics: Metrics,
+    *,
     snapshots: SnapshotWatcher,
     queue: FairQueue,
     residency: Residency,

@@ -19,7 +19,7 @@ from loragate.server.config import Config
 from loragate.server.http.port import HttpPort, listen
 
 if TYPE_CHECKING:
-    from loragate.server.server import Server
+    from loragate.server.app.server import Server
 
 logger = logging.getLogger(__name__)
 _ENDING_SECONDS = 15.0  # after the drain: for what was cut off, and for engines to end
