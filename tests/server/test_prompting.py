@@ -72,7 +72,7 @@ async def prepare(
 
 async def text_of(builder: PromptBuilder, request: ChatRequest, contract: Contract) -> str:
     (ids,) = (await prepare(builder, request, contract)).prompt_ids
-    return builder.decode(ids)
+    return builder.renderer.decode(ids)
 
 
 async def test_a_chat_is_put_into_the_model_s_template(builder: PromptBuilder) -> None:
@@ -202,7 +202,7 @@ async def test_the_reserve_counts_each_prompt_once_and_each_choice_to_its_end(
 async def test_long_texts_are_tokenized_as_short_ones_are(roomy: PromptBuilder) -> None:
     text = "déjà vu " * 2000
     prepared = await prepare(roomy, completion(text, text[:50]), NO_CONTRACT)
-    assert [roomy.decode(ids) for ids in prepared.prompt_ids] == [text, text[:50]]
+    assert [roomy.renderer.decode(ids) for ids in prepared.prompt_ids] == [text, text[:50]]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ async def test_of_a_text_that_will_be_truncated_no_more_is_tokenized_than_can_be
     request = chat(("user", text)) if is_chat else completion(text)
     options = Options(truncate_prompt_tokens=5, truncation_side=side)
     prepared = await prepare(builder, replace(request, options=options), NO_CONTRACT)
-    assert builder.decode(prepared.prompt_ids[0]) == kept
+    assert builder.renderer.decode(prepared.prompt_ids[0]) == kept
     assert max(tokenized) < 5000
 
 

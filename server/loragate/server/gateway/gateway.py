@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.server.admission.admission import Admission, Arrival
 from loragate.server.admission.deadlines import Deadlines
 from loragate.server.core import ChatRequest, Delta, Request, Usage
@@ -16,7 +17,6 @@ from loragate.server.engine.protocol import Engine
 from loragate.server.errors import AdapterUnavailable, EngineDead
 from loragate.server.gateway.generator import Generator, Started
 from loragate.server.gateway.preparation import Preparation
-from loragate.server.gateway.prompting import PromptBuilder
 from loragate.server.gateway.resolver import Resolved, Resolver
 from loragate.server.gateway.shadow import CapturedResponse, Shadows
 from loragate.server.telemetry.metrics import Metrics
@@ -32,7 +32,7 @@ class Generation:
         record: Record,
         prompt_ids: tuple[tuple[int, ...], ...],
         deltas: AsyncIterator[Delta],
-        builder: PromptBuilder,
+        renderer: Renderer,
     ) -> None:
         self.id = record.request_id
         self.created = int(time.time())
@@ -41,7 +41,7 @@ class Generation:
         self.route = record.route
         self.prompt_ids = prompt_ids
         self.deltas = deltas
-        self.builder = builder
+        self.renderer = renderer
         self._record = record
 
     def prompt_of(self, index: int) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ class Generation:
             last = self.request.messages[-1]
             return (last.content or "") if last.role == "assistant" else ""
         prompt = self.request.prompts[index // self.request.sampling.n]
-        return prompt if isinstance(prompt, str) else self.builder.decode(prompt)
+        return prompt if isinstance(prompt, str) else self.renderer.decode(prompt)
 
     @property
     def usage(self) -> Usage:
@@ -162,7 +162,7 @@ class Gateway:
                         await reservation.acquire_grant(record.route)
                         deltas = await begin()
                     yield Generation(
-                        request, record, prepared.prompt_ids, deltas, self._preparation.builder
+                        request, record, prepared.prompt_ids, deltas, self._preparation.renderer
                     )
             finally:
                 reservation.settle(started.prompt_tokens + record.completion_tokens)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from loragate.adapters.registry.snapshot import Limits, SnapshotWatcher
+from loragate.adapters.rendering.renderer import Renderer
 from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import ChatRequest, Request, Route
@@ -32,7 +33,7 @@ class Preparation:
         threads: FairThreads,
     ) -> None:
         """`engine` is the base model's; `threads` stay the caller's to close."""
-        self.builder = builder
+        self._builder = builder
         self._registry = registry
         self._request_limits = request_limits
         self._grammars = grammars
@@ -40,16 +41,27 @@ class Preparation:
         self._engine = engine
         self._threads = threads
 
+    @property
+    def renderer(self) -> Renderer:
+        return self._builder.renderer
+
     async def check(self, request: Request, arrival: Arrival) -> None:
         """Raises InvalidRequest where a value is out of its range."""
         await self._threads.do(
             arrival.tenant, is_large(request), validate, request, self._request_limits
         )
 
+    async def token_ids(
+        self, request: Request, arrival: Arrival, route: Route
+    ) -> tuple[tuple[int, ...], ...]:
+        """Of each prompt, as `prepare` makes them before it cuts or refuses any."""
+        contract = contract_of(self._registry.current, route.version)
+        return await self._builder.token_ids(request, contract, arrival.tenant)
+
     async def prepare(self, request: Request, arrival: Arrival, route: Route) -> Prepared:
         """Token ids and sampling. Raises InvalidRequest and ContextLengthExceeded."""
         contract = contract_of(self._registry.current, route.version)
-        prepared = await self.builder.prepare(request, contract, arrival.tenant)
+        prepared = await self._builder.prepare(request, contract, arrival.tenant)
         return _fit_to_budget(prepared, request, arrival.limits)
 
     async def bind(

@@ -82,7 +82,7 @@ class PromptBuilder:
         """`templates` renders those of adapters; it stays the caller's to close, as `threads` do.
         `most_prompt_scores` bounds the prompt's log-probabilities, alternatives included.
         """
-        self._renderer = renderer
+        self.renderer = renderer
         self._model = model
         self._threads = threads
         self._most_prompt_scores = most_prompt_scores
@@ -94,14 +94,7 @@ class PromptBuilder:
         for, ContextLengthExceeded if too long. A large request runs in threads, in which tenants
         take turns.
         """
-        if contract.chat_template is not None and isinstance(request, ChatRequest):
-            ids = await self._template_threads.do(tenant, True, self._render, request, contract)
-            prompt_ids = (ids,)
-        else:
-            large = is_large(request)
-            prompt_ids = await self._threads.do(
-                tenant, large, self._tokenize, request, contract, is_timed=large
-            )
+        prompt_ids = await self.token_ids(request, contract, tenant)
         if not all(prompt_ids):
             raise InvalidRequest(
                 "The prompt has no tokens; send some text.",
@@ -118,11 +111,19 @@ class PromptBuilder:
         self._check_prompt_scores(sampling, sum(map(len, prompt_ids)))
         return Prepared(prompt_ids, sampling)
 
-    def decode(self, ids: tuple[int, ...]) -> str:
-        return self._renderer.decode(ids)
-
-    def token_text(self, token_id: int) -> str:
-        return self._renderer.decode((token_id,))
+    async def token_ids(
+        self, request: Request, contract: Contract, tenant: str
+    ) -> tuple[tuple[int, ...], ...]:
+        """Of each prompt, whole, also where it is a little longer than the context. Raises
+        InvalidRequest and, where the text's length alone says so, ContextLengthExceeded.
+        """
+        if contract.chat_template is not None and isinstance(request, ChatRequest):
+            ids = await self._template_threads.do(tenant, True, self._render, request, contract)
+            return (ids,)
+        large = is_large(request)
+        return await self._threads.do(
+            tenant, large, self._tokenize, request, contract, is_timed=large
+        )
 
     def _tokenize(
         self, request: Request, contract: Contract, *, is_timed: bool
@@ -137,7 +138,7 @@ class PromptBuilder:
 
     def _encode(self, prompt: str, request: CompletionRequest) -> tuple[int, ...]:
         try:
-            return self._renderer.encode(
+            return self.renderer.encode(
                 prompt,
                 add_special_tokens=request.add_special_tokens,
                 most_tokens=self._most_tokens(request.options),
@@ -171,7 +172,7 @@ class PromptBuilder:
             turns.insert(0, {"role": "system", "content": contract.system_prompt})
         wants_tools = request.tool_choice is None or request.tool_choice.kind != "none"
         try:
-            return self._renderer.render(
+            return self.renderer.render(
                 turns,
                 tools=[_tool(tool) for tool in request.tools] if wants_tools else (),
                 chat_template=contract.chat_template,

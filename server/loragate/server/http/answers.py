@@ -325,7 +325,7 @@ class Writer:
         for entry in scored:
             # The first prompt token follows nothing, so it has a text but no probability.
             text = (
-                self._generation.builder.token_text(first) if entry is None else self._token(entry)
+                self._generation.renderer.decode((first,)) if entry is None else self._token(entry)
             )
             offset = self._offsets.get(index, 0)
             self._offsets[index] = offset + len(text)
