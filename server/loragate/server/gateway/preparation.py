@@ -39,7 +39,7 @@ class Preparation:
         self._grammars = grammars
         self._merged = merged
         self._engine = engine
-        self._threads = threads
+        self.threads = threads
 
     @property
     def renderer(self) -> Renderer:
@@ -47,7 +47,7 @@ class Preparation:
 
     async def check(self, request: Request, arrival: Arrival) -> None:
         """Raises InvalidRequest where a value is out of its range."""
-        await self._threads.do(
+        await self.threads.do(
             arrival.tenant, is_large(request), validate, request, self._request_limits
         )
 
@@ -96,7 +96,7 @@ class Preparation:
     async def _bind_tools(
         self, engine: Engine, request: ChatRequest, prepared: Prepared, route: Route
     ) -> ToolSession:
-        return await self._threads.do(
+        return await self.threads.do(
             route.tenant, is_large(request), engine.tools, request, prepared.prompt_ids[0]
         )
 

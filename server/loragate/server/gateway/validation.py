@@ -85,7 +85,7 @@ def _check_sampling(sampling: SamplingParams, limits: RequestLimits) -> None:
         ("logprob_token_ids", sampling.logprob_token_ids, bounds.MOST_LOGPROB_TOKENS),
     ):
         check_count(param, len(ids), most_ids)
-        _check_token_ids(param, ids, limits.vocab_size)
+        check_token_ids(param, ids, limits.vocab_size)
     check_count("logit_bias", len(sampling.logit_bias), bounds.MOST_LOGIT_BIASES)
     _check_logit_bias(sampling.logit_bias, limits.vocab_size)
     if sampling.structured is not None:
@@ -115,7 +115,8 @@ def _shown(value: float) -> str:
     return f"{value:g}" if isinstance(value, float) or abs(value) < _INT64 else "so large a number"
 
 
-def _check_token_ids(param: str, ids: Sequence[int], vocab_size: int) -> None:
+def check_token_ids(param: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raises InvalidRequest where one is none of the vocabulary."""
     for token_id in (min(ids, default=0), max(ids, default=0)):  # the quickest way to look at all
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(
@@ -126,7 +127,7 @@ def _check_token_ids(param: str, ids: Sequence[int], vocab_size: int) -> None:
 
 
 def _check_logit_bias(bias: Mapping[int, float], vocab_size: int) -> None:
-    _check_token_ids("logit_bias", list(bias), vocab_size)
+    check_token_ids("logit_bias", list(bias), vocab_size)
     for token_id, value in bias.items():
         if not -100 <= value <= 100:
             raise InvalidRequest(
@@ -250,6 +251,6 @@ def _check_completion(request: CompletionRequest, limits: RequestLimits) -> None
         if not prompt:
             raise InvalidRequest("prompt has an empty text or list of tokens.", param="prompt")
         if not isinstance(prompt, str):
-            _check_token_ids("prompt", prompt, limits.vocab_size)
+            check_token_ids("prompt", prompt, limits.vocab_size)
     if request.sampling.max_tokens == 0 and not request.echo:
         raise InvalidRequest("max_tokens of 0 only makes sense with echo.", param="max_tokens")

@@ -2,15 +2,14 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from loragate.server.experiments.feedback import LONGEST_COMMENT, Feedback
+from loragate.server.http.requests import Body
 
 
-class FeedbackBody(BaseModel):
+class FeedbackBody(Body):
     """What somebody thought of an answer. Sent twice, it counts once."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     request_id: Annotated[
         str, Field(min_length=1, max_length=128, description="The answer's x-request-id.")

@@ -36,7 +36,9 @@ _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 AnyObject = dict[str, object]  # of decoded JSON, so nothing in it needs to be looked at again
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """A whole body: a field that is not known is refused by its name."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
@@ -125,7 +127,7 @@ class JsonSchemaBody(_Part):
     strict: bool | None = None
 
 
-class ResponseFormatBody(_Body):
+class ResponseFormatBody(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaBody | None = None
 
@@ -133,7 +135,7 @@ class ResponseFormatBody(_Body):
 Alternatives = Annotated[list[str], Field(max_length=bounds.MOST_CHOICES_OF_TEXT, fail_fast=True)]
 
 
-class StructuredOutputsBody(_Body):
+class StructuredOutputsBody(Body):
     """vLLM's own constraints; exactly one."""
 
     json_: AnyObject | str | None = Field(default=None, alias="json")
@@ -144,7 +146,7 @@ class StructuredOutputsBody(_Body):
     structural_tag: str | None = None
 
 
-class StreamOptionsBody(_Body):
+class StreamOptionsBody(Body):
     include_usage: bool = False
     continuous_usage_stats: bool = False
     include_obfuscation: bool | None = None
@@ -158,7 +160,7 @@ LogprobTokens = Annotated[list[int], Field(max_length=bounds.MOST_LOGPROB_TOKENS
 LogitBias = Annotated[dict[str, float], Field(max_length=bounds.MOST_LOGIT_BIASES)]
 
 
-class _GenerationBody(_Body):
+class _GenerationBody(Body):
     """The fields that chat and text completions share."""
 
     model: str = Field(
