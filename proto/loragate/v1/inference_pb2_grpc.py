@@ -65,6 +65,16 @@ class InferenceStub:
                 request_serializer=loragate_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=loragate_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/loragate.v1.Inference/Tokenize',
+                request_serializer=loragate_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=loragate_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/loragate.v1.Inference/Detokenize',
+                request_serializer=loragate_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=loragate_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.Feedback = channel.unary_unary(
                 '/loragate.v1.Inference/Feedback',
                 request_serializer=loragate_dot_v1_dot_inference__pb2.FeedbackRequest.SerializeToString,
@@ -118,6 +128,21 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """The token ids of a request's one prompt, as the same request to Chat or Complete would have them:
+        with the adapter's template and system prompt. Nothing is generated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """The text of token ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Feedback(self, request, context):
         """Says how good one of the tenant's answers was. The same said again changes nothing; another
         value of the same metric is ALREADY_EXISTS, another tenant's request NOT_FOUND.
@@ -158,6 +183,16 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=loragate_dot_v1_dot_inference__pb2.GetModelRequest.FromString,
                     response_serializer=loragate_dot_v1_dot_inference__pb2.GetModelResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=loragate_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=loragate_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=loragate_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
+                    response_serializer=loragate_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
             ),
             'Feedback': grpc.unary_unary_rpc_method_handler(
                     servicer.Feedback,
@@ -328,6 +363,60 @@ class Inference:
             '/loragate.v1.Inference/GetModel',
             loragate_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
             loragate_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loragate.v1.Inference/Tokenize',
+            loragate_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            loragate_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/loragate.v1.Inference/Detokenize',
+            loragate_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+            loragate_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,20 +5,24 @@ adapter's slot, the permit and the unused budget back, and writes the usage reco
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+
+import msgspec
 
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.server.admission.admission import Admission, Arrival
 from loragate.server.admission.deadlines import Deadlines
-from loragate.server.core import ChatRequest, Delta, Request, Usage
+from loragate.server.core import ChatRequest, CompletionRequest, Delta, Request, Usage
 from loragate.server.engine.protocol import Engine
-from loragate.server.errors import AdapterUnavailable, EngineDead
+from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest
+from loragate.server.gateway.bounds import SMALL_PROMPT
 from loragate.server.gateway.generator import Generator, Started
 from loragate.server.gateway.preparation import Preparation
 from loragate.server.gateway.resolver import Resolved, Resolver
 from loragate.server.gateway.shadow import CapturedResponse, Shadows
+from loragate.server.gateway.validation import check_token_ids
 from loragate.server.telemetry.metrics import Metrics
 from loragate.server.telemetry.usage import Record, UsageLog
 
@@ -62,6 +66,15 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far; it grows while deltas are read."""
         return self._record.usage
+
+
+class Tokenized(msgspec.Struct, frozen=True):
+    """A prompt's token ids, and each as the vocabulary writes it where that was asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: tuple[int, ...]
+    token_strs: Sequence[str] | None
 
 
 class Gateway:
@@ -119,6 +132,30 @@ class Gateway:
                 yield generation
         if captured is not None:
             self._shadows.submit(captured)
+
+    async def tokenize(self, request: Request, arrival: Arrival, *, strings: bool) -> Tokenized:
+        """The request's one prompt as `generate` makes it, before it is cut. Raises ModelNotFound,
+        InvalidRequest, and ContextLengthExceeded where a text is far longer than the context.
+        """
+        resolved = await self._resolver.resolve(request, arrival)
+        await self._preparation.check(request, arrival)
+        ids, *others = await self._preparation.token_ids(request, arrival, resolved.route)
+        if others:
+            raise InvalidRequest("Send one prompt; several are several requests.", param="prompt")
+        to_strings = self._preparation.renderer.tokenizer.convert_ids_to_tokens
+        turn = partial(self._preparation.threads.do, arrival.tenant, len(ids) > SMALL_PROMPT)
+        written = await turn(to_strings, list(ids)) if strings else None
+        return Tokenized(len(ids), self._engine.model.max_model_len, ids, written)
+
+    async def detokenize(self, model: str, ids: Sequence[int], arrival: Arrival) -> str:
+        """Raises ModelNotFound, and InvalidRequest where an id is none of the vocabulary."""
+        await self._resolver.resolve(CompletionRequest(model, ()), arrival)
+
+        def decode() -> str:
+            check_token_ids("tokens", ids, self._engine.model.vocab_size)
+            return self._preparation.renderer.decode(ids)
+
+        return await self._preparation.threads.do(arrival.tenant, len(ids) > SMALL_PROMPT, decode)
 
     @asynccontextmanager
     async def _answer(

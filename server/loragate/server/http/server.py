@@ -21,6 +21,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi_swagger import patch_fastapi
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
@@ -28,8 +29,9 @@ from starlette.types import ASGIApp
 from loragate.adapters.errors import LoragateError
 from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
-from loragate.server.core import Caller
-from loragate.server.errors import PermissionDenied, Unauthenticated
+from loragate.server.core import BASE, Caller, ChatRequest, CompletionRequest
+from loragate.server.errors import InvalidRequest, PermissionDenied, Unauthenticated
+from loragate.server.gateway.bounds import MOST_NAME_CHARACTERS
 from loragate.server.gateway.routing import ModelCard
 from loragate.server.gateway.services import TenantServices
 from loragate.server.headers import CONVERSATION
@@ -38,7 +40,7 @@ from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import Answer
 from loragate.server.http.guarded_routes import bearer_key, guarded_by
 from loragate.server.http.middleware import BodyLimit, Envelope, HeadLimit
-from loragate.server.http.requests import ChatBody, CompletionBody
+from loragate.server.http.requests import Body, ChatBody, CompletionBody, Messages, TokenIds
 from loragate.server.telemetry.health import Health
 from loragate.server.telemetry.metrics import Metrics
 
@@ -50,6 +52,29 @@ class HttpOptions:
     max_body_bytes: int
     body_seconds: float
     metrics_key: Callable[[str], bool] | None = None
+
+
+class TokenizeBody(ChatBody):
+    """Any chat request, or a `prompt`; `model` may be left out."""
+
+    model: str = Field(default=BASE, max_length=MOST_NAME_CHARACTERS)
+    messages: Messages = Field(default=[])
+    prompt: str | None = None
+    return_token_strs: bool | None = False
+
+    def to_request(self) -> ChatRequest | CompletionRequest:
+        """Raises InvalidRequest."""
+        if self.prompt is None:
+            return self.to_core()
+        if self.messages:
+            raise InvalidRequest("Send either prompt or messages.", param="prompt")
+        has_special = self.add_special_tokens or "add_special_tokens" not in self.model_fields_set
+        return CompletionRequest(self.model, (self.prompt,), add_special_tokens=has_special)
+
+
+class DetokenizeBody(Body):
+    model: str = Field(default=BASE, max_length=MOST_NAME_CHARACTERS)
+    tokens: TokenIds
 
 
 def build_http(
@@ -71,9 +96,11 @@ def build_http(
     )
     # FastAPI's own page loads its scripts from a public network, which a gateway may not reach.
     patch_fastapi(app, "/docs", swagger_ui_parameters={"persistAuthorization": False})
-    data_plane = _data_plane(services, threads)
+    data_plane, tokens = _data_plane(services, threads)
     app.include_router(data_plane, prefix="/v1", tags=["models"])
     app.include_router(data_plane, prefix="/t/{tenant}/v1", tags=["models of one tenant"])
+    app.include_router(tokens, tags=["models"])
+    app.include_router(tokens, prefix="/t/{tenant}", tags=["models of one tenant"])
     app.include_router(_probes(health, metrics, options), tags=["operation"])
     for router in routers:
         app.include_router(router)
@@ -86,7 +113,9 @@ def build_http(
     return app
 
 
-def _data_plane(services: TenantServices, threads: FairThreads) -> APIRouter:
+def _data_plane(services: TenantServices, threads: FairThreads) -> tuple[APIRouter, APIRouter]:
+    """The routes below `/v1`, and those that vLLM has beside it."""
+
     @contextmanager
     def arriving(request: Request) -> Iterator[str]:
         with services.arrivals.arrive(_caller(request)) as arrival:
@@ -99,7 +128,10 @@ def _data_plane(services: TenantServices, threads: FairThreads) -> APIRouter:
         return Answer(services.gateway, asked, arrival, threads)
 
     said_to_clients = [Depends(HTTPBearer(auto_error=False))]  # it checks nothing
-    router = APIRouter(dependencies=said_to_clients, route_class=guarded_by(arriving, threads))
+    router, tokens = (
+        APIRouter(dependencies=said_to_clients, route_class=guarded_by(arriving, threads))
+        for _ in range(2)
+    )
 
     @router.post("/chat/completions", summary="Answer a conversation")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
@@ -122,7 +154,20 @@ def _data_plane(services: TenantServices, threads: FairThreads) -> APIRouter:
     async def get_model(model: str, request: Request) -> Response:
         return _json(200, _card(services.models.get(model, _arrival(request))))
 
-    return router
+    @tokens.post("/tokenize", summary="The token ids of a prompt or of messages")
+    async def tokenize(body: TokenizeBody, request: Request) -> Response:
+        arrival, is_large = _arrival(request), request.state.is_large
+        asked = await threads.do(arrival.tenant, is_large, body.to_request)
+        has_strings = bool(body.return_token_strs)
+        found = await services.gateway.tokenize(asked, arrival, strings=has_strings)
+        return await threads.do(arrival.tenant, is_large, _json, 200, found)
+
+    @tokens.post("/detokenize", summary="The text of token ids")
+    async def detokenize(body: DetokenizeBody, request: Request) -> Response:
+        text = await services.gateway.detokenize(body.model, body.tokens, _arrival(request))
+        return _json(200, {"prompt": text})
+
+    return router, tokens
 
 
 def _list_of_models(cards: Sequence[ModelCard]) -> Response:

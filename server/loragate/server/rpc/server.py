@@ -9,14 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
+import msgspec
 from google.protobuf.message import Message
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from loragate.server.admin.administration import Administration
 from loragate.server.concurrency.fair_threads import FairThreads
+from loragate.server.core import ChatRequest, CompletionRequest
+from loragate.server.errors import InvalidRequest
 from loragate.server.experiments.feedback import Feedback
-from loragate.server.gateway.bounds import SMALL_MESSAGE
+from loragate.server.gateway.bounds import MOST_PROMPT_TOKENS, SMALL_MESSAGE, check_count
 from loragate.server.gateway.choices import collect, has_many_scores
 from loragate.server.gateway.routing import ModelCard
 from loragate.server.gateway.services import TenantServices
@@ -161,6 +164,28 @@ class InferenceService(inference_pb2_grpc.InferenceServicer):
         card = self._models.get(request.model, arrival)
         return pb.GetModelResponse(model=encode.model(card))
 
+    async def Tokenize(
+        self,
+        request: pb.TokenizeRequest,
+        context: grpc.aio.ServicerContext[pb.TokenizeRequest, pb.TokenizeResponse],
+    ) -> pb.TokenizeResponse:
+        arrival = self._calls.arrival(context)
+        is_large = _is_large(request)
+        asked = await self._threads.do(arrival.tenant, is_large, _to_tokenize, request)
+        tokens = await self._gateway.tokenize(asked, arrival, strings=request.return_token_strs)
+        fields = msgspec.structs.asdict(tokens)
+        return await self._threads.do(arrival.tenant, is_large, pb.TokenizeResponse, **fields)
+
+    async def Detokenize(
+        self,
+        request: pb.DetokenizeRequest,
+        context: grpc.aio.ServicerContext[pb.DetokenizeRequest, pb.DetokenizeResponse],
+    ) -> pb.DetokenizeResponse:
+        arrival = self._calls.arrival(context)
+        check_count("tokens", len(request.tokens), MOST_PROMPT_TOKENS)
+        text = await self._gateway.detokenize(request.model, request.tokens, arrival)
+        return pb.DetokenizeResponse(prompt=text)
+
     async def Feedback(
         self,
         request: pb.FeedbackRequest,
@@ -259,6 +284,14 @@ def build_server(
 
 def _list_of_models(cards: Sequence[ModelCard]) -> pb.ListModelsResponse:
     return pb.ListModelsResponse(models=map(encode.model, cards))
+
+
+def _to_tokenize(wire: pb.TokenizeRequest) -> ChatRequest | CompletionRequest:
+    kind = wire.WhichOneof("request")
+    if kind is None:
+        raise InvalidRequest("Set either 'chat' or 'completion'.", param="request")
+    convert = chat_request if kind == "chat" else completion_request
+    return convert(getattr(wire, kind), stream=False)
 
 
 def _is_large(message: Message) -> bool:
