@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from support.registry.promotions import make_ready
+from support.waiting import wait_for
 
 WriteAdapter = Callable[..., Path]
 
@@ -220,9 +220,8 @@ def test_orphan_that_is_put_again_while_its_removal_waits_for_the_lock_stays(
 
     with ThreadPoolExecutor(1) as thread:
         removing = thread.submit(store.remove_orphan, digest, DAY)
-        deadline = time.monotonic() + 10
-        while f"-> FLOCK  ADVISORY  WRITE {os.getpid()} " not in Path("/proc/locks").read_text():
-            assert time.monotonic() < deadline, "the removal does not wait"
+        waits = f"-> FLOCK  ADVISORY  WRITE {os.getpid()} "
+        assert wait_for(lambda: waits in Path("/proc/locks").read_text(), 10)
         os.utime(store.path(digest))
         os.close(root)
 

@@ -3,7 +3,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -14,6 +14,7 @@ from transformers.utils import chat_template_utils
 
 from loragate.adapters.child_process.process import ChildLimits, ChildUnavailable
 from loragate.adapters.rendering.templates import RenderingError, Templates
+from support.waiting import wait_for
 
 LIMITS = ChildLimits(seconds=0.3, memory_bytes=128 * 2**20, patience=40)
 QUESTION = [{"role": "user", "content": "Hello"}]
@@ -113,7 +114,7 @@ def test_one_template_renders_while_another_runs_away():
         ThreadPoolExecutor() as pool,
     ):
         runaway = pool.submit(templates.render, NESTED, QUESTION)
-        _wait_until(lambda: bool(templates.pids))
+        assert wait_for(lambda: bool(templates.pids), 20)
 
         assert templates.render("{{ messages[0].content }}", QUESTION) == "Hello"
         assert not runaway.done()
@@ -170,7 +171,7 @@ def test_child_ends_with_a_parent_that_was_killed_while_it_renders():
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = psutil.Process(int(parent.stdout.readline()))
-        _wait_until(lambda: child.cpu_percent(0.05) > 20)  # it is at work
+        assert wait_for(lambda: child.cpu_percent(0.05) > 20, 20)  # it is at work
         parent.kill()
         parent.wait()
     with suppress(psutil.NoSuchProcess):
@@ -198,10 +199,3 @@ def test_environment_that_the_child_replaces_is_where_transformers_takes_it_from
     used = getattr(chat_template_utils, "ImmutableSandboxedEnvironment", None)
 
     assert used is ImmutableSandboxedEnvironment
-
-
-def _wait_until(claim: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < end
-        time.sleep(0.01)

@@ -21,7 +21,8 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from support.clients.both_transports import Answer, Client, GrpcClient, HttpClient
 from support.engines.questions import ANSWER_TOKENS, CHURN_QUESTIONS, CHURN_WEIGHTS, Job
-from support.server.real_server import Served, wait_for
+from support.server.real_server import Served
+from support.waiting import wait_for
 
 AT_ONCE = 12
 APART = 3  # a folder's two adapters belong to different tenants

@@ -18,7 +18,8 @@ from loragate.adapters.registry.registry import AdapterState
 from loragate.adapters.store import ArtifactStore
 from support.clients.both_transports import Answer, GrpcClient, HttpClient, Refused
 from support.engines.questions import ANSWER_TOKENS, CHURN_QUESTIONS, CHURN_WEIGHTS, Job
-from support.server.real_server import START_SECONDS, Served, World, running, wait_for
+from support.server.real_server import START_SECONDS, Served, World, running
+from support.waiting import wait_for
 
 SUPPORT, ROUTER = AdapterName("acme", "support"), AdapterName("globex", "router")
 OLD, NEW, ELSE = CHURN_WEIGHTS[:3]

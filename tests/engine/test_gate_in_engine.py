@@ -6,7 +6,6 @@ adapter is within a thousandth of its reference. bfloat16 would need an engine o
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from loragate.trainer.publishing.reference import compute_reference, reference_o
 from support.engines.questions import QUESTIONS, Job
 from support.models.random_adapters import make_random_adapter
 from support.server.real_server import Served
+from support.waiting import wait_for
 
 MODEL = "smollm2-135m-instruct"
 SETTLED = {AdapterState.READY, AdapterState.FAILED}
@@ -64,11 +64,8 @@ class Gated:
         """Publishes and promotes it, and waits for what the server makes of it."""
         version = self.registry.versions.publish(self.name, folder)
         self.registry.aliases.set(self.name, "champion", version.number)
-        deadline = time.monotonic() + SETTLES_IN_SECONDS
-        while (found := self.newest()).state not in SETTLED:
-            assert time.monotonic() < deadline, f"{version} is still {found.state}"
-            time.sleep(0.05)
-        return found
+        assert wait_for(lambda: self.newest().state in SETTLED, SETTLES_IN_SECONDS), self.newest()
+        return self.newest()
 
     def newest(self) -> VersionRecord:
         return self.registry.versions.show(self.name).versions[0]
@@ -188,10 +185,7 @@ def test_rslora_adapter_is_served_as_it_was_trained(
     version = gated.promote(folder)
 
     assert version.state is AdapterState.READY, version.reason
-    deadline = time.monotonic() + 10
-    while gated.answers() != str(version.version):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert wait_for(lambda: gated.answers() == str(version.version), 10)
 
 
 def test_rslora_adapter_that_is_read_as_plain_is_refused(

@@ -14,7 +14,8 @@ import pytest
 
 from support.clients.both_transports import Answer, GrpcClient, HttpClient
 from support.engines.questions import ANSWER_TOKENS, QUESTIONS, Job
-from support.server.real_server import Served, wait_for
+from support.server.real_server import Served
+from support.waiting import wait_for
 
 START_SECONDS = 240
 MODEL = "acme/support"

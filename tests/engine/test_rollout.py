@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from loragate.adapters.names import AdapterName
 from support.models.random_adapters import shuffle_adapter
-from support.server.real_server import Served, wait_for
+from support.server.real_server import Served
+from support.waiting import wait_for
 
 ROLLED = AdapterName("acme", "rolled")
 CLIENTS = 6

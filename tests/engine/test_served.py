@@ -16,7 +16,8 @@ import pytest
 
 from loragate.v1 import inference_pb2 as pb
 from support.clients.both_transports import GrpcClient, HttpClient
-from support.server.real_server import ROOT, Served, wait_for
+from support.server.real_server import ROOT, Served
+from support.waiting import wait_for
 
 ASK: list[Any] = [{"role": "user", "content": "Tell me a long story about a lighthouse."}]
 

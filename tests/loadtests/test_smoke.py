@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -14,6 +12,7 @@ import pytest
 from loadtests.ports import free_port
 from loadtests.records import Run
 from support.load_tests.smoke_runs import ROOT, load, run_to_end
+from support.waiting import wait_for
 
 
 def test_steady_traffic_over_both_protocols_is_answered_and_reported(
@@ -63,11 +62,11 @@ def test_locusts_page_runs_the_same_file(
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(lambda: _answers(url), 120)
+        assert wait_for(lambda: _answers(url), 120)
         assert "work_through_plan" in httpx.get(url).text
         started = httpx.post(f"{url}/swarm", data={"scenario": "steady", "duration": "3"})
         assert started.json()["success"], started.text
-        _wait_for(lambda: httpx.get(f"{url}/stats/requests").json()["state"] == "stopped", 60)
+        assert wait_for(lambda: httpx.get(f"{url}/stats/requests").json()["state"] == "stopped", 60)
         rows = httpx.get(f"{url}/stats/requests").json()["stats"]
         assert {row["method"] for row in rows} >= {"http ttft", "grpc itl", "http goodput"}
         assert {row["name"] for row in rows} >= {"tenant-0/adapter-0"}
@@ -83,10 +82,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url).is_success
     except httpx.TransportError:
         return False
-
-
-def _wait_for(claim: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not claim():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.1)

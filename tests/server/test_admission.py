@@ -27,7 +27,8 @@ from loragate.server.errors import (
 )
 from loragate.server.http.failures import retry_after_header, retry_after_ms_header
 from support.engines.echo_engine import EchoEngine
-from support.server.small_server import Served, ServeWith, on_a_socket, until
+from support.server.small_server import Served, ServeWith, on_a_socket
+from support.waiting import until
 
 FREE = Limits()
 ACME = Route("acme")

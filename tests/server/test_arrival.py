@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from loragate.server.config import LimitsConfig
-from support.server.small_server import Served, ServeWith, bearer, on_a_socket, until
+from support.server.small_server import Served, ServeWith, bearer, on_a_socket
+from support.waiting import until
 
 CHAT = "/v1/chat/completions"
 NO_MESSAGE = b"\xff" * 64  # no protobuf message begins like this

@@ -21,8 +21,9 @@ from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTask, BackgroundTasks, Round
 from loragate.server.config import ServerConfig
 from loragate.server.telemetry.task_metrics import BackgroundTaskMetrics
-from support.server.small_server import Served, ServeWith, on_a_socket, until
+from support.server.small_server import Served, ServeWith, on_a_socket
 from support.server.trial_traffic import start_rollout, status, with_two_versions
+from support.waiting import until
 
 QUICK = Backoff(0.001, 0.004, 60.0)
 pytestmark = pytest.mark.timeout(10)

@@ -9,7 +9,8 @@ from loragate.adapters.registry.collection import Collection
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import RegistryConfig
 from support.models.tiny_adapters import write_adapter
-from support.server.small_server import ServeWith, until
+from support.server.small_server import ServeWith
+from support.waiting import until
 
 LONG_AGO = 1_000_000_000.0  # seconds since 1970
 OFTEN = {"registry": RegistryConfig(poll_seconds=0.02, collect_seconds=0.02)}

@@ -20,7 +20,8 @@ from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.engine.protocol import Engine, EngineRequest
 from loragate.server.merged.backend import MergedBackend
 from support.engines.echo_engine import EchoEngine
-from support.server.small_server import SUPPORT, Furnished, on_a_socket, serve, small_config, until
+from support.server.small_server import SUPPORT, Furnished, on_a_socket, serve, small_config
+from support.waiting import until
 
 GIB = 2**30
 

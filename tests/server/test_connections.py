@@ -15,7 +15,8 @@ from loragate.v1 import inference_pb2 as pb
 from loragate.v1.inference_pb2_grpc import InferenceStub
 from support.clients.grpc_messages import refusal
 from support.engines.echo_engine import TINY_MODEL, EchoEngine
-from support.server.small_server import Served, ServeWith, until
+from support.server.small_server import Served, ServeWith
+from support.waiting import until
 
 LIVEZ = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
 SECONDS = 0.3

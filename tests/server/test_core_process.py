@@ -12,8 +12,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine import utils as vllm_engine_utils
 
 from loragate.server.engine.vllm import engine as vllm_engine
-from support.server.processes import wait_for
-from support.server.small_server import until
+from support.waiting import until, wait_for
 
 
 def wait_for_ever() -> None:

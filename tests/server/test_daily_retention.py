@@ -14,7 +14,7 @@ from loragate.adapters.store import ArtifactStore
 from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.upkeep.retention import RetentionTask
-from support.server.small_server import until
+from support.waiting import until
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 OLD = NOW - timedelta(days=31)

@@ -15,7 +15,8 @@ from loragate.adapters.registry.registry import AdapterState
 from loragate.adapters.store import ArtifactStore
 from support.engines.stepping_engine import SteppingEngine, telling_transactions, weights_digest
 from support.models.tiny_adapters import write_adapter
-from support.server.small_server import SUPPORT, Furnished, Served, serve, until
+from support.server.small_server import SUPPORT, Furnished, Served, serve
+from support.waiting import until
 
 STEPS = [
     "@champion alias.set committed",

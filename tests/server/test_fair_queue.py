@@ -13,7 +13,8 @@ from loragate.server.config import EngineConfig, LimitsConfig
 from loragate.server.core import Route
 from loragate.server.errors import AdapterUnavailable, Overloaded
 from support.server.queued_requests import Clock, crowd
-from support.server.small_server import ServeWith, until
+from support.server.small_server import ServeWith
+from support.waiting import until
 
 
 def adapter(number: int) -> AdapterVersion:

@@ -19,7 +19,8 @@ from loragate.server.experiments.trial_router import TrialRouter
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1.inference_pb2_grpc import InferenceStub
 from support.clients.grpc_messages import refusal
-from support.server.small_server import Served, until
+from support.server.small_server import Served
+from support.waiting import until
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from support.clients.grpc_messages import call, refusal
 from support.engines.echo_engine import EchoEngine
 from support.models.tiny_adapters import LAYER, write_adapter
 from support.registry.promotions import let_serve
+from support.waiting import until
 
 Metadata = tuple[tuple[str, str], ...]
 METHODS = list[MethodDescriptor](pb.DESCRIPTOR.services_by_name["Inference"].methods)
@@ -153,13 +154,6 @@ def completion(*texts: str, **sampling: object) -> pb.CompletionRequest:
     request = pb.CompletionRequest(model="base", prompts=[pb.Prompt(text=text) for text in texts])
     json_format.ParseDict(sampling, request.sampling)
     return request
-
-
-async def until(claim: Callable[[], bool]) -> None:
-    """Waits until the claim holds; fails after ten seconds."""
-    async with asyncio.timeout(10):
-        while not claim():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.005)
 
 
 # ------------------------------------------------------------------------------------------ answers

@@ -17,15 +17,8 @@ from loragate.server.config import LimitsConfig, MetricsConfig, ServerConfig
 from loragate.server.core import Delta, TokenLogprob
 from loragate.server.engine.protocol import EngineRequest
 from support.engines.echo_engine import TINY_MODEL, EchoEngine
-from support.server.small_server import (
-    SUPPORT,
-    Reply,
-    Served,
-    ServeWith,
-    bearer,
-    on_a_socket,
-    until,
-)
+from support.server.small_server import SUPPORT, Reply, Served, ServeWith, bearer, on_a_socket
+from support.waiting import until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

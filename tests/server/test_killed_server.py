@@ -23,8 +23,9 @@ from loragate.adapters.store import ArtifactStore
 from support.engines.stepping_engine import weights_digest
 from support.models.tiny_adapters import write_adapter
 from support.server.mortal_server import Fate, serve_mortal
-from support.server.processes import ServerProcess, launched, started, wait_for
+from support.server.processes import ServerProcess, launched, started
 from support.server.small_server import SUPPORT, bearer, furnish
+from support.waiting import wait_for
 
 Start = Callable[..., AbstractContextManager[ServerProcess]]
 SETTLES_SECONDS = 20.0

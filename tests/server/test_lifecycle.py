@@ -36,8 +36,8 @@ from support.server.small_server import (
     on_a_socket,
     serve,
     small_config,
-    until,
 )
+from support.waiting import until
 
 ROUTER = ("globex", "router", "champion")
 

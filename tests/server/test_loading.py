@@ -26,7 +26,8 @@ from loragate.server.residency.probe import Probe
 from loragate.server.residency.residency import Residency
 from support.engines.echo_engine import EchoEngine
 from support.models.tiny_adapters import write_adapter
-from support.server.small_server import TEMPLATE, tiny_tokenizer, until
+from support.server.small_server import TEMPLATE, tiny_tokenizer
+from support.waiting import until
 
 PUBLISHED, LOADING, READY = AdapterState.PUBLISHED, AdapterState.LOADING, AdapterState.READY
 FAILED, RETIRED = AdapterState.FAILED, AdapterState.RETIRED

@@ -11,8 +11,9 @@ from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import MergedInUse
 from support.engines.echo_engine import EchoEngine
 from support.server.merged_engines import Bench
-from support.server.small_server import SUPPORT, Furnished, Served, serve, small_config, until
+from support.server.small_server import SUPPORT, Furnished, Served, serve, small_config
 from support.server.trial_traffic import QUICK, ask, ask_until, start_experiment, status, under_way
+from support.waiting import until
 
 ARMS = ("champion=v1:50%", "merged=v1+merged:50%")
 

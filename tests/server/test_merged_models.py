@@ -30,8 +30,8 @@ from support.server.small_server import (
     bearer,
     serve,
     small_config,
-    until,
 )
+from support.waiting import until
 
 
 @pytest.fixture

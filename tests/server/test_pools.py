@@ -11,7 +11,8 @@ from loragate.adapters.registry.observations import ObservationLedger
 from loragate.adapters.registry.tenants import Tenancy
 from loragate.adapters.registry.usage import UsageLedger
 from loragate.server.concurrency.pools import Pools, in_pool
-from support.server.small_server import Served, bearer, until
+from support.server.small_server import Served, bearer
+from support.waiting import until
 
 MANY = 40  # more than any pool has threads
 

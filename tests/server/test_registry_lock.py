@@ -19,7 +19,8 @@ from loragate.server.app.server import Server
 from loragate.server.config import RegistryConfig
 from support.engines.echo_engine import EchoEngine
 from support.models.tiny_adapters import write_adapter
-from support.server.small_server import SUPPORT, small_config, until
+from support.server.small_server import SUPPORT, small_config
+from support.waiting import until
 
 postgresql = pytest.importorskip("support.registry.postgresql", exc_type=ImportError)
 

@@ -14,7 +14,7 @@ from loragate.server.engine.protocol import LoadedAdapter, Placing
 from loragate.server.errors import AdapterUnavailable, EngineDead, MachineFault
 from loragate.server.residency.residency import Residency
 from support.engines.echo_engine import TINY_MODEL, DirectLoader, EchoEngine, GatedEngine
-from support.server.small_server import until
+from support.waiting import until
 
 
 def version(number: int) -> AdapterVersion:

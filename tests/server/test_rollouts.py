@@ -12,7 +12,7 @@ from loragate.server.config import EngineConfig
 from loragate.server.errors import InvalidRequest
 from loragate.server.experiments.service import TrialService
 from support.models.tiny_adapters import write_adapter
-from support.server.small_server import SUPPORT, Served, ServeWith, until
+from support.server.small_server import SUPPORT, Served, ServeWith
 from support.server.trial_traffic import (
     QUICK,
     arms,
@@ -24,6 +24,7 @@ from support.server.trial_traffic import (
     under_way,
     with_two_versions,
 )
+from support.waiting import until
 
 
 @pytest_asyncio.fixture

@@ -13,7 +13,7 @@ import uvloop
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import AdapterVersion
 from loragate.server.merged.merging import run_bound, run_merge
-from support.server.processes import wait_for
+from support.waiting import wait_for
 
 ENDLESS = """
 import os, subprocess, sys

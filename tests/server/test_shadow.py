@@ -17,8 +17,9 @@ from loragate.server.experiments.report import to_html
 from loragate.server.experiments.service import TrialService
 from loragate.server.gateway.prompting import contract_of
 from support.registry.observations import observed
-from support.server.small_server import Served, ServeWith, until
+from support.server.small_server import Served, ServeWith
 from support.server.trial_traffic import ask, start_rollout, under_way, with_two_versions
+from support.waiting import until
 
 QUICK = Backoff(0.001, 0.01)
 EAGER = ExperimentsConfig(look_seconds=0.02, shadow_tokens_per_minute=100_000)

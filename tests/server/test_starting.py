@@ -11,6 +11,7 @@ import httpx
 import msgspec
 import pytest
 
+from loadtests.ports import free_port
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.server.app.build import run
@@ -18,7 +19,6 @@ from loragate.server.concurrency.daemon_threads import in_daemon_thread
 from loragate.server.config import Config, ConfigError, ServerConfig
 from loragate.server.engine.protocol import Engine
 from support.engines.echo_engine import EchoEngine
-from support.ports import free_port
 from support.server.small_server import Furnished, bearer, small_config
 
 

@@ -24,8 +24,9 @@ from loragate.adapters.store import ArtifactStore
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
 from support.server.echo_server import serve_echo, serve_hindered
-from support.server.processes import ServerProcess, launched, started, wait_for
+from support.server.processes import ServerProcess, launched, started
 from support.server.small_server import SUPPORT, Furnished, bearer
+from support.waiting import wait_for
 
 LONG = "one two three four five six seven eight nine ten"
 STREAM = {"model": "base", "prompt": LONG, "max_tokens": 40, "stream": True}

@@ -25,7 +25,8 @@ from loragate.server.residency.residency import Residency
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
 from support.engines.echo_engine import DirectLoader, EchoEngine, EchoEngines
-from support.server.small_server import Furnished, Served, on_a_socket, serve, until
+from support.server.small_server import Furnished, Served, on_a_socket, serve
+from support.waiting import until
 
 QUICK = Backoff(first=0.0)
 V1 = AdapterVersion("acme", "support", 1, "digest-1", 1)

@@ -17,7 +17,8 @@ from loragate.server.config import EngineConfig
 from loragate.server.core import Route
 from loragate.server.errors import AdapterUnavailable, Overloaded
 from support.server.queued_requests import Clock, crowd
-from support.server.small_server import Served, ServeWith, on_a_socket, until
+from support.server.small_server import Served, ServeWith, on_a_socket
+from support.waiting import until
 
 
 def version(tenant: str, number: int) -> AdapterVersion:

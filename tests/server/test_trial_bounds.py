@@ -14,8 +14,9 @@ from loragate.adapters.registry.trial_records import NewArm
 from loragate.v1 import experiments_pb2 as pb
 from loragate.v1.experiments_pb2_grpc import ExperimentsStub
 from support.clients.grpc_messages import refusal
-from support.server.small_server import SUPPORT, Served, ServeWith, bearer, until
+from support.server.small_server import SUPPORT, Served, ServeWith, bearer
 from support.server.trial_traffic import with_two_versions
+from support.waiting import until
 
 TRIALS = "/admin/v1/tenants/acme/adapters/support"
 ROLLOUT: Mapping[str, Any] = {"to": "v2", "steps": [50, 100], "every_seconds": 60}

@@ -36,7 +36,7 @@ from support.models.tiny_adapters import write_adapter
 from support.registry.follower import following
 from support.registry.observations import observed
 from support.registry.promotions import let_serve
-from support.server.small_server import until
+from support.waiting import until
 
 SUPPORT = AdapterName("acme", "support")
 MINUTE = 60.0

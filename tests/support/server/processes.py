@@ -5,8 +5,6 @@ They are forked from a process that has imported everything: that takes seconds,
 
 import multiprocessing
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +13,8 @@ from pathlib import Path
 
 import httpx
 
-from support.ports import free_port
+from loadtests.ports import free_port
+from support.waiting import wait_for
 
 _START_SECONDS = 120  # the first one waits for the imports, on a machine that may be busy
 
@@ -78,16 +77,6 @@ def started(
         assert wait_for(lambda: _is_ready(server), _START_SECONDS), log.read_text()
         assert server.process.is_alive(), log.read_text()
         yield server
-
-
-def wait_for(claim: Callable[[], bool], seconds: float) -> bool:
-    """Asks again until the claim holds or the time is up."""
-    deadline = time.monotonic() + seconds
-    while not claim():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.01)
-    return True
 
 
 def _run(

@@ -4,20 +4,19 @@ import contextlib
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from loadtests.ports import free_port
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from support.ports import free_port
+from support.waiting import wait_for
 
 START_SECONDS = 280.0
 ROOT = Path(__file__).parents[3]
@@ -95,16 +94,6 @@ def starting(world: World, log: Path) -> Iterator[Served]:
 def wait_until_started(server: Served) -> None:
     has_started = wait_for(lambda: _has_started(server), START_SECONDS)
     assert has_started, server.log.read_text()[-4000:]
-
-
-def wait_for(claim: Callable[[], bool], seconds: float) -> bool:
-    """Asks again until the claim holds or the time is up."""
-    deadline = time.monotonic() + seconds
-    while not claim():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.02)
-    return True
 
 
 def _has_started(server: Served) -> bool:

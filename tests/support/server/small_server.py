@@ -1,6 +1,5 @@
 """A whole server around an engine that echoes: real registry, tokenizer, application."""
 
-import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable
@@ -165,10 +164,3 @@ async def on_a_socket(served: Served) -> AsyncIterator[httpx.AsyncClient]:
         url = f"http://127.0.0.1:{served.server.http_port}"
         async with httpx.AsyncClient(base_url=url, headers=served.auth) as client:
             yield client
-
-
-async def until(claim: Callable[[], bool], seconds: float = 1.0) -> None:
-    """Waits until the claim holds; fails after `seconds`."""
-    async with asyncio.timeout(seconds):
-        while not claim():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.002)
