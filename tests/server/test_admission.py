@@ -26,20 +26,13 @@ from loragate.server.errors import (
     RequestExceedsLimit,
 )
 from loragate.server.http.failures import retry_after_header, retry_after_ms_header
+from support.clock import Clock
 from support.engines.echo_engine import EchoEngine
 from support.server.small_server import Served, ServeWith, on_a_socket
 from support.waiting import until
 
 FREE = Limits()
 ACME = Route("acme")
-
-
-@dataclass
-class Clock:
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def admission(

@@ -12,7 +12,8 @@ from loragate.server.admission.flows import INPUT_WEIGHT, OUTPUT_WEIGHT
 from loragate.server.config import EngineConfig, LimitsConfig
 from loragate.server.core import Route
 from loragate.server.errors import AdapterUnavailable, Overloaded
-from support.server.queued_requests import Clock, crowd
+from support.clock import Clock
+from support.server.queued_requests import crowd
 from support.server.small_server import ServeWith
 from support.waiting import until
 

@@ -1,11 +1,5 @@
 from loragate.server.concurrency.retries import Backoff, Retries
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from support.clock import Clock
 
 
 def test_each_waits_twice_as_long_after_each_failure_and_up_to_the_most() -> None:

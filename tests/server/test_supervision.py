@@ -3,7 +3,6 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from loragate.server.errors import EngineDead
 from loragate.server.residency.residency import Residency
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
+from support.clock import Clock
 from support.engines.echo_engine import DirectLoader, EchoEngine, EchoEngines
 from support.server.small_server import Furnished, Served, on_a_socket, serve
 from support.waiting import until
@@ -33,22 +33,6 @@ V1 = AdapterVersion("acme", "support", 1, "digest-1", 1)
 SUPPORT = LoadedAdapter(V1, Path("digest-1"))
 ROUTE = Route("acme", V1)
 PINNED = "support@v1"
-
-
-@dataclass
-class Clock:
-    """Time that passes only while someone sleeps, or when the test says so."""
-
-    now: float = 0.0
-    slept: list[float] = field(default_factory=list)
-
-    def __call__(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-        await asyncio.sleep(0)
 
 
 def supervised(

@@ -16,7 +16,8 @@ from loragate.server.admission.shares import TenantCaps
 from loragate.server.config import EngineConfig
 from loragate.server.core import Route
 from loragate.server.errors import AdapterUnavailable, Overloaded
-from support.server.queued_requests import Clock, crowd
+from support.clock import Clock
+from support.server.queued_requests import crowd
 from support.server.small_server import Served, ServeWith, on_a_socket
 from support.waiting import until
 

@@ -12,6 +12,7 @@ from google.protobuf import json_format
 
 from loragate.v1 import inference_pb2 as pb
 from loragate.v1 import inference_pb2_grpc
+from support.clients.grpc_messages import MODES
 from support.server.real_server import Served
 
 Messages = list[Any]  # of {role, content}: each client library has a type of its own
@@ -204,13 +205,6 @@ def _grpc_format(wanted: object) -> dict[str, object]:
     return {"json_schema": json.dumps(wanted["json_schema"]["schema"])}
 
 
-_MODES = {
-    "auto": pb.ToolChoice.MODE_AUTO,
-    "none": pb.ToolChoice.MODE_NONE,
-    "required": pb.ToolChoice.MODE_REQUIRED,
-}
-
-
 def _grpc_chat(model: str, messages: Messages, params: Mapping[str, Any]) -> pb.ChatRequest:
     request = pb.ChatRequest(model=model, messages=[pb.Message(**m) for m in messages])
     json_format.ParseDict(_grpc_params(params), request)
@@ -224,7 +218,7 @@ def _grpc_chat(model: str, messages: Messages, params: Mapping[str, Any]) -> pb.
         )
     match params.get("tool_choice"):
         case str(mode):
-            request.tool_choice.mode = _MODES[mode]
+            request.tool_choice.mode = MODES[mode]
         case {"function": {"name": name}}:
             request.tool_choice.function_name = name
     return request

@@ -11,14 +11,6 @@ from loragate.server.core import Route
 
 
 @dataclass
-class Clock:
-    now: float = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
 class Crowd:
     """Requests that run until they are told to end."""
 
