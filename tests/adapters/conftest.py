@@ -1,7 +1,7 @@
 """Small real adapters, and a registry on them."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import pytest
 
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from support.models.small_adapters import write_small_adapter
-
-WriteAdapter = Callable[..., Path]
+from support.models import one_layer
+from support.models.one_layer import WriteAdapter
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def write_adapter(tmp_path: Path) -> WriteAdapter:
     """Writes a LoRA adapter for one 4x4 layer; another seed makes other weights."""
 
     def write(name: str = "adapter", **wanted: Any) -> Path:
-        return write_small_adapter(tmp_path / name, **wanted)
+        return one_layer.write_adapter(tmp_path / name, **wanted)
 
     return write
 

@@ -1,6 +1,5 @@
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,7 @@ from safetensors.numpy import save_file
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.format.files import inspect
 from loragate.adapters.format.safetensors_header import Tensor, read_header
-
-WriteAdapter = Callable[..., Path]
+from support.models.one_layer import WriteAdapter
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

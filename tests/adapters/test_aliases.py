@@ -1,6 +1,3 @@
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from loragate.adapters.errors import (
@@ -14,9 +11,8 @@ from loragate.adapters.errors import (
 )
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import AdapterState, Registry
+from support.models.one_layer import WriteAdapter
 from support.registry.promotions import let_serve, make_ready
-
-WriteAdapter = Callable[..., Path]
 
 SUPPORT = AdapterName("acme", "support")
 

@@ -17,10 +17,9 @@ from loragate.adapters.format.merged_files import MergedFiles
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
+from support.models.one_layer import WriteAdapter
 from support.registry.promotions import make_ready
 from support.waiting import wait_for
-
-WriteAdapter = Callable[..., Path]
 
 SUPPORT = AdapterName("acme", "support")
 

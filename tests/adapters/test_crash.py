@@ -11,11 +11,11 @@ import pytest
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
+from support.models.one_layer import WriteAdapter
 from support.registry import killed_changes as changes
 from support.registry.killed_changes import Killer, Place
 from support.registry.promotions import let_serve, make_ready
 
-WriteAdapter = Callable[..., Path]
 Open = Callable[[], Registry]
 
 SUPPORT = AdapterName("acme", "support")

@@ -34,6 +34,7 @@ from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
+from support.models.one_layer import WriteAdapter
 from support.models.peft_adapters import (
     TARGETS,
     TEMPLATE,
@@ -47,7 +48,6 @@ from support.models.peft_adapters import (
 PEFT = "base_model.model."
 PREFIX = f"{PEFT}model.layers.0.self_attn.q_proj"
 Tensors = dict[str, np.ndarray]
-WriteAdapter = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -19,9 +17,8 @@ from loragate.adapters.registry.trial_records import (
     Trial,
     TrialStatus,
 )
+from support.models.one_layer import WriteAdapter
 from support.registry.observations import observed
-
-WriteAdapter = Callable[..., Path]
 
 AT = datetime(2026, 11, 23, tzinfo=UTC)
 THUMBS = FeedbackRow("acme", "req-1", "thumbs", 1.0, "", None, AT)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,10 +22,10 @@ from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.registry import AdapterState, Limits, Registry
 from loragate.adapters.registry.tables import Base
 from loragate.adapters.store import ArtifactStore
+from support.models.one_layer import WriteAdapter
 from support.registry.postgresql import end_connections, unreachable
 from support.registry.promotions import let_serve
 
-WriteAdapter = Callable[..., Path]
 SUPPORT = AdapterName("acme", "support")
 TIMEOUTS = {"statement_timeout": "30s", "lock_timeout": "10s"}
 

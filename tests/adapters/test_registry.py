@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -32,9 +31,8 @@ from loragate.adapters.registry.records import UsageRow, new_row_id
 from loragate.adapters.registry.registry import Limits, Registry
 from loragate.adapters.store import ArtifactStore
 from support.concurrent_processes import run_together
+from support.models.one_layer import WriteAdapter
 from support.registry.promotions import let_serve
-
-WriteAdapter = Callable[..., Path]
 
 SUPPORT = AdapterName("acme", "support")
 NOW = datetime(2030, 1, 1, 12, tzinfo=UTC)

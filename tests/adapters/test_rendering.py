@@ -3,15 +3,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from loragate.adapters.rendering.renderer import Renderer, RenderingError
+from support.models.tokenizers import TURNS, byte_tokenizer
 
-TURNS = (
-    "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
-)
 WITH_BOS = "{{ bos_token }}" + TURNS
 WITH_TOOLS = "{% if tools %}TOOLS {{ tools[0].function.name }}{% endif %}" + TURNS
 # Shows the last turn alone in full: earlier ones change when another follows.
@@ -20,31 +15,12 @@ CHAT = [{"role": "user", "content": "héllo"}]
 TOOL = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
 
 
-def tokenizer(template: str | None = TURNS, *, adds_bos: bool = False) -> PreTrainedTokenizerFast:
-    """Its tokens are bytes, besides three special ones."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_ = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bytes_.decoder = decoders.ByteLevel()
-    bytes_.add_special_tokens(["<|end|>", "<|turn|>", "<|bos|>"])
-    if adds_bos:
-        bos = bytes_.token_to_id("<|bos|>")
-        bytes_.post_processor = processors.TemplateProcessing(
-            single="<|bos|> $A", special_tokens=[("<|bos|>", bos)]
-        )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=bytes_, eos_token="<|end|>", bos_token="<|bos|>"
-    )
-    fast.chat_template = template
-    return fast
-
-
 @pytest.mark.parametrize("template", [TURNS, WITH_BOS])
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_a_prompt_is_what_the_tokenizer_itself_would_make_of_it(
     template: str, add_generation_prompt: bool
 ) -> None:
-    own = tokenizer(template)
+    own = byte_tokenizer(template)
     expected = own.apply_chat_template(
         CHAT, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False
     )
@@ -53,7 +29,7 @@ def test_a_prompt_is_what_the_tokenizer_itself_would_make_of_it(
 
 
 def test_a_directory_s_tokenizer_renders_like_the_one_that_was_saved(tmp_path: Path) -> None:
-    own = tokenizer()
+    own = byte_tokenizer()
     own.save_pretrained(tmp_path)
     assert Renderer.load(tmp_path).render(CHAT) == Renderer(own).render(CHAT)
     other = Renderer.load(tmp_path, "{{ messages[0].content }}")
@@ -61,7 +37,7 @@ def test_a_directory_s_tokenizer_renders_like_the_one_that_was_saved(tmp_path: P
 
 
 def test_a_text_begins_once_even_where_tokenizer_and_template_both_begin_it() -> None:
-    renderer = Renderer(tokenizer(WITH_BOS, adds_bos=True))
+    renderer = Renderer(byte_tokenizer(WITH_BOS, adds_bos=True))
     ids = renderer.render(CHAT)
     assert renderer.decode(ids).count("<|bos|>") == 1
     text = renderer.encode("a", add_special_tokens=True)
@@ -69,26 +45,26 @@ def test_a_text_begins_once_even_where_tokenizer_and_template_both_begin_it() ->
 
 
 def test_a_template_that_leaves_the_beginning_out_can_have_it_added() -> None:
-    renderer = Renderer(tokenizer(TURNS, adds_bos=True))
+    renderer = Renderer(byte_tokenizer(adds_bos=True))
     assert "<|bos|>" not in renderer.decode(renderer.render(CHAT))
     assert renderer.decode(renderer.render(CHAT, add_special_tokens=True)).startswith("<|bos|>")
 
 
 def test_a_final_message_can_be_continued() -> None:
     messages = [*CHAT, {"role": "assistant", "content": "I thi"}]
-    renderer = Renderer(tokenizer())
+    renderer = Renderer(byte_tokenizer())
     ids = renderer.render(messages, add_generation_prompt=False, continue_final_message=True)
     assert renderer.decode(ids).endswith("<|turn|>assistant\nI thi")
 
 
 def test_a_call_s_template_goes_before_the_model_s() -> None:
-    renderer = Renderer(tokenizer())
+    renderer = Renderer(byte_tokenizer())
     ids = renderer.render(CHAT, chat_template="Q {{ messages[0].content }}")
     assert renderer.decode(ids) == "Q héllo"
 
 
 def test_variables_reach_the_template_but_cannot_take_the_rendering_s_own_names() -> None:
-    renderer = Renderer(tokenizer("{{ tone }} {{ documents[0].text }}"))
+    renderer = Renderer(byte_tokenizer("{{ tone }} {{ documents[0].text }}"))
     variables = {"tone": "dry", "documents": [{"text": "d"}]}
     assert renderer.decode(renderer.render(CHAT, template_kwargs=variables)) == "dry d"
     for name in ("tokenize", "conversation", "tools", "chat_template", "return_dict", "messages"):
@@ -109,28 +85,28 @@ def test_variables_reach_the_template_but_cannot_take_the_rendering_s_own_names(
 )
 def test_a_template_that_fails_is_a_rendering_error(template: str) -> None:
     with pytest.raises(RenderingError, match="refuses these messages"):
-        Renderer(tokenizer(template)).render(CHAT)
+        Renderer(byte_tokenizer(template)).render(CHAT)
 
 
 def test_text_that_no_tokenizer_can_take_is_a_rendering_error() -> None:
     with pytest.raises(RenderingError):
-        Renderer(tokenizer()).render([{"role": "user", "content": "\ud800"}])
+        Renderer(byte_tokenizer()).render([{"role": "user", "content": "\ud800"}])
 
 
 def test_a_model_without_a_template_says_what_to_do_instead() -> None:
     with pytest.raises(RenderingError, match=r"engine\.chat_template"):
-        Renderer(tokenizer(None)).render(CHAT)
+        Renderer(byte_tokenizer(None)).render(CHAT)
 
 
 def test_tools_go_where_the_template_has_a_place_for_them() -> None:
-    renderer = Renderer(tokenizer(WITH_TOOLS))
+    renderer = Renderer(byte_tokenizer(WITH_TOOLS))
     text = renderer.decode(renderer.render(CHAT, tools=[TOOL]))
     assert text.startswith("TOOLS get_time<|turn|>user")
     assert "<tools>" not in text
 
 
 def test_tools_go_into_the_system_message_where_the_template_has_no_place() -> None:
-    renderer = Renderer(tokenizer())
+    renderer = Renderer(byte_tokenizer())
     text = renderer.decode(renderer.render(CHAT, tools=[TOOL]))
     assert text.startswith("<|turn|>system\nYou may call")
     assert '"name": "get_time"' in text
@@ -147,20 +123,23 @@ def test_earlier_calls_and_their_results_are_written_out_where_there_is_no_place
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "12:00"},
     ]
-    renderer = Renderer(tokenizer())
+    renderer = Renderer(byte_tokenizer())
     text = renderer.decode(renderer.render(messages, tools=[TOOL]))
     assert '<tool_call>\n{"name": "get_time", "arguments": {"zone": "UTC"}}\n</tool_call>' in text
     assert "<|turn|>user\n<tool_response>\n12:00\n</tool_response>" in text
 
 
 def test_equal_templates_have_equal_hashes() -> None:
-    assert Renderer(tokenizer()).template_hash() == Renderer(tokenizer()).template_hash()
-    assert Renderer(tokenizer()).template_hash() != Renderer(tokenizer(WITH_BOS)).template_hash()
+    assert Renderer(byte_tokenizer()).template_hash() == Renderer(byte_tokenizer()).template_hash()
+    assert (
+        Renderer(byte_tokenizer()).template_hash()
+        != Renderer(byte_tokenizer(WITH_BOS)).template_hash()
+    )
 
 
 # ---- supervision
 
-RENDERER = Renderer(tokenizer(WITH_BOS))
+RENDERER = Renderer(byte_tokenizer(WITH_BOS))
 words = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="<|>"), max_size=20)
 
 
@@ -204,4 +183,4 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_for_training() -> Non
         {"role": "assistant", "content": "c"},
     ]
     with pytest.raises(RenderingError, match="earlier turns"):
-        Renderer(tokenizer(FORGETFUL)).supervise(messages)
+        Renderer(byte_tokenizer(FORGETFUL)).supervise(messages)

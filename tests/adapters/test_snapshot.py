@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +26,9 @@ from loragate.adapters.registry.api_keys import hash_key
 from loragate.adapters.registry.registry import Limits, Registry
 from loragate.adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
+from support.models.one_layer import WriteAdapter
 from support.registry.follower import following
 from support.registry.promotions import let_serve, make_ready
-
-WriteAdapter = Callable[..., Path]
 
 SUPPORT = AdapterName("acme", "support")
 

@@ -24,10 +24,9 @@ from loragate.adapters.registry.snapshot import Snapshot
 from loragate.adapters.registry.snapshot_reader import read_snapshot
 from loragate.adapters.registry.states import LEGAL_MOVES
 from loragate.adapters.store import ArtifactStore
+from support.models.one_layer import WriteAdapter
 from support.registry.many_versions import fill
 from support.registry.promotions import make_ready
-
-WriteAdapter = Callable[..., Path]
 
 Trace = Callable[[FrameType, str, Any], Any]
 

@@ -4,7 +4,6 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import pytest
 from loragate.adapters.errors import StoreError
 from loragate.adapters.format.files import inspect
 from loragate.adapters.store import ArtifactStore
-
-WriteAdapter = Callable[..., Path]
+from support.models.one_layer import WriteAdapter
 
 # Puts a folder whose weights are a pipe by the time they are copied: the copy waits half-way.
 STUCK_PUT = """

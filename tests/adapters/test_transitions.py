@@ -1,14 +1,10 @@
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from loragate.adapters.errors import IllegalMove, VersionNotFound, VersionRetired
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import AdapterState, Registry
+from support.models.one_layer import WriteAdapter
 from support.registry.promotions import let_serve, make_ready
-
-WriteAdapter = Callable[..., Path]
 
 SUPPORT = AdapterName("acme", "support")
 PUBLISHED, LOADING, READY = AdapterState.PUBLISHED, AdapterState.LOADING, AdapterState.READY

@@ -1,6 +1,4 @@
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from sqlalchemy import event
@@ -19,9 +17,8 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry import trials
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.trial_records import NewArm, Trial, TrialStatus
+from support.models.one_layer import WriteAdapter
 from support.registry.promotions import let_serve
-
-WriteAdapter = Callable[..., Path]
 
 SUPPORT = AdapterName("acme", "support")
 ARMS = (NewArm("challenger", 2), NewArm("champion", 1))

@@ -29,7 +29,7 @@ from loragate.adapters.registry.snapshot import Snapshot, SnapshotWatcher
 from loragate.adapters.registry.snapshot_reader import read_snapshot
 from loragate.adapters.registry.unreadable_rows import UnreadableRow, read_apart
 from loragate.adapters.store import ArtifactStore
-from support.models.small_adapters import write_small_adapter
+from support.models.one_layer import write_adapter
 from support.registry.promotions import let_serve
 
 SUPPORT, ROUTER = AdapterName("acme", "support"), AdapterName("globex", "router")
@@ -87,7 +87,7 @@ def furnished(
             for version in (1, 2):
                 seed = 10 * number + version
                 registry.versions.publish(
-                    adapter, write_small_adapter(root / f"adapter-{seed}", seed=seed)
+                    adapter, write_adapter(root / f"adapter-{seed}", seed=seed)
                 )
             let_serve(registry, adapter, "champion", 1)
             registry.aliases.set(adapter, "challenger", 2)

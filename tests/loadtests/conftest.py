@@ -9,13 +9,12 @@ import pytest
 
 from loadtests.records import Run
 from support.load_tests.smoke_runs import load, read_finished, run_to_end
-from support.models.tiny_adapters import write_adapter
-from support.server.small_server import write_base_model
+from support.models.one_layer import write_adapter, write_base
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base_model(tmp_path_factory.mktemp("tiny-model")).path
+    return write_base(tmp_path_factory.mktemp("tiny-model")).path
 
 
 @pytest.fixture(scope="session")

@@ -13,21 +13,14 @@ from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.server.config import Section
 from support.engines.echo_engine import EchoEngine
+from support.models.one_layer import write_base
 from support.server.processes import forks_of
-from support.server.small_server import (
-    Furnished,
-    Served,
-    ServeWith,
-    furnish,
-    serve,
-    small_config,
-    write_base_model,
-)
+from support.server.small_server import Furnished, Served, ServeWith, furnish, serve, small_config
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return write_base_model(tmp_path_factory.mktemp("tiny"))
+    return write_base(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

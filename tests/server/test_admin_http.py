@@ -17,7 +17,7 @@ from loragate.adapters.registry.merged_states import MergedState
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.administration import Administration
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.registry.promotions import let_serve
 from support.server.admin_app import ADMIN_KEY, MAX_ADAPTER_BYTES, build_app
 

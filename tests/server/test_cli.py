@@ -18,7 +18,7 @@ from loragate.adapters.registry.merged_states import MergedState
 from loragate.adapters.registry.registry import AdapterState, Registry, UsageRow
 from loragate.adapters.store import ArtifactStore
 from loragate.server.cli.main import build
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.registry.promotions import let_serve, make_ready
 from support.server.admin_app import ADMIN_KEY, build_app, listening
 from support.server.command_line import Loragate, Result, give_registry, move_to, running

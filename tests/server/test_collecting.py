@@ -8,7 +8,7 @@ from loragate.adapters.format.files import inspect
 from loragate.adapters.registry.collection import Collection
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import RegistryConfig
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.small_server import ServeWith
 from support.waiting import until
 

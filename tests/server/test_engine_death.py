@@ -14,7 +14,7 @@ from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.registry.registry import AdapterState
 from loragate.adapters.store import ArtifactStore
 from support.engines.stepping_engine import SteppingEngine, telling_transactions, weights_digest
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.small_server import SUPPORT, Furnished, Served, serve
 from support.waiting import until
 

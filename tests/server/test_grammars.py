@@ -9,26 +9,19 @@ from itertools import product
 
 import psutil
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from loragate.server.core import StructuredOutput
 from loragate.server.engine.grammars.compiler import Grammars, vocabulary_of
 from loragate.server.errors import InvalidRequest, Overloaded
+from support.models.tokenizers import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
 def vocabulary() -> str:
     """Bytes, and some thousand words, so that grammars cost what they do with a real model."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["".join(each) for size in (2, 3) for each in product("aebdinrstĠ0{,", repeat=size)]
     words += [first + second for first, second in product(words[:60], repeat=2)]
-    ids = {token: i for i, token in enumerate(dict.fromkeys([*letters, *words]))}
-    tokenizer = Tokenizer(models.BPE(ids, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>"])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast = byte_tokenizer(more=words)
     return vocabulary_of(fast, len(fast))
 
 

@@ -1,7 +1,6 @@
 """`loragate.v1.Inference` on a real server, over the whole gateway and an engine that echoes."""
 
 import asyncio
-import json
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import grpc
 import msgspec
-import numpy as np
 import pytest
 import pytest_asyncio
 from google.protobuf import descriptor_pool, json_format, message_factory
@@ -20,9 +18,6 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
@@ -38,13 +33,15 @@ from loragate.v1 import inference_pb2 as pb
 from loragate.v1.inference_pb2_grpc import InferenceStub
 from support.clients.grpc_messages import call, refusal
 from support.engines.echo_engine import EchoEngine
-from support.models.tiny_adapters import LAYER, write_adapter
+from support.models.one_layer import write_adapter, write_base
 from support.registry.promotions import let_serve
 from support.waiting import until
 
 Metadata = tuple[tuple[str, str], ...]
 METHODS = list[MethodDescriptor](pb.DESCRIPTOR.services_by_name["Inference"].methods)
 SUPPORT = AdapterName("acme", "support")
+
+
 TEMPLATE = (
     "{# tools are left out #}"  # they would fill the tiny context
     "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
@@ -97,18 +94,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    """A tokenizer whose tokens are bytes, and the one layer that the tiny adapters are for."""
-    folder = tmp_path_factory.mktemp("tiny")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    save_file({f"{LAYER}.weight": np.zeros((4, 4), np.float32)}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 512}))
-    return BaseModel("tiny", folder, "sha256:0")
+    return write_base(tmp_path_factory.mktemp("tiny"), TEMPLATE)
 
 
 @pytest.fixture

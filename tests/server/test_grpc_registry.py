@@ -25,7 +25,7 @@ from loragate.v1.registry_pb2_grpc import (
     add_AdapterRegistryServicer_to_server,
 )
 from support.clients.grpc_messages import call, refusal
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.registry.follower import following
 from support.registry.promotions import let_serve, make_ready
 

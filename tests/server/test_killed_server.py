@@ -21,7 +21,7 @@ from loragate.adapters.home import Home
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from support.engines.stepping_engine import weights_digest
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.mortal_server import Fate, serve_mortal
 from support.server.processes import ServerProcess, launched, started
 from support.server.small_server import SUPPORT, bearer, furnish

@@ -27,7 +27,7 @@ from loragate.server.residency.loader import Loader
 from loragate.server.residency.pins import Pins
 from loragate.server.residency.residency import Residency
 from support.engines.echo_engine import EchoEngine, GatedEngine
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.small_server import (
     SUPPORT,
     Furnished,

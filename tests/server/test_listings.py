@@ -13,7 +13,7 @@ from loragate.adapters.registry.registry import Registry, UsageRow
 from loragate.adapters.registry.trial_records import NewArm, TrialStatus
 from loragate.adapters.store import ArtifactStore
 from loragate.v1 import experiments_pb2, experiments_pb2_grpc, registry_pb2, registry_pb2_grpc
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.command_line import Result, give_registry, move_to, running
 from support.server.small_server import Served, bearer
 

@@ -25,8 +25,8 @@ from loragate.server.residency.loader import Loader
 from loragate.server.residency.probe import Probe
 from loragate.server.residency.residency import Residency
 from support.engines.echo_engine import EchoEngine
-from support.models.tiny_adapters import write_adapter
-from support.server.small_server import TEMPLATE, tiny_tokenizer
+from support.models.one_layer import write_adapter
+from support.models.tokenizers import byte_tokenizer
 from support.waiting import until
 
 PUBLISHED, LOADING, READY = AdapterState.PUBLISHED, AdapterState.LOADING, AdapterState.READY
@@ -134,7 +134,7 @@ def machine_of(
     tmp_path: Path, engine: EchoEngine, *, timeout_seconds: float = 30.0, max_resident: int = 4
 ) -> Machine:
     registry, store = States(), SlowStore(tmp_path / "store")
-    probe = Probe(engine, Renderer(tiny_tokenizer(TEMPLATE)))
+    probe = Probe(engine, Renderer(byte_tokenizer()))
     loader = Loader(
         *(engine, SimpleNamespace(states=registry), store, PublishCheck(None, None), probe),  # pyright: ignore[reportArgumentType]
         timeout_seconds=timeout_seconds,

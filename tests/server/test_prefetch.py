@@ -26,7 +26,7 @@ from loragate.server.residency import prefetch
 from loragate.server.residency.prefetch import HotList, Prefetch
 from loragate.server.residency.residency import Residency
 from support.engines.echo_engine import DirectLoader, EchoEngine
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.small_server import SUPPORT, Furnished, serve, small_config
 from support.waiting import until
 

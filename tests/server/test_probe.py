@@ -19,7 +19,7 @@ from loragate.server.engine.protocol import EngineRequest, LoadedAdapter
 from loragate.server.errors import MachineFault
 from loragate.server.residency.probe import Probe
 from support.engines.echo_engine import TINY_MODEL, EchoEngine
-from support.server.small_server import TEMPLATE, tiny_tokenizer
+from support.models.tokenizers import byte_tokenizer
 
 ADAPTER = LoadedAdapter(AdapterVersion("acme", "support", 1, "sha256:1", 1), Path("/nowhere"))
 IDS = (3, 1, 4, 1, 5, 9, 2, 6)
@@ -65,7 +65,7 @@ def reference(*, ids: tuple[int, ...] = IDS, tolerance: Tolerance | None = None)
 
 
 async def refusal(engine: ScoringEngine, held_against: Reference | None) -> InvalidAdapter | None:
-    probe = Probe(engine, Renderer(tiny_tokenizer(TEMPLATE)))
+    probe = Probe(engine, Renderer(byte_tokenizer()))
     try:
         await probe.check(ADAPTER, held_against)
     except InvalidAdapter as refused:
@@ -96,7 +96,7 @@ async def test_rounding_passes() -> None:
 
 async def test_base_model_scores_no_reference_that_matches() -> None:
     engine = ScoringEngine()
-    probe = Probe(engine, Renderer(tiny_tokenizer(TEMPLATE)))
+    probe = Probe(engine, Renderer(byte_tokenizer()))
     await probe.warm()
     engine.scored.clear()
 
@@ -184,7 +184,7 @@ async def test_adapter_whose_scores_are_no_numbers_is_refused(score: float, of: 
 
 async def test_adapter_whose_scores_are_not_told_is_refused() -> None:
     engine = ScoringEngine()
-    probe = Probe(engine, Renderer(tiny_tokenizer(TEMPLATE)))
+    probe = Probe(engine, Renderer(byte_tokenizer()))
     await probe.warm()
     engine.tells_nothing = True
 
@@ -196,7 +196,7 @@ async def test_adapter_whose_scores_are_not_told_is_refused() -> None:
 
 @pytest.mark.parametrize("score", NO_NUMBERS)
 async def test_base_model_without_numbers_is_the_machines_fault(score: float) -> None:
-    probe = Probe(ScoringEngine(base=lambda token: score), Renderer(tiny_tokenizer(TEMPLATE)))
+    probe = Probe(ScoringEngine(base=lambda token: score), Renderer(byte_tokenizer()))
     with pytest.raises(MachineFault, match="base model itself"):
         await probe.warm()
 

@@ -26,7 +26,7 @@ from loragate.server.gateway import bounds, prompting
 from loragate.server.gateway.prompting import NO_CONTRACT, Prepared, PromptBuilder
 from loragate.server.gateway.request_size import is_large
 from support.engines.echo_engine import TINY_MODEL
-from support.server.small_server import TEMPLATE, tiny_tokenizer
+from support.models.tokenizers import byte_tokenizer
 
 MODEL = replace(TINY_MODEL, max_model_len=100)
 PLENTY = replace(TINY_MODEL, max_model_len=100_000)
@@ -34,7 +34,7 @@ PLENTY = replace(TINY_MODEL, max_model_len=100_000)
 
 @pytest.fixture(scope="module")
 def renderer() -> Renderer:
-    return Renderer(tiny_tokenizer(TEMPLATE))
+    return Renderer(byte_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ async def test_requests_of_one_adapter_s_template_are_all_rendered(builder: Prom
 
 def counting_renderer(monkeypatch: pytest.MonkeyPatch) -> tuple[Renderer, list[int]]:
     """And the lengths of the texts that it tokenizes."""
-    renderer = Renderer(tiny_tokenizer("{{ messages[0].content }}{{ shown }}"))
+    renderer = Renderer(byte_tokenizer("{{ messages[0].content }}{{ shown }}"))
     tokenized: list[int] = []
     encode = renderer.tokenizer.encode
 
@@ -390,7 +390,7 @@ async def test_the_model_s_own_template_has_a_time_for_a_large_request(
 ) -> None:
     monkeypatch.setattr(prompting, "_BASE_TEMPLATE_SECONDS", 0.05)
     assert RUNS_AWAY.chat_template is not None
-    renderer = Renderer(tiny_tokenizer(RUNS_AWAY.chat_template))
+    renderer = Renderer(byte_tokenizer(RUNS_AWAY.chat_template))
     builder = PromptBuilder(renderer, PLENTY, FairThreads(), templates)
     with pytest.raises(InvalidRequest, match="computes for more than"):
         await prepare(builder, chat(("user", "x" * 5000)), NO_CONTRACT)

@@ -21,7 +21,7 @@ from loragate.adapters.registry.snapshot import Limits
 from loragate.adapters.store import ArtifactStore
 from loragate.server.admin_client.local import open_local
 from loragate.server.config import ConfigError, EngineConfig
-from support.models.tiny_adapters import LAYER, write_adapter
+from support.models.one_layer import LAYER, write_adapter
 from support.server.small_server import ServeWith, bearer
 
 SUPPORT = AdapterName("acme", "support")

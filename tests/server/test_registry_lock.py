@@ -18,7 +18,7 @@ from loragate.server.app.build import build, run
 from loragate.server.app.server import Server
 from loragate.server.config import RegistryConfig
 from support.engines.echo_engine import EchoEngine
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.small_server import SUPPORT, small_config
 from support.waiting import until
 

@@ -11,7 +11,7 @@ from loragate.adapters.errors import TrialUnderWay, VersionHeld, VersionNotFound
 from loragate.server.config import EngineConfig
 from loragate.server.errors import InvalidRequest
 from loragate.server.experiments.service import TrialService
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.small_server import SUPPORT, Served, ServeWith
 from support.server.trial_traffic import (
     QUICK,

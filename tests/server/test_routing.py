@@ -11,7 +11,7 @@ from loragate.adapters.registry.snapshot import SnapshotWatcher
 from loragate.adapters.store import ArtifactStore
 from loragate.server.errors import ModelNotFound
 from loragate.server.gateway.routing import Router, shadowed_adapters_warning
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.registry.promotions import let_serve
 
 SUPPORT, DRAFT = AdapterName("acme", "support"), AdapterName("acme", "draft")

@@ -10,7 +10,7 @@ import pytest
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.registry.promotions import let_serve
 from support.server.admin_app import ADMIN_KEY, build_app, listening
 from support.server.command_line import give_registry, move_to, running

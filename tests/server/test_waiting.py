@@ -11,7 +11,7 @@ from loragate.adapters.store import ArtifactStore
 from loragate.server.admin.views import AdapterPageView
 from loragate.server.admin_client.local import LocalAdmin
 from loragate.server.cli.waiting import DoesNotServe, wait_until_serving
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.small_server import SUPPORT, Served, bearer
 
 

@@ -32,7 +32,7 @@ from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.runner import TrialRunner
 from loragate.server.experiments.service import RolloutSpec, TrialService
 from loragate.server.experiments.trial_router import TrialRouter
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.registry.follower import following
 from support.registry.observations import observed
 from support.registry.promotions import let_serve

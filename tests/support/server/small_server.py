@@ -1,6 +1,5 @@
 """A whole server around an engine that echoes: real registry, tokenizer, application."""
 
-import json
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -9,10 +8,6 @@ from pathlib import Path
 
 import httpx
 import msgspec
-import numpy as np
-from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
@@ -25,38 +20,11 @@ from loragate.server.config import Config, LimitsConfig, RegistryConfig, Section
 from loragate.server.engine.supervision import StartEngine
 from loragate.server.merged.backend import MergedBackend
 from support.engines.echo_engine import EchoEngine
-from support.models.tiny_adapters import LAYER, write_adapter
+from support.models.one_layer import write_adapter
 from support.registry.promotions import let_serve
 
-TEMPLATE = (
-    "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>"
-    "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
-)
 SUPPORT = AdapterName("acme", "support")
 Reply = httpx.Response
-
-
-def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """Its tokens are bytes, and three special ones: a turn's two ends and a text's end."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>", "<|turn|>", "<|bos|>"])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", bos_token="<|bos|>"
-    )
-    fast.chat_template = template
-    return fast
-
-
-def write_base_model(folder: Path) -> BaseModel:
-    """A model directory with the one layer that the tiny adapters are for."""
-    tiny_tokenizer().save_pretrained(folder)
-    weights = {f"{LAYER}.weight": np.zeros((4, 4), np.float32)}
-    save_file(weights, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 512}))
-    return BaseModel("tiny", folder, "sha256:0")
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 from loragate.adapters.registry.trial_records import Trial
 from loragate.server.config import ExperimentsConfig, Section
 from loragate.server.experiments.service import ExperimentSpec, RolloutSpec, TrialService
-from support.models.tiny_adapters import write_adapter
+from support.models.one_layer import write_adapter
 from support.server.small_server import SUPPORT, Reply, Served, ServeWith
 
 QUICK = ExperimentsConfig(look_seconds=0.02)
