@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loragate.trainer.cli.options import Json, examples, print_json
+from loragate.trainer.cli.options import Json, examples, options_of, print_json
 from loragate.trainer.data.settings import (
     BadRows,
     Cleaning,
@@ -31,64 +32,92 @@ _STYLES = {"refuse": "red", "warn": "yellow", "note": "blue", "good": "green"}
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE", help="Raw data: .jsonl or .csv files.")
 ]
-FormatOption = Annotated[
-    FormatName,
-    typer.Option("--format", help="The rows' form; auto knows each by its fields."),
-]
-BadRowsOption = Annotated[
-    BadRows,
-    typer.Option("--bad-rows", help="What a row that cannot be read does."),
-]
-Encoding = Annotated[
-    str, typer.Option(metavar="NAME", help="Of the files, such as cp1252, where not UTF-8.")
-]
-LabelField = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="The field with the exact answer's class."),
-]
-GroupField = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", help="The field whose equal values stay in one split, such as a customer."
-    ),
-]
-Language = Annotated[
-    str | None,
-    typer.Option(metavar="CODE", help="Drop rows surely in another language than this, as en."),
-]
-PersonalDataOption = Annotated[
-    PersonalDataRule,
-    typer.Option("--personal-data", help="What e-mail, phone, card, IBAN and id numbers do."),
-]
-PhoneRegion = Annotated[
-    list[str],
-    typer.Option(metavar="CODE", help="Countries whose national phone numbers are known."),
-]
-MaxCharacters = Annotated[int, typer.Option(min=1, help="Longer rows are dropped.")]
-NearDuplicates = Annotated[KeepOrDrop, typer.Option(help="What rows that say nearly the same do.")]
 Similarity = Annotated[
     float,
     typer.Option(metavar="SHARE", help="From which share of equal pieces on rows are alike."),
-]
-Conflicts = Annotated[
-    KeepOrDrop,
-    typer.Option(help="What rows with one question and different answers do."),
-]
-MaxTokens = Annotated[int, typer.Option(min=1, help="The limit that the run will have.")]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SRC",
-        help="The base model whose tokens are counted; by default the built-in one where it is "
-        "prepared.",
-    ),
 ]
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Write the HTML report here.")
 ]
 
 READING, CLEANING, SPLITTING, LIMITS = Reading(), Cleaning(), Splitting(), QualityLimits()
-PHONE_REGIONS = list(CLEANING.phone_regions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparationOptions:
+    """How `check` and `clean` read, clean and measure raw data: an option for each field."""
+
+    format_name: Annotated[
+        FormatName,
+        typer.Option("--format", help="The rows' form; auto knows each by its fields."),
+    ] = READING.format
+    bad_rows: Annotated[
+        BadRows, typer.Option("--bad-rows", help="What a row that cannot be read does.")
+    ] = READING.bad_rows
+    encoding: Annotated[
+        str, typer.Option(metavar="NAME", help="Of the files, such as cp1252, where not UTF-8.")
+    ] = READING.encoding
+    label_field: Annotated[
+        str, typer.Option(metavar="NAME", help="The field with the exact answer's class.")
+    ] = READING.label_field
+    group_field: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The field whose equal values stay in one split, such as a customer.",
+        ),
+    ] = READING.group_field
+    language: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Drop rows surely in another language than this, as en."),
+    ] = CLEANING.language
+    personal_data: Annotated[
+        PersonalDataRule,
+        typer.Option("--personal-data", help="What e-mail, phone, card, IBAN and id numbers do."),
+    ] = CLEANING.personal_data
+    phone_region: Annotated[
+        list[str],
+        typer.Option(metavar="CODE", help="Countries whose national phone numbers are known."),
+    ] = field(default_factory=lambda: list(CLEANING.phone_regions))
+    max_characters: Annotated[int, typer.Option(min=1, help="Longer rows are dropped.")] = (
+        CLEANING.max_characters
+    )
+    near_duplicates: Annotated[
+        KeepOrDrop, typer.Option(help="What rows that say nearly the same do.")
+    ] = CLEANING.near_duplicates
+    similarity: Similarity = CLEANING.similarity
+    conflicts: Annotated[
+        KeepOrDrop, typer.Option(help="What rows with one question and different answers do.")
+    ] = CLEANING.conflicts
+    max_tokens: Annotated[int, typer.Option(min=1, help="The limit that the run will have.")] = (
+        LIMITS.max_tokens
+    )
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SRC",
+            help="The base model whose tokens are counted; by default the built-in one where it is "
+            "prepared.",
+        ),
+    ] = None
+
+    def settings(self) -> PreparationSettings:
+        """Raises DataError where a value is out of range."""
+        return PreparationSettings(
+            Reading(
+                self.format_name, self.bad_rows, self.encoding, self.label_field, self.group_field
+            ),
+            Cleaning(
+                language=self.language,
+                personal_data=self.personal_data,
+                phone_regions=tuple(self.phone_region),
+                max_characters=self.max_characters,
+                near_duplicates=self.near_duplicates,
+                similarity=self.similarity,
+                conflicts=self.conflicts,
+            ),
+            quality=QualityLimits(max_tokens=self.max_tokens),
+        )
 
 
 def add_to(app: typer.Typer) -> None:
@@ -101,7 +130,7 @@ def add_to(app: typer.Typer) -> None:
             "loragate data check tickets.csv --report report.html",
             "loragate data check chats.jsonl more.csv --bad-rows drop --json",
         ),
-    )(check)
+    )(options_of(PreparationOptions, check))
     data.command(
         "clean",
         epilog=examples(
@@ -109,7 +138,7 @@ def add_to(app: typer.Typer) -> None:
             "loragate data clean chats.jsonl --out clean.jsonl --language en --bad-rows drop",
             "loragate data clean qa.csv --out clean.jsonl --conflicts keep",
         ),
-    )(clean)
+    )(options_of(PreparationOptions, clean))
     data.command(
         "split",
         epilog=examples(
@@ -130,49 +159,24 @@ def add_to(app: typer.Typer) -> None:
 
 def check(
     files: Files,
-    format_name: FormatOption = READING.format,
-    bad_rows: BadRowsOption = READING.bad_rows,
-    encoding: Encoding = READING.encoding,
-    label_field: LabelField = READING.label_field,
-    group_field: GroupField = READING.group_field,
-    language: Language = CLEANING.language,
-    personal_data: PersonalDataOption = CLEANING.personal_data,
-    phone_region: PhoneRegion = PHONE_REGIONS,
-    max_characters: MaxCharacters = CLEANING.max_characters,
-    near_duplicates: NearDuplicates = CLEANING.near_duplicates,
-    similarity: Similarity = CLEANING.similarity,
-    conflicts: Conflicts = CLEANING.conflicts,
-    max_tokens: MaxTokens = LIMITS.max_tokens,
-    model: Model = None,
+    options: PreparationOptions,
     report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in raw data and whether it is worth training on. Writes only the report.
 
-    Shows what cleaning would mend, mask and drop, and judges what would be left: volume, labels,
-    topics, lengths, groups of people, and tokens that the run's limit would cut. Ends with 1 where
-    the data are refused: bad rows, or fewer than 10 good ones.
+    Shows what cleaning would normalise, mask and drop, and measures what would be left: volume,
+    labels, topics, lengths, groups of people, and tokens that the run's limit would cut. Ends with
+    1 where the data are refused: bad rows, or fewer than 10 good ones.
 
     Rows come as instruction/input/output, prompt/completion, messages, or ShareGPT's
     conversations, in JSONL or CSV.
     """
-    settings = PreparationSettings(
-        Reading(format_name, bad_rows, encoding, label_field, group_field),
-        Cleaning(
-            language=language,
-            personal_data=personal_data,
-            phone_regions=tuple(phone_region),
-            max_characters=max_characters,
-            near_duplicates=near_duplicates,
-            similarity=similarity,
-            conflicts=conflicts,
-        ),
-        quality=QualityLimits(max_tokens=max_tokens),
-    )
+    settings = options.settings()
     from loragate.trainer.data.preparing import examine, require_enough
 
     with _progress() as track:
-        found = examine(files, settings, _renderer(model), track)
+        found = examine(files, settings, _renderer(options.model), track)
     _show(found, report, as_json)
     require_enough(found.quality.findings)
 
@@ -182,49 +186,24 @@ def clean(
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The clean rows, as JSONL of messages.")
     ],
-    format_name: FormatOption = READING.format,
-    bad_rows: BadRowsOption = READING.bad_rows,
-    encoding: Encoding = READING.encoding,
-    label_field: LabelField = READING.label_field,
-    group_field: GroupField = READING.group_field,
-    language: Language = CLEANING.language,
-    personal_data: PersonalDataOption = CLEANING.personal_data,
-    phone_region: PhoneRegion = PHONE_REGIONS,
-    max_characters: MaxCharacters = CLEANING.max_characters,
-    near_duplicates: NearDuplicates = CLEANING.near_duplicates,
-    similarity: Similarity = CLEANING.similarity,
-    conflicts: Conflicts = CLEANING.conflicts,
-    max_tokens: MaxTokens = LIMITS.max_tokens,
-    model: Model = None,
+    options: PreparationOptions,
     report: ReportFile = None,
     as_json: Json = False,
 ) -> None:
     """Turn raw data into rows worth learning, and account for every row that goes.
 
-    Mends mojibake, odd characters and spaces; masks personal data; drops rows that are empty,
+    Normalises mojibake, odd characters and spaces; masks personal data; drops rows that are empty,
     one-sided, too long, in another language, duplicates or near duplicates of others, or that
     contradict each other. Every dropped row is written beside OUT (.drops.jsonl) with its file,
     line, rule and a sample in which personal data are masked.
 
     Where one question may well have several answers (free text), use --conflicts keep.
     """
-    settings = PreparationSettings(
-        Reading(format_name, bad_rows, encoding, label_field, group_field),
-        Cleaning(
-            language=language,
-            personal_data=personal_data,
-            phone_regions=tuple(phone_region),
-            max_characters=max_characters,
-            near_duplicates=near_duplicates,
-            similarity=similarity,
-            conflicts=conflicts,
-        ),
-        quality=QualityLimits(max_tokens=max_tokens),
-    )
+    settings = options.settings()
     from loragate.trainer.data.preparing import examine, write_cleaned, write_drops
 
     with _progress() as track:
-        found = examine(files, settings, _renderer(model), track)
+        found = examine(files, settings, _renderer(options.model), track)
     write_cleaned(out, found)
     write_drops(out.with_suffix(".drops.jsonl"), found.cleaned)
     _show(found, report, as_json, out)
