@@ -11,9 +11,9 @@ from loragate.trainer.cost import (
     Estimate,
     MethodEstimate,
     RequestCost,
+    check_estimate,
     cost_tables,
     estimate,
-    reckon,
 )
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import duration
@@ -70,9 +70,9 @@ def test_estimate_is_near_what_the_run_then_takes(runs: TinyRuns, estimated: Est
     # the example of the demo is where the estimate has to be within a fifth.
     _, result = runs.train(runs.run_file(training={"max_steps": 40}), "real")
 
-    reckoning = reckon(estimated, result)
+    check = check_estimate(estimated, result)
 
-    assert 0.1 < reckoning.estimated_seconds / reckoning.actual_seconds < 10
+    assert 0.1 < check.estimated_seconds / check.actual_seconds < 10
 
 
 def test_request_costs_follow_tokens_and_prices(runs: TinyRuns, estimated: Estimate):
@@ -98,7 +98,7 @@ def test_estimate_is_kept_with_the_run(estimated: Estimate, tmp_path: Path):
     assert Estimate.read(run) == estimated
 
 
-def test_reckoning_of_a_run_that_stopped_early_compares_the_steps_it_took(
+def test_check_of_a_run_that_stopped_early_compares_the_steps_it_took(
     runs: TinyRuns, tmp_path: Path
 ):
     _, result = runs.train(runs.run_file(training={"max_steps": 4}), "early")
@@ -109,10 +109,10 @@ def test_reckoning_of_a_run_that_stopped_early_compares_the_steps_it_took(
         training_seconds=2.2 * result.training_seconds,
     )
 
-    reckoning = reckon(replace(half, methods=(doubled,)), result)
+    check = check_estimate(replace(half, methods=(doubled,)), result)
 
-    assert reckoning.error == pytest.approx(0.1)
-    assert reckoning.sentence.endswith("10 % too long.")
+    assert check.error == pytest.approx(0.1)
+    assert check.sentence.endswith("10 % too long.")
 
 
 def test_tables_show_every_method_and_way_and_the_reason_where_one_cannot_be_tried():

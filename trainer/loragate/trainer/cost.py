@@ -1,7 +1,7 @@
-"""What training, serving and prompting cost: measured on a few real steps, priced by the user.
+"""Estimates what training, serving and prompting cost, from a few real steps and the user's prices.
 
 Each method is tried in a process of its own, so that the memory measured is that method's alone,
-and one that does not fit ends without ending the others.
+and one that does not fit does not end the others.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ _FORWARD: Final[dict[MethodName, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class MethodEstimate:
-    """One method on this machine. Seconds and bytes are 0 and `problem` says why where it could
-    not be tried. `training_seconds` is the time in steps, `seconds` with validations.
+    """One method on this machine. Where it could not be tried, `problem` says why and the numbers
+    are 0. `training_seconds` is the time in steps, `seconds` includes validations; `money` is in
+    the run's currency.
     """
 
     method: str
@@ -81,8 +82,8 @@ class RequestCost:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`chosen` is the run's own method. `pays_off_after` is in requests: how many cost as much
-    more with examples in the prompt as the training does; 0 where prices are not known.
+    """The estimates of all methods; `chosen` is the run's own. After `pays_off_after` requests,
+    examples in the prompt have cost as much as the training; 0 where prices are not known.
     """
 
     chosen: str
@@ -96,7 +97,7 @@ class Estimate:
         return next(each for each in self.methods if each.method == self.chosen)
 
     def write(self, run: RunFolder) -> None:
-        """Raises RunFolderError."""
+        """Writes estimate.json. Raises RunFolderError."""
         text = msgspec.json.format(msgspec.json.encode(self), indent=2)
         write_whole(run.root / FILE, text + b"\n")
 
@@ -108,8 +109,8 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Reckoning:
-    """An estimate against what happened. `error` is a share: 0.1 is 10 % too long."""
+class EstimateCheck:
+    """An estimate against the actual time. An `error` of 0.1 means that it was 10 % too long."""
 
     estimated_seconds: float
     actual_seconds: float
@@ -119,7 +120,7 @@ class Reckoning:
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """What a few steps measured; `problem` where they could not be taken."""
+    """What a few steps measured, or the `problem` why they could not be taken."""
 
     seconds_per_token: float
     memory_bytes: int
@@ -127,9 +128,10 @@ class _Probe:
 
 
 def estimate(run: Run, splits: SplitFolder, methods: Sequence[MethodName] = COMPARED) -> Estimate:
-    """Try the run's own method and the others for some steps each.
+    """Tries the run's own method and the others for some steps each.
 
-    Raises what preparing the run raises; a method that cannot be tried has its reason.
+    Raises what `make_plan` raises. A method that cannot be tried raises nothing: its estimate has
+    the problem.
     """
     own, prices = run.settings.method.name, run.settings.cost
     task = run.progress.add_task("Estimate", total=len({own, *methods}))
@@ -143,14 +145,12 @@ def estimate(run: Run, splits: SplitFolder, methods: Sequence[MethodName] = COMP
     )
 
 
-def reckon(estimated: Estimate, result: RunResult) -> Reckoning:
-    """Compares an estimate with what a run took, in seconds a token: the run may have stopped
-    early.
-    """
+def check_estimate(estimated: Estimate, result: RunResult) -> EstimateCheck:
+    """Compares an estimate with what the run took, by the token, since a run may stop early."""
     own = estimated.own
     expected = own.training_seconds * result.training_tokens / max(own.tokens, 1)
     error = expected / result.training_seconds - 1
-    return Reckoning(
+    return EstimateCheck(
         expected,
         result.training_seconds,
         error,
@@ -183,7 +183,7 @@ def _method_estimate(run: Run, splits: SplitFolder) -> MethodEstimate:
         try:
             probe = asked.result()
         except BrokenProcessPool:  # the system ended it, mostly for its memory
-            probe = _Probe(0, 0, "the system ended the trial, most likely for want of memory")
+            probe = _Probe(0, 0, "the system ended it, most likely since memory ran out")
     if probe.problem:
         return MethodEstimate(method, problem=probe.problem)
     plan = make_plan(run, splits)
@@ -205,7 +205,7 @@ def _method_estimate(run: Run, splits: SplitFolder) -> MethodEstimate:
 
 
 def _probe(settings: dict[str, object], root: Path, splits: Path, home: Path) -> _Probe:
-    """In its own process: some steps of the run as it would be, in a folder that goes away."""
+    """Runs in a process of its own: takes some steps of the run, in a temporary folder."""
     try:
         with (
             temporary_folder("estimate") as scratch,

@@ -1,4 +1,4 @@
-"""The registry as the trainer uses it: to publish to, and to take versions from."""
+"""Opens the registry to publish to, and finds versions in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loragate.adapters.store import ArtifactStore
 
 @contextmanager
 def open_registry(home: Home, base: BaseModel | None = None) -> Iterator[Registry]:
-    """The registry that a server started here would serve from, closed when the block ends. With
+    """The registry that a server with the same settings uses; closed when the block ends. With
     `base`, publishing checks that such a server can serve the version. Raises ConfigError.
     """
     settings = read_settings()

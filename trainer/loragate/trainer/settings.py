@@ -1,4 +1,4 @@
-"""What a run file may say, a class for each of its tables; `run.file` puts them together."""
+"""The tables of a run file, a class each; `run.file` has the whole tree and [data]."""
 
 from typing import Annotated, Literal, TypeVar
 
@@ -28,6 +28,8 @@ def resolved(value: T | Auto) -> T:
 
 
 class ModelSettings(Section, frozen=True):
+    """[model]: what is trained, and from where."""
+
     # What `loragate model prepare` prepared: its name, folder, or hub id.
     base: str = "smollm2-135m-instruct"
     # An adapter version to go on from, such as acme/support@v3.
@@ -37,7 +39,7 @@ class ModelSettings(Section, frozen=True):
 
 
 MethodName = Literal["lora", "rslora", "qlora", "full"]
-# What every engine serves without padding, and what the gate takes.
+# What every engine serves without padding, and the publish check accepts.
 Rank = Literal[1, 8, 16, 32, 64, 128, 256]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -143,7 +145,7 @@ class PublishSettings(Section, frozen=True):
     max_tokens_cap: Annotated[int, Meta(ge=1)] | None = None
     stop: tuple[str, ...] = ()
     sampling: SamplingSettings = SamplingSettings()
-    reference_prompts: Annotated[int, Meta(ge=0, le=8)] = 4  # the gate compares these; 0: none
+    reference_prompts: Annotated[int, Meta(ge=0, le=8)] = 4  # a server compares these; 0: none
     license: str = ""  # for the model card, as a hub names it: apache-2.0
     description: str = ""  # one sentence for the model card
     merge: bool = False  # make the merged model too

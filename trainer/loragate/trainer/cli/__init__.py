@@ -1,1 +1,1 @@
-"""The trainer's commands, one file a noun; `loragate` finds them by entry point."""
+"""The trainer's commands, a file each; `loragate` finds them as entry points."""

@@ -1,4 +1,4 @@
-"""`loragate data`: raw rows to splits that a run can trust."""
+"""`loragate data`: checks, cleans and splits raw rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

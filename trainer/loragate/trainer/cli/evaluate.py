@@ -1,4 +1,4 @@
-"""`loragate evaluate`: a run's adapter against the base and what serves now."""
+"""`loragate evaluate`: compares a run's adapter with the base and the champion."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -72,9 +72,9 @@ def evaluate(
 
     from rich.console import Console
 
-    from loragate.trainer.cli.progress import hush_libraries, progress_bar
+    from loragate.trainer.cli.progress import progress_bar, silence_libraries
 
-    hush_libraries()  # before they are imported: some speak at once
+    silence_libraries()  # before they are imported: some print when they are
 
     from loragate.adapters.home import Home
     from loragate.trainer.errors import EvaluationError
@@ -146,7 +146,7 @@ def _say(found: "Evaluation", folder: "RunFolder", sheet: Path | None, as_json: 
 
 
 def say_evaluation(found: "Evaluation", folder: "RunFolder", console: "Console") -> None:
-    """The figures, what was required of them, the verdict, and where the report is."""
+    """The figures, what was required of them, and where the report is."""
     console.print(evaluation_table(found))
     for result in found.requirements.results:
         mark = "[green]✓[/]" if result.holds else "[red]✗[/]"

@@ -1,4 +1,4 @@
-"""`loragate merge`: a version as a model of its own."""
+"""`loragate merge`: merges a version into its base model, and has it served."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -97,10 +97,10 @@ def merge(
             _say_served(found, _TO_BE_SERVED, as_json)
             return
         base_model = find(base, home.models)
-        # Only now that there is something to merge: these import for a quarter of a minute.
-        from loragate.trainer.cli.progress import hush_libraries
+        # Only now that there is something to merge: these imports take a quarter of a minute.
+        from loragate.trainer.cli.progress import silence_libraries
 
-        hush_libraries()  # before the others are imported: some speak at once
+        silence_libraries()  # before the others are imported: some print when they are
         from loragate.trainer.publishing.merged_versions import merge_version
 
         merged = merge_version(

@@ -39,9 +39,9 @@ def progress_bar(console: Console, *, is_hidden: bool) -> Progress:
     )
 
 
-def hush_libraries() -> None:
+def silence_libraries() -> None:
     """Turns off the progress bars of transformers and datasets, which would break up ours, and a
-    note of bitsandbytes about a GPU that is not there.
+    warning of bitsandbytes where there is no GPU.
     """
     transformers_logging.disable_progress_bar()
     datasets.disable_progress_bars()

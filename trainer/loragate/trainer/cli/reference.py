@@ -1,4 +1,4 @@
-"""`loragate reference`: what an adapter says where it was trained, for the gate to compare."""
+"""`loragate reference`: adds to an adapter what a server checks it by."""
 
 from pathlib import Path
 from typing import Annotated

@@ -68,9 +68,9 @@ def train(
     """
     from rich.console import Console
 
-    from loragate.trainer.cli.progress import hush_libraries, progress_bar
+    from loragate.trainer.cli.progress import progress_bar, silence_libraries
 
-    hush_libraries()  # before they are imported: some speak at once
+    silence_libraries()  # before they are imported: some print when they are
 
     from loragate.adapters.home import Home
     from loragate.trainer.run.run import Run
@@ -98,7 +98,7 @@ def train(
 
 
 def _train(run: "Run", as_json: bool, *, resume: bool, overwrite: bool, publishes: bool) -> None:
-    from loragate.trainer.cost import Estimate, reckon
+    from loragate.trainer.cost import Estimate, check_estimate
     from loragate.trainer.pipeline.pipeline import check, evaluate, publish, train_run
     from loragate.trainer.training import machine
 
@@ -109,7 +109,7 @@ def _train(run: "Run", as_json: bool, *, resume: bool, overwrite: bool, publishe
     if not as_json:
         _say_result(run.folder, result)
     if (estimated := Estimate.read(run.folder)) is not None:
-        run.say(reckon(estimated, result).sentence)
+        run.say(check_estimate(estimated, result).sentence)
     found = evaluate(run) if publishes else None
     version: str | None = None
     if found is not None:

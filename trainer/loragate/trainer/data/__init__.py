@@ -1,16 +1,16 @@
-"""Raw rows to splits that a run can trust: read, clean, measure, split, check, report.
+"""Prepares training data: reads, cleans, measures and splits raw rows, and reports on them.
 
-`example`        one conversation to learn from, and the file of them between all steps
-`settings`       what can be chosen, with defaults
-`reading`        JSONL and CSV to rows, each with its place; the four forms turned into examples
-`cleaning`       text normalised, rules in their order, the account of every row that goes
-`personal_data`  found by shape, believed by checksum, masked
-`similarity`     how similar two texts are; exact and near duplicates, conflicts
-`quality`        volume, labels, topics, variety, tokens: figures and sentences
-`demographics`   which groups of people are named, and what goes together with that
-`splits`         train, validation and test; the proof that nothing leaks; the folder on disk
+`example`        one conversation to learn from, and the file format of examples
+`settings`       the settings of all steps, with their defaults
+`reading`        JSONL and CSV files to examples, each with its file and line
+`cleaning`       normalises text and drops rows by rules; each dropped row is recorded
+`personal_data`  found by pattern and checksum, and masked
+`similarity`     the similarity of two texts; exact and near duplicates, conflicts
+`quality`        findings on volume, labels, topics, variety, groups of people, tokens
+`demographics`   which groups of people are named, and what is associated with that
+`splits`         train, validation and test; the check for leaks; the folder on disk
 `report`         one HTML page with its plots
-`preparing`      all of it in order, and the steps that stand alone
+`preparing`      the steps in order, and those that are commands of their own
 
-It knows nothing of models but the renderer that counts tokens.
+No model is loaded; the renderer counts tokens.
 """

@@ -1,7 +1,7 @@
-"""Raw rows to rows worth learning, by rules in a fixed order; every row that goes is accounted for.
+"""Normalises the text of rows and drops rows by rules in a fixed order; every drop is recorded.
 
-Text is normalised first: mojibake, odd characters and stray whitespace. Which rows stay depends on
-what the rows say, not on their order.
+Normalising repairs mojibake, invisible and control characters and whitespace. Which rows stay
+depends on their content, not on their order.
 """
 
 import re
@@ -26,7 +26,7 @@ from loragate.trainer.data.similarity import (
     same_answer,
 )
 
-# What people typed on purpose stays: HTML entities, curly quotes and ligatures are not "mended".
+# What people typed on purpose stays: HTML entities, curly quotes and ligatures.
 _FIXES = TextFixerConfig(
     unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False, normalization="NFC"
 )
@@ -71,6 +71,7 @@ def normalise(example: Example) -> Example:
 
 
 def normalise_text(text: str) -> str:
+    """Without mojibake, invisible and control characters, in NFC, with tidy whitespace."""
     fixed = _INVISIBLE.sub("", fix_text(text, _FIXES))
     fixed = "".join(char for char in fixed if char in "\n\t" or unicodedata.category(char) != "Cc")
     return tidy_whitespace(fixed)
@@ -91,27 +92,27 @@ def tidy_whitespace(text: str) -> str:
 
 
 class Languages:
-    """Tells languages apart. Loading takes about a second, so make one and pass it on."""
+    """Identifies languages. Making one takes about a second, so share it."""
 
     def __init__(self) -> None:
         self._identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
     def of(self, text: str) -> str:
-        """An ISO 639 code, or `UNSURE`: short texts look like many languages."""
+        """An ISO 639-1 code, or `UNSURE` where the text is short or below 0.9 in probability."""
         if _is_short(text):
             return UNSURE
         language, confidence = self._identifier.classify(text)
         return str(language) if float(confidence) >= _SURE else UNSURE
 
     def is_other(self, text: str, wanted: str) -> str:
-        """The likeliest language where `text` is surely not in `wanted`, or nothing."""
+        """The likeliest language, where `text` is surely not in `wanted`; else an empty string."""
         if _is_short(text):
             return ""
         ranked = self._identifier.rank(text)
         return str(ranked[0][0]) if dict(ranked)[wanted] < _RULED_OUT else ""
 
     def check_code(self, code: str) -> None:
-        """Raises DataError for a code that no text can have."""
+        """Raises DataError for a code that the model does not know."""
         if code not in self._identifier.labels:
             raise DataError(
                 f"the language {code!r} is unknown; use a code such as en, de, fr or ja"
@@ -147,7 +148,7 @@ class Drop:
 
 @dataclass(slots=True)
 class Cleaned:
-    """The rows that stayed, and what was dropped, changed and found."""
+    """The rows that stayed, the drops, and counts of what was changed or found."""
 
     rows: list[Row] = field(default_factory=list)
     drops: list[Drop] = field(default_factory=list)
@@ -170,7 +171,7 @@ class Cleaned:
 
 
 def clean(read: Read, cleaning: Cleaning, track: Track = untracked) -> Cleaned:
-    """Applies every rule. Raises DataError for a language that does not exist."""
+    """Normalises, and applies every rule. Raises DataError for an unknown language or country."""
     personal = PersonalData(cleaning.phone_regions)
     languages = Languages()
     if cleaning.language is not None:
@@ -189,6 +190,7 @@ def clean(read: Read, cleaning: Cleaning, track: Track = untracked) -> Cleaned:
 
 
 def _take_sound(row: Row, cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData) -> None:
+    """Normalises a row, and keeps it where it is complete and of an allowed length."""
     example = normalise(row.example)
     cleaned.normalised_rows += example != row.example
     row = replace(row, example=example)
@@ -203,7 +205,9 @@ def _take_sound(row: Row, cleaned: Cleaned, cleaning: Cleaning, personal: Person
 def _drop_other_languages(
     cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData, languages: Languages
 ) -> None:
-    """Lines that many rows share do not count: an instruction may be in another language."""
+    """Drops rows in another language. Lines that many rows share do not count, since an instruction
+    may be in another one.
+    """
     kept: list[Row] = []
     for row, question in zip(cleaned.rows, questions_of(cleaned.examples), strict=True):
         text = f"{question}\n{row.example.answer}"

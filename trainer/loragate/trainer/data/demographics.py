@@ -1,8 +1,8 @@
-"""Mentions of demographic groups, and what they go together with: a label, praise or blame.
+"""Mentions of demographic groups, and their associations with labels, praise and blame.
 
 An association is a table of two by two (the row mentions the group or not, has the label or not),
-tested by Fisher's exact test. Those are reported that remain after Benjamini and Hochberg's control
-of false discoveries at 5 %. An association says nothing about its cause.
+tested by Fisher's exact test. Those are reported that remain when false discoveries are controlled
+at 5 % (Benjamini and Hochberg). An association says nothing about its cause.
 """
 
 import re
@@ -22,7 +22,7 @@ _FEWEST_MENTIONS = 5  # rows; below, no association is tried
 
 @dataclass(frozen=True, slots=True)
 class Mentions:
-    """How often a group is named. `share` is of all rows."""
+    """In how many rows a group is named, and their share of all rows, from 0 to 1."""
 
     group: str
     kind: str
@@ -32,7 +32,8 @@ class Mentions:
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """`share_with` of the rows that name the group have `trait`, `share_without` of the others.
+    """A group and a trait that occur together. `share_with` of the rows that name the group have
+    the trait, `share_without` of the others, from 0 to 1.
 
     `odds_ratio` has a 95 % interval from `low` to `high`; `p` is adjusted for all tests made.
     """
@@ -50,7 +51,7 @@ class Association:
 
 @dataclass(frozen=True, slots=True)
 class Lexicon:
-    """Patterns of words, by group and by sentiment; `kinds` has each group's kind."""
+    """A pattern of words for each group and each sentiment; `kinds` has each group's kind."""
 
     groups: Mapping[str, re.Pattern[str]]
     kinds: Mapping[str, str]

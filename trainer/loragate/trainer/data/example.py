@@ -1,8 +1,8 @@
-"""One conversation to learn from, and the file of them that every step of the trainer reads.
+"""One conversation to learn from, and the file of them that all steps of the trainer read.
 
 A file has one JSON object a line: `{"messages": [{"role", "content"}, …]}`, with an optional
 `label` (the exact answer of a classification), `group` (rows that must stay in one split) and
-`id`. It is the only form behind `loragate data clean`; other forms are converted by `formats`.
+`id`. `reading` converts other forms to this one.
 """
 
 import hashlib
@@ -69,7 +69,9 @@ class Example:
 
 
 def from_json(row: object) -> Example:
-    """Makes an example of one parsed line. Raises DataError with the reason, without a place."""
+    """Makes an example of one parsed line. Raises DataError with the reason; the caller adds the
+    line.
+    """
     if not isinstance(row, dict):
         raise DataError("a row must be a JSON object")
     row = cast(dict[str, object], row)
@@ -96,7 +98,7 @@ def check_turns(messages: tuple[Message, ...]) -> None:
 
 
 def check_order(messages: tuple[Message, ...]) -> None:
-    """Raises DataError where the roles make no conversation; says nothing of what is missing."""
+    """Raises DataError where the roles make no conversation; missing turns are for `flaw_of`."""
     roles = [message.role for message in messages]
     if "system" in roles[1:]:
         raise DataError("a system message can only come first")
@@ -109,7 +111,7 @@ def check_order(messages: tuple[Message, ...]) -> None:
 
 
 def flaw_of(messages: tuple[Message, ...]) -> str:
-    """What is missing of a question and its answer, or nothing."""
+    """What is missing of a question and its answer, as a sentence; empty where nothing is."""
     said = [message for message in messages if message.content.strip()]
     roles = {message.role for message in said}
     if not said:
@@ -139,7 +141,7 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
-    """Writes the whole file or nothing of it."""
+    """Writes a file that is complete or absent. Raises DataError."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
@@ -154,11 +156,12 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 
 def digest_of(examples: Iterable[Example]) -> str:
-    """A SHA-256 of what the rows say, the same in any order of the rows."""
+    """A SHA-256 in hex of the rows' content without ids, the same in any order of the rows."""
     return digest_of_texts(sorted(row_digest(example) for example in examples))
 
 
 def digest_of_texts(texts: Iterable[str]) -> str:
+    """A SHA-256 in hex of the texts in their order."""
     total = hashlib.sha256()
     for text in texts:
         total.update(text.encode())
@@ -166,7 +169,7 @@ def digest_of_texts(texts: Iterable[str]) -> str:
 
 
 def row_digest(example: Example) -> str:
-    """A SHA-256 of one row, without its id."""
+    """A SHA-256 in hex of one row without its id."""
     row = {name: value for name, value in example.to_json().items() if name != "id"}
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 

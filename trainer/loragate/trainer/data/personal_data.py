@@ -1,8 +1,8 @@
-"""Personal data in text: found by a pattern, confirmed by a checksum.
+"""Finds personal data in text by patterns and checksums, and masks them.
 
-E-mail addresses, telephone numbers, payment cards, bank accounts, and identity numbers of people in
-fourteen countries. Names and addresses of people have no shape and are not found. Where one number
-in ten would pass a checksum by chance, a word beside it must say what it is, or its grouping.
+Found are e-mail addresses, telephone numbers, payment cards, bank accounts, and identity numbers of
+people in fourteen countries. Names and postal addresses have no pattern and are not found. Where
+one number in ten would pass a checksum by chance, a word before it or its grouping must confirm it.
 """
 
 import re
@@ -54,7 +54,7 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """A country's number: its shape, its check, and the words that have to stand before it."""
+    """A country's identity number: its pattern, its check, and words that must stand before it."""
 
     what: str
     shape: re.Pattern[str]
@@ -112,7 +112,9 @@ _AMERICAN = re.compile(r"\(?\d{3}\)?[-. ]\d{3}[-. ]\d{4}")
 
 @dataclass(frozen=True, slots=True)
 class PersonalData:
-    """Finds and masks. `phone_regions` are the countries whose national numbers are known."""
+    """Finds and masks. `phone_regions` are the codes of countries whose national telephone numbers
+    are known. Raises DataError for an unknown one.
+    """
 
     phone_regions: tuple[str, ...]
 

@@ -1,4 +1,4 @@
-"""The whole way from raw files to a folder of splits, and the steps of it that stand alone."""
+"""Prepares raw files to a folder of splits, and does those steps that are commands alone."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ DROPS = "drops.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """Splits on disk, and the report that lies beside them."""
+    """Splits on disk, and the report that was written beside them."""
 
     folder: SplitFolder
     quality: Quality
@@ -43,8 +43,8 @@ def prepare(
     """Reads, cleans, measures, splits and checks; writes the splits, `data.json`, `report.html` and
     every dropped row (`drops.jsonl`) into `out`.
 
-    `renderer` counts tokens; without one their quality has no token counts. Raises DataError
-    where rows are bad and to be refused, where data are too few, and where splits leak.
+    `renderer` counts tokens; without one none are counted. Raises DataError where rows are bad and
+    to be refused, where data are too few, and where splits leak.
     """
     settings = settings or PreparationSettings()
     report = examine(paths, settings, renderer, track)
@@ -67,7 +67,7 @@ def examine(
     renderer: Renderer | None = None,
     track: Track = untracked,
 ) -> Report:
-    """Reads, cleans and measures, and writes nothing."""
+    """Reads, cleans and measures, and writes nothing. Raises DataError where no row stays."""
     read = read_rows(paths, settings.reading, track)
     cleaned = clean(read, settings.cleaning, track)
     if not cleaned.rows:
@@ -99,20 +99,22 @@ def split_file(
 
 
 def require_enough(findings: Iterable[Finding]) -> None:
-    """Raises DataError where a finding refuses."""
+    """Raises DataError where a finding refuses the data."""
     for finding in findings:
         if finding.level == "refuse":
             raise DataError(f"the data are refused: {finding.sentence}")
 
 
 def write_cleaned(path: Path, report: Report) -> None:
-    """Writes the rows that stayed, as `data split` and training read them."""
+    """Writes the rows that stayed, in the format of `example`. Raises DataError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_examples(path, report.cleaned.examples)
 
 
 def write_drops(path: Path, cleaned: Cleaned) -> None:
-    """Writes every dropped row's place, rule, reason and masked sample, one JSON object a line."""
+    """Writes a JSON object a line: each dropped row's place, rule, reason and masked sample. Raises
+    DataError.
+    """
     try:
         with path.open("w", encoding="utf-8") as file:
             for drop in cleaned.drops:

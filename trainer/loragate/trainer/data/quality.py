@@ -1,4 +1,4 @@
-"""Whether the data are enough, varied and fair, in figures and in sentences."""
+"""Measures data, and says in findings whether they are enough, varied and fair."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ _TOLD = 5  # associations that get a sentence each
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A cluster of rows. `words` are the most frequent ones compared with the other clusters."""
+    """A cluster of rows. `words` are those that are most frequent compared with other clusters."""
 
     words: tuple[str, ...]
     rows: int
@@ -77,7 +77,7 @@ def topics_of(examples: Sequence[Example]) -> list[Topic]:
 
 
 def effective_number(counts: Sequence[int]) -> float:
-    """How many equally large parts would be as varied: the exponential of the entropy."""
+    """How many equally large parts would be as varied: e to the power of the entropy."""
     total = sum(counts)
     shares = [count / total for count in counts if count]
     return exp(-sum(share * log(share) for share in shares))
@@ -109,7 +109,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """With the base model's tokenizer and template: what a limit of `limit` tokens would cut."""
+    """Tokens of each row with the base model's tokenizer and template, and the run's limit."""
 
     limit: int
     per_row: tuple[int, ...]
@@ -126,7 +126,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Everything that was measured. `tokens` is None where no base model was at hand."""
+    """Everything that was measured. `tokens` is None where there was no renderer to count with."""
 
     rows: int
     findings: tuple[Finding, ...]
@@ -183,7 +183,7 @@ def assess_quality(
     renderer: Renderer | None = None,
     track: Track = untracked,
 ) -> Quality:
-    """Measures and says what follows. Raises nothing for poor data: the findings say so."""
+    """Measures the rows against `limits`. Poor data raise nothing: the findings say so."""
     lexicon = Lexicon.load()
     labels = Counter(example.label for example in examples if example.label is not None)
     lengths = Lengths(
@@ -224,7 +224,7 @@ def _tokens(
 
 
 def findings_on_volume(rows: int, limits: QualityLimits) -> list[Finding]:
-    """Whether there are enough rows."""
+    """The finding on the number of rows."""
     if rows < limits.refuse_below:
         return [
             Finding(

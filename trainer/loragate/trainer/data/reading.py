@@ -1,9 +1,9 @@
-"""Raw files to examples: JSONL and CSV rows, in the four forms that training data come in.
+"""Reads JSONL and CSV files to examples, in the four formats of training data.
 
-What cannot be read is reported with its file and line. A line is read in bounded pieces, so that a
-file without line ends, or one that is no text at all, costs no more memory than `MAX_LINE`. A form
-is known by its fields; what it cannot express here (a tool call, a picture, a turn that is not to
-be learnt) is refused with a reason, never left out.
+What cannot be read is reported with file and line. A line is read in bounded pieces, so that a file
+without line ends, or one that is no text, takes no more memory than `MAX_LINE` characters. A format
+is known by its fields. What cannot be trained on (a tool call, a picture, a turn that is not to be
+learnt) is refused with a reason and never left out silently.
 """
 
 import codecs
@@ -43,7 +43,7 @@ _MARKS = (
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """`needs` are the fields that a row of it must have, `may` those it may have."""
+    """A format of rows: the fields that a row must have, and those that it may have."""
 
     name: FormatName
     needs: tuple[str, ...]
@@ -56,9 +56,9 @@ class Format:
 
 
 def convert(row: Fields, reading: Reading) -> tuple[Example, frozenset[str]]:
-    """Makes an example, and says which fields of the row were not used.
+    """Returns the example, and the names of fields that were not used.
 
-    Raises DataError with the reason, without a place.
+    Raises DataError with the reason; the caller adds file and line.
     """
     form = _format_of(row, reading.format)
     if missing := [field for field in form.needs if field not in row]:
@@ -190,7 +190,7 @@ def _text(row: Fields, field: str) -> str:
 
 
 def _short_text(row: Fields, field: str) -> str | None:
-    """A label, group or id: numbers are as good as text; an empty one is none."""
+    """A label, group or id, which may be text or a whole number; None where it is empty."""
     value = row.get(field)
     if value is None or isinstance(value, (str, int)):
         return str(value).strip() or None if value is not None else None
@@ -208,7 +208,7 @@ _FORMATS = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row begins."""
+    """The file, and the line from 1, where a row begins."""
 
     file: str
     line: int
@@ -219,12 +219,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Row:
+    """An example and where it was read."""
+
     place: Place
     example: Example
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
+    """Where a row cannot be read, and why."""
+
     place: Place
     reason: str
 
@@ -294,7 +298,7 @@ def _refusal(bad: list[BadRow]) -> str:
 
 
 def _rows_of(path: Path, reading: Reading) -> Iterator[tuple[Place, Mapping[str, object] | str]]:
-    """Each row's fields, or the reason why it has none."""
+    """Yields each row's fields, or the reason why it cannot be read."""
     kinds = {".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv}
     kind = kinds.get(path.suffix.lower())
     if kind is None:
@@ -332,7 +336,7 @@ def _lines(path: Path, file: TextIO) -> Iterator[tuple[Place, str]]:
 
 
 def _flaw_of(text: str) -> str:
-    """Why a line cannot be used at all, or nothing."""
+    """Why a line cannot be used; empty where it can."""
     if len(text) >= MAX_LINE:
         return f"the line is longer than {MAX_LINE:,} characters"
     if "\0" in text:
@@ -408,6 +412,6 @@ def _csv_fields(header: list[str], cells: list[str]) -> Mapping[str, object] | s
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of the bytes."""
+    """SHA-256 of the file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

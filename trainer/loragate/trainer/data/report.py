@@ -1,6 +1,6 @@
-"""One HTML page about data, complete in itself, and its plots as SVG text.
+"""One HTML page about data that loads nothing from elsewhere, with its plots as SVG.
 
-No display and no global state of pyplot is used.
+Plots are made without pyplot, which needs a display and keeps global state.
 """
 
 import io
@@ -36,7 +36,7 @@ _PACKAGES = ("loragate", "datasketch", "ftfy", "phonenumbers", "py3langid", "pyt
 
 
 def bar_plot(names: Sequence[str], counts: Sequence[int], *, is_half: bool = True) -> str:
-    """Horizontal bars, the first on top, each with its figure."""
+    """SVG of horizontal bars, the first on top, each with its count."""
     names, counts = names[:_BARS], counts[:_BARS]
     figure, axes = _figure(0.3 * len(names) + 0.1, _HALF if is_half else _FULL)
     places = np.arange(len(names))[::-1]
@@ -55,7 +55,7 @@ def bar_plot(names: Sequence[str], counts: Sequence[int], *, is_half: bool = Tru
 
 
 def histogram(values: Sequence[int], *, label: str, limit: int | None = None) -> str:
-    """How values are spread, with a line at `limit` where one is given."""
+    """SVG of the distribution of the values, with a line at `limit` where one is given."""
     figure, axes = _figure(2.2, _HALF)
     # The last percent is gathered at the end, so that one long row does not flatten the rest.
     end = max(float(np.percentile(values, 99)), min(values) + 1.0)
@@ -84,7 +84,7 @@ def histogram(values: Sequence[int], *, label: str, limit: int | None = None) ->
 def interval_plot(
     names: Sequence[str], middles: Sequence[float], lows: Sequence[float], highs: Sequence[float]
 ) -> str:
-    """Odds ratios with their intervals on a logarithmic axis, 1 (no association) marked."""
+    """SVG of odds ratios with intervals on a logarithmic axis; 1, no association, is marked."""
     figure, axes = _figure(0.36 * len(names) + 0.65, _FULL)
     places = np.arange(len(names))[::-1]
     axes.axvline(1, color=MUTED, linewidth=1.2)
@@ -115,7 +115,7 @@ def _figure(height: float, width: float) -> tuple[Figure, Axes]:
 
 
 def _svg(figure: Figure) -> str:
-    """Without a date and with ids from a fixed salt, so that equal plots are equal text."""
+    """The SVG element, without a date and with ids from a fixed salt: equal plots, equal text."""
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "loragate"}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -131,6 +131,8 @@ def _short(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
+    """A plot as the page shows it."""
+
     title: str
     about: str
     svg: Markup
@@ -149,7 +151,7 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the page is made of. `folder` is None where nothing was split."""
+    """What the page shows. `folder` is None where nothing was split."""
 
     title: str
     digest: str
@@ -171,6 +173,7 @@ class Report:
         }
 
     def to_html(self) -> str:
+        """The page; equal reports give equal pages."""
         page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                            lstrip_blocks=True)  # fmt: skip
         text = files("loragate.trainer.data").joinpath("report.html.jinja").read_text("utf-8")
@@ -187,7 +190,7 @@ class Report:
         )
 
     def write(self, path: Path) -> None:
-        """Raises DataError where the disk refuses."""
+        """Writes the page. Raises DataError where that fails."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(self.to_html(), encoding="utf-8")
@@ -261,7 +264,7 @@ class Report:
 
 
 def account_of(cleaned: Cleaned) -> dict[str, object]:
-    """What cleaning did, rule by rule, with samples."""
+    """What cleaning dropped, by rule and with samples, and what it changed; for JSON."""
     return {
         "drops": {
             rule: {
@@ -281,7 +284,7 @@ def account_of(cleaned: Cleaned) -> dict[str, object]:
 
 
 def package_versions() -> dict[str, str]:
-    """Of the packages that the result depends on."""
+    """Versions of the packages that the result depends on."""
     return {name: version(name) for name in _PACKAGES}
 
 

@@ -1,5 +1,5 @@
-"""What can be chosen about data. The defaults of a run file's [data] and of the commands' options
-are these.
+"""The settings of data preparation. Their defaults are also those of a run file's [data] and of the
+options of `loragate data`.
 """
 
 from collections.abc import Iterable
@@ -15,9 +15,11 @@ KeepOrDrop = Literal["drop", "keep"]
 
 T = TypeVar("T")
 
+SIMILAR = 0.8  # Jaccard, of five-character pieces; from here on rows are near
+
 
 class Track(Protocol):
-    """Shows how far a loop has come; the `track` of a `rich.progress.Progress` is one."""
+    """Yields a sequence and shows the progress; `rich.progress.Progress.track` is one."""
 
     def __call__(
         self, sequence: Iterable[T], *, description: str, total: float | None = None
@@ -25,7 +27,7 @@ class Track(Protocol):
 
 
 def untracked(sequence: Iterable[T], description: str, total: float | None = None) -> Iterable[T]:
-    """Shows nothing."""
+    """A `Track` that shows nothing."""
     return sequence
 
 
@@ -39,7 +41,7 @@ def _check_similarity(value: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How files become examples."""
+    """How files are read."""
 
     format: FormatName = "auto"
     # A row that cannot be read: refuse the data, or drop the row and say so in the report.
@@ -60,7 +62,7 @@ class Cleaning:
     min_characters: int = 2  # of the question, and 1 of the answer
     max_characters: int = 20_000  # of the whole conversation
     near_duplicates: KeepOrDrop = "drop"
-    similarity: float = 0.8  # Jaccard, of five-character pieces; from here on rows are near
+    similarity: float = SIMILAR
     # Rows with the same question and different answers: nobody can tell which is right.
     conflicts: KeepOrDrop = "drop"
 
@@ -75,7 +77,7 @@ class Splitting:
     validation: float = 0.1
     test: float = 0.1
     seed: int = 0
-    similarity: float = 0.8
+    similarity: float = SIMILAR
 
     def __post_init__(self) -> None:
         _check_similarity(self.similarity)
@@ -88,7 +90,7 @@ class Splitting:
 
 @dataclass(frozen=True, slots=True)
 class QualityLimits:
-    """The limits that a set of rows is measured against."""
+    """The limits for findings."""
 
     max_tokens: int = 1024  # the run's length limit, for the share of tokens that it would cut
     # Rows below which data are refused, warned about, and noted.
@@ -99,7 +101,7 @@ class QualityLimits:
 
 @dataclass(frozen=True, slots=True)
 class PreparationSettings:
-    """All of the above, as `prepare` takes it."""
+    """The settings of all steps."""
 
     reading: Reading = Reading()
     cleaning: Cleaning = Cleaning()

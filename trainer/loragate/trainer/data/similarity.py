@@ -1,8 +1,8 @@
-"""How similar two rows are, and which rows repeat or contradict others.
+"""The similarity of rows, and which rows repeat or contradict others.
 
-The similarity of two texts is the Jaccard index of their sets of five-character pieces, after case
-and punctuation are taken away. Lines that many rows share word for word (an instruction, a system
-prompt) say nothing about a row and are left out where something else remains.
+The similarity of two texts is the Jaccard index of their sets of five-character pieces, without
+case and punctuation. Lines that many rows share word for word (an instruction, a system prompt) do
+not tell rows apart and are left out, unless nothing else remains.
 """
 
 import re
@@ -28,12 +28,12 @@ _SHORT_ANSWER = 3  # words; in an answer this short a single letter may be what 
 
 
 def comparable(text: str) -> str:
-    """Words in lower case with single spaces between, no punctuation."""
+    """The text's words in lower case, with single spaces and no punctuation."""
     return _NOT_WORDS.sub(" ", text.casefold()).strip()
 
 
 def questions_of(examples: Sequence[Example]) -> list[str]:
-    """What each row asks, in comparable form, without the lines that many rows share."""
+    """Each row's turns before the answer, comparable, without lines that many rows share."""
     lines = [_lines(example.prompt) for example in examples]
     rows_with = Counter(line for row in lines for line in set(row))
     many = max(_SHARED_FROM_ROWS, _SHARED_FROM * len(examples))
@@ -41,11 +41,12 @@ def questions_of(examples: Sequence[Example]) -> list[str]:
 
 
 def pieces(text: str) -> frozenset[str]:
-    """The set that similarity is computed of; a shorter text is one piece."""
+    """The set of five-character pieces of a text; a shorter text is one piece."""
     return frozenset(text[at : at + PIECE] for at in range(max(1, len(text) - PIECE + 1)))
 
 
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
+    """The share of common elements, from 0 to 1. One of the sets must not be empty."""
     common = len(one & other)
     return common / (len(one) + len(other) - common)
 
@@ -62,7 +63,7 @@ def _own(row: Iterable[str], rows_with: Counter[str], many: float) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Alike:
-    """Row `dropped` repeats row `kept`; both are indices."""
+    """The index of a row to drop, and that of the row which it repeats."""
 
     kept: int
     dropped: int
@@ -71,10 +72,10 @@ class Alike:
 def near_pairs(
     texts: Sequence[str], similarity: float, track: Track = untracked
 ) -> Iterator[tuple[int, int]]:
-    """Index pairs, smaller first, of texts with at least this similarity.
+    """Yields index pairs, the smaller first, of texts with at least this similarity.
 
-    MinHash finds candidates and the exact index decides: no pair is wrong, and one in a million is
-    missed.
+    MinHash finds candidates and the exact Jaccard index decides: no pair is wrong, and at most one
+    in a million is missed.
     """
     sets = [pieces(text) for text in texts]
     bands = _bands(similarity)
@@ -112,9 +113,9 @@ def exact_duplicates(examples: Sequence[Example]) -> list[Alike]:
 def near_duplicates(
     examples: Sequence[Example], similarity: float, track: Track = untracked
 ) -> list[Alike]:
-    """Rows whose question and answer are both near another row's, which is kept.
+    """Rows whose question and answer are both near those of another row, which is kept.
 
-    A row is compared with kept rows only, so a chain of small steps does not empty a set.
+    A row is compared with kept rows only, so that of a chain of similar rows more than one stays.
     """
     near: dict[int, list[int]] = defaultdict(list)
     for one, other in near_pairs(questions_of(examples), similarity, track):
@@ -141,8 +142,8 @@ def conflicts(examples: Sequence[Example]) -> list[list[int]]:
 
 
 def preference(examples: Sequence[Example]) -> list[int]:
-    """All rows' indices, those first that are kept rather than rows similar to them: the longer
-    ones. The order of the rows plays no part.
+    """All rows' indices in the order in which to keep them: the longest prompt first, and never by
+    the order of the rows.
     """
     return sorted(
         range(len(examples)),
@@ -170,7 +171,9 @@ def _near_answer(one: Example, other: Example, similarity: float) -> bool:
 
 
 def _bands(similarity: float) -> tuple[int, int]:
-    """Bands and rows of each: the fewest proposals that still miss hardly a pair."""
+    """The number of bands, and of hashes in each, that give the fewest candidates and miss a pair
+    with a probability of `_MISSED_AT_MOST`.
+    """
     return next(
         (_HASHES // rows, rows)
         for rows in range(_HASHES // 2, 0, -1)  # datasketch wants two bands at least

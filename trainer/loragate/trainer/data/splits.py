@@ -1,11 +1,11 @@
-"""Train, validation and test: how rows are split, the proof that nothing leaks, the folder on disk.
+"""Splits rows into train, validation and test, checks for leaks, and keeps the splits in a folder.
 
-What belongs together is a cluster: rows joined by near-equal questions or the same group. Clusters
-are dealt out by a hash of what they say and the seed, so the order of the rows plays no part.
+Rows with near-equal questions or the same group form a cluster, which is never divided. Clusters
+are assigned by a hash of their content and the seed, so the order of the rows plays no part.
 
-Splitting finds similar rows by MinHash. `find_leaks` looks at every pair that could be similar, by
+Splitting finds similar rows by MinHash. `find_leaks` compares every pair that could be similar, by
 prefix filtering (two sets with a Jaccard index of at least t share one of each set's rarest
-pieces), so a pair that MinHash missed is found there.
+pieces), and so finds a pair that MinHash missed.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ _SHOWN = 120  # characters of a question in the error
 
 @dataclass(frozen=True, slots=True)
 class SplitFolder:
-    """What training and evaluation read. `sheet` is data.json: `digest` stands for the three
-    splits, `splits` has the rows and digest of each, and further fields say where they come from.
+    """A folder of splits, in memory. `sheet` is data.json: `digest` is that of the three splits,
+    `splits` has the number of rows and the digest of each, and further fields their provenance.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class SplitFolder:
 
     @classmethod
     def read(cls, path: Path) -> "SplitFolder":
-        """Raises DataError where a file is missing or was changed since it was written."""
+        """Reads a folder. Raises DataError where a file is missing or was changed since."""
         try:
             sheet = cast(dict[str, object], json.loads((path / SHEET).read_text("utf-8")))
         except OSError as error:
@@ -76,8 +76,8 @@ def write_split_folder(
     splits: Mapping[SplitName, tuple[Example, ...]],
     about: Mapping[str, object],
 ) -> SplitFolder:
-    """Writes the splits, and then data.json: a folder that has one is complete. `about` is added to
-    it.
+    """Writes the splits, and then data.json with the fields of `about`: a folder that has data.json
+    is complete. Raises DataError.
     """
     path.mkdir(parents=True, exist_ok=True)
     (path / SHEET).unlink(missing_ok=True)
@@ -96,7 +96,7 @@ def write_split_folder(
 
 
 def folder_digest(splits: Mapping[SplitName, tuple[Example, ...]]) -> str:
-    """The digest of what each split says, in whatever order its rows are."""
+    """The digest of the splits' content, whatever the order of their rows."""
     return digest_of_texts(digest_of(splits[name]) for name in SPLITS)
 
 
@@ -104,17 +104,17 @@ def split(
     examples: Sequence[Example], splitting: Splitting, track: Track = untracked
 ) -> dict[SplitName, tuple[Example, ...]]:
     """Assigns every row to a split. Raises DataError where a split would be empty."""
-    # Sorted first, so that a cluster and each file read the same whatever came first.
+    # Sorted first, so that clusters and files are the same for any order of the rows.
     examples = sorted(examples, key=row_digest)
     clusters = clusters_of(examples, splitting.similarity, track)
-    dealt = _deal(examples, clusters, splitting)
-    if empty := [name for name, rows in dealt.items() if not rows]:
+    assigned = _assign(examples, clusters, splitting)
+    if empty := [name for name, rows in assigned.items() if not rows]:
         raise DataError(
             f"nothing is left for {empty[0]}: {len(examples)} rows make {len(clusters)} clusters "
-            "of alike rows or groups, and a cluster is never torn apart; add rows of other kinds, "
+            "of alike rows or groups, and a cluster is never divided; add rows of other kinds, "
             "or use smaller groups"
         )
-    return {name: tuple(examples[row] for row in sorted(rows)) for name, rows in dealt.items()}
+    return {name: tuple(examples[row] for row in sorted(rows)) for name, rows in assigned.items()}
 
 
 def clusters_of(
@@ -138,20 +138,21 @@ def _by_group(examples: Sequence[Example]) -> Mapping[str, list[int]]:
     return groups
 
 
-def _deal(
+def _assign(
     examples: Sequence[Example], clusters: list[list[int]], splitting: Splitting
 ) -> dict[SplitName, list[int]]:
-    """Each cluster goes, label by label, to the split that lacks most rows of it, or else at all.
+    """Assigns each cluster to the split that lacks most rows of the cluster's label, which is that
+    of its first row, or else most rows of any; so rare labels reach every split.
 
-    A cluster's label is its first row's, so that rare labels reach every split. Large clusters go
-    first, as they fit in fewest places; among equals the hash decides.
+    Large clusters are assigned first, since they fit into the fewest splits; among equals the hash
+    decides.
     """
     shares: dict[SplitName, float] = {
         "train": 1 - splitting.validation - splitting.test,
         "validation": splitting.validation,
         "test": splitting.test,
     }
-    dealt: dict[SplitName, list[int]] = {"train": [], "validation": [], "test": []}
+    assigned: dict[SplitName, list[int]] = {"train": [], "validation": [], "test": []}
     room_at_all: dict[SplitName, float] = {
         name: share * len(examples) for name, share in shares.items()
     }
@@ -163,10 +164,10 @@ def _deal(
             key=lambda cluster: (-len(cluster), _draw(examples, cluster, splitting.seed)),
         ):
             name = max(shares, key=lambda name: _lack(name, room, room_at_all, shares))
-            dealt[name] += cluster
+            assigned[name] += cluster
             room[name] -= len(cluster)
             room_at_all[name] -= len(cluster)
-    return dealt
+    return assigned
 
 
 def _lack(
@@ -175,7 +176,9 @@ def _lack(
     room_at_all: Mapping[SplitName, float],
     shares: Mapping[SplitName, float],
 ) -> tuple[float, float, float]:
-    """Rows still wanted, as a share of the split's size; rounded, so that equals are equal."""
+    """The rows that the split lacks, as a share of its size. Rounded, since floats that should be
+    equal must compare as equal.
+    """
     share = shares[name]
     return round(room[name] / share, 6), round(room_at_all[name] / share, 6), share
 
@@ -231,7 +234,7 @@ def refuse_leaks(
     similarity: float,
     track: Track = untracked,
 ) -> None:
-    """Raises DataError, with the first pair, where a row is alike to one of another split."""
+    """Raises DataError, with the first pair, where a row is similar to one of another split."""
     leak = next(find_leaks(splits, similarity, track), None)
     if leak is None:
         return
@@ -248,7 +251,7 @@ def find_leaks(
     similarity: float,
     track: Track = untracked,
 ) -> Iterator[Leak]:
-    """Every pair of rows across splits with the same group, or questions equal or near."""
+    """Yields pairs of rows of different splits with the same group, or equal or near questions."""
     rows: list[tuple[SplitName, Example]] = [
         (name, example) for name, examples in splits.items() for example in examples
     ]

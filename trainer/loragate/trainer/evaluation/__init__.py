@@ -1,13 +1,12 @@
-"""Is the new adapter better than what serves, on rows that nobody trained on?
+"""Compares the new adapter with the base and the champion, on rows that none was trained on.
 
-`evaluator`        all of it, in order: `evaluate`; which systems are compared
-`texts`            the unseen rows of a run, and general English
-`losses`           how well each system predicts them, with transformers and PEFT
+`evaluator`        the whole evaluation, step by step, and the systems that are compared
+`losses`           losses of the rows and of general English, with transformers and PEFT
 `served`           each system's answers, through a real server
-`scores`, `metrics`, `statistics`  answers to numbers with intervals
-`counterfactuals`  the same question from somebody else
-`requirements`     sentences that must hold for `publish`, and the verdict
+`scores`, `metrics`, `statistics`  metrics of the answers, their names, their intervals
+`counterfactuals`  whether answers change with the writer's group
+`requirements`     what must hold before a run is published
 `evaluation`       the result as one value, and as JSON
 `report`           the result as one HTML page
-`rubric`           sheets for people to rate answers by, and their ratings
+`rubric`           sheets on which people rate answers
 """

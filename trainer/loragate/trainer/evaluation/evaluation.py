@@ -1,4 +1,4 @@
-"""The result of an evaluation, as one value that JSON keeps."""
+"""The result of an evaluation as one value, which evaluation.json holds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ FILE: Final = "evaluation.json"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What was evaluated on what, and how; enough to do it again."""
+    """What was evaluated, on which data and with which settings: enough to repeat it.
+
+    `rows` of the `test_rows` were asked. Digests are as their makers write them; `seconds` is the
+    duration of the evaluation.
+    """
 
     title: str
     base_model: str
@@ -71,7 +75,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One row with what each system says to it."""
+    """One row, and each system's answer to it, by the system's name."""
 
     prompt: str
     wanted: str
@@ -80,7 +84,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SystemRatings:
-    """`scores` by criterion: the mean from 1 (bad) to 5 (good)."""
+    """One system's mean score by criterion, from 1 (bad) to 5 (good)."""
 
     name: str
     scores: Mapping[str, ConfidenceInterval]
@@ -98,7 +102,9 @@ class Ratings:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`differences` are the new adapter's to each baseline, by name and metric, paired by row."""
+    """`systems` begin with the base and end with the new one. `differences` are the new one's to
+    each of the others, by system and metric, paired by row. `counterfactuals` are the new one's.
+    """
 
     about: About
     systems: tuple[SystemScores, ...]
@@ -114,7 +120,9 @@ class Evaluation:
         return self.systems[-1]
 
     def figures(self) -> dict[str, float]:
-        """What a manifest says of the adapter: estimates alone, and differences to the base."""
+        """The new system's metrics without intervals, and as `<metric>_over_base` their differences
+        to the base.
+        """
         differences = {
             f"{name}_over_base": interval.estimate
             for name, interval in self.differences.get("base", {}).items()
@@ -122,14 +130,14 @@ class Evaluation:
         return {name: each.estimate for name, each in self.new.metrics.items()} | differences
 
     def write(self, folder: Path) -> Path:
-        """Raises RunFolderError."""
+        """Writes evaluation.json. Raises RunFolderError."""
         path = folder / FILE
         write_whole(path, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
         return path
 
     @classmethod
     def read(cls, folder: Path) -> Evaluation:
-        """Raises EvaluationError."""
+        """Raises EvaluationError where there is none, or none that can be read."""
         path = folder / FILE
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)

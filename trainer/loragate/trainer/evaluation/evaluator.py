@@ -1,7 +1,7 @@
-"""A whole evaluation, in order: losses, answers, counterfactuals, numbers, verdict.
+"""A whole evaluation, in order: losses, answers, counterfactuals, metrics, requirements.
 
-Losses are measured first, and their models are freed before a server starts: the two would share
-the same cores and memory.
+Losses are measured first, and their models are freed before a server starts, since both need the
+same cores and memory.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from loragate.trainer.evaluation.evaluation import (
 from loragate.trainer.evaluation.losses import (
     Loss,
     adapted,
+    general_paragraphs,
     row_losses,
     supervised_text,
 )
@@ -62,7 +63,6 @@ from loragate.trainer.evaluation.statistics import (
     exp,
     ratio,
 )
-from loragate.trainer.evaluation.texts import paragraphs
 from loragate.trainer.settings import EvaluationSettings
 from loragate.trainer.training.models import load_float32
 
@@ -72,8 +72,9 @@ _OTHER: Final = "(no label)"
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A model to load and to ask. `model` is the folder of a base model or of a fully trained one;
-    `adapter` is None for the model alone. `served_as` is its name where it is asked.
+    """One of the models that are compared. `model` is the folder of a base model or of a fully
+    trained one, `adapter` that of an adapter for it, if there is one. `served_as` is its name on
+    the server that answers for it, `title` what reports call it.
     """
 
     name: SystemName
@@ -84,13 +85,16 @@ class System:
 
 
 OpenModels = Callable[[Sequence[System]], AbstractAsyncContextManager[ServedModels]]
-"""Makes a server of systems that share a base model."""
+"""Starts a server of systems that share a base model, or connects to one, for a block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What is compared on what. `systems` begin with the base and end with the new one; `rows`
-    are the whole test split, and none of them was trained on. `served_by` is for the report.
+    """The systems and the rows that they are compared on.
+
+    `systems` begin with the base and end with the new one; those that share a model are neighbours.
+    `rows` are the whole test split; none of them was trained on. `device` is for the losses,
+    `served_by` for the report.
     """
 
     title: str
@@ -105,7 +109,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class _Responses:
-    """Of one system: what it said to the rows, and what to the counterfactuals."""
+    """One system's answers to the rows, and the outcomes of its counterfactuals."""
 
     answers: list[Answer]
     outcomes: list[Outcome]
@@ -113,7 +117,7 @@ class _Responses:
 
 @dataclass(frozen=True, slots=True)
 class _Losses:
-    """Of one system: its losses on the rows, and on general text."""
+    """One system's losses on the rows, and on general text."""
 
     rows: list[Loss]
     general: list[Loss]
@@ -125,12 +129,15 @@ async def evaluate(
     open_models: OpenModels,
     progress: Progress,
 ) -> Evaluation:
-    """Raises EvaluationError, and InvalidRequirement before any work is done."""
+    """Measures every system on the same rows, and checks the requirements of `settings`.
+
+    Raises EvaluationError, and InvalidRequirement before any work is done.
+    """
     requirements = [Requirement.parse(sentence) for sentence in settings.require]
     start = time.monotonic()
     rows = _chosen(comparison.rows, settings)
     labels = _labels(rows, settings)
-    general = paragraphs(settings.general_text)
+    general = general_paragraphs(settings.general_text)
     losses = _measure_losses(comparison, rows, general, progress)
     responses = await _ask_all(comparison, rows, labels, settings, open_models, progress)
     scores = {
@@ -169,7 +176,7 @@ def _chosen(rows: Sequence[Example], settings: EvaluationSettings) -> list[Examp
 
 
 def _labels(rows: Sequence[Example], settings: EvaluationSettings) -> tuple[str, ...]:
-    """Given, or those of the rows if every row has one."""
+    """The labels of the settings, or those of the rows if every row has one, or none."""
     if settings.labels:
         return settings.labels
     found = {row.label for row in rows}
@@ -187,6 +194,7 @@ def _measure_losses(
         progress.advance(task, count)
 
     losses: dict[str, _Losses] = {}
+    # A model is loaded once for all its systems: groupby joins neighbours only.
     for path, group in groupby(comparison.systems, key=lambda system: system.model):
         model = load_float32(path, comparison.device)
         for each in group:
@@ -258,7 +266,9 @@ def _scores(
 
 
 class _Bootstraps:
-    """One bootstrap for each number of rows, so that all metrics of a test set share theirs."""
+    """One bootstrap for each number of rows: statistics over the same rows share their resamples,
+    which makes their differences paired.
+    """
 
     def __init__(self, settings: EvaluationSettings) -> None:
         self._settings = settings

@@ -1,7 +1,7 @@
-"""How well models predict texts that they did not write: nats a token, row by row.
+"""The loss of each row of text under a model, in nats, computed with transformers and PEFT.
 
-Computed with transformers and PEFT on the ids and labels of the shared renderer, so it is the loss
-that training minimises. It knows nothing of servers and answers.
+Ids and labels come from the shared renderer, so this is the loss that training minimises. No server
+is involved, and no answer is generated.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
@@ -16,28 +17,48 @@ import torch
 from torch import Tensor, nn
 
 from loragate.adapters.rendering.renderer import IGNORED, Renderer, Supervised
+from loragate.trainer.errors import EvaluationError
 from loragate.trainer.training.models import load_adapter
 
-_BATCH_TOKENS: Final = 2048  # logits of so many tokens are held at once
+_BATCH_TOKENS: Final = 2048  # the most tokens, with padding, whose logits are in memory at once
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Of one row: nats in all, over so many tokens."""
+    """One row's loss: the sum in nats over its supervised tokens, and how many these are."""
 
     nats: float
     tokens: int
 
 
+def general_paragraphs(path: str = "") -> list[str]:
+    """The paragraphs of a text file, which empty lines separate; by default those of the general
+    English that is part of the package. Raises EvaluationError.
+    """
+    if not path:
+        text = (files("loragate.trainer.evaluation") / "general_text.txt").read_text("utf-8")
+    else:
+        try:
+            text = Path(path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise EvaluationError(
+                f"[evaluation] general_text: {path} cannot be read ({error})"
+            ) from error
+    found = [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
+    if not found:
+        raise EvaluationError(f"[evaluation] general_text: {path} is empty")
+    return found
+
+
 def supervised_text(renderer: Renderer, text: str) -> Supervised:
-    """Plain text, in which every token but the first is to be predicted."""
+    """Plain text without a template, whose tokens are all supervised but the first."""
     ids = renderer.encode(text, add_special_tokens=True)
     return Supervised(ids, (IGNORED, *ids[1:]))
 
 
 @contextmanager
 def adapted(model: nn.Module, adapter: Path) -> Iterator[nn.Module]:
-    """The model with an adapter on it, which is taken off again at the end. Raises
+    """The model with an adapter in it, which is removed from `model` when the block ends. Raises
     AdapterNotApplied.
     """
     with_adapter = load_adapter(model, adapter)
@@ -51,7 +72,11 @@ def adapted(model: nn.Module, adapter: Path) -> Iterator[nn.Module]:
 def row_losses(
     model: nn.Module, rows: Sequence[Supervised], done: Callable[[int], None] = lambda _rows: None
 ) -> list[Loss]:
-    """The losses in the order of `rows`; `done` hears how many rows a batch had."""
+    """The losses in the order of `rows`. `done` is called after each batch with its number of rows.
+
+    `model` has to be in evaluation mode, and computes in its own dtype; the losses are float32,
+    summed in float64.
+    """
     losses: dict[int, Loss] = {}
     for batch in _batches(rows):
         ids, mask, labels = _padded([rows[index] for index in batch], _device(model))
@@ -62,6 +87,8 @@ def row_losses(
 
 
 def _losses(model: nn.Module, ids: Tensor, mask: Tensor, labels: Tensor) -> Iterator[Loss]:
+    """`ids`, `mask` and `labels` are int64 of (rows, length)."""
+    # The logits at a position predict the next token, so they are compared one label further on.
     logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
     targets = labels[:, 1:]
     nats = nn.functional.cross_entropy(
@@ -72,7 +99,9 @@ def _losses(model: nn.Module, ids: Tensor, mask: Tensor, labels: Tensor) -> Iter
 
 
 def _batches(rows: Sequence[Supervised]) -> Iterator[list[int]]:
-    """Rows of like length together, longest first, so that too little memory shows at once."""
+    """Indices of rows of similar length, the longest first, so that a batch which does not fit into
+    memory fails at once and not after minutes.
+    """
     batch: list[int] = []
     width = 0
     for index in sorted(range(len(rows)), key=lambda row: -len(rows[row].input_ids)):

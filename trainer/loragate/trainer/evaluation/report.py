@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else, and its plots as SVG."""
+"""An evaluation as one HTML page that loads nothing from elsewhere, with its plots as SVG."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILE: Final = "report.html"
 
 
 def quality_plot(evaluation: Evaluation) -> str:
-    """What goes from 0 to 100, for all systems, with intervals."""
+    """SVG of the metrics between 0 and 100, for all systems, with intervals."""
     present = evaluation.new.metrics
     names = [name for name in (*_SHARES, "f1", *_POINTS) if name in present]
     figure = Figure(figsize=(7.6, 0.52 * len(names) + 0.9))
@@ -50,7 +50,7 @@ def quality_plot(evaluation: Evaluation) -> str:
 
 
 def losses_plot(evaluation: Evaluation) -> str:
-    """Loss on the test rows, and its change on general text."""
+    """SVG of the loss on the test rows, and of its change on general text."""
     figure = Figure(figsize=(7.6, 1.9))
     left, right = figure.subplots(1, 2)
     for axes, name in ((left, "loss"), (right, "forgetting")):
@@ -71,7 +71,7 @@ def losses_plot(evaluation: Evaluation) -> str:
 
 
 def confusion_plot(labels: Labels) -> str:
-    """Rows by wanted label, columns by said label, of the new adapter."""
+    """SVG of the new adapter's answers: a row for each wanted label, a column for each given."""
     names = [score.label for score in labels.scores]
     columns = [*names, "none"]
     size = 0.55 * len(columns) + 1.8
@@ -120,7 +120,7 @@ def _svg(figure: Figure, *plain: Axes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """A figure with its interval under it; `tone` is good, bad or empty."""
+    """A number with its interval under it; `tone` is good, bad or empty."""
 
     text: str
     interval: str
@@ -135,7 +135,7 @@ class _Row:
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> Path:
-    """Raises RunFolderError."""
+    """Writes report.html and returns its path. Raises RunFolderError."""
     path = folder / FILE
     write_whole(path, render_report(evaluation).encode())
     return path
@@ -168,7 +168,7 @@ def render_report(evaluation: Evaluation) -> str:
 
 
 def _summary(evaluation: Evaluation) -> Iterator[str]:
-    """What a reader takes away who reads nothing else."""
+    """The result in three or four sentences."""
     gain = evaluation.differences["base"]
     new = evaluation.new.metrics
     main = "accuracy" if "accuracy" in new else "rouge_l"
@@ -234,7 +234,7 @@ def _difference(metric: Metric, value: ConfidenceInterval) -> _Cell:
 @dataclass(frozen=True, slots=True)
 class _Swapped:
     about: str
-    trials: int
+    rows: int
     change: float
     control: float
 

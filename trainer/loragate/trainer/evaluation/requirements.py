@@ -1,4 +1,4 @@
-"""What must hold before a run may publish, in sentences such as ``accuracy - base >= 0.30``."""
+"""What must hold before a run is published, in sentences such as ``accuracy - base >= 0.30``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class InvalidRequirement(LoragateError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A metric of the new adapter, or its difference to a baseline's, against a bound."""
+    """A bound on a metric of the new adapter, or on its difference to a baseline's."""
 
     metric: str
     baseline: Baseline
@@ -72,7 +72,9 @@ class RequirementResult:
 
 @dataclass(frozen=True, slots=True)
 class RequirementResults:
-    """`holds` decides whether `publish` goes on."""
+    """`holds` where all requirements do; only then is a run published. `sentence` says it to
+    people.
+    """
 
     holds: bool
     sentence: str
@@ -84,8 +86,8 @@ def check_requirements(
     measured: Mapping[str, ConfidenceInterval],
     differences: Mapping[str, Mapping[str, ConfidenceInterval]],
 ) -> RequirementResults:
-    """`differences` by baseline, then metric. A comparison with a champion that is not there holds;
-    a metric that was not measured does not.
+    """`measured` is by metric, `differences` by baseline and metric. A comparison with the champion
+    holds where there is no champion; a metric that was not measured does not hold.
     """
     results = tuple(_result(each, measured, differences) for each in requirements)
     failed = [result for result in results if not result.holds]

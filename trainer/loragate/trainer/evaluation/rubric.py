@@ -1,8 +1,8 @@
-"""Sheets of answers for people to judge, and what they judged.
+"""Sheets on which people rate answers, and the ratings that are read back from them.
 
-A sheet is blind: answers of all systems in one random order, without a name. Each rater fills a
-copy. With two raters or more, Krippendorff's alpha says how far they agree: 1 is full agreement, 0
-what chance gives.
+A sheet has the answers of all systems in one random order, without the systems' names. Each rater
+fills in a copy. For two raters or more, Krippendorff's alpha measures their agreement: 1 is full
+agreement, 0 what chance gives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _SCALE: Final = ("1", "2", "3", "4", "5")
 
 
 def write_sheet(evaluation: Evaluation, path: Path) -> int:
-    """A CSV file of all samples to fill in; the number of answers in it."""
+    """Writes a CSV file of all samples to fill in, and returns the number of answers in it. Raises
+    EvaluationError.
+    """
     rows = [
         (_item(evaluation, index, name), sample.prompt, sample.wanted, answer)
         for index, sample in enumerate(evaluation.samples)
@@ -33,7 +35,7 @@ def write_sheet(evaluation: Evaluation, path: Path) -> int:
     ]
     random.Random(evaluation.about.seed).shuffle(rows)
     try:
-        # The mark lets spreadsheets see that it is UTF-8.
+        # Spreadsheets take a file without a byte order mark for another encoding than UTF-8.
         with path.open("w", encoding="utf-8-sig", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
@@ -44,24 +46,24 @@ def write_sheet(evaluation: Evaluation, path: Path) -> int:
 
 
 def read_sheets(evaluation: Evaluation, paths: Sequence[Path]) -> Ratings:
-    """What raters filled in, one file a rater; rows without any number are passed over.
+    """Reads what raters filled in, one file a rater. Rows without any number are skipped.
 
-    Raises EvaluationError, naming file and row.
+    Raises EvaluationError with the file and the row.
     """
     owner = {
         _item(evaluation, index, name): name
         for index, sample in enumerate(evaluation.samples)
         for name in sample.answers
     }
-    judged = [
+    scores = [
         (item, criterion, score)
         for path in paths
         for item, criterion, score in _read_sheet(path, owner.keys())
     ]
-    if not judged:
+    if not scores:
         raise EvaluationError("the sheets are empty; fill the numbers 1 to 5 in, then read them")
     by_unit: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for item, criterion, score in judged:
+    for item, criterion, score in scores:
         by_unit[item, criterion].append(score)
     systems = tuple(
         _system_ratings(evaluation, system.name, by_unit, owner) for system in evaluation.systems
@@ -78,9 +80,8 @@ def read_sheets(evaluation: Evaluation, paths: Sequence[Path]) -> Ratings:
 
 
 def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float:
-    """For numbers on an interval scale; a unit is what all raters gave to one thing.
-
-    Units with one rating tell nothing of agreement. 1.0 where nobody ever differs.
+    """For numbers on an interval scale. A unit has the scores of all raters for one thing; those
+    with one score do not count. 1.0 where no two scores differ.
     """
     pairable = [unit for unit in units if len(unit) > 1]
     values = [value for unit in pairable for value in unit]
@@ -119,8 +120,9 @@ def _system_ratings(
 
 
 def _read_sheet(path: Path, items: Iterable[str]) -> list[tuple[str, str, int]]:
+    """Item, criterion and score, of each score that was filled in."""
     known = set(items)
-    judged: list[tuple[str, str, int]] = []
+    scores: list[tuple[str, str, int]] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -140,12 +142,14 @@ def _read_sheet(path: Path, items: Iterable[str]) -> list[tuple[str, str, int]]:
                     f"{path}, row {number}: {criterion} is {score!r}; give a number from 1 to 5"
                 )
             if score:
-                judged.append((item, criterion, int(score)))
-    return judged
+                scores.append((item, criterion, int(score)))
+    return scores
 
 
 def _item(evaluation: Evaluation, index: int, name: str) -> str:
-    """Says nothing to a rater, and cannot belong to another evaluation."""
+    """The id of an answer in a sheet: it does not reveal the system, and no other evaluation has
+    it.
+    """
     about = evaluation.about
     text = f"{about.title}\0{about.finished_at}\0{index}\0{name}"
     return hashlib.sha256(text.encode()).hexdigest()[:10]

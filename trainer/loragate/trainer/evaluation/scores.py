@@ -1,6 +1,6 @@
-"""Answers against the wanted ones: exact match, labels, BLEU, ROUGE, stop rate, length.
+"""Scores of answers against the wanted ones: exact match, labels, BLEU, ROUGE, stop rate, length.
 
-Every function gives a `Statistic`, whose value is the number that scikit-learn, sacrebleu or
+Every function returns `Statistic`s, whose values are the numbers that scikit-learn, sacrebleu or
 rouge-score give for the same rows.
 """
 
@@ -24,7 +24,7 @@ _ROUGES: Final = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`is_ended`: by the model's own end of turn, not by the limit of tokens."""
+    """`is_ended` where the model ended its turn, and not the limit of tokens."""
 
     text: str
     is_ended: bool
@@ -32,18 +32,18 @@ class Answer:
 
 
 def plain(text: str) -> str:
-    """Text to compare: without case, runs of space, and what people put around a word."""
+    """The text as it is compared: in lower case, with single spaces, no marks around it."""
     return _EDGES.sub("", " ".join(text.split()).casefold())
 
 
 def label_in(answer: str, labels: tuple[str, ...]) -> str | None:
-    """The label that the answer is; None for anything else, a label within a sentence too."""
+    """The label that the whole answer is, if it is one; a label within a sentence is none."""
     said = plain(answer)
     return next((label for label in labels if plain(label) == said), None)
 
 
 def text_scores(answers: Sequence[Answer], wanted: Sequence[str]) -> dict[str, Statistic]:
-    """What can be said of any answers. The names are those of `metrics.METRICS`."""
+    """The scores of answers of any kind, by their names in `metrics.METRICS`."""
     pairs = list(zip(answers, wanted, strict=True))
     return {
         "exact_match": share([plain(answer.text) == plain(text) for answer, text in pairs]),
@@ -53,7 +53,7 @@ def text_scores(answers: Sequence[Answer], wanted: Sequence[str]) -> dict[str, S
 
 
 def overlap_scores(answers: Sequence[Answer], wanted: Sequence[str]) -> dict[str, Statistic]:
-    """BLEU and ROUGE, from 0 to 100, which mean something where answers are sentences."""
+    """BLEU and ROUGE, from 0 to 100, for answers that are sentences."""
     return {"bleu": _bleu(answers, wanted), **_rouge(answers, wanted)}
 
 
@@ -67,7 +67,7 @@ def label_scores(
 
 
 def bleu_signature() -> str:
-    """How BLEU is computed, in sacrebleu's form, for those who compare with theirs."""
+    """How BLEU is computed, in sacrebleu's notation."""
     metric = _metric()
     metric.corpus_score(["a"], [["a"]])  # the number of references is known only then
     return str(metric.get_signature())
@@ -113,7 +113,7 @@ def _rouge(answers: Sequence[Answer], wanted: Sequence[str]) -> Mapping[str, Sta
 def _macro_f1(
     said: Sequence[str | None], wanted: Sequence[str], labels: tuple[str, ...]
 ) -> Statistic:
-    """Columns: right, said and wanted, for each label."""
+    """Columns of zeros and ones: right, said and wanted, for each label."""
     rows = np.zeros((len(said), 3, len(labels)))
     for row, (one, other) in enumerate(zip(said, wanted, strict=True)):
         for column, label in enumerate(labels):

@@ -1,7 +1,6 @@
-"""Models behind a real server, asked by name over HTTP: what users would get.
+"""Answers of models on a real server, over HTTP as users ask them.
 
-`started` runs `loragate serve` in a home of its own, which goes away with it; `running` asks a
-server that is there already. Neither knows what the answers are for.
+`started` runs `loragate serve` in a temporary home; `running` asks a server that runs already.
 """
 
 from __future__ import annotations
@@ -44,8 +43,9 @@ _ANSWER_SECONDS: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How the scratch server is to run. `source` is a base model that was prepared under `models`,
-    or a folder that holds one; `chat_template` a file that replaces its own.
+    """How the temporary server runs. `source` is a base model that was prepared under `models`,
+    or a folder that holds one; `chat_template` is a file that replaces the model's own.
+    `max_model_len` is in tokens.
     """
 
     source: str
@@ -56,7 +56,9 @@ class Serving:
 
 
 class ServedModels:
-    """Models to ask: `BASE` and the adapters by their names."""
+    """The models of one server: `BASE`, and adapters by their names. The caller closes `client`. At
+    most `concurrency` requests are under way at once.
+    """
 
     def __init__(self, client: httpx.AsyncClient, concurrency: int) -> None:
         self._client = client
@@ -69,9 +71,10 @@ class ServedModels:
         max_tokens: int,
         done: Callable[[], None] = lambda: None,
     ) -> list[Answer]:
-        """The greedy answers, in the order of the prompts; `done` hears of each as it comes.
+        """The greedy answers, in the order of the prompts. `done` is called after each.
 
-        Raises EvaluationError where the server refuses one.
+        Raises EvaluationError where the server refuses one or cannot be reached; the requests
+        under way are cancelled then.
         """
 
         async def one(prompt: Sequence[Message]) -> Answer:
@@ -84,6 +87,7 @@ class ServedModels:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(prompt)) for prompt in prompts]
         except ExceptionGroup as failed:
+            # The others were cancelled by it, or failed for the same reason.
             raise failed.exceptions[0] from failed
         return [task.result() for task in tasks]
 
@@ -117,7 +121,7 @@ class ServedModels:
 
 @asynccontextmanager
 async def running(url: str, key: str, concurrency: int) -> AsyncIterator[ServedModels]:
-    """The models of a server that runs, asked with a tenant's key."""
+    """The models of the server at `url`, asked with a tenant's key."""
     headers = {"authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_ANSWER_SECONDS) as client:
         yield ServedModels(client, concurrency)
@@ -127,10 +131,10 @@ async def running(url: str, key: str, concurrency: int) -> AsyncIterator[ServedM
 async def started(
     serving: Serving, adapters: Mapping[str, Path], concurrency: int
 ) -> AsyncIterator[ServedModels]:
-    """A server of the base model and of adapter folders, by name; ends with the block.
+    """A server of the base model and of adapter folders, by name; it has ended when the block has.
 
-    The folders pass the same gate as any other. Raises EvaluationError with the end of the
-    server's log where it does not come up, or with the reason where an adapter cannot serve.
+    The folders pass the same checks as any version. Raises EvaluationError with the end of the
+    server's log where it does not become ready, or with the reason where an adapter cannot serve.
     """
     with temporary_folder("evaluation") as scratch:
         home = Home(scratch).ensure()
@@ -147,7 +151,7 @@ async def started(
 
 
 def _link_model(serving: Serving, home: Home) -> None:
-    """The prepared models, and one more if `source` is a folder that training wrote."""
+    """Links the prepared models into `home`, and prepares `source` where it is a folder."""
     for entry in serving.models.iterdir():
         if not entry.name.startswith("."):
             (home.models / entry.name).symlink_to(entry.absolute())
@@ -182,7 +186,7 @@ def _environment(serving: Serving, adapters: Mapping[str, Path]) -> dict[str, st
 
 @asynccontextmanager
 async def _server(home: Home, address: str, settings: Mapping[str, str]) -> AsyncIterator[None]:
-    """The process; ready when the block begins, gone when it has ended."""
+    """Runs the process: it is ready when the block begins, and has ended when the block has."""
     log_path = home.root / "serve.log"
     # Settings of the caller's own server are not for this one.
     inherited = {name: value for name, value in os.environ.items() if not _is_setting(name)}
@@ -232,6 +236,7 @@ async def _wait_until_ready(
 async def _stop(process: asyncio.subprocess.Process) -> None:
     if process.returncode is not None:
         return
+    # Unlike SIGKILL, this lets it end its engine's processes.
     process.send_signal(signal.SIGTERM)
     try:
         await asyncio.wait_for(process.wait(), _STOP_SECONDS)
@@ -241,7 +246,7 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _require_serving(registry: Registry, adapters: Mapping[str, Path]) -> None:
-    """Waits until each adapter serves. Raises EvaluationError where one cannot."""
+    """Blocks until each adapter serves. Raises EvaluationError where one cannot."""
     deadline = time.monotonic() + _START_SECONDS
     for name in adapters:
         adapter = AdapterName(_TENANT, name)
@@ -263,6 +268,7 @@ def _end_of(log_path: Path) -> str:
 
 
 def _free_port() -> int:
+    # Another process may take it before the server does; the server then ends and says why.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

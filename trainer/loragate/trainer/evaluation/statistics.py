@@ -1,8 +1,8 @@
-"""Metrics as sums over rows and a formula, so that one bootstrap serves them all.
+"""Metrics as a formula of sums over rows, and bootstrap intervals for all of them.
 
-A metric such as BLEU is no mean of its rows. But it is a formula of sums over rows, and so are
-loss, F1 and every mean. Resampling rows is then a product of two matrices, and two models that
-answered the same rows are resampled together, which is what a paired difference needs.
+A metric such as BLEU is no mean over rows, but it is a formula of sums over rows, as are loss, F1
+and every mean. Resampling rows is then a product of two matrices, and two systems that answered the
+same rows are resampled together, which a paired difference needs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Formula = Callable[[Floats], Floats]
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceInterval:
-    """An estimate, and where the truth lies at the confidence asked for, as far as the choice of
-    the rows goes.
+    """An estimate and the ends of its interval, which covers the chance in the choice of rows and
+    nothing else.
     """
 
     estimate: float
@@ -36,7 +36,9 @@ class ConfidenceInterval:
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A metric over rows: `rows` is (rows, columns). `is_share`: a mean of zeros and ones."""
+    """A metric over rows. `rows` is float64 of (rows, columns); `formula` takes the sums of the
+    columns. `is_share` marks a mean of zeros and ones.
+    """
 
     rows: Floats
     formula: Formula
@@ -48,23 +50,24 @@ class Statistic:
 
 
 def mean(values: Sequence[float] | Floats) -> Statistic:
-    """One value a row."""
+    """The mean of one value a row."""
     return ratio(values, [1.0] * len(values))
 
 
 def share(claims: Sequence[bool]) -> Statistic:
-    """How many of the rows' claims are true, from 0 to 1."""
+    """The share of rows whose claim is true, from 0 to 1."""
     return Statistic(mean([float(claim) for claim in claims]).rows, _ratio, is_share=True)
 
 
 def ratio(
     numerators: Sequence[float] | Floats, denominators: Sequence[float] | Floats
 ) -> Statistic:
-    """The sum of one over the sum of the other, such as nats over tokens."""
+    """The sum of the numerators over that of the denominators, such as nats over tokens."""
     return Statistic(np.column_stack([numerators, denominators]).astype(np.float64), _ratio)
 
 
 def exp(statistic: Statistic) -> Statistic:
+    """e to the power of the metric."""
     return Statistic(statistic.rows, lambda sums: np.exp(statistic.formula(sums)))
 
 
@@ -73,8 +76,8 @@ def _ratio(sums: Floats) -> Floats:
 
 
 class Bootstrap:
-    """Percentile intervals. All statistics are computed on the same resamples, so their differences
-    are paired.
+    """Percentile intervals of statistics over `rows` rows, all from the same resamples, so that
+    their differences are paired. `confidence` is between 0 and 1.
 
     Counting how often each row is drawn makes a resample a product of matrices; scipy's bootstrap
     gathers the rows of each and takes ten times as long on a large test set.
@@ -83,7 +86,7 @@ class Bootstrap:
     def __init__(self, rows: int, confidence: float, resamples: int, seed: int) -> None:
         self._confidence = confidence
         random = np.random.default_rng(seed)
-        # How often each row is drawn in each resample.
+        # int64 of (resamples, rows): how often each row is drawn.
         self._draws = random.multinomial(rows, np.full(rows, 1 / rows), size=resamples)
 
     def interval(self, statistic: Statistic) -> ConfidenceInterval:
@@ -97,7 +100,7 @@ class Bootstrap:
         return ConfidenceInterval(statistic.value, low, high)
 
     def difference(self, one: Statistic, other: Statistic) -> ConfidenceInterval:
-        """One minus the other, row by row the same."""
+        """Of `one` minus `other`, which are over the same rows in the same order."""
         values = one.formula(self._draws @ one.rows) - other.formula(self._draws @ other.rows)
         return ConfidenceInterval(one.value - other.value, *self._tails(values))
 

@@ -1,4 +1,4 @@
-"""The evaluation of a finished run: its adapter against the base and against what serves now."""
+"""Evaluates a trained run: its adapter, the base, and the champion where there is one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.evaluator import Comparison, OpenModels, System, evaluate
 from loragate.trainer.evaluation.report import write_report
 from loragate.trainer.evaluation.served import BASE, ServedModels, Serving, running, started
-from loragate.trainer.evaluation.texts import read_test_rows
 from loragate.trainer.publishing.publishing import assemble
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
@@ -31,8 +30,8 @@ _BLOCK: Final = 128  # tokens; the length limit is a multiple of it
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A server that runs already, asked with a tenant's key. `new` and `champion` are the names of
-    these models there; without `champion` there is none.
+    """A server that runs already, and a tenant's key there. `new` and `champion` are these models'
+    names there; an empty `champion` leaves it out of the evaluation.
     """
 
     url: str
@@ -42,13 +41,14 @@ class Remote:
 
 
 async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
-    """Evaluate, and write evaluation.json and report.html into the run's folder.
+    """Evaluate on a server of its own or on `remote`, and write evaluation.json and report.html
+    into the run's folder.
 
     The settings of `run` are resolved. Raises EvaluationError, and what reading the run, its data
     and its base model raises.
     """
     settings, base = run.settings, run.base()
-    rows = read_test_rows(run)
+    rows = run.test_rows()
     renderer = run.renderer(base)
     with temporary_folder("candidate") as scratch:
         comparison = Comparison(
@@ -69,7 +69,7 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
 
 
 def write_evaluation(evaluation: Evaluation, folder: RunFolder) -> Path:
-    """evaluation.json, and the report, whose path is returned."""
+    """Writes evaluation.json and the report, whose path it returns. Raises RunFolderError."""
     evaluation.write(folder.evaluation)
     return write_report(evaluation, folder.evaluation)
 
@@ -91,7 +91,7 @@ def _systems(run: Run, base: BaseModel, scratch: Path, remote: Remote | None) ->
 
 
 def _champion(run: Run, base: BaseModel) -> tuple[str, Path] | None:
-    """The version that the adapter's champion is, unless that is for another base model."""
+    """Title and folder of the adapter's champion; None where there is none for this base model."""
     if not run.settings.publish.adapter:
         return None
     adapter = AdapterName.parse(run.settings.publish.adapter)

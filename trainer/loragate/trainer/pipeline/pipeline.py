@@ -1,7 +1,7 @@
 """The steps of a run, in order: check, data, plan, training, evaluation, publishing.
 
-Each takes the run and what the step before it made. All of it is also kept in the run's folder, and
-a run that goes on skips what is there.
+Each takes the run and what the step before it made. The run's folder keeps all of it, and a run
+that is resumed skips what is there.
 """
 
 import asyncio
@@ -25,9 +25,11 @@ from loragate.trainer.training.train import train
 
 
 def check(run: Run, *, resume: bool, overwrite: bool, publishes: bool = False) -> None:
-    """Makes sure that the run can be made, and its folder ready for it: before hours of training.
+    """Checks what can be checked before hours of training, and claims the run's folder. In all
+    processes but the first it does nothing.
 
-    Raises RunFolderError where the folder holds another run or anything else, and TenantNotFound.
+    Raises RunFolderError where the folder holds another run or anything else, and InvalidName and
+    TenantNotFound where the run could not be published.
     """
     if not machine.is_first_process():
         return  # one process writes for all
@@ -53,7 +55,9 @@ def check(run: Run, *, resume: bool, overwrite: bool, publishes: bool = False) -
 
 
 def ready_data(run: Run) -> SplitFolder:
-    """The splits of the run: those it names, or made of its raw files. Raises DataError."""
+    """The splits that the run names, or those made of its raw files, now or earlier. Raises
+    DataError.
+    """
     data, made = run.settings.data, run.folder.data
     if data.splits:
         return SplitFolder.read(run.root / data.splits)
@@ -70,7 +74,7 @@ def ready_data(run: Run) -> SplitFolder:
             sequence, total=total, description=description
         ),
     )
-    run.say(_account(prepared))
+    run.say(_summary(prepared))
     for finding in prepared.quality.findings:
         if finding.level != "good":
             run.say(f"{finding.level}: {finding.sentence}")
@@ -78,7 +82,8 @@ def ready_data(run: Run) -> SplitFolder:
 
 
 def plan_training(run: Run, splits: SplitFolder) -> TrainingPlan:
-    """With "auto" as it came to when the run first began, where it did. Raises LoragateError."""
+    """The plan, which is also written as the folder's resolved run file. Raises LoragateError."""
+    # "auto" keeps its first values: a second measurement could come out otherwise.
     if run.folder.resolved_file.is_file():
         run = run.resolved()
     plan = make_plan(run, splits)
@@ -89,7 +94,7 @@ def plan_training(run: Run, splits: SplitFolder) -> TrainingPlan:
 
 
 def train_run(run: Run) -> RunResult:
-    """Data, plan and training; at once where it is done already. Raises LoragateError."""
+    """Data, plan and training, or the result of an earlier training. Raises LoragateError."""
     with machine.first_process_first():
         if run.folder.is_complete:
             return run.folder.result()
@@ -101,15 +106,15 @@ def train_run(run: Run) -> RunResult:
 
 
 def evaluate(run: Run) -> Evaluation:
-    """Of a run that is trained. Raises EvaluationError, and what reading the run raises."""
+    """Evaluates a trained run. Raises EvaluationError, and what reading the run raises."""
     found = asyncio.run(evaluate_run(run.resolved()))
     run.phases.end("evaluation")
     return found
 
 
 def publish(run: Run, evaluation: Evaluation) -> Published:
-    """With its reference, and merged where the run asks for that. Raises PublishRefused where the
-    evaluation says no, InvalidAdapter where the publish check does.
+    """Publishes the run's adapter, and merges it where the run asks for that. Raises PublishRefused
+    where a requirement does not hold, InvalidAdapter where the publish check fails.
     """
     published = publish_run(run.resolved(), evaluation)
     run.phases.end("publishing")
@@ -157,12 +162,12 @@ def _require_rank(run: Run, plan: TrainingPlan) -> None:
 
 
 def _as_shown(path: Path) -> Path:
-    """As the user would write it where they are: reports name it."""
+    """Relative to the working directory where it is below it; reports show it so."""
     found = path.resolve()
     return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
 
 
-def _account(prepared: PreparedData) -> str:
+def _summary(prepared: PreparedData) -> str:
     cleaned, splits = prepared.report.cleaned, prepared.folder.splits
     return (
         f"Data: {cleaned.rows_read:,} rows read, {len(cleaned.rows):,} kept; {len(splits['train'])}"

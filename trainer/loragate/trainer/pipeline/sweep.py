@@ -1,4 +1,4 @@
-"""Several runs that differ in a few settings, and one table of how they went."""
+"""Runs that differ in a few settings, trained one after the other, and a table of their results."""
 
 import itertools
 import tomllib
@@ -20,7 +20,7 @@ TABLE = "sweep.json"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Values of one setting, `learning_rate` in the table `training`."""
+    """The values to try of one setting, such as `learning_rate` in the table `training`."""
 
     table: str
     setting: str
@@ -37,8 +37,8 @@ class Tried:
 
 
 def sweep(run: Run, choices: Sequence[str]) -> list[Tried]:
-    """Trains every combination in a folder of its own, on the same splits, which are made in the
-    run's folder; complete ones are not trained again. Raises LoragateError.
+    """Trains every combination, each in a folder of its own below the run's folder, on the same
+    splits. Combinations that are complete are not trained again. Raises LoragateError.
     """
     combinations = runs_of(run.settings, [parse_choice(choice, run.settings) for choice in choices])
     run.folder.claim("sweep")
@@ -59,9 +59,8 @@ def sweep(run: Run, choices: Sequence[str]) -> list[Tried]:
 
 
 def parse_choice(text: str, run: RunFile) -> Choice:
-    """Of `learning_rate=1e-4,5e-5`; `training.learning_rate=…` where two tables have the name.
-
-    Raises RunFileError for a setting that there is none of.
+    """Parses `learning_rate=1e-4,5e-5`, or `training.learning_rate=…` where two tables have the
+    name. Raises RunFileError for an unknown setting.
     """
     name, equals, written = text.partition("=")
     table, _, setting = name.strip().rpartition(".")
@@ -82,7 +81,9 @@ def parse_choice(text: str, run: RunFile) -> Choice:
 
 
 def runs_of(run: RunFile, choices: Sequence[Choice]) -> list[tuple[RunFile, dict[str, object]]]:
-    """Every combination, with the changes by name. Raises RunFileError for a value out of range."""
+    """The settings of every combination, each with its changes by name. Raises RunFileError for a
+    value out of range.
+    """
     found: list[tuple[RunFile, dict[str, object]]] = []
     for values in itertools.product(*(choice.values for choice in choices)):
         tree = cast(dict[str, dict[str, object]], msgspec.to_builtins(run))
@@ -100,7 +101,7 @@ def folder_name(changes: Mapping[str, object]) -> str:
 
 
 def best_of(tried: Iterable[Tried]) -> Tried:
-    """By the lowest validation loss."""
+    """The one with the lowest validation loss."""
     return min(tried, key=lambda one: one.result.diagnosis.best_validation_loss)
 
 
@@ -122,7 +123,7 @@ def write_table(folder: RunFolder, tried: Sequence[Tried]) -> None:
 
 
 def _value(text: str) -> object:
-    """As TOML reads it; a bare word is text."""
+    """Parsed as a TOML value, or else as text."""
     try:
         return tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:

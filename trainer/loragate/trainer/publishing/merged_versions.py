@@ -1,4 +1,4 @@
-"""The merged model of a published version: made, proved, and kept beside it in the registry."""
+"""Merges a published version, checks the result, and attaches it to the version in the registry."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.settings import read_settings
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.data.example import Example
-from loragate.trainer.evaluation.texts import paragraphs
+from loragate.trainer.evaluation.losses import general_paragraphs
 from loragate.trainer.publishing.merging import MergeRefused, MergeReport, merge
 from loragate.trainer.publishing.model_card import merged_card
 from loragate.trainer.run.file import parse_run_file
 from loragate.trainer.settings import MergeDtype, MethodSettings
 
-_GENERAL: Final = 4  # paragraphs
+_GENERAL_PARAGRAPHS: Final = 4
 _ROWS: Final = 16
-_TOKENS: Final = 256  # of a prompt
+_PROMPT_TOKENS: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class MergedVersion:
-    """`folder` is read-only, in the store, and named by `artifact.digest`."""
+    """A merged model in the store. `folder` is read-only and named by `artifact.digest`."""
 
     version: AdapterVersion
     artifact: ArtifactRecord
@@ -50,9 +50,11 @@ def merge_version(
     rows: Sequence[Example] = (),
     out: Path | None = None,
 ) -> MergedVersion:
-    """Merge, prove it on the version's reference prompts, general text and `rows`, and attach it.
+    """Merge, check the result on the version's reference prompts, general text and `rows`, and
+    attach it to the version.
 
-    `out` gets a copy. Raises MergeRefused, and what the registry and the store raise.
+    `out`, which must not exist, gets a copy. Raises MergeRefused, AdapterNotApplied, and what the
+    registry and the store raise; nothing is attached then.
     """
     store = ArtifactStore(home.artifacts)
     weights = store.path(version.digest)
@@ -63,7 +65,7 @@ def merge_version(
     template = manifest.contract.chat_template or read_settings().read_template()
     renderer = Renderer.load(base.path, template)
     adapter = AdapterName(version.tenant, version.name)
-    with store.scratch() as scratch:  # what is left of a merge that is killed, the store removes
+    with store.scratch() as scratch:  # the store removes what a killed merge leaves
         folder = scratch / "merged"
         report = merge(
             base.path,
@@ -95,12 +97,18 @@ def _prompts(
     manifest: AdapterManifest, renderer: Renderer, rows: Sequence[Example]
 ) -> list[tuple[int, ...]]:
     reference = manifest.reference.prompts if manifest.reference else ()
-    general = [renderer.encode(text, add_special_tokens=True) for text in paragraphs()[:_GENERAL]]
+    general = [
+        renderer.encode(text, add_special_tokens=True)
+        for text in general_paragraphs()[:_GENERAL_PARAGRAPHS]
+    ]
     held_out = [renderer.supervise(row.turns()).input_ids for row in rows[:_ROWS]]
-    return [ids[:_TOKENS] for ids in (*(each.token_ids for each in reference), *held_out, *general)]
+    return [
+        ids[:_PROMPT_TOKENS]
+        for ids in (*(each.token_ids for each in reference), *held_out, *general)
+    ]
 
 
 def _method(manifest: AdapterManifest) -> MethodSettings | None:
-    """How it was trained, where its lineage says so."""
+    """The settings of the training, where the lineage has them."""
     settings = manifest.lineage.get("resolved_toml")
     return parse_run_file(settings, Path("lineage")).method if isinstance(settings, str) else None

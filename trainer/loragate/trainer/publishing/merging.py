@@ -1,8 +1,8 @@
-"""An adapter merged into its base model, and the proof that the result says the same.
+"""Merges an adapter into its base model, and checks that the result computes the same.
 
-Merged in float32 and rounded once, since a sum in fewer bits loses small changes. Never into a
-quantised model, where the rounding can erase all that was learnt. What was written is loaded again
-and held against the base with the adapter beside it; a merge that differs is refused.
+The sum is computed in float32 and rounded once, since fewer bits lose small changes. A quantised
+model is refused, since its rounding can erase all that was learnt. What was written is loaded again
+and compared with the base that has the adapter beside it; a merge that differs is refused.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _COPIED: Final = (
 
 
 class MergeRefused(LoragateError):
-    """A merge that cannot be done soundly, or one whose result says something else."""
+    """A merge that is not possible without loss, or whose result computes something else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How one model's next-token distributions are to a reference's, over `positions` of held-out
-    prompts: KL divergences in nats, the share of equal most likely tokens, and the largest
-    difference of any logit. `loss` is the model's own, in nats a token.
+    """One model's next-token distributions against a reference's, over `positions` positions of
+    held-out prompts: KL divergences in nats, the share of equal most likely tokens from 0 to 1, and
+    the largest difference of any logit. `loss` is the model's own, in nats a token.
     """
 
     positions: int
@@ -57,14 +57,14 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What an agreement must keep to."""
+    """What an `Agreement` must not exceed, and for `top1_agreement` must reach."""
 
     mean_kl: float
     top1_agreement: float
     largest_logit_difference: float
 
     def broken_by(self, found: Agreement) -> list[str]:
-        """In words, each with its bound; a figure that is no number breaks all."""
+        """A sentence for each bound that does not hold; NaN holds none."""
         claims = [
             (
                 found.mean_kl <= self.mean_kl,
@@ -97,8 +97,8 @@ BOUNDS: Final[Mapping[MergeDtype, Bounds]] = {
 
 @dataclass(frozen=True, slots=True)
 class QuantizedComparison:
-    """For an adapter trained on a quantised base: how close each merge is to what training saw,
-    which is that base with the adapter beside it.
+    """For an adapter trained on a quantised base: the merges into the full and into the dequantised
+    base, each against what training computed with, the quantised base with the adapter beside it.
     """
 
     onto_full: Agreement
@@ -109,7 +109,7 @@ class QuantizedComparison:
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """`merged` is before rounding, `saved` what was written, as loaded again."""
+    """`merged` is the agreement before rounding, `saved` that of the written model."""
 
     dtype: MergeDtype
     merged: Agreement
@@ -140,9 +140,9 @@ def merge(
     chat_template: str | None = None,
     bounds: Mapping[MergeDtype, Bounds] = BOUNDS,
 ) -> MergeReport:
-    """Write a whole model to `out`, which appears only if the merge was proved sound.
+    """Write a whole model to `out`, which must not exist and appears only if every check holds.
 
-    `prompts` are token ids that nobody trained on. `method` is how the adapter was trained: of
+    `prompts` are token ids that were not trained on. `method` is how the adapter was trained: for
     qlora, both bases are measured. `chat_template` replaces the base's own. Raises MergeRefused,
     and AdapterNotApplied where a part of the adapter would be missing.
     """
@@ -161,7 +161,7 @@ def merge(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         partial = Path(scratch) / out.name
         merged.to(_DTYPES[dtype]).save_pretrained(str(partial), max_shard_size=max_shard_size)
-        del merged, adapted, model
+        del merged, adapted, model  # before the next model is loaded: memory holds one of them
         _copy_tokenizer(base, partial, chat_template)
         saved = verify(partial, reference, prompts, bounds[dtype])
         quantized = None
@@ -169,19 +169,23 @@ def merge(
             quantized = compare_bases(base, adapter, prompts, method)
         report = MergeReport(dtype, agreement, saved, quantized)
         (partial / REPORT).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-        partial.rename(out)
+        partial.rename(out)  # last: what lies at `out` has passed every check
     return report
 
 
 def unmerged_logits(base: Path, adapter: Path, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """What a merge is held against: the base with the adapter beside it, in float32."""
+    """What a merge is compared with: for each prompt the float32 logits of (length, vocabulary) of
+    the base with the adapter beside it.
+    """
     return _logits(load_adapter(load_float32(base), adapter), prompts)
 
 
 def verify(
     merged: Path, reference: Sequence[Tensor], prompts: Sequence[Sequence[int]], bounds: Bounds
 ) -> Agreement:
-    """Load a merged model from its folder alone and compare. Raises MergeRefused."""
+    """Load a merged model from its folder alone, and compare its logits with `reference`, which has
+    one tensor a prompt. Raises MergeRefused where a bound does not hold.
+    """
     agreement = _agreement(reference, _logits(load_float32(merged), prompts), prompts)
     _require(agreement, bounds, "as it was written")
     return agreement
@@ -190,7 +194,9 @@ def verify(
 def compare_bases(
     base: Path, adapter: Path, prompts: Sequence[Sequence[int]], method: MethodSettings
 ) -> QuantizedComparison:
-    """Training saw the quantised base; a server holds the full one. Which merge is closer?"""
+    """Measure both merges of an adapter that was trained on a quantised base. A server has the full
+    base, so that is the one which is written.
+    """
     seen = load_adapter(_dequantized(base, method), adapter)
     reference = _logits(seen, prompts)
     merged = seen.merge_and_unload(safe_merge=True)
@@ -231,7 +237,7 @@ def _require(found: Agreement, bounds: Bounds, when: str) -> None:
 
 
 def _dequantized(base: Path, method: MethodSettings) -> PreTrainedModel:
-    """The base as training computed with it: quantised, and back in float32."""
+    """The base with the rounding that training computed with, in float32."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         str(base),
         dtype=torch.float32,
@@ -250,7 +256,9 @@ def _logits(model: nn.Module, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
 def _agreement(
     reference: Sequence[Tensor], found: Sequence[Tensor], prompts: Sequence[Sequence[int]]
 ) -> Agreement:
-    """KL is of the reference's distribution against the one found, in float64."""
+    """Compares logits of (length, vocabulary), one tensor a prompt. The KL divergence is of the
+    reference's distribution from the one found, in float64.
+    """
     kls, equal, largest, nats = [], [], 0.0, []
     for ids, expected, actual in zip(prompts, reference, found, strict=True):
         wanted = expected.double().log_softmax(-1)

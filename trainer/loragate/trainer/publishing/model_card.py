@@ -1,4 +1,4 @@
-"""The README.md of an adapter: a model card in the form that hubs and PEFT read."""
+"""Model cards (README.md) of adapters and merged models, in the form that hubs and PEFT read."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _LOAD_MERGED: Final = (
 
 
 def model_card(run: RunFile, result: RunResult, evaluation: Evaluation | None) -> str:
-    """YAML for programs, then what people ask: what it does, how well, made of what, how to use
-    it.
+    """The card of an adapter: metadata as YAML, then its use, its quality and its making. Nothing
+    in it depends on the machine's paths.
     """
     data = ModelCardData(
         base_model=result.base_model,
@@ -47,7 +47,7 @@ def model_card(run: RunFile, result: RunResult, evaluation: Evaluation | None) -
 
 
 def merged_card(version: AdapterVersion, base_model: str, report: MergeReport) -> str:
-    """Of a merged model: what of, and how it was proved to say the same."""
+    """The card of a merged model: its parts, and the figures of the check."""
     data = ModelCardData(
         base_model=base_model,
         library_name="transformers",

@@ -1,4 +1,4 @@
-"""A run's adapter as a version in the registry: with its lineage, its reference and its card."""
+"""Publishes a run's adapter as a version, with lineage, reference and model card."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.texts import read_test_rows
 from loragate.trainer.publishing.merged_versions import MergedVersion, merge_version
 from loragate.trainer.publishing.model_card import model_card
 from loragate.trainer.publishing.reference import compute_reference, write_reference
@@ -30,25 +29,26 @@ _ACTOR = "trainer"
 
 
 class PublishRefused(LoragateError):
-    """A run that has nothing to publish, or does not hold what was required of it."""
+    """A run that has nothing to publish, or does not meet its requirements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a run put into the registry; `merged` where its settings ask for it."""
+    """What was added to the registry; `merged` where the run's settings ask for it."""
 
     version: AdapterVersion
     merged: MergedVersion | None
 
 
 def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
-    """The whole way: assemble, compute the reference for the publish check, publish, merge.
+    """Assemble, compute the reference for the publish check, publish, and merge where asked for.
 
-    The settings of `run` are resolved. Raises PublishRefused, TrainingError for an adapter that
-    hardly does anything, MergeRefused, and what `Registry.publish` raises.
+    The settings of `run` are resolved. Raises PublishRefused, TrainingError for an adapter whose
+    effect is too small to check, what `registry.versions.publish` raises, and MergeRefused once the
+    version is published.
     """
     wanted, base = run.settings.publish, run.base()
-    rows = read_test_rows(run)
+    rows = run.test_rows()
     renderer = run.renderer(base)
     with (
         open_registry(run.home, base) as registry,
@@ -75,9 +75,8 @@ def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
 
 
 def assemble(run: RunFolder, out: Path, evaluation: Evaluation | None = None) -> Path:
-    """Write the folder that is published: weights, configuration, manifest and card.
-
-    Raises PublishRefused for a run that made no adapter.
+    """Write weights, configuration, manifest and card into `out`, which must not exist, and return
+    it. Raises PublishRefused for a full training, which makes no adapter.
     """
     settings, result = run.resolved(), run.result()
     if result.method == "full":
@@ -107,9 +106,9 @@ def assemble(run: RunFolder, out: Path, evaluation: Evaluation | None = None) ->
 def publish(
     registry: Registry, folder: Path, settings: RunFile, evaluation: Evaluation | None
 ) -> AdapterVersion:
-    """Store an assembled folder as the next version, and let it serve where the run asks for that.
-
-    Raises PublishRefused where the evaluation says no, and what `Registry.publish` raises.
+    """Publish an assembled folder as the next version, and set it as champion where the run asks
+    for that. Raises PublishRefused where a requirement does not hold, and what
+    `registry.versions.publish` raises.
     """
     if not settings.publish.adapter:
         raise PublishRefused(

@@ -1,4 +1,4 @@
-"""Computes the reference by which the publish gate tells an adapter that is served as trained."""
+"""Computes references, by which a server checks that it serves an adapter as it was trained."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -25,12 +25,13 @@ _LEAST_EFFECT: Final = 0.3
 def compute_reference(
     base: Path, adapter: Path, prompts: Iterable[Sequence[int]], most: int = PROMPTS
 ) -> Reference:
-    """The adapter's log-probabilities on `prompts`, in float32, loaded from the two folders as
-    anybody would. Raises TrainingError where the adapter says too little on them, and
-    AdapterNotApplied where a part of it would be missing.
+    """The log-probabilities, in nats and computed in float32, of the base and of the adapter on
+    `prompts`, which are token ids. Both are loaded from their folders.
 
-    Of more than `most` prompts the first are taken, and of each the last 24 tokens: chats that end
-    with the assistant's answer are best, since the adapter does most there.
+    The first `most` prompts are taken, and of each the last `PROMPT_TOKENS` tokens: chats that end
+    with the assistant's answer are best, since the adapter changes most there. Raises TrainingError
+    where the adapter changes too little on them, and AdapterNotApplied where a part of it would be
+    missing.
     """
     return reference_of(load_adapter(load_float32(base), adapter), prompts, most)
 
@@ -38,7 +39,7 @@ def compute_reference(
 def reference_of(
     model: PeftModel, prompts: Iterable[Sequence[int]], most: int = PROMPTS
 ) -> Reference:
-    """As `compute_reference`, of a model in memory, which has to be float32."""
+    """As `compute_reference`, of a model in memory, which must be float32. Its mode is restored."""
     was_training = model.training
     model.eval()
     try:
@@ -61,7 +62,7 @@ def reference_of(
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
-    """Puts it into the folder's manifest.json; the rest of the manifest stays. Raises
+    """Adds it to the folder's manifest.json, whose other fields stay as they are. Raises
     InvalidAdapter for a folder that is no adapter.
     """
     manifest = replace(inspect(folder).manifest, reference=reference)
@@ -84,6 +85,7 @@ def _scored(model: PeftModel, token_ids: Sequence[int]) -> ScoredPrompt:
 
 @torch.inference_mode()
 def _logprobs(model: PeftModel, ids: Sequence[int]) -> tuple[float, ...]:
+    """Of each token but the first, given those before it."""
     tokens = torch.tensor([ids], device=model.device)
     logits = model(input_ids=tokens).logits[0, :-1].float()
     chosen = logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]

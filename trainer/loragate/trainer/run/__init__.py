@@ -1,1 +1,1 @@
-"""A training run: its file, its folder, and `Run`, which is passed from step to step."""
+"""A training run: its file, its folder, and `Run`, which every step takes."""

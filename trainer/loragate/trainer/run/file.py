@@ -1,8 +1,8 @@
-"""The run file: all that one run is asked to do, as one frozen tree, from one TOML.
+"""The run file: the settings of one run, as one frozen tree, from one TOML file.
 
-The commented sample of every setting is `examples/train/run.toml`. Its paths are relative in files
-that are kept and published, and absolute while the run is under way: a run's folder can be moved
-with what it names beside it, and what is published tells nothing about the machine it came from.
+`examples/train/run.toml` has every setting with a comment. Paths are relative in files that are
+kept or published, and absolute while the run is under way: so a run's folder can be moved together
+with its inputs, and what is published names no paths of the machine.
 """
 
 import os
@@ -77,7 +77,7 @@ class DataSettings(Section, frozen=True):
     replay_share: BelowOne = 0.1
 
     def preparation(self, *, seed: int, max_tokens: int) -> PreparationSettings:
-        """How `raw` is prepared; `max_tokens` is the run's limit, "auto" as it came to."""
+        """How `raw` is prepared; `max_tokens` is the run's limit with "auto" replaced."""
         return PreparationSettings(
             Reading(
                 self.format,
@@ -118,7 +118,7 @@ class RunFile(Section, frozen=True):
 
 
 def read_run_file(path: Path) -> RunFile:
-    """Raises RunFileError, naming the key."""
+    """Reads and checks a run file. Raises RunFileError, naming the key."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -129,7 +129,7 @@ def read_run_file(path: Path) -> RunFile:
 
 
 def parse_run_file(text: str, path: Path) -> RunFile:
-    """`path` is for the message only. Raises RunFileError, naming the key."""
+    """Parses and checks TOML; `path` is for messages only. Raises RunFileError, naming the key."""
     try:
         return convert_run_file(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -139,7 +139,7 @@ def parse_run_file(text: str, path: Path) -> RunFile:
 
 
 def convert_run_file(tree: dict[str, object]) -> RunFile:
-    """Raises RunFileError, naming the key."""
+    """Checks parsed TOML. Raises RunFileError, naming the key."""
     try:
         run = msgspec.convert(tree, RunFile)
     except msgspec.ValidationError as error:
@@ -166,7 +166,7 @@ def _check_together(run: RunFile) -> None:
 
 
 def _without_none(table: dict[str, object]) -> dict[str, object]:
-    """TOML has no word for "not given"; it is said by leaving the key out."""
+    """Without keys whose value is None, which TOML cannot express."""
     return {
         key: _without_none(cast(dict[str, object], value)) if isinstance(value, dict) else value
         for key, value in table.items()
@@ -188,17 +188,17 @@ def _plain(error: msgspec.ValidationError) -> str:
 
 
 def with_absolute_paths(run: RunFile, root: Path) -> RunFile:
-    """`root` is what the paths are relative to; those that are absolute already stay."""
+    """With paths absolute, which were absolute or relative to `root`."""
     return _changed(run, lambda path: str((root / path).resolve()))
 
 
 def with_relative_paths(run: RunFile, root: Path) -> RunFile:
-    """The reverse, for a file that lies in `root`; paths have to be absolute."""
+    """With paths, which must be absolute, relative to `root`."""
     return _changed(run, lambda path: os.path.relpath(path, root.resolve()))
 
 
 def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
-    """Every path but that of the base model, which is mostly a name. Empty ones stay empty."""
+    """Changes every path but that of the base model, which is mostly a name; empty ones stay."""
 
     def if_given(path: str) -> str:
         return change(path) if path else ""

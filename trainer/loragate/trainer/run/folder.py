@@ -1,4 +1,4 @@
-"""A run's folder: all that a run makes, under fixed names, each file whole or absent."""
+"""A run's folder: all that a run makes, under fixed names, each file complete or absent."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ _INSIDE = {
 
 
 class FitDiagnosis(msgspec.Struct, frozen=True, kw_only=True):
-    """How the validation loss went. `sentence` says it to people."""
+    """How the validation loss developed, in nats a token. `sentence` says it to people."""
 
     fit: Fit
     sentence: str
@@ -88,7 +88,7 @@ class RunFolder:
 
     @property
     def resolved_file(self) -> Path:
-        """The same with every "auto" replaced by what it came to, and paths relative to here."""
+        """The same with every "auto" replaced by its value, and paths relative to this folder."""
         return self.root / "resolved.toml"
 
     @property
@@ -205,16 +205,18 @@ class RunFolder:
         return self.mark.is_file() and self.mark.read_text("utf-8").strip() == "sweep"
 
     def resolved(self) -> RunFile:
-        """The settings as they came to, with absolute paths. Raises RunFileError."""
+        """The settings with every "auto" replaced, and with absolute paths. Raises RunFileError
+        before training has begun.
+        """
         return with_absolute_paths(read_run_file(self.resolved_file), self.root)
 
     def write_resolved(self, run: RunFile) -> None:
-        """Raises RunFolderError."""
+        """Writes settings with absolute paths. Raises RunFolderError."""
         text = with_relative_paths(run, self.root).to_toml()
         write_whole(self.resolved_file, text.encode())
 
     def result(self) -> RunResult:
-        """Raises RunFolderError where the run is not complete."""
+        """The result. Raises RunFolderError where the run is not complete."""
         try:
             return msgspec.json.decode(self.result_file.read_bytes(), type=RunResult)
         except FileNotFoundError:
@@ -233,7 +235,7 @@ class RunFolder:
             raise RunFolderError(f"{self.log} cannot be read: {error}") from None
 
     def write_result(self, result: RunResult) -> None:
-        """Raises RunFolderError."""
+        """Writes the result, after which the run is complete. Raises RunFolderError."""
         encoded = msgspec.json.format(msgspec.json.encode(result), indent=2)
         write_whole(self.result_file, encoded + b"\n")
 
@@ -245,7 +247,7 @@ def _named(names: Sequence[str]) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that appears whole or not at all. Raises RunFolderError."""
+    """Writes a file that is complete or absent, after a crash too. Raises RunFolderError."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One run of the trainer, as every step of it gets it; and how long its steps took."""
+"""`Run`, which every step of a training run takes, and how long the steps took."""
 
 import time
 from collections.abc import Callable
@@ -13,21 +13,23 @@ from loragate.adapters.base_models.preparation import BaseModel, find
 from loragate.adapters.home import Home
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.settings import SharedSettings, read_settings
+from loragate.trainer.data.example import Example
+from loragate.trainer.data.splits import SplitFolder
 from loragate.trainer.run.file import RunFile, parse_run_file, template_of
 from loragate.trainer.run.folder import RunFolder
 
 
 @dataclass
 class Phases:
-    """How long the parts of a run took, as a user waited for them; each lasts from the end of the
-    one before it.
+    """Wall-clock seconds of each part of a run. A part begins where the one before it ended, the
+    first one when this object is made.
     """
 
     seconds: dict[str, float] = field(default_factory=dict, init=False)
     _mark: float = field(default_factory=time.monotonic, init=False)
 
     def end(self, name: str) -> None:
-        """The phase that is over; one that was there before is added to."""
+        """Adds the time since the last call to the phase `name`."""
         now = time.monotonic()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._mark
         self._mark = now
@@ -45,11 +47,12 @@ def _say_nothing(_sentence: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is passed on from step to step.
+    """A run's settings, and what its steps work with.
 
-    Paths in `settings` are relative to `root`, or absolute. `folder` is where the run keeps what it
-    makes. `file` is the run file, if there is one, `text` what it says, byte by byte. `shared`
-    is what loragate.toml says to trainer and server alike. `say` gets sentences for the user.
+    Paths in `settings` are relative to `root`, or absolute. All output goes into `folder`. `file`
+    is the run file, if there is one, and `text` its content. `shared` has the settings of
+    loragate.toml that trainer and server must agree on. `say` shows a sentence to the user. The
+    caller starts and stops `progress`.
     """
 
     settings: RunFile
@@ -67,7 +70,8 @@ class Run:
     def load(
         cls, file: Path, text: str, home: Home, progress: Progress, say: Callable[[str], None]
     ) -> Self:
-        """Of a run file. Raises RunFileError, and ConfigError where loragate.toml is wrong.
+        """The run that `file`, which contains `text`, describes. Raises RunFileError, and
+        ConfigError where loragate.toml is wrong.
 
         A run without a chat template of its own gets the server's: requests to the adapter will be
         rendered with it.
@@ -82,21 +86,32 @@ class Run:
 
     @classmethod
     def finished(cls, folder: RunFolder, home: Home, progress: Progress) -> Self:
-        """Of the folder of a run that was trained. Raises RunFileError where it holds none."""
+        """The run whose training made `folder`. Raises RunFileError where none did."""
         return cls(folder.resolved(), folder.root, folder, home, progress)
 
     def resolved(self) -> Self:
-        """The run with its settings as they came to when its training began. Raises RunFileError
-        where it has not.
+        """The run with every "auto" replaced by the value that its training began with. Raises
+        RunFileError before training has begun.
         """
         return replace(self, settings=self.folder.resolved(), root=self.folder.root)
 
     def base(self) -> BaseModel:
-        """Raises BaseModelError where it is not prepared."""
+        """The base model. Raises BaseModelError where it is not prepared."""
         return find(self.settings.model.base, self.home.models)
 
+    def test_rows(self) -> list[Example]:
+        """The test split, of a run whose settings are resolved. Raises DataError.
+
+        Each row has the run's system prompt, so that the base model is asked with it too.
+        """
+        data = self.settings.data
+        splits = SplitFolder.read(self.folder.data if data.raw else Path(data.splits))
+        return [row.with_system_prompt(data.system_prompt) for row in splits.splits["test"]]
+
     def renderer(self, base: BaseModel) -> Renderer:
-        """The base's, with the run's chat template. Raises RunFileError where that is not there."""
+        """Renders with the base's tokenizer and the run's chat template, if it has one. Raises
+        RunFileError where the template cannot be read.
+        """
         return Renderer.load(base.path, template_of(self.settings, self.root))
 
 

@@ -1,4 +1,4 @@
-"""What happens beside the steps: time, the log, the progress bar, trackers, stopping."""
+"""Callbacks of the trainer: time, log, progress bar, trackers, best weights, stopping."""
 
 import signal
 import time
@@ -28,7 +28,7 @@ from loragate.trainer.training.schedule import Schedule
 
 
 def check_trackers(training: TrainingSettings) -> None:
-    """Raises TrainingError for one that is not installed."""
+    """Raises TrainingError for a tracker that is not installed."""
     for tracker in training.trackers:
         if find_spec(tracker) is None:
             raise TrainingError(
@@ -38,7 +38,9 @@ def check_trackers(training: TrainingSettings) -> None:
 
 
 def tracker_callbacks(training: TrainingSettings, folder: Path) -> list[TrainerCallback]:
-    """TensorBoard's writes into `folder`; transformers makes the others by name."""
+    """TensorBoard's callback, which writes into `folder`. transformers makes the others itself, by
+    name.
+    """
     if "tensorboard" not in training.trackers:
         return []
     from torch.utils.tensorboard import SummaryWriter
@@ -48,7 +50,7 @@ def tracker_callbacks(training: TrainingSettings, folder: Path) -> list[TrainerC
 
 
 class Clock(TrainerCallback):
-    """Adds the time in steps, and of the whole start, to the run's state."""
+    """Adds to the run's state the seconds in steps, and all seconds since this was made."""
 
     def __init__(self, run_state: RunState) -> None:
         self._run_state = run_state
@@ -71,7 +73,7 @@ class Clock(TrainerCallback):
 
 
 class Log(TrainerCallback):
-    """Writes log.jsonl, a line a report. A run that goes on drops the lines that it repeats."""
+    """Appends a JSON line to log.jsonl for each report of the trainer and each validation."""
 
     def __init__(self, path: Path, schedule: Schedule, run_state: RunState) -> None:
         self._path = path
@@ -108,7 +110,7 @@ class Log(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """Shows loss, tokens per second and the time left."""
+    """Shows step, loss, tokens per second and the time left; prints each validation loss."""
 
     def __init__(self, progress: Progress, schedule: Schedule, run_state: RunState) -> None:
         self._progress = progress
@@ -149,7 +151,9 @@ class Bar(TrainerCallback):
 
 
 class KeepBest(TrainerCallback):
-    """Keeps the weights with the lowest validation loss, and stops a run that only gets worse."""
+    """Saves the weights with the lowest validation loss, and stops the run after `patience`
+    validations without a lower one, unless that is 0.
+    """
 
     def __init__(self, checkpoints: Checkpoints, run_state: RunState, patience: int) -> None:
         self._checkpoints = checkpoints
@@ -174,9 +178,9 @@ class KeepBest(TrainerCallback):
 
 @dataclass
 class StopOnRequest(TrainerCallback):
-    """Ctrl-C and SIGTERM: the step under way ends, a checkpoint is written, the run stops.
+    """Stops the run on SIGINT (Ctrl-C) or SIGTERM, after the step under way and a checkpoint.
 
-    A second signal ends the process at once, by the handler that was there before.
+    A second signal goes to the handler that was there before, which ends the process.
     """
 
     is_asked: bool = field(default=False, init=False)
@@ -216,5 +220,5 @@ class StopOnRequest(TrainerCallback):
 
 
 def save_weights(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """An adapter in PEFT's form, or a whole model."""
+    """Saves an adapter in PEFT's form, or a whole model, as safetensors."""
     model.save_pretrained(str(folder), safe_serialization=True)

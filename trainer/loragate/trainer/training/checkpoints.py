@@ -1,8 +1,8 @@
-"""A run's checkpoints: to go on from, and the best weights so far; each whole or absent.
+"""A run's checkpoints, and its best weights so far; each is complete or absent.
 
-`step-<n>` is what transformers needs to go on after step n, with the run's state. `best-<n>` is the
-weights alone. What is being written lies in `.partial` and gets its name with one rename; only then
-what it replaces is removed, so there is always one to go on from.
+`step-<n>` is what transformers needs to resume after step n, with the run's state. `best-<n>` has
+the weights alone. What is being written lies in `.partial` and gets its name by one rename; only
+then is what it replaces removed, so there is always one to resume from.
 """
 
 import errno
@@ -30,8 +30,8 @@ class Validation(msgspec.Struct, frozen=True):
 
 
 class RunState(msgspec.Struct):
-    """`data_digest` is of the data that it was trained on. Times are sums over all starts of the
-    run; `training_seconds` is time in steps alone.
+    """What a checkpoint keeps beside transformers' own state. `data_digest` is that of the splits.
+    `seconds` and `training_seconds`, which has steps alone, are sums over all starts of the run.
     """
 
     data_digest: str
@@ -50,7 +50,7 @@ class RunState(msgspec.Struct):
         return len(self.validations) - 1 - self.validations.index(self.best)
 
     def has_stopped_early(self, patience: int) -> bool:
-        """Whether `patience` validations, if that is not 0, brought nothing better."""
+        """Whether the last `patience` validations were no better than the best; never for 0."""
         return bool(patience) and self.since_best >= patience
 
     def write(self, folder: Path) -> None:
@@ -73,7 +73,7 @@ class Checkpoints:
         return self.folder / ".partial"
 
     def latest(self) -> Path | None:
-        """The newest checkpoint to go on from."""
+        """The newest checkpoint to resume from."""
         steps = [step_of(path) for path in self.folder.glob("step-*")]
         return self._step(max(steps)) if steps else None
 
@@ -90,7 +90,7 @@ class Checkpoints:
             (written,) = self.partial.iterdir()
             run_state.write(written)
             self._name(written, self._step(step))
-        # Only now that the new one has its name: a run that is killed here has one to go on from.
+        # Only now that the new one has its name: a run that is killed here can be resumed from it.
         for path in self.folder.glob("step-*"):
             if step_of(path) != step:
                 shutil.rmtree(path)

@@ -1,7 +1,7 @@
-"""Conversations as what is trained: token ids, and labels where the loss counts.
+"""Encodes conversations as training rows: token ids, and labels for the loss.
 
-Both come from the renderer that the server uses. Nothing is cut: a conversation is trained whole,
-or it is refused or left out, and counted.
+Both come from the renderer that the server uses. No row is truncated: one that is too long is
+refused, or left out and counted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,9 +22,7 @@ class EncodedRow:
 
     @property
     def supervised(self) -> int:
-        """How many tokens are learnt. The first is not: there is nothing before it to predict it
-        from.
-        """
+        """How many tokens have a loss. The first has none, since nothing precedes it."""
         return sum(label != IGNORED for label in self.labels[1:])
 
 

@@ -1,4 +1,4 @@
-"""What a finished run leaves: its weights, the diagnosis of its fit, the loss curve, provenance."""
+"""Writes the results of a training: weights, diagnosis of the fit, loss curve, provenance."""
 
 import hashlib
 import io
@@ -45,9 +45,10 @@ _NOTABLE = 0.01
 def export(
     run: Run, plan: TrainingPlan, checkpoints: Checkpoints, run_state: RunState, steps: int
 ) -> None:
-    """Leaves the best weights, the curve and the result in the run's folder, and no checkpoints.
+    """Writes the best weights, the curve and the result into the run's folder, and removes the
+    checkpoints. `steps` is the number of steps taken. Raises RunFolderError.
 
-    The result is written when all else is there: a run that has one is complete.
+    The result is written last: a folder that has one is complete.
     """
     folder, method = run.folder, plan.settings.method
     best = checkpoints.best(run_state.best.step)
@@ -73,7 +74,7 @@ def export(
 
 
 def write_adapter(best: Path, target: Path, method: MethodSettings, base: BaseModel) -> None:
-    """An adapter in PEFT's form, byte for byte the same for the same weights.
+    """Writes an adapter in PEFT's form; equal weights give equal bytes.
 
     The configuration names the base model, not a path of this machine.
     """
@@ -94,7 +95,7 @@ def write_adapter(best: Path, target: Path, method: MethodSettings, base: BaseMo
 
 
 def write_model(best: Path, target: Path, base: BaseModel) -> None:
-    """A whole model, with the base's tokenizer and chat template."""
+    """Writes a whole model, with the base's tokenizer and chat template."""
     partial = _empty(target)
     shutil.copytree(best, partial, dirs_exist_ok=True)
     for file in base.path.iterdir():
@@ -117,7 +118,9 @@ def _swap_in(partial: Path, target: Path) -> None:
 
 
 def diagnose_fit(validations: Sequence[Validation], last_step: int) -> FitDiagnosis:
-    """What the validation losses say. `validations` begins with step 0, before training."""
+    """Diagnoses the fit by the validation losses. The first of `validations` is of step 0, before
+    training.
+    """
     first, last = validations[0], validations[-1]
     best = min(validations, key=lambda validation: validation.loss)
     common = {
@@ -164,7 +167,7 @@ def diagnose_fit(validations: Sequence[Validation], last_step: int) -> FitDiagno
 
 
 def _still_falling(validations: Sequence[Validation]) -> bool:
-    """Whether the last fifth of the steps still brought a notable share of the fall."""
+    """Whether the loss fell by more than 2 % over the last fifth of the steps."""
     last = validations[-1]
     earlier = [one for one in validations if one.step <= 0.8 * last.step]
     lowest_before = min(one.loss for one in earlier)
@@ -206,7 +209,7 @@ def draw_curve(lines: Sequence[Mapping[str, float]], diagnosis: FitDiagnosis) ->
 
 
 def package_versions() -> dict[str, str]:
-    """Of the installed packages that can change the result."""
+    """Versions of the installed packages that can change the result."""
     found: dict[str, str] = {}
     for package in _PACKAGES:
         try:
@@ -263,7 +266,7 @@ def _result(
 def _metrics(
     plan: TrainingPlan, run_state: RunState, log: Sequence[Mapping[str, float]], steps: int
 ) -> dict[str, float]:
-    """Losses are in nats a supervised token."""
+    """The figures of the result by name. Losses are in nats a supervised token."""
     schedule, seconds = plan.schedule, run_state.training_seconds
     losses = [line["loss"] for line in log if "loss" in line]
     lengths = [len(row.ids) for row in plan.training.rows]

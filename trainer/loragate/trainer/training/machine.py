@@ -1,4 +1,4 @@
-"""What this machine offers (cores, memory, a GPU), and the processes that train on it together.
+"""This machine's cores, memory and GPU, and the processes that train one run together.
 
 `accelerate launch` starts several processes for one run; mostly there is one.
 """
@@ -18,13 +18,12 @@ from accelerate import PartialState
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.settings import Precision, TrainingSettings
 
-# bf16 has to be this much faster to be worth its rounding.
-_WORTH = 1.2
+_LEAST_SPEEDUP = 1.2  # of bf16 over fp32, below which its rounding is not worth it
 _ROUNDS = 5
 
 
 def process_count() -> int:
-    """How many train this run together, as their launcher says."""
+    """How many processes train this run, as their launcher set it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -73,25 +72,27 @@ def device(settings: TrainingSettings) -> str:
 
 
 def faster_precision(device: str, tokens: int, hidden: int, intermediate: int) -> Precision:
-    """Measured on the product that a model spends most of its time in, forward and backward."""
+    """On a CPU by timing the product that a model spends most of its time in, of (tokens, hidden)
+    and (hidden, intermediate), and its backward product. On a GPU bf16 where it has it.
+    """
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     seconds = {
         dtype: _product_seconds(dtype, tokens, hidden, intermediate)
         for dtype in (torch.float32, torch.bfloat16)
     }
-    return "bf16" if seconds[torch.float32] > _WORTH * seconds[torch.bfloat16] else "fp32"
+    return "bf16" if seconds[torch.float32] > _LEAST_SPEEDUP * seconds[torch.bfloat16] else "fp32"
 
 
 def free_memory_bytes(device: str) -> int:
-    """What a run may take: of the GPU, or of the machine and its control group."""
+    """The free memory of the GPU, or of the machine within its control group's limit."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     return min(psutil.virtual_memory().available, _group_room_bytes())
 
 
 def peak_memory_bytes(device: str) -> int:
-    """The most that this process held so far."""
+    """The most memory that this process has held so far."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -119,7 +120,7 @@ def _product_seconds(dtype: torch.dtype, tokens: int, hidden: int, intermediate:
 
 
 def _group_room_bytes() -> int:
-    """What the control group of a container has left; 2**63 without a limit."""
+    """What is left below the limit of the container's control group; 2**63 without a limit."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit = (folder / "memory.max").read_text().strip()

@@ -1,4 +1,4 @@
-"""How much memory a run will take, before it takes it."""
+"""Estimates the memory that a training takes, to refuse one that cannot fit before it starts."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -37,7 +37,7 @@ class _Widths:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes, by what they are for."""
+    """Estimated bytes, by their use."""
 
     weights: int
     trained: int
@@ -70,8 +70,9 @@ def estimate_memory(
     longest_row: int,
     supervised_share: float,
 ) -> Memory:
-    """Bytes for the longest batch, of `longest_row` tokens a row; within about a third of what
-    models of Llama's kind take.
+    """For the largest batch, of `longest_row` tokens a row. `supervised_share`, from 0 to 1, is the
+    share of tokens that have a loss. Within about a third of what models of Llama's architecture
+    take.
     """
     text = config.get_text_config()
     hidden, mlp, layers = text.hidden_size, mlp_width(text), text.num_hidden_layers
@@ -97,7 +98,7 @@ def mlp_width(config: PretrainedConfig) -> int:
 
 
 def parameter_count(config: PretrainedConfig) -> int:
-    """Of a model of Llama's kind, by its configuration."""
+    """The parameters of a model of Llama's architecture, by its configuration."""
     widths = _Widths.of(config)
     attention = 2 * widths.hidden * (widths.queries + widths.keys)
     layer = attention + 3 * widths.hidden * widths.mlp

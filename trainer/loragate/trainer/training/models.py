@@ -1,8 +1,8 @@
-"""The model that is trained or evaluated: base weights, an adapter on them, and the proof of it.
+"""Loads base models, and adds or loads adapters.
 
-Seeds are set before an adapter is made, since its first half starts at random. An adapter that is
-loaded is compared with its file: PEFT leaves out tensors whose names it does not expect, with a
-warning at most, and what is left is the base model.
+Seeds are set before an adapter is made, since half of its weights start at random. An adapter that
+is loaded is compared with its file: PEFT skips tensors whose names it does not expect, with a
+warning at most, and the model then computes like the base.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _FEW: Final = 3
 
 
 def offer_float32_attention() -> str:
-    """Registers the attention with transformers and returns the name to load models with."""
+    """Registers an attention that computes in float32 where the model is bf16, and returns the name
+    by which transformers knows it.
+    """
     AttentionInterface.register(FLOAT32_ATTENTION, _float32_attention)
     AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
     return FLOAT32_ATTENTION
@@ -64,7 +66,7 @@ def _float32_attention(
 
 
 class AdapterNotApplied(LoragateError):
-    """Tensors of an adapter that are not in the model, or not as they are in the file."""
+    """A tensor of an adapter that is not in the model, or not with the numbers of the file."""
 
 
 def load_adapter(model: nn.Module, folder: Path) -> PeftModel:
@@ -141,7 +143,7 @@ def load_base(
 
 
 def load_float32(folder: Path, device: str = "cpu") -> PreTrainedModel:
-    """A model to measure, in evaluation mode: in fewer bits the rounding would count as loss."""
+    """A model in float32 and evaluation mode, to measure with: rounding would change its loss."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         str(folder), dtype=torch.float32, device_map={"": device}, local_files_only=True
     )
@@ -160,7 +162,7 @@ def keep_quantized_layout(model: nn.Module) -> None:
 
 
 def add_adapter(model: PreTrainedModel, method: MethodSettings, seed: int) -> PeftModel:
-    """A new adapter, which does nothing yet, its weights in float32."""
+    """The model with a new adapter in float32, which changes nothing yet; only it is trainable."""
     set_seed(seed)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -168,7 +170,9 @@ def add_adapter(model: PreTrainedModel, method: MethodSettings, seed: int) -> Pe
 
 
 def continue_adapter(model: PreTrainedModel, folder: Path, seed: int, dropout: float) -> PeftModel:
-    """The adapter in `folder`, to be trained further. Raises TrainingError."""
+    """The model with the adapter of `folder`, which is trainable. Raises TrainingError where it
+    does not fit.
+    """
     set_seed(seed)
     try:
         config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
@@ -186,7 +190,7 @@ def continue_adapter(model: PreTrainedModel, folder: Path, seed: int, dropout: f
 
 
 def lora_config(method: MethodSettings) -> LoraConfig:
-    """PEFT's configuration, of a method in which nothing is left to be resolved."""
+    """PEFT's configuration of a method without "auto"."""
     return LoraConfig(
         r=resolved(method.rank),
         lora_alpha=_whole(resolved(method.alpha)),
@@ -199,6 +203,7 @@ def lora_config(method: MethodSettings) -> LoraConfig:
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that get gradients, in the model's order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -217,7 +222,9 @@ def _without_casts(model: PeftModel) -> PeftModel:
 def quantization_config(
     method: MethodSettings, compute_dtype: torch.dtype = torch.bfloat16
 ) -> BitsAndBytesConfig | None:
-    """Of qlora's base, with 4-bit products in `compute_dtype`; None for the other methods."""
+    """How the base of qlora is quantised; None for other methods. 4-bit products are computed in
+    `compute_dtype`.
+    """
     if method.name != "qlora":
         return None
     if method.quantization == "int8":
@@ -231,5 +238,5 @@ def quantization_config(
 
 
 def _whole(number: float) -> int:
-    """32.0 as 32, which engines expect; PEFT takes and writes other numbers as they are."""
+    """32.0 as 32, since engines expect an integer; other numbers stay, which PEFT writes too."""
     return int(number) if number == int(number) else cast(int, number)

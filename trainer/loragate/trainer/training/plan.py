@@ -1,7 +1,7 @@
-"""From a run file and splits to a plan: everything that training needs but the model's weights.
+"""Plans a training from a run file and splits: all that it needs but the model's weights.
 
-Every "auto" gets its value here, in two parts: how often to validate depends on how many rows there
-are, and which rows there are on the longest that is allowed.
+Every "auto" gets its value here, in two passes: how often to validate depends on the number of
+rows, and that depends on the longest row that is allowed.
 """
 
 import json
@@ -20,6 +20,7 @@ from loragate.adapters.names import AdapterVersion
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.data.example import Example
+from loragate.trainer.data.settings import QualityLimits
 from loragate.trainer.data.splits import SplitFolder
 from loragate.trainer.errors import RunFileError, TrainingError
 from loragate.trainer.registry import find_version, open_registry
@@ -36,14 +37,13 @@ from loragate.trainer.training.encoding import EncodedRows, Encoder
 from loragate.trainer.training.memory import mlp_width
 from loragate.trainer.training.schedule import Schedule, make_schedule, steps_of
 
-_LONGEST_BY_DEFAULT = 1024
 _VALIDATIONS = 10
 _TYPICAL_ROW = 96  # tokens; for the measurement of precisions only
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A published version and the folder of its files."""
+    """The published version that training goes on from, and the folder of its files."""
 
     version: AdapterVersion
     folder: Path
@@ -56,7 +56,9 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """A run in which nothing is left to be decided. `processes` train it together."""
+    """A run in which no setting is "auto" any more. `replayed` of the rows in `training` are old
+    ones. `processes` train it together.
+    """
 
     settings: RunFile
     config: PretrainedConfig
@@ -64,7 +66,7 @@ class TrainingPlan:
     renderer: Renderer
     training: EncodedRows
     validation: EncodedRows
-    replayed: int  # how many of the training rows are old ones
+    replayed: int
     data_digest: str
     parent: Parent | None
     schedule: Schedule
@@ -72,8 +74,10 @@ class TrainingPlan:
 
 
 def make_plan(run: Run, splits: SplitFolder) -> TrainingPlan:
-    """Raises LoragateError: a model that is not prepared, an adapter that is not there, rows that
-    cannot be trained.
+    """Finds model and parent, encodes the rows, and gives every "auto" its value. Loads no weights.
+
+    Raises LoragateError where the model is not prepared, the parent does not exist, or rows cannot
+    be trained on.
     """
     given = run.settings
     base = run.base()
@@ -109,7 +113,9 @@ def make_plan(run: Run, splits: SplitFolder) -> TrainingPlan:
 
 
 def _replayed(data: DataSettings, new: int, seed: int) -> list[Example]:
-    """Old rows, drawn by the seed: `replay_share` of all training rows, or as many as there are."""
+    """Old rows, drawn with the seed, so that they are `replay_share` of all training rows, or as
+    many as there are.
+    """
     if not data.replay:
         return []
     old = SplitFolder.read(Path(data.replay)).splits["train"]
@@ -120,8 +126,8 @@ def _replayed(data: DataSettings, new: int, seed: int) -> list[Example]:
 def resolve_model(
     settings: RunFile, root: Path, config: PretrainedConfig, parent: Parent | None
 ) -> RunFile:
-    """Replaces every "auto" that does not depend on the rows, and makes paths absolute. `root` is
-    the folder that they are relative to.
+    """Replaces every "auto" that does not depend on the rows, and makes paths absolute, which were
+    relative to `root`.
     """
     method = _method(method_of(parent, settings.method) if parent else settings.method)
     settings = with_absolute_paths(settings, root)
@@ -188,11 +194,13 @@ def _training(
 
 
 def longest_row(data: DataSettings, config: PretrainedConfig) -> int:
-    """The longest row that is allowed, in tokens."""
+    """The longest row that is allowed, in tokens; for "auto" what the model was made for, at most
+    the limit that data are checked against by default.
+    """
     if data.max_tokens != "auto":
         return data.max_tokens
-    made_for = getattr(config.get_text_config(), "max_position_embeddings", _LONGEST_BY_DEFAULT)
-    return min(int(made_for), _LONGEST_BY_DEFAULT)
+    most = QualityLimits().max_tokens
+    return min(int(getattr(config.get_text_config(), "max_position_embeddings", most)), most)
 
 
 def find_parent(text: str, home: Home) -> Parent:

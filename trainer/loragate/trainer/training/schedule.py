@@ -1,8 +1,7 @@
-"""How many steps a run has, and which rows each step trains: fixed before the first one.
+"""The number of steps and the rows of each, which the seed decides before the first step.
 
-The seed alone decides. The order of the whole run is one list, so a run that goes on from a
-checkpoint only skips what was done. Rows of similar length share a batch; which batch comes when
-stays random.
+The order of the whole run is one list, so a run that is resumed skips the part that is done. Rows
+of similar length share a batch; the order of the batches is random.
 """
 
 import itertools
@@ -22,7 +21,7 @@ _BATCHES_SORTED_TOGETHER = 16
 
 
 class FixedOrder(Sampler[int]):
-    """Gives the rows' indices in a given order, in every epoch the same."""
+    """Yields the rows' indices in the given order."""
 
     def __init__(self, order: Sequence[int]) -> None:
         self._order = order
@@ -57,7 +56,7 @@ def row_order(
 
 
 def padding_share(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> float:
-    """How much of the tokens of these batches is padding, from 0 to 1."""
+    """The share of padding in all tokens of these batches, from 0 to 1."""
     used = full = 0
     for start in range(0, len(order), batch_size):
         batch = [lengths[row] for row in order[start : start + batch_size]]
@@ -92,11 +91,12 @@ class Schedule:
     supervised: Sequence[int]
 
     def epochs(self, step: int) -> float:
+        """How many epochs `step` steps are."""
         return step * self.rows_per_step / self.rows
 
 
 def steps_of(settings: TrainingSettings, rows: int, processes: int) -> int:
-    """How many steps the run takes, if nothing stops it."""
+    """The number of optimizer steps, unless the run is stopped early."""
     if settings.max_steps:
         return settings.max_steps
     return max(1, math.ceil(settings.epochs * rows / _rows_per_step(settings, processes)))
@@ -105,6 +105,7 @@ def steps_of(settings: TrainingSettings, rows: int, processes: int) -> int:
 def make_schedule(
     rows: Sequence[EncodedRow], settings: TrainingSettings, *, seed: int, processes: int
 ) -> Schedule:
+    """The same for the same lengths, settings and seed."""
     steps = steps_of(settings, len(rows), processes)
     per_step = _rows_per_step(settings, processes)
     order = row_order(

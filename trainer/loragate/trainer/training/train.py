@@ -1,4 +1,4 @@
-"""Training itself: from a plan to the best weights and a result."""
+"""Carries out a training plan, from loading the model to the result."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,22 +24,21 @@ from loragate.trainer.training.callbacks import (
     tracker_callbacks,
 )
 from loragate.trainer.training.checkpoints import Checkpoints, RunState, step_of
-from loragate.trainer.training.export import (
-    export,
-)
+from loragate.trainer.training.export import export
 from loragate.trainer.training.memory import Memory, estimate_memory
 from loragate.trainer.training.models import add_adapter, continue_adapter, load_base
 from loragate.trainer.training.plan import TrainingPlan
 
 
 class Interrupted(TrainingError):
-    """The run was asked to stop by a signal; what was learnt is in a checkpoint."""
+    """A signal stopped the run; a checkpoint holds what was learnt."""
 
 
 def train(run: Run, plan: TrainingPlan) -> RunResult:
-    """Trains, or goes on from the newest checkpoint in the run's folder, to the end.
+    """Trains from the beginning or from the newest checkpoint in the run's folder, and exports the
+    result, which it returns. Every process of the run calls it.
 
-    Raises TrainingError (Interrupted after Ctrl-C) or RunFolderError; the checkpoints stay.
+    Raises TrainingError (Interrupted after Ctrl-C) or RunFolderError; the checkpoints stay then.
     """
     settings = plan.settings.training
     check_trackers(settings)
@@ -64,7 +63,7 @@ def train(run: Run, plan: TrainingPlan) -> RunResult:
 
 
 def memory_of(plan: TrainingPlan) -> Memory:
-    """An estimate of the memory that the longest batch takes."""
+    """The estimated memory of the largest batch."""
     rows = plan.training.rows
     return estimate_memory(
         plan.config,
@@ -141,7 +140,7 @@ def _take_steps(trainer: AdapterTrainer, latest: Path | None, patience: int) -> 
 
 @contextmanager
 def _explained(batch_size: int) -> Iterator[None]:
-    """Turns every library's way to report a lack of memory into a TrainingError."""
+    """Turns what libraries raise for a lack of memory into a TrainingError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -161,7 +160,9 @@ def _is_about_memory(error: MemoryError | RuntimeError) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Turns off transformers' notes within the block; they would break up the progress bar."""
+    """Turns off the log lines and progress bars of transformers within the block, which would break
+    up ours.
+    """
     earlier = transformers_logging.get_verbosity()
     had_bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
