@@ -313,7 +313,7 @@ async def test_a_server_that_cannot_write_usage_is_not_ready_until_it_can(
 
 # By whether they have something to do in a short life.
 BUSY = {
-    "lifecycle",
+    "alias reconciler",
     "merged models",
     "observations",
     "prefetch",
@@ -364,11 +364,12 @@ async def test_all_that_a_server_does_by_itself_goes_on_after_any_error(
     async with with_two_versions(serve_with, tmp_path) as served, served.server.listening():
         trial = start_rollout(served, 100.0, gates=())
         await until(lambda: status(served, trial) == "PASSED", 10)  # trials
-        await until(lambda: served.registry.snapshot().unserved_aliases() == (), 10)  # lifecycle
+        # alias reconciler
+        await until(lambda: served.registry.snapshot().unserved_aliases() == (), 10)
         assert (await served.chat()).headers["x-loragate-adapter"] == "acme/support@v2"
         await until(lambda: len(served.registry.usage.list()) == 1, 10)  # usage records
         told = (await served.client.get("/metrics")).text
     seen = dict(re.findall(r'background_task_restarts_total\{task="(.*)"\} (.*)', told))
     assert seen.keys() == BUSY | IDLE
     assert {name: seen[name] for name in BUSY} == dict.fromkeys(BUSY, "4.0")
-    assert 'background_task_up{task="lifecycle"} 1.0' in told
+    assert 'background_task_up{task="alias reconciler"} 1.0' in told

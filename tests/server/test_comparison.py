@@ -186,10 +186,10 @@ async def test_comparison_asks_all_three_of_a_server_and_finds_the_one_that_diff
             on_a_socket(served) as client,
             ComparisonClient(str(client.base_url), served.keys["acme"]) as asker,
         ):
-            extent = Settings(tokens=4, top=2, streams=(1, 2), rounds=1)
+            settings = Settings(tokens=4, top=2, streams=(1, 2), rounds=1)
             prompts = shipped_prompts()[:3]
             done = await compare(
-                asker, "acme/support@v1", SUBJECTS, prompts, extent, costs, lambda what: None
+                asker, "acme/support@v1", SUBJECTS, prompts, settings, costs, lambda what: None
             )
             merged.is_alive = False
             with pytest.raises(ComparisonFailed, match="merged was asked, and answered unmerged"):

@@ -32,6 +32,6 @@ def test_a_server_with_a_failing_background_task_lives_on_but_is_not_ready() -> 
     failing: list[str] = []
     health = Health(lambda: "alive", lambda: failing)
     assert health.is_ready
-    failing += ["usage records", "lifecycle"]
-    said = "degraded: usage records, lifecycle"
+    failing += ["usage records", "alias reconciler"]
+    said = "degraded: usage records, alias reconciler"
     assert (health.is_live, health.is_ready, health.state) == (True, False, said)

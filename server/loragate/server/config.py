@@ -336,6 +336,6 @@ def _check(config: Config) -> None:
             "as awq or fp8, or empty",
         ),
     ]
-    for holds, claim in checks:
+    for holds, sentence in checks:
         if not holds:
-            raise ConfigError(f"The configuration is wrong: {claim}.")
+            raise ConfigError(f"The configuration is wrong: {sentence}.")

@@ -7,13 +7,14 @@ those of OpenAI's API, with vLLM's additions (https://platform.openai.com/docs/a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.merged_states import Mode
 
+ACTOR: Final = "server"  # who the audit log says did what a server does by itself
 FinishReason = Literal["stop", "length", "tool_calls", "abort"]
 MERGED = "+merged"  # asks for a version's merged model: support@v3+merged
 BASE = "base"  # the name under which every tenant can reach the base model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy import select
@@ -16,6 +15,7 @@ from loragate.adapters.errors import (
 )
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, parse_alias
 from loragate.adapters.registry.audit import record
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.merged_states import Mode
 from loragate.adapters.registry.rows import (
@@ -89,7 +89,7 @@ class Aliasing:
             if before != version.id:
                 found.serving_id = version.id
                 found.serving_mode = found.desired_mode
-                found.updated_at = datetime.now(UTC)
+                found.updated_at = wall_clock()
                 record(
                     session,
                     actor,
@@ -166,7 +166,7 @@ def set_desired(
     found.desired_id, found.desired_mode = version.id, mode
     if found.serving_id == version.id:
         found.serving_mode = mode  # nothing has to be loaded for it
-    found.updated_at = datetime.now(UTC)
+    found.updated_at = wall_clock()
     record(
         session,
         actor,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.records import AuditRow
 from loragate.adapters.registry.states import AdapterState
@@ -35,7 +35,7 @@ def record(
         row.revision = revision
     session.add(
         Audit(
-            at=datetime.now(UTC),
+            at=wall_clock(),
             actor=actor,
             action=action,
             subject=subject,

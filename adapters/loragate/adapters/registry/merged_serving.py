@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from loragate.adapters.errors import MergedInUse, VersionNotFound
 from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.audit import record_version
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.merged_states import AT_REST, MergedState
 from loragate.adapters.registry.rows import (
@@ -39,7 +38,7 @@ class MergedServing:
             version = usable_version_row(session, row, adapter, number)
             status = merged_status(version)
             if status is None or not status.is_wanted or status.state in AT_REST:
-                version.merged_since = version.merged_since or datetime.now(UTC)
+                version.merged_since = version.merged_since or wall_clock()
                 version.merged_state = MergedState.WAITING
                 version.merged_reason = ""
                 record_version(session, row, version, actor, "version.serve_merged")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ from loragate.adapters.errors import MergedInUse, NotMerged, StoreError
 from loragate.adapters.format.merged_files import inspect_merged
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.audit import record
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.merged_states import AT_REST
 from loragate.adapters.registry.needs import is_needed
@@ -66,7 +66,7 @@ class Merges:
                     kind=MERGED,
                     digest=digest,
                     size_bytes=files.size_bytes,
-                    created_at=datetime.now(UTC),
+                    created_at=wall_clock(),
                 )
             )
             session.flush()

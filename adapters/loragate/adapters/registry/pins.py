@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from sqlalchemy.orm import Session
 
 from loragate.adapters.names import (
@@ -13,6 +11,7 @@ from loragate.adapters.names import (
     parse_version,
 )
 from loragate.adapters.registry.audit import record_version
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.rows import (
     existing_adapter_row,
@@ -42,7 +41,7 @@ class Pinning:
             selected = _select(session, row, adapter, selector)
             version = usable_version_row(session, row, adapter, selected.number)
             if version.pinned_at is None:
-                version.pinned_at = datetime.now(UTC)
+                version.pinned_at = wall_clock()
                 version.pin_refusal = ""
                 record_version(session, row, version, actor, "version.pin")
             return version_of(adapter.tenant, adapter.name, version)

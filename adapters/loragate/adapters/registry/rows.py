@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -18,6 +17,7 @@ from loragate.adapters.errors import (
 )
 from loragate.adapters.format.files import AdapterFiles
 from loragate.adapters.names import AdapterName, AdapterVersion
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.listings import AliasVersions
 from loragate.adapters.registry.merged_states import MergedState, MergedStatus, as_mode
 from loragate.adapters.registry.states import AdapterState
@@ -127,7 +127,7 @@ def new_version_row(
         # Every server keeps all manifests in memory; the reference is read with the weights.
         manifest=replace(stored.manifest, reference=None).to_json(),
         size_bytes=stored.size_bytes,
-        created_at=datetime.now(UTC),
+        created_at=wall_clock(),
     )
     adapter.next_number += 1
     session.add(version)

@@ -175,7 +175,7 @@ class Snapshot:
         VersionNotFound, VersionRetired, and VersionFailed (with the reason). Another tenant's
         adapter is not found, like one that does not exist.
         """
-        adapter = self._shelf(tenant, name)
+        adapter = self._adapter(tenant, name)
         if adapter is None:
             raise AdapterNotFound(tenant, name)
         return adapter.resolve(selector)
@@ -219,7 +219,7 @@ class Snapshot:
 
     def adapter(self, tenant: str, name: str) -> AdapterListing | None:
         """None for one that is unknown."""
-        adapter = self._shelf(tenant, name)
+        adapter = self._adapter(tenant, name)
         return None if adapter is None else adapter.listing
 
     def listings(self) -> Iterator[AdapterListing]:
@@ -246,7 +246,7 @@ class Snapshot:
 
     def is_meant(self, version: AdapterVersion) -> bool:
         """Whether some alias means the version, or is to."""
-        adapter = self._shelf(version.tenant, version.name)
+        adapter = self._adapter(version.tenant, version.name)
         return adapter is not None and adapter.is_meant(version)
 
     def pinned(self) -> tuple[AdapterVersion, ...]:
@@ -268,10 +268,10 @@ class Snapshot:
 
     def entries(self, tenant: str, name: str) -> Mapping[int, VersionEntry]:
         """An adapter's versions by ``lora_id``, retired ones too; none for an unknown adapter."""
-        adapter = self._shelf(tenant, name)
+        adapter = self._adapter(tenant, name)
         return MappingProxyType({}) if adapter is None else adapter.entries
 
-    def _shelf(self, tenant: str, name: str) -> AdapterSnapshot | None:
+    def _adapter(self, tenant: str, name: str) -> AdapterSnapshot | None:
         holdings = self._tenants.get(tenant)
         return None if holdings is None else holdings.adapters.get(name)
 

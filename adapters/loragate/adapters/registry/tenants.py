@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
@@ -11,6 +9,7 @@ from loragate.adapters.errors import KeyNotFound, TenantExists
 from loragate.adapters.names import parse_tenant
 from loragate.adapters.registry.api_keys import hash_key, mint_key
 from loragate.adapters.registry.audit import record
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.pages import EVERYTHING, Page
 from loragate.adapters.registry.records import KeyRecord, NewKey, TenantRecord
@@ -35,7 +34,7 @@ class Tenancy:
         with self._database.changing() as session:
             if session.get(Tenants, tenant) is not None:
                 raise TenantExists(tenant)
-            row = Tenants(id=tenant, created_at=datetime.now(UTC))
+            row = Tenants(id=tenant, created_at=wall_clock())
             _set(row, limits)
             session.add(row)
             session.flush()
@@ -71,11 +70,11 @@ class Tenancy:
         """
         with self._database.changing() as session:
             row = live_tenant(session, tenant)
-            row.deleted_at = datetime.now(UTC)
+            row.deleted_at = wall_clock()
             session.execute(
                 update(ApiKeys)
                 .where(ApiKeys.tenant_id == tenant, ApiKeys.revoked_at.is_(None))
-                .values(revoked_at=datetime.now(UTC))
+                .values(revoked_at=wall_clock())
             )
             end_trials_of_tenant(session, tenant, actor)
             record(session, actor, "tenant.delete", tenant, touched=[row])
@@ -112,7 +111,7 @@ class Tenancy:
             if row is None:
                 raise KeyNotFound(key_id)
             if row.revoked_at is None:
-                row.revoked_at = datetime.now(UTC)
+                row.revoked_at = wall_clock()
                 owner = session.get_one(Tenants, row.tenant_id)
                 record(session, actor, "key.revoke", f"{owner.id}:{key_id}", touched=[owner])
 
@@ -140,7 +139,7 @@ def _add_key(session: Session, owner: Tenants, name: str, actor: str) -> NewKey:
             tenant_id=owner.id,
             sha256=hash_key(new.key),
             name=name,
-            created_at=datetime.now(UTC),
+            created_at=wall_clock(),
         )
     )
     record(session, actor, "key.create", f"{owner.id}:{new.key_id}", touched=[owner])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Final, cast
 
 from sqlalchemy import select, update
@@ -19,6 +18,7 @@ from loragate.adapters.errors import (
 from loragate.adapters.names import CHAMPION, AdapterName
 from loragate.adapters.registry.aliases import SET_ALIAS, set_desired
 from loragate.adapters.registry.audit import record
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.database import Database
 from loragate.adapters.registry.rows import (
     existing_adapter_row,
@@ -64,7 +64,7 @@ class TrialLedger:
             ).one_or_none()
             if running is not None:
                 raise TrialUnderWay(adapter.tenant, adapter.name, _name(running))
-            now = datetime.now(UTC)
+            now = wall_clock()
             trial = Trials(
                 kind=kind,
                 adapter_id=row.id,
@@ -142,7 +142,7 @@ class TrialLedger:
                     Trials.state == trial.status.state,
                     Trials.step == trial.status.step,
                 )
-                .values(watched_seconds=seconds, updated_at=datetime.now(UTC))
+                .values(watched_seconds=seconds, updated_at=wall_clock())
             )
 
     def move(
@@ -225,7 +225,7 @@ def _promote(session: Session, adapter_row: Adapters, trial: Trial, arm: str, ac
 def _move(row: Trials, status: TrialStatus, is_over: bool) -> None:
     row.state, row.step = status.state, status.step
     row.watched_seconds, row.reason = status.watched_seconds, status.reason
-    row.updated_at = datetime.now(UTC)
+    row.updated_at = wall_clock()
     if is_over:
         row.ended_at = row.updated_at
 

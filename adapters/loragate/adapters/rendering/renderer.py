@@ -25,7 +25,7 @@ from loragate.adapters.rendering.token_bound import TokenBound, Truncation
 
 IGNORED = -100  # the label of a token that is not learnt, as PyTorch and TRL have it
 
-Turn = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
+TemplateMessage = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
 
 # Arguments of the rendering itself, which a template's variables must not shadow.
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {
@@ -85,7 +85,7 @@ class Renderer:
 
     def render(
         self,
-        messages: Sequence[Turn],
+        messages: Sequence[TemplateMessage],
         *,
         tools: Sequence[Mapping[str, object]] = (),
         chat_template: str | None = None,
@@ -162,7 +162,7 @@ class Renderer:
         )
 
     def supervise(
-        self, messages: Sequence[Turn], *, chat_template: str | None = None
+        self, messages: Sequence[TemplateMessage], *, chat_template: str | None = None
     ) -> Supervised:
         """Returns a conversation's ids with a loss on the assistant's turns and their end-of-turn.
 
@@ -239,8 +239,8 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _describe_tools(
-    messages: Sequence[Turn], tools: Sequence[Mapping[str, object]]
-) -> Sequence[Turn]:
+    messages: Sequence[TemplateMessage], tools: Sequence[Mapping[str, object]]
+) -> Sequence[TemplateMessage]:
     """Puts the tools into the system message, for templates that have no place for them."""
     listing = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     preamble = _TOOL_PREAMBLE.format(tools=listing)
@@ -251,7 +251,7 @@ def _describe_tools(
     return [{"role": "system", "content": preamble}, *turns]
 
 
-def _without_tool_fields(message: Turn) -> Turn:
+def _without_tool_fields(message: TemplateMessage) -> TemplateMessage:
     """Writes earlier tool calls and results as text, since the template would drop them."""
     if calls := message.get("tool_calls"):
         assert isinstance(calls, Sequence)

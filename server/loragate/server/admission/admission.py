@@ -93,7 +93,7 @@ class Reservation:
 
     def permit(self) -> AbstractAsyncContextManager[int]:
         """See `QueueGrant.permit`."""
-        assert self._grant is not None, "the request has no turn"
+        assert self._grant is not None, "the request has no grant"
         return self._grant.permit()
 
     def charge(self, tokens: int) -> None:

@@ -188,18 +188,18 @@ class FairQueue:
         if self._is_free(flow.tenant, flow, route):
             self._start(flow, cost)
             return
-        turn = asyncio.get_running_loop().create_future()
-        flow.waiting[turn] = cost
+        granted = asyncio.get_running_loop().create_future()
+        flow.waiting[granted] = cost
         flow.tenant.queued += 1
         self.queued += 1
         try:
             async with self._in_time(flow):
-                await self._wait(flow, turn)
+                await self._wait(flow, granted)
         except BaseException:
-            if flow.waiting.pop(turn, None) is not None:
+            if flow.waiting.pop(granted, None) is not None:
                 self._leave_queue(flow)
                 self._remove_waiter(flow)
-            elif turn.done() and not turn.cancelled():
+            elif granted.done() and not granted.cancelled():
                 self._end(flow, has_permit=True)  # it came in the same moment: hand it on
             raise
 
@@ -359,10 +359,10 @@ class FairQueue:
         assert flow.holds, f"nobody holds {version}"
         return flow
 
-    async def _wait(self, flow: Flow, turn: asyncio.Future[None]) -> None:
+    async def _wait(self, flow: Flow, granted: asyncio.Future[None]) -> None:
         self._enqueue(flow)
         self._advance()
-        await turn
+        await granted
 
     @asynccontextmanager
     async def _in_time(self, flow: Flow) -> AsyncIterator[None]:
@@ -478,10 +478,10 @@ class FairQueue:
                 self._occupy(flow)
                 return
         while flow.waiting and not flow.is_preempted:
-            turn, cost = flow.waiting.popitem(last=False)
+            granted, cost = flow.waiting.popitem(last=False)
             self._leave_queue(flow)
-            if not turn.done():
-                turn.set_result(None)
+            if not granted.done():
+                granted.set_result(None)
                 self._start(flow, cost)
                 return
 

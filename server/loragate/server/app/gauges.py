@@ -28,7 +28,9 @@ def add_gauges(
         lambda: len(snapshots.current.unreadable()),
     )
     metrics.gauge(
-        "loragate_requests_running", "Requests that have had their turn.", lambda: queue.in_flight
+        "loragate_requests_running",
+        "Requests that the queue let go on and that are not over.",
+        lambda: queue.in_flight,
     )
     metrics.gauge("loragate_sequences_running", "Choices that are computed.", lambda: queue.running)
     metrics.gauge("loragate_requests_queued", "Requests that wait.", lambda: queue.queued)

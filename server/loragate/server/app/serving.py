@@ -66,14 +66,14 @@ class Stopping:
             _end_now(128 + number)
         self.requested.set()
         # A thread, since what keeps the server from ending may be the event loop itself.
-        overdue = threading.Timer(self._most_seconds, self._give_up)
+        overdue = threading.Timer(self._most_seconds, self._end_overdue)
         overdue.daemon = True
         overdue.start()
         if self._starting is not None:
             logger.info("stopping before the start is over")
             self._starting.cancel()
 
-    def _give_up(self) -> None:
+    def _end_overdue(self) -> None:
         logger.error("still not stopped after %.0f s; stopping at once", self._most_seconds)
         _end_now(_OVERDUE)
 

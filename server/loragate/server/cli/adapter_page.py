@@ -111,13 +111,13 @@ def _say_what_failed(page: "AdapterPageView") -> None:
         if version.state != "FAILED":
             continue
         aliases = [alias for alias, desired in page.aliases.items() if desired == version.version]
-        wish = f" was to serve as {' and '.join(aliases)} and" if aliases else ""
+        wanted = f" was to serve as {' and '.join(aliases)} and" if aliases else ""
         code, reason = _split(version.reason or "no reason was recorded")
         say(
-            "[bold]{version}[/]{wish} [red]failed[/]{code}: {reason} "
+            "[bold]{version}[/]{wanted} [red]failed[/]{code}: {reason} "
             "[dim]Publish a mended folder, or promote {version} again once the cause is gone.[/]",
             version=version.version,
-            wish=wish,
+            wanted=wanted,
             code=f" ({code})" if code else "",
             reason=_sentence(reason),
         )

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loragate.adapters.names import CHAMPION
 from loragate.adapters.registry.pages import MOST_ROWS, Page
 from loragate.server.cli import merged as cli_merged
-from loragate.server.cli.adapter_page import CHAMPION, print_page
+from loragate.server.cli.adapter_page import print_page
 from loragate.server.cli.options import (
     Adapter,
     AdminKey,

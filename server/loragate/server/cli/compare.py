@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loragate.adapters.registry.clock import wall_clock
 from loragate.server.cli.options import AdminKey, Json, Url, examples
 from loragate.server.cli.output import console, print_json, say
 
@@ -71,7 +72,7 @@ def compare(
     name, _, selector = version.partition("@")
     adapter, number = AdapterName.parse(name), parse_version(selector)
     asked = read_prompts(prompts) if prompts else shipped_prompts()
-    extent = Settings(tokens=tokens, streams=_counts(streams), rounds=rounds)
+    settings = Settings(tokens=tokens, streams=_counts(streams), rounds=rounds)
     tell = _silence if as_json else _tell
     with ExitStack() as stack:
         if url is None:
@@ -87,7 +88,7 @@ def compare(
         made = admin.create_key(adapter.tenant, "compare")
         stack.callback(admin.revoke_key, made.id)
         memory = partial(_costs, admin, adapter, number)
-        comparison = asyncio.run(_run(url, made.key, version, asked, extent, memory, tell))
+        comparison = asyncio.run(_run(url, made.key, version, asked, settings, memory, tell))
     page = out or Path(f"compare-{adapter.tenant}-{adapter.name}-v{number}.html")
     _show(comparison, page, as_json)
 
@@ -97,7 +98,7 @@ async def _run(
     api_key: str,
     version: str,
     prompts: "Sequence[Conversation]",
-    extent: "Settings",
+    settings: "Settings",
     memory: "Callable[[], Costs]",
     tell: "Tell",
 ) -> "Comparison":
@@ -106,13 +107,13 @@ async def _run(
     from loragate.server.core import BASE, MERGED
 
     name = version.partition("/")[2]
-    subjects = (
+    targets = (
         Target("base", BASE),
         Target("unmerged", name, "unmerged"),
         Target("merged", f"{name}{MERGED}", "merged"),
     )
-    async with ComparisonClient(url, api_key) as asker:
-        return await compare(asker, version, subjects, prompts, extent, memory, tell)
+    async with ComparisonClient(url, api_key) as client:
+        return await compare(client, version, targets, prompts, settings, memory, tell)
 
 
 @contextmanager
@@ -169,13 +170,12 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _show(comparison: "Comparison", page: Path, as_json: bool) -> None:
-    from datetime import UTC, datetime
 
     import msgspec
 
     from loragate.server.comparison.report import to_html, to_terminal
 
-    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    made = wall_clock().strftime("%Y-%m-%d %H:%M")
     page.write_text(to_html(comparison, made), "utf-8")
     if as_json:
         print_json(

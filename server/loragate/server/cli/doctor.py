@@ -33,10 +33,10 @@ def doctor(
     from loragate.server.config import load_config
 
     settings = load_config(config)  # before the next line, which imports for a second
-    from loragate.server.cli.doctor_checks import examine
+    from loragate.server.cli.doctor_checks import run_checks
 
     found = []
-    for check in examine(settings, Home.from_environment(), deep):
+    for check in run_checks(settings, Home.from_environment(), deep):
         found.append(check)
         if not as_json:
             say(

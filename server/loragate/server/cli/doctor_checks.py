@@ -52,7 +52,7 @@ class Check:
     message: str
 
 
-def examine(config: Config, home: Home, is_deep: bool) -> Iterator[Check]:
+def run_checks(config: Config, home: Home, is_deep: bool) -> Iterator[Check]:
     """Yields each finding as it is made. Deep means that all stored adapters are hashed again."""
     yield _check_python()
     yield _check_engine(config.engine)

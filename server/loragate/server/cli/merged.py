@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from loragate.server.cli.adapter_page import CHAMPION
+from loragate.adapters.names import CHAMPION
 from loragate.server.cli.options import Adapter, AdminKey, Json, Reason, Url, examples
 from loragate.server.cli.output import print_view, say
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loragate.adapters.registry.clock import wall_clock
 from loragate.server.cli.options import ConfigFile, Json, examples
 from loragate.server.cli.output import print_json, print_table, say
 
@@ -59,7 +60,6 @@ def prune(
     with pauses. Stopped with Ctrl-C, it goes on from there the next time. The database's file
     does not shrink: SQLite uses the room again for what comes.
     """
-    from datetime import UTC, datetime
 
     import msgspec
 
@@ -71,7 +71,7 @@ def prune(
 
     home, settings = Home.from_environment().ensure(), load_config(config)
     retention = Retention(**msgspec.structs.asdict(settings.retention))
-    url, now = settings.registry.url or home.database_url, datetime.now(UTC)
+    url, now = settings.registry.url or home.database_url, wall_clock()
     with Registry(url, ArtifactStore(home.artifacts)) as registry:
         pruned = _prune(registry, retention, now, dry_run)
     kinds = {kind: getattr(pruned, kind) for kind in _KINDS}

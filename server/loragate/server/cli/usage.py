@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.pages import MOST_ROWS, Page
 from loragate.server.cli.options import AdminKey, After, Json, Limit, Url, examples
 from loragate.server.cli.output import name_next, print_table, print_views
@@ -43,7 +44,7 @@ def usage(
     """Sum up requests and tokens by tenant and adapter."""
     from loragate.server.admin_client.interface import open_admin
 
-    start = None if since is None else _parse_since(since, datetime.now(UTC))
+    start = None if since is None else _parse_since(since, wall_clock())
     with open_admin(url, key) as admin:
         totals = admin.usage(tenant, start, Page(limit, after))
     name_next(totals, limit, lambda row: f"{row.tenant}/{row.adapter}")

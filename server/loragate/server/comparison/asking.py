@@ -70,7 +70,7 @@ class ComparisonClient:
     ) -> None:
         await self._http.aclose()
 
-    async def answer(self, subject: Target, conversation: Conversation, tokens: int) -> Answered:
+    async def answer(self, target: Target, conversation: Conversation, tokens: int) -> Answered:
         """Greedily, `tokens` at most."""
         body = {
             "messages": list(conversation),
@@ -78,7 +78,7 @@ class ComparisonClient:
             "temperature": 0,
             "return_token_ids": True,
         }
-        reply = await self._post(subject, "/v1/chat/completions", body)
+        reply = await self._post(target, "/v1/chat/completions", body)
         choice = reply["choices"][0]
         return Answered(
             tuple(reply["prompt_token_ids"]),
@@ -86,7 +86,7 @@ class ComparisonClient:
             choice["message"]["content"] or "",
         )
 
-    async def score(self, subject: Target, token_ids: Sequence[int], top: int) -> list[Scores]:
+    async def score(self, target: Target, token_ids: Sequence[int], top: int) -> list[Scores]:
         """At every position but the first."""
         body = {
             "prompt": list(token_ids),
@@ -94,16 +94,16 @@ class ComparisonClient:
             "temperature": 0,
             "prompt_logprobs": top,
         }
-        reply = await self._post(subject, "/v1/completions", body)
+        reply = await self._post(target, "/v1/completions", body)
         return [
             {int(token): entry["logprob"] for token, entry in position.items()}
             for position in reply["choices"][0]["prompt_logprobs"][1:]
         ]
 
-    async def stream(self, subject: Target, prompt: Sequence[int], tokens: int) -> Timed:
+    async def stream(self, target: Target, prompt: Sequence[int], tokens: int) -> Timed:
         """Exactly `tokens` tokens, greedily, and nothing of the prompt from a cache."""
         body = {
-            "model": subject.model,
+            "model": target.model,
             "prompt": list(prompt),
             "max_tokens": tokens,
             "temperature": 0,
@@ -116,31 +116,31 @@ class ComparisonClient:
             async with self._http.stream("POST", "/v1/completions", json=body) as response:
                 if response.is_error:
                     await response.aread()
-                _check(subject, response)
+                _check(target, response)
                 async for line in response.aiter_lines():
                     if line.startswith("data: {") and json.loads(line[6:])["choices"]:
                         arrivals.append(time.perf_counter() - began)
         except httpx.HTTPError as error:
-            raise ComparisonFailed(f"{subject.name} gave no answer: {error!r}") from error
+            raise ComparisonFailed(f"{target.name} gave no answer: {error!r}") from error
         return Timed(began, tuple(arrivals))
 
-    async def _post(self, subject: Target, path: str, body: dict[str, object]) -> dict[str, list]:
+    async def _post(self, target: Target, path: str, body: dict[str, object]) -> dict[str, list]:
         try:
-            response = await self._http.post(path, json={"model": subject.model, **body})
+            response = await self._http.post(path, json={"model": target.model, **body})
         except httpx.HTTPError as error:
-            raise ComparisonFailed(f"{subject.name} gave no answer: {error!r}") from error
-        _check(subject, response)
+            raise ComparisonFailed(f"{target.name} gave no answer: {error!r}") from error
+        _check(target, response)
         return response.json()
 
 
-def _check(subject: Target, response: httpx.Response) -> None:
+def _check(target: Target, response: httpx.Response) -> None:
     if response.is_error:
         raise ComparisonFailed(
-            f"{subject.name} gave no answer: {response.status_code} {response.text[:300]}"
+            f"{target.name} gave no answer: {response.status_code} {response.text[:300]}"
         )
     mode = response.headers.get(MODE, "")
-    if mode != subject.mode:
+    if mode != target.mode:
         raise ComparisonFailed(
-            f"{subject.name} was asked, and answered {mode or 'by the base model'}: it went down "
+            f"{target.name} was asked, and answered {mode or 'by the base model'}: it went down "
             "meanwhile; see `loragate adapter show`, and compare again"
         )

@@ -48,7 +48,7 @@ class Comparison:
 
     version: str
     prompts: int
-    extent: Settings
+    settings: Settings
     merged: Agreement
     base: Agreement
     measured: tuple[Measurement, Measurement, Measurement]
@@ -97,48 +97,47 @@ def _streams(count: int) -> str:
 
 
 async def compare(
-    asker: ComparisonClient,
+    client: ComparisonClient,
     version: str,
-    subjects: tuple[Target, Target, Target],
+    targets: tuple[Target, Target, Target],
     prompts: Sequence[Conversation],
-    extent: Settings,
+    settings: Settings,
     memory: Callable[[], Costs],
     tell: Tell,
 ) -> Comparison:
-    """`subjects` are base, unmerged and merged. Raises ComparisonFailed."""
-    base, unmerged, merged = subjects
+    """`targets` are base, unmerged and merged. Raises ComparisonFailed."""
+    base, unmerged, merged = targets
     tell(f"asking {len(prompts)} prompts of each")
     answers = {
-        subject: [await asker.answer(subject, prompt, extent.tokens) for prompt in prompts]
-        for subject in subjects
+        target: [await client.answer(target, prompt, settings.tokens) for prompt in prompts]
+        for target in targets
     }
     tell("scoring the version's answers by each")
     scores = {
-        subject: await _scores(asker, subject, answers[unmerged], extent.top)
-        for subject in subjects
+        target: await _scores(client, target, answers[unmerged], settings.top) for target in targets
     }
     merged_agrees, base_agrees = (
         agree(
             [
                 diverge(one.token_ids, other.token_ids)
-                for one, other in zip(answers[unmerged], answers[subject], strict=True)
+                for one, other in zip(answers[unmerged], answers[target], strict=True)
             ],
             scores[unmerged],
-            scores[subject],
+            scores[target],
         )
-        for subject in (merged, base)
+        for target in (merged, base)
     )
     asked = [answer.prompt_ids for answer in answers[unmerged]]
-    speeds = await _speeds(asker, subjects, asked, extent, tell)
+    speeds = await _speeds(client, targets, asked, settings, tell)
     costs = memory()
     measured = [
-        Measurement(subject.name, speeds[subject], *cost)
-        for subject, cost in zip(subjects, costs, strict=True)
+        Measurement(target.name, speeds[target], *cost)
+        for target, cost in zip(targets, costs, strict=True)
     ]
     return Comparison(
         version,
         len(prompts),
-        extent,
+        settings,
         merged_agrees,
         base_agrees,
         (measured[0], measured[1], measured[2]),
@@ -146,33 +145,33 @@ async def compare(
 
 
 async def _scores(
-    asker: ComparisonClient, subject: Target, answers: Sequence[Answered], top: int
+    client: ComparisonClient, target: Target, answers: Sequence[Answered], top: int
 ) -> list[Scores]:
     """At the positions of the answers, each given all before it."""
     found: list[Scores] = []
     for answer in answers:
-        positions = await asker.score(subject, answer.prompt_ids + answer.token_ids, top)
+        positions = await client.score(target, answer.prompt_ids + answer.token_ids, top)
         found += positions[-len(answer.token_ids) :]
     return found
 
 
 async def _speeds(
-    asker: ComparisonClient,
-    subjects: Sequence[Target],
+    client: ComparisonClient,
+    targets: Sequence[Target],
     prompts: Sequence[Sequence[int]],
-    extent: Settings,
+    settings: Settings,
     tell: Tell,
 ) -> dict[Target, tuple[Speed, ...]]:
-    speeds: dict[Target, tuple[Speed, ...]] = dict.fromkeys(subjects, ())
-    for subject in subjects:  # what is slow the first time only
-        await measure(asker, subject, prompts, max(extent.streams), 4, turn=0)
-    for streams in extent.streams:
+    speeds: dict[Target, tuple[Speed, ...]] = dict.fromkeys(targets, ())
+    for target in targets:  # what is slow the first time only
+        await measure(client, target, prompts, max(settings.streams), 4, round_=0)
+    for streams in settings.streams:
         tell(f"timing {_streams(streams)} at once of each")
-        runs: dict[Target, list[list[Timed]]] = {subject: [] for subject in subjects}
-        for turn in range(extent.rounds):  # in turns: whatever else the machine does meets all
-            for subject in subjects:
-                run = await measure(asker, subject, prompts, streams, extent.tokens, turn)
-                runs[subject].append(run)
-        for subject in subjects:
-            speeds[subject] += (speed_of(streams, runs[subject]),)
+        runs: dict[Target, list[list[Timed]]] = {target: [] for target in targets}
+        for round_ in range(settings.rounds):  # in turns: whatever else the machine does meets all
+            for target in targets:
+                run = await measure(client, target, prompts, streams, settings.tokens, round_)
+                runs[target].append(run)
+        for target in targets:
+            speeds[target] += (speed_of(streams, runs[target]),)
     return speeds

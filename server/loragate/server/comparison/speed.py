@@ -20,16 +20,16 @@ class Speed:
 
 
 async def measure(
-    asker: ComparisonClient,
-    subject: Target,
+    client: ComparisonClient,
+    target: Target,
     prompts: Sequence[Sequence[int]],
     streams: int,
     tokens: int,
-    turn: int,
+    round_: int,
 ) -> list[Timed]:
     """`streams` at once, each with another of the prompts, or one that comes again."""
-    asked = (prompts[(turn * streams + index) % len(prompts)] for index in range(streams))
-    return await asyncio.gather(*(asker.stream(subject, prompt, tokens) for prompt in asked))
+    asked = (prompts[(round_ * streams + index) % len(prompts)] for index in range(streams))
+    return await asyncio.gather(*(client.stream(target, prompt, tokens) for prompt in asked))
 
 
 def speed_of(streams: int, runs: Sequence[Sequence[Timed]]) -> Speed:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from loragate.adapters.errors import RequestNotFound
+from loragate.adapters.registry.clock import WallClock, wall_clock
 from loragate.adapters.registry.trial_records import FeedbackRow
 from loragate.server.concurrency.pools import in_pool
 from loragate.server.errors import InvalidRequest, Overloaded
 from loragate.server.experiments.metrics import check_feedback
-from loragate.server.experiments.trial_router import Clock, TrialRouter, wall_clock
+from loragate.server.experiments.trial_router import TrialRouter
 
 LONGEST_COMMENT = 2000  # characters
 _MOST_UNDER_WAY = 16  # of one tenant
@@ -43,7 +44,7 @@ class FeedbackService:
         ledger: FeedbackLedger,
         trial_router: TrialRouter,
         flush: Sequence[Callable[[], Awaitable[None]]],
-        now: Clock = wall_clock,
+        now: WallClock = wall_clock,
         pool: Executor | None = None,
     ) -> None:
         """`flush` writes what is known of requests and not in the ledger yet. The ledger is called

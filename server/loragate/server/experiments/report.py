@@ -15,9 +15,10 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 
+from loragate.adapters.names import CHAMPION
 from loragate.adapters.registry.trial_records import ShadowRow, Trial
 from loragate.server.experiments.gates import Gate, GateAnswer, GateState, measure
-from loragate.server.experiments.plans import CHAMPION, to_json
+from loragate.server.experiments.plans import to_json
 from loragate.server.experiments.rollout_plan import RolloutPlan
 from loragate.server.experiments.running import RunningTrial
 from loragate.server.experiments.tally import ArmTally

@@ -23,7 +23,8 @@ from loragate.adapters.errors import (
     VersionNotFound,
     VersionRetired,
 )
-from loragate.adapters.names import AdapterVersion
+from loragate.adapters.names import CHAMPION, AdapterVersion
+from loragate.adapters.registry.clock import WallClock, wall_clock
 from loragate.adapters.registry.listings import AliasVersions
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.snapshot import SnapshotWatcher
@@ -32,9 +33,10 @@ from loragate.server.concurrency.daemon_threads import in_daemon_thread
 from loragate.server.concurrency.pools import in_pool
 from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTasks
+from loragate.server.core import ACTOR
 from loragate.server.errors import AdapterUnavailable, EngineDead, UnreadablePlan
 from loragate.server.experiments.plan_bounds import LONGEST_REASON
-from loragate.server.experiments.plans import CHALLENGER, CHAMPION, ExperimentPlan, plan_of
+from loragate.server.experiments.plans import CHALLENGER, ExperimentPlan, plan_of
 from loragate.server.experiments.rollout_plan import (
     RolloutPlan,
     RolloutProgress,
@@ -48,11 +50,10 @@ from loragate.server.experiments.rollout_plan import (
     win,
 )
 from loragate.server.experiments.running import RunningTrial
-from loragate.server.experiments.trial_router import ActiveTrial, Clock, TrialRouter, wall_clock
+from loragate.server.experiments.trial_router import ActiveTrial, TrialRouter
 from loragate.server.experiments.verdict import Verdict, decide
 
 logger = logging.getLogger(__name__)
-ACTOR = "server"
 _NOTE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_ROUND_PAUSE_SECONDS = 5.0
@@ -90,7 +91,7 @@ class TrialRunner:
         wake: asyncio.Event,
         look_seconds: float,
         clock: Callable[[], float] = time.monotonic,
-        now: Clock = wall_clock,
+        now: WallClock = wall_clock,
         pool: Executor | None = None,
     ) -> None:
         """`warm` loads a version and raises AdapterUnavailable where that cannot be. `wake` is set
@@ -153,7 +154,7 @@ class TrialRunner:
         for trial_id in self._active.keys() - self._under_way.keys():
             await self._conclude(trial_id)
         self._drop_what_is_over()  # of those that ended while they were prepared, too
-        self._let_go()
+        self._drop_ended()
 
     async def _read_news(self) -> None:
         revision = self._snapshots.current.revision
@@ -201,7 +202,7 @@ class TrialRunner:
     async def _stumble(self, trial: Trial, error: BaseException) -> None:
         """Tries again later, or ends the trial where the fault is its own and it will not mend."""
         if isinstance(error, UnreadablePlan):
-            await self._give_up(trial, str(error))
+            await self._end_failed(trial, str(error))
             return
         trouble = self._troubles.setdefault(trial.id, _Trouble())
         trouble.delay = _BACKOFF.following(trouble.delay, uptime=0.0)
@@ -213,9 +214,9 @@ class TrialRunner:
             "%s of %s waits %.0f s: %s", trial, trial.adapter, trouble.delay, said, exc_info=error
         )
         if trouble.own_failures >= _MOST_FAILURES:
-            await self._give_up(trial, f"it failed {trouble.own_failures} times, with {said}")
+            await self._end_failed(trial, f"it failed {trouble.own_failures} times, with {said}")
 
-    async def _give_up(self, trial: Trial, why: str) -> None:
+    async def _end_failed(self, trial: Trial, why: str) -> None:
         active = self._active.get(trial.id)
         before = trial.status if active is None else active.running.trial.status
         status = replace(
@@ -427,7 +428,7 @@ class TrialRunner:
             self._ended.append(active)  # its units keep their arm until all have it
         self._forget(trial.id)
 
-    def _let_go(self) -> None:
+    def _drop_ended(self) -> None:
         for active in tuple(self._ended):
             champion = self._champion_of(active)
             if champion is None or champion.serving in (champion.desired, None):

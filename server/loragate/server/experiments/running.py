@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
+from loragate.adapters.names import CHAMPION
 from loragate.adapters.registry.step_figures import (
     CountingRule,
     Event,
@@ -31,7 +32,6 @@ from loragate.server.experiments.assignment import Split, Unit, UnitKind, bucket
 from loragate.server.experiments.metrics import COMMENT, Outcome
 from loragate.server.experiments.plans import (
     CHALLENGER,
-    CHAMPION,
     FIRST_REQUEST_COUNTS,
     ExperimentPlan,
 )

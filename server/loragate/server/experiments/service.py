@@ -3,11 +3,11 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 from loragate.adapters.errors import AliasNotFound, TrialNotFound
-from loragate.adapters.names import AdapterName, parse_version
+from loragate.adapters.names import CHAMPION, AdapterName, parse_version
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.pages import FIRST_PAGE, Page
 from loragate.adapters.registry.records import AdapterRecord
 from loragate.adapters.registry.registry import Registry
@@ -25,7 +25,6 @@ from loragate.server.experiments.plan_bounds import (
 )
 from loragate.server.experiments.plans import (
     CHALLENGER,
-    CHAMPION,
     FEW_REQUESTS_COUNT,
     ExperimentPlan,
     plan_of,
@@ -176,7 +175,7 @@ class TrialService:
             self._registry.trials.get(trial_id),
             self._registry.observations.shadow_pairs(trial_id),
         )
-        return report_of(self._counted(trial), datetime.now(UTC), pairs)
+        return report_of(self._counted(trial), wall_clock(), pairs)
 
     def _counted(self, trial: Trial) -> RunningTrial:
         running = RunningTrial(trial, plan_of(trial))
@@ -186,7 +185,7 @@ class TrialService:
         return running
 
     def _decided(self, trial: Trial) -> tuple[str | None, str]:
-        verdicts = self._counted(trial).verdicts(datetime.now(UTC))
+        verdicts = self._counted(trial).verdicts(wall_clock())
         decision = decide(verdicts)
         if decision is None:
             reasons = "; ".join(

@@ -6,18 +6,16 @@ to one event loop.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Protocol
 
 from loragate.adapters.names import CHAMPION, AdapterVersion
+from loragate.adapters.registry.clock import WallClock, wall_clock
 from loragate.adapters.registry.trial_records import Arm, ExposureRow, FeedbackRow
 from loragate.server.core import Route
 from loragate.server.experiments.assignment import Unit, bucket, is_in
 from loragate.server.experiments.metrics import Outcome
 from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.running import Assignment, RunningTrial
-
-Clock = Callable[[], datetime]
 
 
 class ClosedRecord(Protocol):
@@ -31,10 +29,6 @@ class ClosedRecord(Protocol):
 
     @property
     def itl_seconds(self) -> Sequence[float]: ...
-
-
-def wall_clock() -> datetime:
-    return datetime.now(UTC)
 
 
 class ActiveTrial:
@@ -69,7 +63,12 @@ class TrialAssignment:
     """One request's part in a trial, from its admission to its end."""
 
     def __init__(
-        self, active: ActiveTrial, given: Assignment, tenant: str, log: ObservationLog, now: Clock
+        self,
+        active: ActiveTrial,
+        given: Assignment,
+        tenant: str,
+        log: ObservationLog,
+        now: WallClock,
     ) -> None:
         self._active_trial = active
         self._running = active.running  # a later step counts for itself
@@ -173,7 +172,7 @@ class TrialRouter:
         self,
         log: ObservationLog,
         can_serve: Callable[[AdapterVersion], bool],
-        now: Clock = wall_clock,
+        now: WallClock = wall_clock,
     ) -> None:
         """`can_serve` knows of versions that have failed."""
         self._log = log

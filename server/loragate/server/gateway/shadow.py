@@ -16,12 +16,13 @@ from dataclasses import dataclass, field, replace
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.format.manifest import Contract
 from loragate.adapters.names import AdapterVersion
+from loragate.adapters.registry.clock import WallClock, wall_clock
 from loragate.adapters.registry.trial_records import ShadowRow
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.core import ChatRequest, Delta, Request, Route
 from loragate.server.engine.protocol import LAST_RANK, Engine, EngineRequest, LoadedAdapter
 from loragate.server.experiments.observation_log import ObservationLog
-from loragate.server.experiments.trial_router import Clock, Shadow, TrialAssignment, wall_clock
+from loragate.server.experiments.trial_router import Shadow, TrialAssignment
 from loragate.server.gateway.prompting import PromptBuilder
 from loragate.server.merged.models import MergedModels
 from loragate.server.residency.residency import Residency
@@ -61,7 +62,7 @@ class Shadows:
         log: ObservationLog,
         tokens_per_minute: int,
         clock: Callable[[], float] = time.monotonic,
-        now: Clock = wall_clock,
+        now: WallClock = wall_clock,
     ) -> None:
         """`is_busy` says whether the engine has enough to do; then shadows are dropped."""
         self._merged = merged

@@ -113,7 +113,7 @@ def bounded_connections(bounds: ConnectionBounds) -> type[asyncio.Protocol]:
         def _wait(self) -> None:
             self._end_wait()
             waiting[self] = None
-            self._head_timer = self.loop.call_later(bounds.head_seconds, self._give_up)
+            self._head_timer = self.loop.call_later(bounds.head_seconds, self._refuse_slow_head)
 
         def _end_wait(self) -> None:
             waiting.pop(self, None)
@@ -121,7 +121,7 @@ def bounded_connections(bounds: ConnectionBounds) -> type[asyncio.Protocol]:
                 self._head_timer.cancel()
                 self._head_timer = None
 
-        def _give_up(self) -> None:
+        def _refuse_slow_head(self) -> None:
             if self._is_in_head:
                 self._refuse(
                     ClientTooSlow(

@@ -24,7 +24,7 @@ from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.snapshot import SnapshotWatcher
 from loragate.server.concurrency.retries import Backoff
 from loragate.server.concurrency.tasks import BackgroundTasks
-from loragate.server.core import Route
+from loragate.server.core import ACTOR, Route
 from loragate.server.engine.memory import (
     MemoryRequirement,
 )
@@ -35,7 +35,6 @@ from loragate.server.merged.backend import MergedBackend
 from loragate.server.merged.memory import InsufficientMemory, MemoryBudget, MergedMemory
 
 logger = logging.getLogger(__name__)
-ACTOR = "server"
 _TELL_AGAIN_SECONDS = 1.0
 _LAST = (MergedState.REFUSED, MergedState.FAILED)  # nothing is tried after these by itself
 

@@ -33,13 +33,13 @@ from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.states import AdapterState
 from loragate.adapters.store import ArtifactStore
 from loragate.server.concurrency.retries import Backoff, Retries
+from loragate.server.core import ACTOR
 from loragate.server.engine.protocol import Engine, LoadedAdapter, Placing
 from loragate.server.errors import AdapterUnavailable, EngineDead, MachineFault
 from loragate.server.residency.probe import Probe
 
 logger = logging.getLogger(__name__)
 _STEP_SECONDS = 0.06  # of an engine on two cores; one on a GPU takes less
-ACTOR = "server"
 NOT_LOADED = "not_loaded"
 """The code, at the beginning of a reason, of what only this machine could not load."""
 

@@ -5,7 +5,7 @@ import asyncio
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.snapshot import Snapshot
-from loragate.server.residency.loader import ACTOR
+from loragate.server.core import ACTOR
 from loragate.server.residency.prefetch import Prefetch
 from loragate.server.residency.residency import Residency
 

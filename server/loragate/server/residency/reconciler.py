@@ -21,9 +21,9 @@ from loragate.adapters.registry.snapshot import DesiredAlias, Snapshot, Snapshot
 from loragate.adapters.registry.states import AdapterState
 from loragate.server.concurrency.retries import Backoff, Retries
 from loragate.server.concurrency.tasks import BackgroundTasks
-from loragate.server.core import Route
+from loragate.server.core import ACTOR, Route
 from loragate.server.errors import EngineDead, MachineFault
-from loragate.server.residency.loader import ACTOR, Loader
+from loragate.server.residency.loader import Loader
 from loragate.server.residency.pins import Pins
 from loragate.server.residency.residency import Residency
 
@@ -100,7 +100,7 @@ class AliasReconciler:
                 self._background.repeating("probe", self._warm, wait=self._is_cold.wait),
                 # Vital: what somebody has rolled back meanwhile goes on answering.
                 self._background.repeating(
-                    "lifecycle", self._reconcile, wait=self._wait, is_vital=True
+                    "alias reconciler", self._reconcile, wait=self._wait, is_vital=True
                 ),
                 self._background.repeating("states and pins", self._tell, wait=self._wait_to_tell),
                 self._background.repeating(

@@ -150,12 +150,12 @@ class Residency:
         use first.
         """
 
-        def claims(version: AdapterVersion) -> tuple[bool, bool]:
+        def precedence(version: AdapterVersion) -> tuple[bool, bool]:
             lora_id = version.lora_id
             return lora_id not in self._pinned, not self._queue.is_slot_in_use(lora_id)
 
         latest = reversed(self.resident)
-        held = sorted(latest, key=claims)
+        held = sorted(latest, key=precedence)
         self._generation += 1
         self._resident.clear()
         self._leaving.clear()

@@ -5,9 +5,9 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime
 from typing import Protocol
 
+from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.records import UsageRow, new_row_id
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.core import Delta, Route, Usage
@@ -24,7 +24,7 @@ class Record:
         self.request_id = request_id
         self.route = route
         self.transport = transport
-        self.at = datetime.now(UTC)
+        self.at = wall_clock()
         self._row_id = new_row_id()
         self.prompt_tokens = 0
         self.completion_tokens = 0

@@ -13,9 +13,9 @@ from loragate.adapters.temporary_folders import sweep_temporary_folders
 from loragate.server.concurrency.pools import in_pool
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.config import RegistryConfig
+from loragate.server.core import ACTOR
 
 logger = logging.getLogger(__name__)
-ACTOR = "server"
 
 
 @asynccontextmanager

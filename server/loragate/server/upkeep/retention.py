@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
 
+from loragate.adapters.registry.clock import WallClock, wall_clock
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.retention import PAUSE_SECONDS, Pruned, Retention
 from loragate.server.concurrency.pools import in_pool
@@ -15,10 +14,6 @@ from loragate.server.concurrency.tasks import BackgroundTask, BackgroundTasks
 logger = logging.getLogger(__name__)
 _FIRST_SECONDS = 60.0  # after the start, when adapters are loaded and caches are filled
 _EVERY_SECONDS = 24 * 3600.0
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 class RetentionTask:
@@ -35,7 +30,7 @@ class RetentionTask:
         pool: Executor | None = None,
         first_seconds: float = _FIRST_SECONDS,
         every_seconds: float = _EVERY_SECONDS,
-        now: Callable[[], datetime] = _now,
+        now: WallClock = wall_clock,
     ) -> None:
         """The registry is called in the threads of `pool`."""
         self._registry = registry

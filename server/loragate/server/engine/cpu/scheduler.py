@@ -26,7 +26,7 @@ def throttling_probes(scheduler: type[SchedulerInterface]) -> type[SchedulerInte
     """
     # vLLM warns of any scheduler but its own; this one changes a bound that vLLM has.
     logging.getLogger("vllm.config.scheduler").setLevel(logging.ERROR)
-    return type("ConsiderateScheduler", (ThrottledProbeScheduler, scheduler), {})
+    return type("ThrottledProbeScheduler", (ThrottledProbeScheduler, scheduler), {})
 
 
 class ThrottledProbeScheduler(Scheduler):

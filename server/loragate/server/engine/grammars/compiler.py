@@ -58,7 +58,7 @@ _NAMES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Verdict:
+class _Outcome:
     """Why a constraint is refused, or "" where it is not; and until when that holds."""
 
     refusal: str = ""
@@ -87,8 +87,8 @@ class Grammars:
         self._threads = FairThreads(_CHILDREN, _MOST_WAITING)
         self._pool: ChildPool | None = None
         self._making = threading.Lock()
-        self._verdicts: OrderedDict[bytes, _Verdict] = OrderedDict()
-        self._under_way: dict[tuple[str, bytes], asyncio.Task[_Verdict]] = {}
+        self._outcomes: OrderedDict[bytes, _Outcome] = OrderedDict()
+        self._under_way: dict[tuple[str, bytes], asyncio.Task[_Outcome]] = {}
         self._is_closed = False
 
     @property
@@ -108,11 +108,11 @@ class Grammars:
         except ConstraintRefused as error:
             raise _refused(constraint, str(error)) from None
         digest = hashlib.sha256(constraint.kind.encode() + b"\0" + value).digest()
-        verdict = self._remembered(digest)
-        if verdict is None:
-            verdict = await asyncio.shield(self._try(constraint.kind, value, digest, tenant))
-        if verdict.refusal:
-            raise _refused(constraint, verdict.refusal)
+        outcome = self._remembered(digest)
+        if outcome is None:
+            outcome = await asyncio.shield(self._try(constraint.kind, value, digest, tenant))
+        if outcome.refusal:
+            raise _refused(constraint, outcome.refusal)
 
     def close(self) -> None:
         """Ends the children, and what they try."""
@@ -122,57 +122,57 @@ class Grammars:
             if self._pool is not None:
                 self._pool.close()
 
-    def _remembered(self, digest: bytes) -> _Verdict | None:
-        verdict = self._verdicts.get(digest)
-        if verdict is None or verdict.until < self._clock():
+    def _remembered(self, digest: bytes) -> _Outcome | None:
+        outcome = self._outcomes.get(digest)
+        if outcome is None or outcome.until < self._clock():
             return None
-        self._verdicts.move_to_end(digest)
-        return verdict
+        self._outcomes.move_to_end(digest)
+        return outcome
 
-    def _try(self, kind: str, value: bytes, digest: bytes, tenant: str) -> asyncio.Task[_Verdict]:
+    def _try(self, kind: str, value: bytes, digest: bytes, tenant: str) -> asyncio.Task[_Outcome]:
         """Requests of one tenant with the same constraint wait for one trial, which goes on where
         one of them leaves. Another tenant's has a trial of its own, which waits by itself.
         """
         key = (tenant, digest)
         if key not in self._under_way:
-            task = asyncio.create_task(self._judge(kind, value, digest, tenant))
+            task = asyncio.create_task(self._outcome_of(kind, value, digest, tenant))
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._end_trial(key, done))
         return self._under_way[key]
 
-    def _end_trial(self, key: tuple[str, bytes], done: asyncio.Task[_Verdict]) -> None:
+    def _end_trial(self, key: tuple[str, bytes], done: asyncio.Task[_Outcome]) -> None:
         del self._under_way[key]
         if not done.cancelled():
             done.exception()  # told to whoever waits; nobody may
 
-    async def _judge(self, kind: str, value: bytes, digest: bytes, tenant: str) -> _Verdict:
-        verdict = await self._threads.do(tenant, True, self._compile, kind, value, digest)
-        self._verdicts[digest] = verdict
-        while len(self._verdicts) > _MOST_REMEMBERED:
-            self._verdicts.popitem(last=False)
-        return verdict
+    async def _outcome_of(self, kind: str, value: bytes, digest: bytes, tenant: str) -> _Outcome:
+        outcome = await self._threads.do(tenant, True, self._compile, kind, value, digest)
+        self._outcomes[digest] = outcome
+        while len(self._outcomes) > _MOST_REMEMBERED:
+            self._outcomes.popitem(last=False)
+        return outcome
 
-    def _compile(self, kind: str, value: bytes, digest: bytes) -> _Verdict:
+    def _compile(self, kind: str, value: bytes, digest: bytes) -> _Outcome:
         """In a thread. Raises ChildUnavailable."""
-        verdict = self._verdicts.get(digest)  # another tenant's trial may have ended meanwhile
-        if verdict is not None and verdict.until > self._clock():
-            return verdict
+        outcome = self._outcomes.get(digest)  # another tenant's trial may have ended meanwhile
+        if outcome is not None and outcome.until > self._clock():
+            return outcome
         text = value.decode("utf-8", "surrogatepass")
         try:
             self._children().do({"kind": kind, "value": text})
         except ChildRefused as error:
-            return _Verdict(str(error))
+            return _Outcome(str(error))
         except ChildTooSlow as error:
             refusal = f"to try it takes more than {error.seconds:g} s; make it smaller"
         except ChildOutOfMemory as error:
             mebibytes = error.memory_bytes // 2**20
-            return _Verdict(f"to try it needs more than {mebibytes} MiB; make it smaller")
+            return _Outcome(f"to try it needs more than {mebibytes} MiB; make it smaller")
         except ChildDied:
             refusal = "the compiler came to its end over it; make it simpler"
         else:
-            return _Verdict()
+            return _Outcome()
         logger.warning("a %s was refused: %s", kind, refusal)
-        return _Verdict(refusal, self._clock() + _FORGET_SECONDS)
+        return _Outcome(refusal, self._clock() + _FORGET_SECONDS)
 
     def _children(self) -> ChildPool:
         with self._making:
