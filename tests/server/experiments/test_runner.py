@@ -30,7 +30,8 @@ from loragate.server.errors import EngineDead
 from loragate.server.experiments.assignment import Unit
 from loragate.server.experiments.observation_log import ObservationLog
 from loragate.server.experiments.runner import TrialRunner
-from loragate.server.experiments.service import RolloutSpec, TrialService
+from loragate.server.experiments.service import TrialService
+from loragate.server.experiments.specs import RolloutSpec
 from loragate.server.experiments.trial_router import TrialRouter
 from support.models.one_layer import write_adapter
 from support.registry.follower import following

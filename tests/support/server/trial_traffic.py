@@ -7,7 +7,8 @@ from pathlib import Path
 
 from loragate.adapters.registry.trial_records import Trial
 from loragate.server.config import ExperimentsConfig, Section
-from loragate.server.experiments.service import ExperimentSpec, RolloutSpec, TrialService
+from loragate.server.experiments.service import TrialService
+from loragate.server.experiments.specs import ExperimentSpec, RolloutSpec
 from support.models.one_layer import write_adapter
 from support.server.small_server import SUPPORT, Reply, Served, ServeWith
 

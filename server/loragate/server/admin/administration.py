@@ -34,7 +34,8 @@ from loragate.server.admin.received_files import ReceivedFiles
 from loragate.server.concurrency.pools import in_pool
 from loragate.server.errors import PermissionDenied, Unauthenticated
 from loragate.server.experiments.report import TrialReport
-from loragate.server.experiments.service import Action, ExperimentSpec, RolloutSpec, TrialService
+from loragate.server.experiments.service import TrialService
+from loragate.server.experiments.specs import Action, ExperimentSpec, RolloutSpec
 from loragate.server.merged.engine_status import EngineStatus
 
 P = ParamSpec("P")

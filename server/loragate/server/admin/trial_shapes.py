@@ -1,4 +1,4 @@
-"""The server's own nouns of rollouts and experiments as views, and what was asked for as specs."""
+"""The server's own nouns of rollouts and experiments as views."""
 
 import io
 import math
@@ -10,10 +10,8 @@ from loragate.adapters.registry.trial_records import Trial
 from loragate.server.admin.trial_views import (
     ArmFiguresView,
     ArmView,
-    ExperimentRequest,
     GateView,
     ReportView,
-    RolloutRequest,
     TrialView,
     VerdictView,
 )
@@ -23,40 +21,15 @@ from loragate.server.experiments.confidence_sequences import Interval
 from loragate.server.experiments.gates import GateAnswer
 from loragate.server.experiments.plans import CHALLENGER, plan_of
 from loragate.server.experiments.report import (
+    ArmComparison,
     ArmLine,
-    Comparison,
     TrialReport,
     to_html,
     to_terminal,
 )
 from loragate.server.experiments.rollout_plan import RolloutPlan, progress_of
-from loragate.server.experiments.service import ExperimentSpec, RolloutSpec
 
 _WIDTH = 110  # characters of a report for a terminal
-
-
-def rollout_spec(body: RolloutRequest) -> RolloutSpec:
-    return RolloutSpec(
-        body.to,
-        body.steps,
-        body.every_seconds,
-        body.gates,
-        body.alpha,
-        body.shadow,
-        body.merged,
-    )
-
-
-def experiment_spec(body: ExperimentRequest) -> ExperimentSpec:
-    return ExperimentSpec(
-        body.arms,
-        body.gates,
-        body.alpha,
-        body.values,
-        body.window_seconds,
-        body.shadow,
-        body.automatic,
-    )
 
 
 def trial_view(trial: Trial) -> TrialView:
@@ -121,7 +94,7 @@ def _figures(line: ArmLine) -> ArmFiguresView:
     )
 
 
-def _verdict(compared: Comparison) -> VerdictView:
+def _verdict(compared: ArmComparison) -> VerdictView:
     verdict = compared.verdict
     return VerdictView(
         challenger=compared.challenger,

@@ -17,10 +17,12 @@ from loragate.server.experiments.plan_bounds import (
     MOST_GATES,
     MOST_STEPS,
 )
+from loragate.server.experiments.specs import Action, ExperimentSpec, RolloutSpec
 
-Action = Literal["pause", "resume", "abort", "promote", "rollback", "decide"]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # not "5", not true
 Switch = Annotated[bool, Field(strict=True)]
+_ROLLOUT = RolloutSpec(to="")  # for what is usual
+_EXPERIMENT = ExperimentSpec(arms=(), gates=())
 
 
 class RolloutRequest(Request):
@@ -29,12 +31,25 @@ class RolloutRequest(Request):
     """
 
     to: str = Field(examples=["v4"])
-    steps: tuple[Number, ...] = Field(default=(1, 10, 50, 100), max_length=MOST_STEPS)
-    every_seconds: Number = 600
-    gates: tuple[str, ...] = Field(default=(), max_length=MOST_GATES, examples=[["error_rate<1%"]])
-    alpha: Number = 0.05
-    shadow: Number = 0
-    merged: Switch = False
+    steps: tuple[Number, ...] = Field(default=_ROLLOUT.percentages, max_length=MOST_STEPS)
+    every_seconds: Number = _ROLLOUT.every_seconds
+    gates: tuple[str, ...] = Field(
+        default=_ROLLOUT.gates, max_length=MOST_GATES, examples=[["error_rate<1%"]]
+    )
+    alpha: Number = _ROLLOUT.alpha
+    shadow: Number = _ROLLOUT.shadow
+    merged: Switch = _ROLLOUT.is_merged
+
+    def spec(self) -> RolloutSpec:
+        return RolloutSpec(
+            to=self.to,
+            percentages=self.steps,
+            every_seconds=self.every_seconds,
+            gates=self.gates,
+            alpha=self.alpha,
+            shadow=self.shadow,
+            is_merged=self.merged,
+        )
 
 
 class ExperimentRequest(Request):
@@ -44,11 +59,22 @@ class ExperimentRequest(Request):
         max_length=MOST_ARMS, examples=[["champion=v3:50%", "new=v4:50%"]]
     )
     gates: tuple[str, ...] = Field(max_length=MOST_GATES, examples=[["rating>=champion-0.1"]])
-    alpha: Number = 0.05
-    values: int = Field(default=5, strict=True)
-    window_seconds: Number = 900
-    shadow: Number = 0
-    automatic: Switch = False
+    alpha: Number = _EXPERIMENT.alpha
+    values: int = Field(default=_EXPERIMENT.values, strict=True)
+    window_seconds: Number = _EXPERIMENT.window_seconds
+    shadow: Number = _EXPERIMENT.shadow
+    automatic: Switch = _EXPERIMENT.is_automatic
+
+    def spec(self) -> ExperimentSpec:
+        return ExperimentSpec(
+            arms=self.arms,
+            gates=self.gates,
+            alpha=self.alpha,
+            values=self.values,
+            window_seconds=self.window_seconds,
+            shadow=self.shadow,
+            is_automatic=self.automatic,
+        )
 
 
 class TrialChange(Request):

@@ -7,9 +7,7 @@ from loragate.adapters.registry.pages import Page
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.trial_records import TrialKind
 from loragate.server.admin.trial_shapes import (
-    experiment_spec,
     report_view,
-    rollout_spec,
     trial_view,
     trial_views,
 )
@@ -31,12 +29,10 @@ class LocalTrials:
         self._actor = actor
 
     def start_rollout(self, adapter: AdapterName, body: RolloutRequest) -> TrialView:
-        return trial_view(
-            self._trial_service.start_rollout(adapter, rollout_spec(body), self._actor)
-        )
+        return trial_view(self._trial_service.start_rollout(adapter, body.spec(), self._actor))
 
     def start_experiment(self, adapter: AdapterName, body: ExperimentRequest) -> TrialView:
-        spec = experiment_spec(body)
+        spec = body.spec()
         return trial_view(self._trial_service.start_experiment(adapter, spec, self._actor))
 
     def trials(self, tenant: str | None, kind: TrialKind | None, page: Page) -> Sequence[TrialView]:

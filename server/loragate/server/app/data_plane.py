@@ -16,7 +16,7 @@ from loragate.server.engine.supervision import SupervisedEngine
 from loragate.server.experiments.feedback import FeedbackService
 from loragate.server.experiments.trial_router import TrialRouter
 from loragate.server.gateway.arrivals import Arrivals
-from loragate.server.gateway.auth import Tenants
+from loragate.server.gateway.auth import Authenticator
 from loragate.server.gateway.gateway import Gateway
 from loragate.server.gateway.generator import Generator
 from loragate.server.gateway.preparation import Preparation
@@ -33,7 +33,7 @@ from loragate.server.residency.residency import Residency
 @dataclass(frozen=True, slots=True)
 class DataPlane:
     services: TenantServices
-    tenants: Tenants
+    authenticator: Authenticator
     admission: Admission
     deadlines: Deadlines
     trial_router: TrialRouter
@@ -53,7 +53,7 @@ def build_data_plane(
 ) -> DataPlane:
     config, snapshots = foundation.config, live.snapshots
     threads, metrics = foundation.threads, foundation.metrics
-    tenants = Tenants(snapshots, foundation.admin_key)
+    authenticator = Authenticator(snapshots, foundation.admin_key)
     admission = Admission(queue)
     deadlines = Deadlines(config.server.request_timeout_seconds)
     router = Router(snapshots, foundation.base.name, started_at=int(time.time()))
@@ -101,7 +101,7 @@ def build_data_plane(
         deadlines=deadlines,
     )
     arrivals = Arrivals(
-        tenants=tenants,
+        authenticator=authenticator,
         registry=snapshots,
         admission=admission,
         default_limits=_default_limits(config.limits),
@@ -115,7 +115,7 @@ def build_data_plane(
     )
     return DataPlane(
         services=TenantServices(arrivals, gateway, Models(router, threads), feedback),
-        tenants=tenants,
+        authenticator=authenticator,
         admission=admission,
         deadlines=deadlines,
         trial_router=trial_router,

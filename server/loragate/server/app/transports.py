@@ -25,7 +25,8 @@ def build_transports(
     engines: Callable[[], Sequence[EngineStatus]],
 ) -> Server:
     """Nothing listens yet. Call it in the event loop that will serve."""
-    config, threads, tenants = foundation.config, foundation.threads, data_plane.tenants
+    config, threads = foundation.config, foundation.threads
+    authenticator = data_plane.authenticator
     administration = partial(
         Administration,
         foundation.registry,
@@ -39,7 +40,7 @@ def build_transports(
         data_plane.services,
         administration("grpc"),
         admin_key=foundation.admin_key,
-        is_tenant_key=tenants.is_tenant_key,
+        is_tenant_key=authenticator.is_tenant_key,
         options=GrpcOptions(
             max_message_bytes=config.server.max_body_bytes,
             max_adapter_bytes=config.server.max_adapter_bytes,
@@ -52,7 +53,7 @@ def build_transports(
         administration("http"),
         foundation.admin_key,
         threads,
-        is_tenant_key=tenants.is_tenant_key,
+        is_tenant_key=authenticator.is_tenant_key,
         max_adapter_bytes=config.server.max_adapter_bytes,
     )
     http = build_http(
@@ -62,7 +63,7 @@ def build_transports(
         options=HttpOptions(
             max_body_bytes=config.server.max_body_bytes,
             body_seconds=config.server.body_timeout_seconds,
-            metrics_key=tenants.is_admin_key if are_metrics_closed(config) else None,
+            metrics_key=authenticator.is_admin_key if are_metrics_closed(config) else None,
         ),
         threads=threads,
         routers=[admin],

@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError
 from loragate.adapters.base_models.preparation import BaseModel, find
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.home import Home
+from loragate.adapters.host_memory import free_host_bytes, host_bytes
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import Config, EngineConfig
@@ -29,9 +30,7 @@ from loragate.server.engine.kv_cache import read_shape, require_fit
 from loragate.server.engine.memory import (
     PROCESS_BYTES,
     MemoryRequirement,
-    free_host_bytes,
     gib,
-    host_bytes,
     weights_bytes,
 )
 from loragate.server.engine.vllm.forkserver import is_cpu_build

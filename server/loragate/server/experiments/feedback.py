@@ -30,7 +30,7 @@ class Feedback:
     comment: str = ""
 
 
-class FeedbackLedger(Protocol):
+class FeedbackStore(Protocol):
     """Where it is kept: the registry. The call blocks."""
 
     def add_feedback(self, row: FeedbackRow) -> FeedbackRow | None: ...
@@ -41,17 +41,17 @@ class FeedbackService:
 
     def __init__(
         self,
-        ledger: FeedbackLedger,
+        store: FeedbackStore,
         trial_router: TrialRouter,
         flush: Sequence[Callable[[], Awaitable[None]]],
         now: WallClock = wall_clock,
         pool: Executor | None = None,
     ) -> None:
-        """`flush` writes what is known of requests and not in the ledger yet. The ledger is called
+        """`flush` writes what is known of requests and not in the store yet. The store is called
         in the threads of `pool`.
         """
         self._pool = pool
-        self._ledger = ledger
+        self._store = store
         self._trial_router = trial_router
         self._flush = tuple(flush)
         self._now = now
@@ -95,11 +95,11 @@ class FeedbackService:
 
     async def _add(self, row: FeedbackRow) -> FeedbackRow | None:
         try:
-            return await in_pool(self._pool, self._ledger.add_feedback, row)
+            return await in_pool(self._pool, self._store.add_feedback, row)
         except RequestNotFound:
             # Its answer may be so fresh that it is in no batch yet.
             await self._write_batches()
-            return await in_pool(self._pool, self._ledger.add_feedback, row)
+            return await in_pool(self._pool, self._store.add_feedback, row)
 
     async def _write_batches(self) -> None:
         """All who ask meanwhile share one writing: who asks for requests that never were must not

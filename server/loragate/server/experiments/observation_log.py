@@ -12,7 +12,7 @@ from loragate.server.telemetry.batch_writer import BatchWriter
 Row = ExposureRow | OutcomeRow | ShadowRow
 
 
-class Ledger(Protocol):
+class ObservationStore(Protocol):
     """Where they are kept: the registry. The call blocks. One row counts once, however often it is
     added.
     """
@@ -31,9 +31,9 @@ class ObservationLog:
     `async with log.writing(background)` owns the task.
     """
 
-    def __init__(self, ledger: Ledger, pool: Executor | None = None) -> None:
-        """The ledger is called in the threads of `pool`."""
-        self._ledger = ledger
+    def __init__(self, store: ObservationStore, pool: Executor | None = None) -> None:
+        """The store is called in the threads of `pool`."""
+        self._store = store
         self._writer = BatchWriter[Row]("observations", self._write, pool=pool)
 
     def add(self, row: Row) -> None:
@@ -42,7 +42,7 @@ class ObservationLog:
 
     async def flush(self) -> None:
         """Feedback may come faster than a batch is written; what it refers to is written then.
-        Raises what the ledger raises; then it stays pending.
+        Raises what the store raises; then it stays pending.
         """
         await self._writer.flush()
 
@@ -50,7 +50,7 @@ class ObservationLog:
         return self._writer.writing(background)
 
     def _write(self, rows: Sequence[Row]) -> None:
-        self._ledger.add(
+        self._store.add(
             [row for row in rows if isinstance(row, ExposureRow)],
             [row for row in rows if isinstance(row, OutcomeRow)],
             [row for row in rows if isinstance(row, ShadowRow)],

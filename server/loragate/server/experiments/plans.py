@@ -24,11 +24,12 @@ from loragate.server.experiments.plan_bounds import (
     check_values,
 )
 from loragate.server.experiments.rollout_plan import RolloutPlan, RolloutState
+from loragate.server.experiments.specs import FEW_VALUES, FEW_VALUES_SECONDS
 from loragate.server.experiments.tally import UnitRule
 from loragate.server.experiments.verdict import Question
 
 CHALLENGER: Final = "challenger"
-FEW_REQUESTS_COUNT: Final = UnitRule(values=5, window_seconds=900.0)
+FEW_REQUESTS_COUNT: Final = UnitRule(FEW_VALUES, FEW_VALUES_SECONDS)
 FIRST_REQUEST_COUNTS: Final = UnitRule()
 """A rollout has to fail at once, so it waits for no second value of a unit."""
 

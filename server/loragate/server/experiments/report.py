@@ -54,7 +54,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ArmComparison:
     """A challenger beside the champion. `curves` are in the order of the verdict's answers."""
 
     challenger: str
@@ -90,7 +90,7 @@ class TrialReport:
     alpha: float
     plan: str
     arms: tuple[ArmLine, ...]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ArmComparison, ...]
     counting_ended: str = ""
     shadows: tuple[ShadowLine, ...] = ()
     pairs: tuple[ShadowRow, ...] = ()
@@ -110,7 +110,7 @@ def report_of(running: RunningTrial, now: datetime, pairs: Sequence[ShadowRow] =
         plan=to_json(running.plan),
         arms=tuple(ArmLine(tallies[arm.name], _answers(trial, arm.name)) for arm in trial.arms),
         comparisons=tuple(
-            Comparison(name, verdict, _curves(running, tallies, name, verdict))
+            ArmComparison(name, verdict, _curves(running, tallies, name, verdict))
             for name, verdict in running.verdicts(now).items()
         ),
         counting_ended=_counting_ended(running, tallies),

@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from loragate.adapters.errors import AliasNotFound, TrialNotFound
 from loragate.adapters.names import CHAMPION, AdapterName, parse_version
@@ -25,7 +23,6 @@ from loragate.server.experiments.plan_bounds import (
 )
 from loragate.server.experiments.plans import (
     CHALLENGER,
-    FEW_REQUESTS_COUNT,
     ExperimentPlan,
     plan_of,
     to_json,
@@ -33,39 +30,11 @@ from loragate.server.experiments.plans import (
 from loragate.server.experiments.report import TrialReport, report_of
 from loragate.server.experiments.rollout_plan import RolloutPlan, RolloutState
 from loragate.server.experiments.running import RunningTrial
+from loragate.server.experiments.specs import Action, ExperimentSpec, RolloutSpec
 from loragate.server.experiments.tally import UnitRule
 from loragate.server.experiments.verdict import decide
 
-Action = Literal["pause", "resume", "abort", "promote", "rollback", "decide"]
 _ARM = re.compile(r"([a-z][a-z0-9-]{0,31})=([^+:]+)(\+merged)?(?::(\d+(?:\.\d+)?)%?)?")
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutSpec:
-    """`to` is a version or an alias; `percentages` are the steps."""
-
-    to: str
-    percentages: tuple[float, ...] = (1.0, 10.0, 50.0, 100.0)
-    every_seconds: float = 600.0
-    gates: tuple[str, ...] = ()
-    alpha: float = 0.05
-    shadow: float = 0.0
-    is_merged: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ExperimentSpec:
-    """`arms` as in `champion=v3:50%`, `merged=v3+merged:50%`, `plain=base:50%`; without a share,
-    each gets the same. The one called champion is what serves now, or the base model.
-    """
-
-    arms: tuple[str, ...]
-    gates: tuple[str, ...]
-    alpha: float = 0.05
-    values: int = FEW_REQUESTS_COUNT.values
-    window_seconds: float = FEW_REQUESTS_COUNT.window_seconds
-    shadow: float = 0.0
-    is_automatic: bool = False
 
 
 class TrialService:

@@ -7,7 +7,7 @@ from loragate.adapters.registry.snapshot import Limits, SnapshotWatcher
 from loragate.server.admission.admission import Admission, Arrival
 from loragate.server.core import Caller
 from loragate.server.errors import Draining, RateLimited
-from loragate.server.gateway.auth import Tenants
+from loragate.server.gateway.auth import Authenticator
 from loragate.server.statuses import describe
 from loragate.server.telemetry.metrics import Metrics
 
@@ -17,13 +17,13 @@ class Arrivals:
 
     def __init__(
         self,
-        tenants: Tenants,
+        authenticator: Authenticator,
         registry: SnapshotWatcher,
         admission: Admission,
         default_limits: Limits,
         metrics: Metrics,
     ) -> None:
-        self._tenants = tenants
+        self._authenticator = authenticator
         self._registry = registry
         self._admission = admission
         self._default_limits = default_limits
@@ -39,7 +39,7 @@ class Arrivals:
 
         Raises Unauthenticated, PermissionDenied, ModelNotFound, RateLimited or Draining.
         """
-        tenant = self._tenants.authenticate(caller.api_key, caller.tenant)
+        tenant = self._authenticator.authenticate(caller.api_key, caller.tenant)
         with ExitStack() as stack:
             arriving = self._admission.arrive(caller, tenant, self._limits(tenant))
             try:

@@ -7,7 +7,7 @@ from loragate.adapters.registry.snapshot import SnapshotWatcher
 from loragate.server.errors import ModelNotFound, PermissionDenied, Unauthenticated
 
 
-class Tenants:
+class Authenticator:
     """Looks keys up in the registry's snapshot; knows nothing of transports."""
 
     def __init__(self, registry: SnapshotWatcher, admin_key: str) -> None:

@@ -15,7 +15,7 @@ from loragate.server.http.answers import DONE, Writer
 from loragate.server.http.failures import error_body
 
 
-class Answer(Response):
+class GenerationResponse(Response):
     """Runs one request through the gateway while the response lasts, and no longer.
 
     A client that leaves cancels it, streaming or not, running or still queued.

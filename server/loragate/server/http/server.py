@@ -37,7 +37,7 @@ from loragate.server.gateway.services import TenantServices
 from loragate.server.headers import CONVERSATION
 from loragate.server.http.failures import answer_error
 from loragate.server.http.feedback import FeedbackBody
-from loragate.server.http.generation import Answer
+from loragate.server.http.generation import GenerationResponse
 from loragate.server.http.guarded_routes import bearer_key, guarded_by
 from loragate.server.http.middleware import BodyLimit, Envelope, HeadLimit
 from loragate.server.http.requests import Body, ChatBody, CompletionBody, Messages, TokenIds
@@ -125,7 +125,7 @@ def _data_plane(services: TenantServices, threads: FairThreads) -> tuple[APIRout
     async def answer(body: ChatBody | CompletionBody, request: Request) -> Response:
         arrival, is_large = _arrival(request), request.state.is_large
         asked = await threads.do(arrival.tenant, is_large, body.to_core)
-        return Answer(services.gateway, asked, arrival, threads)
+        return GenerationResponse(services.gateway, asked, arrival, threads)
 
     said_to_clients = [Depends(HTTPBearer(auto_error=False))]  # it checks nothing
     router, tokens = (

@@ -7,9 +7,7 @@ from loragate.adapters.registry.trial_records import TrialKind
 from loragate.server.admin.administration import Administration
 from loragate.server.admin.paging import AskedPage, name_next
 from loragate.server.admin.trial_shapes import (
-    experiment_spec,
     report_view,
-    rollout_spec,
     trial_view,
     trial_views,
 )
@@ -30,13 +28,13 @@ def add_trials(router: APIRouter, administration: Administration) -> None:
     async def start_rollout(tenant: str, name: str, body: RolloutRequest) -> TrialView:
         """Move requests step by step to another version, and back at once if a gate fails."""
         adapter = AdapterName(tenant, name)
-        return trial_view(await administration.start_rollout(adapter, rollout_spec(body)))
+        return trial_view(await administration.start_rollout(adapter, body.spec()))
 
     @router.post(_ADAPTER + "/experiments", status_code=status.HTTP_201_CREATED, tags=[*_TAGS])
     async def start_experiment(tenant: str, name: str, body: ExperimentRequest) -> TrialView:
         """Hold arms side by side, to find out which is better."""
         adapter = AdapterName(tenant, name)
-        return trial_view(await administration.start_experiment(adapter, experiment_spec(body)))
+        return trial_view(await administration.start_experiment(adapter, body.spec()))
 
     @router.get("/trials", tags=[*_TAGS])
     async def list_trials(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loragate.adapters.errors import LoragateError
+from loragate.adapters.host_memory import free_host_bytes
 from loragate.adapters.names import AdapterVersion
-from loragate.server.engine.memory import FreeBytes, MemoryRequirement, free_host_bytes
+from loragate.server.engine.memory import FreeBytes, MemoryRequirement
 from loragate.server.engine.protocol import Engine
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
+from loragate.adapters.host_memory import free_host_bytes
 from loragate.server.concurrency.daemon_threads import in_daemon_thread
 from loragate.server.config import Config, ConfigError, EngineConfig
 from loragate.server.engine.gpus import Gpus, GpusUnknown
@@ -20,7 +21,6 @@ from loragate.server.engine.memory import (
     GPU_PROCESS_BYTES,
     PROCESS_BYTES,
     MemoryRequirement,
-    free_host_bytes,
     weights_bytes,
 )
 from loragate.server.engine.protocol import Engine

@@ -10,9 +10,8 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.trial_records import Trial, TrialKind
 from loragate.server.admin.administration import Administration
 from loragate.server.admin.trial_shapes import report_view, trial_view
-from loragate.server.admin.trial_views import Action
 from loragate.server.errors import InvalidRequest
-from loragate.server.experiments.service import ExperimentSpec, RolloutSpec
+from loragate.server.experiments.specs import Action, ExperimentSpec, RolloutSpec
 from loragate.server.rpc.calls import AdminCalls
 from loragate.server.rpc.paging import asked_page, next_after
 from loragate.v1 import experiments_pb2 as pb
@@ -43,13 +42,15 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
         async with self._calls.answering(context):
             usual = RolloutSpec(request.to)
             spec = RolloutSpec(
-                request.to,
-                tuple(request.steps) or usual.percentages,
-                request.every_seconds if request.HasField("every_seconds") else usual.every_seconds,
-                tuple(request.gates),
-                request.alpha if request.HasField("alpha") else usual.alpha,
-                request.shadow,
-                request.merged,
+                to=request.to,
+                percentages=tuple(request.steps) or usual.percentages,
+                every_seconds=request.every_seconds
+                if request.HasField("every_seconds")
+                else usual.every_seconds,
+                gates=tuple(request.gates),
+                alpha=request.alpha if request.HasField("alpha") else usual.alpha,
+                shadow=request.shadow,
+                is_merged=request.merged,
             )
             adapter = AdapterName.parse(request.adapter)
             begun = await self._administration.start_rollout(adapter, spec)
@@ -63,13 +64,13 @@ class ExperimentsService(experiments_pb2_grpc.ExperimentsServicer):
         async with self._calls.answering(context):
             usual = ExperimentSpec(tuple(request.arms), tuple(request.gates))
             spec = ExperimentSpec(
-                usual.arms,
-                usual.gates,
-                request.alpha if request.HasField("alpha") else usual.alpha,
-                request.values if request.HasField("values") else usual.values,
-                usual.window_seconds,
-                request.shadow,
-                request.automatic,
+                arms=usual.arms,
+                gates=usual.gates,
+                alpha=request.alpha if request.HasField("alpha") else usual.alpha,
+                values=request.values if request.HasField("values") else usual.values,
+                window_seconds=usual.window_seconds,
+                shadow=request.shadow,
+                is_automatic=request.automatic,
             )
             adapter = AdapterName.parse(request.adapter)
             begun = await self._administration.start_experiment(adapter, spec)

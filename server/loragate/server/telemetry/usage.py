@@ -89,7 +89,7 @@ class Record:
         )
 
 
-class Ledger(Protocol):
+class UsageStore(Protocol):
     """Where records are kept: the registry's `usage`. The call blocks. One record counts once,
     however often
     it is added; see `UsageRow.row_id`.
@@ -107,13 +107,13 @@ class UsageLog:
 
     def __init__(
         self,
-        ledger: Ledger,
+        store: UsageStore,
         on_end: Callable[[Record], None] = lambda record: None,
         pool: Executor | None = None,
     ) -> None:
-        """`on_end` gets each record once it is complete; the ledger is called in `pool`."""
+        """`on_end` gets each record once it is complete; the store is called in `pool`."""
         self._on_end = on_end
-        self._writer = BatchWriter[UsageRow]("usage records", ledger.add, pool=pool)
+        self._writer = BatchWriter[UsageRow]("usage records", store.add, pool=pool)
 
     @contextmanager
     def record(
@@ -142,7 +142,7 @@ class UsageLog:
             self._writer.add(record.row())
 
     async def flush(self) -> None:
-        """Writes what is pending now. Raises what the ledger raises; then it stays pending."""
+        """Writes what is pending now. Raises what the store raises; then it stays pending."""
         await self._writer.flush()
 
     @asynccontextmanager

@@ -15,6 +15,7 @@ import psutil
 import torch
 from accelerate import PartialState
 
+from loragate.adapters.host_memory import free_host_bytes
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.settings import Precision, TrainingSettings
 
@@ -88,7 +89,7 @@ def free_memory_bytes(device: str) -> int:
     """The free memory of the GPU, or of the machine within its control group's limit."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
-    return min(psutil.virtual_memory().available, _group_room_bytes())
+    return free_host_bytes()
 
 
 def peak_memory_bytes(device: str) -> int:
@@ -117,17 +118,6 @@ def _product_seconds(dtype: torch.dtype, tokens: int, hidden: int, intermediate:
         torch.nn.functional.linear(states, weight) @ weight
         best = min(best, time.perf_counter() - began)
     return best
-
-
-def _group_room_bytes() -> int:
-    """What is left below the limit of the container's control group; 2**63 without a limit."""
-    folder = Path("/sys/fs/cgroup")
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return 2**63
-    return 2**63 if limit == "max" else max(0, int(limit) - used)
 
 
 def _cpu_name() -> str:

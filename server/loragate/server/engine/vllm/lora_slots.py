@@ -35,7 +35,7 @@ class SlotReservation:
     owner: int
 
 
-class LoraSlots:
+class WorkerLoraSlots:
     """Belongs to the worker's one thread, which also runs the steps."""
 
     def __init__(self, manager: "LRUCacheLoRAModelManager") -> None:

@@ -23,7 +23,7 @@ from vllm.lora.request import LoRARequest
 from loragate.adapters.format.files import WEIGHTS
 from loragate.adapters.format.safetensors_header import read_data_start, read_header
 from loragate.server.engine.vllm.lora_cast import DTYPES, TRANSPOSED
-from loragate.server.engine.vllm.lora_slots import LoraSlots, SlotReservation, SlotTaken
+from loragate.server.engine.vllm.lora_slots import SlotReservation, SlotTaken, WorkerLoraSlots
 
 if TYPE_CHECKING:
     from vllm.lora.model_manager import LRUCacheLoRAModelManager
@@ -49,7 +49,7 @@ class AdapterStaging:
         takes tens of milliseconds; what is wrong ends the engine. For tests.
         """
         workers = self.model_runner.lora_manager
-        self._slots = LoraSlots(cast("LRUCacheLoRAModelManager", workers._adapter_manager))
+        self._slots = WorkerLoraSlots(cast("LRUCacheLoRAModelManager", workers._adapter_manager))
         self._staged: _Placement | None = None
         self._next_checked = 0
         set_active_adapters = workers.set_active_adapters
@@ -114,7 +114,7 @@ class _Placement:
     def __init__(
         self,
         worker_manager: "LRUCacheWorkerLoRAManager",
-        slots: LoraSlots,
+        slots: WorkerLoraSlots,
         lora_id: int,
         folder: Path,
     ) -> None:
@@ -161,7 +161,7 @@ class _Placement:
         """Yields False after each part, None while there is nothing to place.
 
         Steps run between two parts, so nothing that vLLM's tables said before a `yield` holds after
-        it; `LoraSlots.write` looks again.
+        it; `WorkerLoraSlots.write` looks again.
         """
         while not self._content.done():
             yield None

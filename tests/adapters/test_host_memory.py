@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from loragate.server.engine.memory import ControlGroups, free_host_bytes, host_bytes
+from loragate.adapters.host_memory import ControlGroups, free_host_bytes, host_bytes
 
 GIB = 2**30
 
