@@ -5,7 +5,7 @@ import pytest
 from loragate.adapters import errors as registry_errors
 from loragate.server import errors
 from loragate.server.errors import InvalidRequest, Overloaded, RateLimited
-from loragate.server.statuses import TABLE, describe
+from loragate.server.wire.statuses import TABLE, describe
 
 # Roots, which are never raised themselves, and what only a command line can meet.
 OUTSIDE = {

@@ -14,7 +14,7 @@ from loragate.adapters.child_process.process import ChildUnavailable
 from loragate.server import errors
 from loragate.server.core import Caller, Route
 from loragate.server.rpc.calls import announce, answering
-from loragate.server.statuses import TABLE, describe
+from loragate.server.wire.statuses import TABLE, describe
 
 REGISTRY_ERRORS: list[Exception] = [
     registry.InvalidName("tenant", "Acme", "use lower case"),

@@ -15,7 +15,7 @@ from loragate.adapters.registry.registry import Registry
 from loragate.server.admin.administration import Administration
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.http.admin_routes import build_router
-from loragate.server.statuses import describe
+from loragate.server.wire.statuses import describe
 
 ADMIN_KEY = "lg-admin-test"
 MAX_ADAPTER_BYTES = 100_000

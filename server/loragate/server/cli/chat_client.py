@@ -12,7 +12,7 @@ import msgspec
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import parse_tenant
 from loragate.server.admin_client.remote_errors import authorization, require_success, speaking_with
-from loragate.server.headers import ADAPTER
+from loragate.server.wire.headers import ADAPTER
 
 
 class ChatError(LoragateError):

@@ -13,7 +13,7 @@ import httpx
 
 from loragate.adapters.errors import LoragateError
 from loragate.server.comparison.prompts import Conversation
-from loragate.server.headers import MODE
+from loragate.server.wire.headers import MODE
 
 Scores = Mapping[int, float]
 """Log-probabilities at one position, of the likeliest tokens and of the one that stands there."""

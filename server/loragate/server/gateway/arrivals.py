@@ -8,8 +8,8 @@ from loragate.server.admission.admission import Admission, Arrival
 from loragate.server.core import Caller
 from loragate.server.errors import Draining, RateLimited
 from loragate.server.gateway.auth import Authenticator
-from loragate.server.statuses import describe
 from loragate.server.telemetry.metrics import Metrics
+from loragate.server.wire.statuses import describe
 
 
 class Arrivals:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from loragate.server.errors import InvalidRequest, MethodNotAllowed, RequestError, RouteNotFound
-from loragate.server.statuses import describe
+from loragate.server.wire.statuses import describe
 
 _LONGEST_HINT_SECONDS = 120.0  # OpenAI's clients give up at once on anything longer
 

@@ -10,9 +10,9 @@ from loragate.server import core
 from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.gateway.gateway import Gateway, Generation
-from loragate.server.headers import provenance_of
 from loragate.server.http.answers import DONE, Writer
 from loragate.server.http.failures import error_body
+from loragate.server.wire.headers import provenance_of
 
 
 class GenerationResponse(Response):

@@ -10,8 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loragate.server.errors import BodyTooLarge, ClientTooSlow, HeadersTooLarge, UrlTooLong
-from loragate.server.headers import REQUEST_ID
 from loragate.server.http.failures import send_error
+from loragate.server.wire.headers import REQUEST_ID
 
 access_log = logging.getLogger("loragate.access")
 _NO_STATUS = 499  # what the access log shows where the client left before any status was sent

@@ -34,7 +34,6 @@ from loragate.server.errors import InvalidRequest, PermissionDenied, Unauthentic
 from loragate.server.gateway.bounds import MOST_NAME_CHARACTERS
 from loragate.server.gateway.routing import ModelCard
 from loragate.server.gateway.services import TenantServices
-from loragate.server.headers import CONVERSATION
 from loragate.server.http.failures import answer_error
 from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import GenerationResponse
@@ -43,6 +42,7 @@ from loragate.server.http.middleware import BodyLimit, Envelope, HeadLimit
 from loragate.server.http.requests import Body, ChatBody, CompletionBody, Messages, TokenIds
 from loragate.server.telemetry.health import Health
 from loragate.server.telemetry.metrics import Metrics
+from loragate.server.wire.headers import CONVERSATION
 
 
 @dataclass(frozen=True, slots=True)

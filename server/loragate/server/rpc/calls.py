@@ -18,7 +18,6 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from loragate.server import headers
 from loragate.server.admin.administration import check_admin_key
 from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
@@ -27,7 +26,8 @@ from loragate.server.errors import ClientTooSlow, InvalidRequest
 from loragate.server.gateway.arrivals import Arrivals
 from loragate.server.gateway.bounds import SMALL_MESSAGE
 from loragate.server.rpc.field_count import check_fields
-from loragate.server.statuses import Failure, describe
+from loragate.server.wire import headers
+from loragate.server.wire.statuses import Failure, describe
 
 if TYPE_CHECKING:
     Handler = grpc.RpcMethodHandler[Any, Any]  # generic for type checkers alone

@@ -1,6 +1,8 @@
 """What the gateway gives back, as gRPC messages: the other direction of `decode`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Generic, TypeVar
 
 from loragate.server.core import (
     Delta,
@@ -13,6 +15,8 @@ from loragate.server.gateway.choices import Choice, says_something
 from loragate.server.gateway.gateway import Generation
 from loragate.server.gateway.routing import ModelCard
 from loragate.v1 import inference_pb2 as pb
+
+Chunk = TypeVar("Chunk", pb.ChatChunk, pb.CompletionChunk)
 
 
 def chat_response(generation: Generation, choices: Sequence[Choice]) -> pb.ChatResponse:
@@ -39,49 +43,41 @@ def completion_response(generation: Generation, choices: Sequence[Choice]) -> pb
     )
 
 
-class ChatChunks:
-    """Writes one chat stream; remembers which choices have begun."""
+class _Chunks(ABC, Generic[Chunk]):
+    """Writes one stream; remembers which choices have begun."""
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
         self._options = generation.request.options
         self._begun: set[int] = set()
 
-    def chunk(self, delta: Delta) -> pb.ChatChunk | None:
+    def chunk(self, delta: Delta) -> Chunk | None:
         """None for a delta that has nothing to say yet, such as half of a character."""
         begins = delta.index not in self._begun
         if not begins and not says_something(delta, self._options):
             return None
-        is_first = not self._begun
+        chunk = self._empty(self._options.continuous_usage)
+        self._fill(chunk, delta, begins)
         self._begun.add(delta.index)
-        chunk = self._chunk(self._options.continuous_usage)
-        chunk.choices.append(self._choice(delta, begins))
-        chunk.prompt_logprobs.extend(_prompt_logprobs(self._generation, delta.prompt_logprobs))
-        if is_first and self._options.return_token_ids:
-            chunk.prompt_token_ids.extend(self._generation.prompt_ids[0])
         return chunk
 
-    def last(self) -> pb.ChatChunk | None:
+    def last(self) -> Chunk | None:
         """What closes a stream whose client asked for the usage."""
-        return self._chunk(True) if self._options.include_usage else None
+        return self._empty(True) if self._options.include_usage else None
 
-    def _choice(self, delta: Delta, begins: bool) -> pb.ChatChunkChoice:
-        text = (self._generation.echo(delta.index) if begins else "") + delta.text
-        return pb.ChatChunkChoice(
-            index=delta.index,
-            delta=pb.ChatDelta(
-                role="assistant" if begins else None,
-                content=text or None,
-                reasoning=delta.reasoning or None,
-                tool_calls=map(_tool_call_delta, delta.tool_calls),
-            ),
-            logprobs=_logprobs(self._generation, delta.logprobs),
-            finish_reason=delta.finish_reason,
-            stop_reason=_stop_reason(delta.stop_reason),
-            token_ids=delta.token_ids if self._options.return_token_ids else None,
-        )
+    @abstractmethod
+    def _empty(self, with_usage: bool) -> Chunk: ...
 
-    def _chunk(self, with_usage: bool) -> pb.ChatChunk:
+    @abstractmethod
+    def _fill(self, chunk: Chunk, delta: Delta, begins: bool) -> None:
+        """Adds the delta's choice; `begins` says whether it is the choice's first."""
+
+    def _text(self, delta: Delta, begins: bool) -> str:
+        return (self._generation.echo(delta.index) if begins else "") + delta.text
+
+
+class ChatChunks(_Chunks[pb.ChatChunk]):
+    def _empty(self, with_usage: bool) -> pb.ChatChunk:
         made = self._generation
         return pb.ChatChunk(
             id=_chat_id(made),
@@ -90,43 +86,29 @@ class ChatChunks:
             usage=usage(made.usage) if with_usage else None,
         )
 
-
-class CompletionChunks:
-    """Writes one completion stream; remembers which choices have begun."""
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._options = generation.request.options
-        self._begun: set[int] = set()
-
-    def chunk(self, delta: Delta) -> pb.CompletionChunk | None:
-        """None for a delta that has nothing to say yet, such as half of a character."""
-        begins = delta.index not in self._begun
-        if not begins and not says_something(delta, self._options):
-            return None
-        self._begun.add(delta.index)
-        chunk = self._chunk(self._options.continuous_usage)
-        chunk.choices.append(self._choice(delta, begins))
-        return chunk
-
-    def last(self) -> pb.CompletionChunk | None:
-        """What closes a stream whose client asked for the usage."""
-        return self._chunk(True) if self._options.include_usage else None
-
-    def _choice(self, delta: Delta, begins: bool) -> pb.CompletionChunkChoice:
+    def _fill(self, chunk: pb.ChatChunk, delta: Delta, begins: bool) -> None:
         made, with_ids = self._generation, self._options.return_token_ids
-        return pb.CompletionChunkChoice(
+        choice = pb.ChatChunkChoice(
             index=delta.index,
-            text=(made.echo(delta.index) if begins else "") + delta.text,
+            delta=pb.ChatDelta(
+                role="assistant" if begins else None,
+                content=self._text(delta, begins) or None,
+                reasoning=delta.reasoning or None,
+                tool_calls=map(_tool_call_delta, delta.tool_calls),
+            ),
             logprobs=_logprobs(made, delta.logprobs),
             finish_reason=delta.finish_reason,
             stop_reason=_stop_reason(delta.stop_reason),
             token_ids=delta.token_ids if with_ids else None,
-            prompt_logprobs=_prompt_logprobs(made, delta.prompt_logprobs),
-            prompt_token_ids=made.prompt_of(delta.index) if with_ids and begins else None,
         )
+        chunk.choices.append(choice)
+        chunk.prompt_logprobs.extend(_prompt_logprobs(made, delta.prompt_logprobs))
+        if with_ids and not self._begun:
+            chunk.prompt_token_ids.extend(made.prompt_ids[0])
 
-    def _chunk(self, with_usage: bool) -> pb.CompletionChunk:
+
+class CompletionChunks(_Chunks[pb.CompletionChunk]):
+    def _empty(self, with_usage: bool) -> pb.CompletionChunk:
         made = self._generation
         return pb.CompletionChunk(
             id=_completion_id(made),
@@ -134,6 +116,20 @@ class CompletionChunks:
             model=made.model,
             usage=usage(made.usage) if with_usage else None,
         )
+
+    def _fill(self, chunk: pb.CompletionChunk, delta: Delta, begins: bool) -> None:
+        made, with_ids = self._generation, self._options.return_token_ids
+        choice = pb.CompletionChunkChoice(
+            index=delta.index,
+            text=self._text(delta, begins),
+            logprobs=_logprobs(made, delta.logprobs),
+            finish_reason=delta.finish_reason,
+            stop_reason=_stop_reason(delta.stop_reason),
+            token_ids=delta.token_ids if with_ids else None,
+            prompt_logprobs=_prompt_logprobs(made, delta.prompt_logprobs),
+            prompt_token_ids=made.prompt_of(delta.index) if with_ids and begins else None,
+        )
+        chunk.choices.append(choice)
 
 
 def usage(counted: Usage) -> pb.Usage:

@@ -11,8 +11,8 @@ from loragate.adapters.registry.clock import wall_clock
 from loragate.adapters.registry.records import UsageRow, new_row_id
 from loragate.server.concurrency.tasks import BackgroundTasks
 from loragate.server.core import Delta, Route, Usage
-from loragate.server.statuses import describe
 from loragate.server.telemetry.batch_writer import BatchWriter
+from loragate.server.wire.statuses import describe
 
 
 class Record:

@@ -1,0 +1,1 @@
+"""What both transports say in the same words: statuses of failures, names of headers."""
