@@ -13,7 +13,8 @@ from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import BaseModelError
 from loragate.adapters.format.base_profile import BaseProfile, tokenizer_hash
 from loragate.adapters.rendering.renderer import Renderer
-from support.models.peft_adapters import TEMPLATE, tiny_llama, write_base
+from support.models.tiny_llama import tiny_llama, write_base
+from support.models.tokenizers import WORD_TURNS
 
 READ_WITHOUT_TORCH = """
 import sys
@@ -75,7 +76,7 @@ def test_template_hash_is_the_renderers(base: BaseModel):
 
 @pytest.mark.parametrize(
     "written",
-    [TEMPLATE, [{"name": "default", "template": TEMPLATE}, {"name": "x", "template": ""}]],
+    [WORD_TURNS, [{"name": "default", "template": WORD_TURNS}, {"name": "x", "template": ""}]],
 )
 def test_template_in_the_tokenizers_configuration_counts_too(
     base: BaseModel, copied: BaseModel, written: object

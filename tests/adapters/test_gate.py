@@ -35,15 +35,8 @@ from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from support.models.one_layer import WriteAdapter
-from support.models.peft_adapters import (
-    TARGETS,
-    TEMPLATE,
-    adapt,
-    save,
-    tiny_llama,
-    train,
-    write_base,
-)
+from support.models.tiny_llama import TARGETS, adapt, save, tiny_llama, train, write_base
+from support.models.tokenizers import WORD_TURNS
 
 PEFT = "base_model.model."
 PREFIX = f"{PEFT}model.layers.0.self_attn.q_proj"
@@ -326,7 +319,7 @@ def test_pissa_passes_once_converted(publish_check: PublishCheck, tmp_path: Path
 
 
 def test_rank_above_the_engines_is_refused_with_both_numbers(profile: BaseProfile, tmp_path: Path):
-    folder = save(adapt(rank=32), tmp_path / "adapter")
+    folder = save(adapt(r=32), tmp_path / "adapter")
 
     refused = refusal(PublishCheck(profile, 16), folder)
 
@@ -366,7 +359,7 @@ def test_target_that_the_base_model_lacks_is_refused(publish_check: PublishCheck
 def test_adapter_of_another_base_model_is_refused_by_its_shapes(
     publish_check: PublishCheck, tmp_path: Path
 ):
-    folder = save(adapt(model=tiny_llama(width=32)), tmp_path / "adapter")
+    folder = save(adapt(tiny_llama(hidden_size=32)), tmp_path / "adapter")
 
     assert refusal(publish_check, folder).code == "wrong_shape"
 
@@ -510,12 +503,12 @@ def test_manifest_of_another_base_model_is_refused(
 def test_template_that_the_adapter_brings_is_the_one_that_counts(
     publish_check: PublishCheck, plain: Path
 ):
-    own = TEMPLATE + "!"
+    own = WORD_TURNS + "!"
     write_manifest(plain, chat_template_hash=template_hash(own), contract={"chat_template": own})
     publish_check.check(inspect(plain))
 
     write_manifest(
-        plain, chat_template_hash=template_hash(TEMPLATE), contract={"chat_template": own}
+        plain, chat_template_hash=template_hash(WORD_TURNS), contract={"chat_template": own}
     )
     assert refusal(publish_check, plain).code == "other_chat_template"
 
@@ -629,7 +622,7 @@ def test_registry_publishes_what_its_gate_lets_through(
         registry.tenants.create("acme")
         assert registry.versions.publish(name, plain).version == "v1"
         with pytest.raises(InvalidAdapter) as refused:
-            registry.versions.publish(name, save(adapt(rank=16), tmp_path / "large"))
+            registry.versions.publish(name, save(adapt(r=16), tmp_path / "large"))
 
         assert refused.value.code == "rank_too_high"
         assert len(registry.versions.show(name).versions) == 1

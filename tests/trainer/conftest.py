@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from loragate.adapters.base_models.preparation import BaseModel
-from support.training.finished_runs import write_adapter, write_base
+from support.models.tiny_llama import write_base
+from support.training.finished_runs import write_adapter
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import typer
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from rich.progress import Progress
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from loragate.adapters.base_models.preparation import prepare
@@ -18,24 +18,11 @@ from loragate.adapters.home import Home
 from loragate.trainer.cli.reference import add_to
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.publishing.reference import PROMPT_TOKENS, compute_reference, write_reference
+from support.models.tiny_llama import adapt, save, tiny_llama
+from support.models.tokenizers import word_tokenizer
 
 PROMPTS = [tuple((seed * 7 + step * 13) % 128 for step in range(24)) for seed in range(6)]
 SaveAdapter = Callable[..., Path]
-
-
-def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=128,
-            initializer_range=0.2,
-        )
-    )
 
 
 @pytest.fixture(scope="module")
@@ -47,20 +34,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def save_adapter(tmp_path: Path) -> SaveAdapter:
-    def save(strength: float = 0.5, **config: object) -> Path:
-        lora = LoraConfig(r=16, lora_alpha=16, target_modules=["q_proj", "down_proj"])
-        for key, value in config.items():
-            setattr(lora, key, value)
-        adapted = get_peft_model(tiny_llama(), lora)
-        torch.manual_seed(1)
-        with torch.no_grad():
-            for name, weight in adapted.named_parameters():
-                if "lora_B" in name:
-                    weight.normal_(std=strength)
-        adapted.save_pretrained(str(tmp_path / "adapter"))
-        return tmp_path / "adapter"
+    def write(strength: float = 0.5, **config: Any) -> Path:
+        adapted = adapt(strength=strength, r=16, lora_alpha=16, **config)
+        return save(adapted, tmp_path / "adapter")
 
-    return save
+    return write
 
 
 def test_reference_is_what_the_saved_adapter_says(base: Path, save_adapter: SaveAdapter):
@@ -151,25 +129,12 @@ def test_written_reference_leaves_the_rest_of_the_manifest(base: Path, save_adap
     assert manifest.contract.system_prompt == "Be brief."
 
 
-TEMPLATE = (
-    "{% for message in messages %}{{ message.role }} {{ message.content }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}assistant {% endif %}"
-)
-
-
 def test_command_writes_the_reference_of_some_chats(
     save_adapter: SaveAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     source = tmp_path / "tiny"
     tiny_llama().save_pretrained(source)
-    words = {
-        word: number for number, word in enumerate(["<unk>", "</s>", "user", "assistant", "a", "b"])
-    }
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(source)
+    word_tokenizer(("<user>", "<assistant>", "a", "b")).save_pretrained(source)
     home = Home(tmp_path / "home").ensure()
     monkeypatch.setenv("LORAGATE_HOME", str(home.root))
     with Progress(disable=True) as progress:

@@ -3,70 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.format.base_profile import template_hash, tokenizer_hash
 from loragate.trainer.data.example import Example, Message
 from loragate.trainer.data.splits import write_split_folder
 from loragate.trainer.run.file import parse_run_file
 from loragate.trainer.run.folder import FitDiagnosis, RunFolder, RunResult
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}> {{ m.content }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-LABELS = ("billing", "outage", "moving")
-WORDS = (
-    *("<unk>", "</s>", "<user>", "<assistant>", "<system>", "my", "bill", "is", "wrong", "the"),
-    *("light", "went", "off", "I", "have", "a", "new", "flat", "please", "help", "."),
-)
+from support.models.tiny_llama import adapt, save
+from support.models.tokenizers import WORD_TURNS
 
 
-def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=len(WORDS) + len(LABELS),
-        tie_word_embeddings=False,
-        initializer_range=0.2,  # so that the model has opinions, and a wrong scale changes them
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config)
-
-
-def write_base(folder: Path, **how_to_save: Any) -> BaseModel:
-    tiny_llama().save_pretrained(folder, **how_to_save)
-    words = {word: index for index, word in enumerate((*WORDS, *LABELS))}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    return BaseModel("tiny", folder, "sha256:" + "b" * 64)
-
-
-def write_adapter(folder: Path, *, seed: int = 1, **config: Any) -> Path:
-    """A LoRA adapter as after much training: no matrix is zero, and answers change."""
-    lora = LoraConfig(
-        **{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"]} | config
-    )
-    adapted = get_peft_model(tiny_llama(), lora)
-    assert isinstance(adapted, PeftModel)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-    adapted.save_pretrained(str(folder))
-    return folder
+def write_adapter(folder: Path, seed: int = 1, **config: Any) -> Path:
+    """As after much training: answers change."""
+    lora: dict[str, Any] = {"r": 8, "lora_alpha": 16, **config}
+    return save(adapt(seed=seed, strength=0.3, **lora), folder)
 
 
 def example(question: str, label: str) -> Example:
@@ -128,7 +78,7 @@ def _result(base: BaseModel, data_digest: str, changes: dict[str, Any]) -> RunRe
         "base_model_digest": base.digest,
         "adapter_digest": "a" * 64,
         "continued_from": "",
-        "chat_template_hash": template_hash(TEMPLATE),
+        "chat_template_hash": template_hash(WORD_TURNS),
         "tokenizer_hash": tokenizer_hash(base.path),
         "packages": {"torch": "2.13.0", "peft": "0.21.2"},
         "machine": "a test",

@@ -7,10 +7,7 @@ be plan.
 import random
 from pathlib import Path
 
-import torch
 from rich.progress import Progress
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from loragate.adapters.base_models.preparation import prepare
 from loragate.adapters.home import Home
@@ -21,44 +18,27 @@ from loragate.trainer.run.folder import RunFolder, RunResult
 from loragate.trainer.run.run import Run
 from loragate.trainer.training.plan import TrainingPlan, make_plan
 from loragate.trainer.training.train import train
+from support.models.tiny_llama import tiny_llama
+from support.models.tokenizers import TURNS, byte_tokenizer
 
-TEMPLATE = (
-    "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
-)
+TEMPLATE = TURNS.replace("<|end|>", "<|end|>\n")
 _ANSWERS = {"apple": "fruit", "carrot": "root", "oak": "tree", "rose": "flower", "rye": "grain"}
 _QUESTIONS = ("What is {}?", "Tell me what {} is.", "{}: which kind?", "Please sort {} for me.")
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end|>", "<|turn|>"])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>"
-    )
-    fast.chat_template = TEMPLATE
-    return fast
-
-
 def write_model(folder: Path, width: int = 64) -> Path:
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    model = tiny_llama(
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         vocab_size=320,
         max_position_embeddings=256,
         tie_word_embeddings=True,
+        initializer_range=0.02,
         eos_token_id=256,
         pad_token_id=256,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    model.save_pretrained(folder)
+    byte_tokenizer(TEMPLATE).save_pretrained(folder)
     return folder
 
 

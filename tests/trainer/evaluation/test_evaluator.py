@@ -16,8 +16,9 @@ from loragate.trainer.evaluation.requirements import InvalidRequirement
 from loragate.trainer.evaluation.served import ServedModels
 from loragate.trainer.settings import EvaluationSettings
 from loragate.trainer.training.models import load_float32
+from support.models.tiny_llama import LABELS
 from support.training.evaluations import evaluation_of, transport
-from support.training.finished_runs import LABELS, examples, write_adapter
+from support.training.finished_runs import examples, write_adapter
 
 ROWS = examples()
 WANTED = {row.prompt: row.answer for row in ROWS}

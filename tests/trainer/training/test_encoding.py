@@ -6,9 +6,10 @@ from loragate.adapters.rendering.renderer import IGNORED, Renderer
 from loragate.trainer.data.example import Example, Message
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.training.encoding import Encoder
-from support.training.tiny_runs import byte_tokenizer, examples
+from support.models.tokenizers import byte_tokenizer
+from support.training.tiny_runs import TEMPLATE, examples
 
-RENDERER = Renderer(byte_tokenizer())
+RENDERER = Renderer(byte_tokenizer(TEMPLATE))
 WORDS = st.text(
     st.characters(codec="utf-8", exclude_characters="<|>", exclude_categories=["Cs"]), min_size=1
 ).filter(str.strip)
@@ -60,14 +61,14 @@ def test_rows_that_are_too_long_are_left_out_whole_and_counted() -> None:
 
 def test_a_template_that_never_ends_a_turn_is_refused() -> None:
     endless = Renderer(
-        byte_tokenizer(), "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+        byte_tokenizer(TEMPLATE), "{% for message in messages %}{{ message.content }}\n{% endfor %}"
     )
     with pytest.raises(TrainingError, match="never learn to stop"):
         Encoder(endless, 200).encode(examples(1), "train")
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_row() -> None:
-    forgetful = Renderer(byte_tokenizer(), "{{ messages[-1].content }}<|end|>")
+    forgetful = Renderer(byte_tokenizer(TEMPLATE), "{{ messages[-1].content }}<|end|>")
     with pytest.raises(TrainingError, match="row 1 of train cannot be rendered"):
         Encoder(forgetful, 200).encode(examples(1), "train")
 
