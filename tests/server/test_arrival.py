@@ -37,8 +37,7 @@ async def status_of(reader: asyncio.StreamReader) -> int:
 
 async def call(served: Served, method: str, message: bytes, key: str) -> grpc.aio.AioRpcError:
     """How a call of these bytes is refused."""
-    target = f"127.0.0.1:{served.server.grpc_port}"
-    async with grpc.aio.insecure_channel(target) as channel:
+    async with served.channel() as channel:
         metadata = (("authorization", f"Bearer {key}"),)
         with pytest.raises(grpc.aio.AioRpcError) as failure:
             await channel.unary_unary(f"/loragate.v1.{method}")(message, metadata=metadata)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, generate_latest
@@ -288,8 +287,7 @@ async def test_a_server_that_cannot_write_usage_is_not_ready_until_it_can(
             assert (await client.get("/livez")).status_code == 200
 
         async def grpc_says(status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-            address = f"127.0.0.1:{served.server.grpc_port}"
-            async with grpc.aio.insecure_channel(address) as channel, asyncio.timeout(10):
+            async with served.channel() as channel, asyncio.timeout(10):
                 health: Any = health_pb2_grpc.HealthStub(channel)
                 while True:
                     answer = await health.Check(health_pb2.HealthCheckRequest())

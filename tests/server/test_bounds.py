@@ -127,7 +127,7 @@ async def both(serve_with: ServeWith) -> AsyncIterator[Both]:
     async with (
         serve_with(server=config, limits=limits) as served,
         on_a_socket(served),
-        grpc.aio.insecure_channel(f"127.0.0.1:{served.server.grpc_port}") as channel,
+        served.channel() as channel,
     ):
         yield Both(served, channel)
 

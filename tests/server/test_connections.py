@@ -266,7 +266,7 @@ class TestWithMuchToSay:
         async with (
             serve_with(server=quick(write_timeout_seconds=SECONDS)) as served,
             served.server.listening(),
-            grpc.aio.insecure_channel(f"127.0.0.1:{served.server.grpc_port}") as channel,
+            served.channel() as channel,
         ):
             request = pb.CompletionRequest(
                 model="base",
@@ -314,7 +314,7 @@ async def test_a_call_whose_message_does_not_come_is_refused_by_its_key_or_in_it
     async with (
         serve_with(server=quick(body_timeout_seconds=SECONDS)) as served,
         served.server.listening(),
-        grpc.aio.insecure_channel(f"127.0.0.1:{served.server.grpc_port}") as channel,
+        served.channel() as channel,
     ):
         auth = (("authorization", f"Bearer {served.keys['acme']}"),)
         chat = channel.stream_unary("/loragate.v1.Inference/Chat")

@@ -53,29 +53,27 @@ async def say(request: pytest.FixtureRequest, served: Served) -> AsyncIterator[S
         yield over_http
         return
 
-    async with served.server.listening():
-        target = f"127.0.0.1:{served.server.grpc_port}"
-        async with grpc.aio.insecure_channel(target) as channel:
+    async with served.server.listening(), served.channel() as channel:
 
-            async def over_grpc(
-                request_id: str,
-                metric: str,
-                value: float | None = None,
-                comment: str = "",
-                key: str = "acme",
-            ) -> Said:
-                message = pb.FeedbackRequest(
-                    request_id=request_id, metric=metric, value=value, comment=comment
-                )
-                metadata = (("authorization", f"Bearer {served.keys[key]}"),)
-                call = InferenceStub(channel).Feedback(message, metadata=metadata)
-                if await call.code() is grpc.StatusCode.OK:
-                    return Said("new" if (await call).is_new else "known")
-                failure = await refusal(call)
-                trailers = dict(failure.trailing_metadata() or ())
-                return Said(str(trailers["x-error-code"]), failure.details() or "")
+        async def over_grpc(
+            request_id: str,
+            metric: str,
+            value: float | None = None,
+            comment: str = "",
+            key: str = "acme",
+        ) -> Said:
+            message = pb.FeedbackRequest(
+                request_id=request_id, metric=metric, value=value, comment=comment
+            )
+            metadata = (("authorization", f"Bearer {served.keys[key]}"),)
+            call = InferenceStub(channel).Feedback(message, metadata=metadata)
+            if await call.code() is grpc.StatusCode.OK:
+                return Said("new" if (await call).is_new else "known")
+            failure = await refusal(call)
+            trailers = dict(failure.trailing_metadata() or ())
+            return Said(str(trailers["x-error-code"]), failure.details() or "")
 
-            yield over_grpc
+        yield over_grpc
 
 
 async def answered(served: Served) -> str:

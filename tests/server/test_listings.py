@@ -126,7 +126,7 @@ async def test_over_grpc_a_field_says_how_a_listing_goes_on(filled: Served) -> N
     key = (("authorization", f"Bearer {filled.admin_key}"),)
     async with (
         filled.server.listening(),
-        grpc.aio.insecure_channel(f"127.0.0.1:{filled.server.grpc_port}") as channel,
+        filled.channel() as channel,
     ):
         registry = registry_pb2_grpc.AdapterRegistryStub(channel)
         trials = experiments_pb2_grpc.ExperimentsStub(channel)

@@ -1,6 +1,5 @@
 import threading
 
-import grpc
 import pytest
 
 from loragate.server.gateway import routing
@@ -35,7 +34,7 @@ async def test_a_long_list_of_models_is_whole_and_is_not_made_on_the_event_loop(
     assert len(long["data"]) >= 3
     async with (
         served.server.listening(),
-        grpc.aio.insecure_channel(f"127.0.0.1:{served.server.grpc_port}") as channel,
+        served.channel() as channel,
     ):
         answer = await inference_pb2_grpc.InferenceStub(channel).ListModels(
             inference_pb2.ListModelsRequest(),

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
-import grpc
 import pytest
 import pytest_asyncio
 
@@ -103,8 +102,7 @@ async def test_merged_model_is_listed_while_it_serves_and_only_then(served: Serv
         return {card["id"]: card for card in reply.json()["data"]}
 
     async def told_on_grpc() -> set[str]:
-        address = f"127.0.0.1:{served.server.grpc_port}"
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with served.channel() as channel:
             asked = inference_pb2_grpc.InferenceStub(channel).ListModels(
                 pb.ListModelsRequest(), metadata=tuple(served.auth.items())
             )
@@ -131,16 +129,14 @@ async def test_merged_model_is_listed_while_it_serves_and_only_then(served: Serv
 
 async def test_trailers_of_grpc_say_the_mode_too(served: Served) -> None:
     await serve_merged(served)
-    async with served.server.listening():
-        address = f"127.0.0.1:{served.server.grpc_port}"
-        async with grpc.aio.insecure_channel(address) as channel:
-            message = pb.Message(role="user", content="hello")
-            call = inference_pb2_grpc.InferenceStub(channel).Chat(
-                pb.ChatRequest(model="support@v1+merged", messages=[message]),
-                metadata=tuple(served.auth.items()),
-            )
-            await call
-            said = dict(await call.trailing_metadata())
+    async with served.server.listening(), served.channel() as channel:
+        message = pb.Message(role="user", content="hello")
+        call = inference_pb2_grpc.InferenceStub(channel).Chat(
+            pb.ChatRequest(model="support@v1+merged", messages=[message]),
+            metadata=tuple(served.auth.items()),
+        )
+        await call
+        said = dict(await call.trailing_metadata())
     assert (said["x-loragate-mode"], said["x-loragate-adapter"]) == ("merged", "acme/support@v1")
 
 

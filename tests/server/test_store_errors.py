@@ -44,7 +44,7 @@ async def test_over_grpc_a_tenant_does_not_learn_the_databases_host_and_the_oper
 ) -> None:
     async with (
         unreachable.server.listening(),
-        grpc.aio.insecure_channel(f"127.0.0.1:{unreachable.server.grpc_port}") as channel,
+        unreachable.channel() as channel,
     ):
         tenant = inference_pb2_grpc.InferenceStub(channel)
         said = inference_pb2.FeedbackRequest(request_id="r", metric="rating", value=5)

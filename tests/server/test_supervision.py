@@ -294,7 +294,7 @@ async def test_grpc_says_unavailable_and_health_follows(
     metadata = (("authorization", served.auth["authorization"]),)
     async with (
         on_a_socket(served),
-        grpc.aio.insecure_channel(f"127.0.0.1:{served.server.grpc_port}") as channel,
+        served.channel() as channel,
     ):
         stub = inference_pb2_grpc.InferenceStub(channel)
         watch = channel.unary_stream(

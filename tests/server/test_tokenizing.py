@@ -22,10 +22,8 @@ def engine() -> EchoEngine:
 
 @pytest_asyncio.fixture
 async def stub(served: Served) -> AsyncIterator[InferenceStub]:
-    async with on_a_socket(served):
-        address = f"127.0.0.1:{served.server.grpc_port}"
-        async with grpc.aio.insecure_channel(address) as channel:
-            yield InferenceStub(channel)
+    async with on_a_socket(served), served.channel() as channel:
+        yield InferenceStub(channel)
 
 
 def metadata(served: Served, tenant: str = "acme") -> tuple[tuple[str, str], ...]:

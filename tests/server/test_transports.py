@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import grpc
 import httpx
 import msgspec
 import pytest
@@ -213,7 +212,7 @@ def engine() -> EchoEngine:
 async def both(served: Served) -> AsyncIterator[Both]:
     async with (
         on_a_socket(served) as client,
-        grpc.aio.insecure_channel(f"127.0.0.1:{served.server.grpc_port}") as channel,
+        served.channel() as channel,
     ):
         yield Both(client, InferenceStub(channel), served.keys["acme"])
 

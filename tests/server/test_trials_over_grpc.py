@@ -30,7 +30,7 @@ async def two(serve_with: ServeWith, tmp_path: Path) -> AsyncIterator[Served]:
 
 @pytest_asyncio.fixture
 async def channel(two: Served) -> AsyncIterator[grpc.aio.Channel]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{two.server.grpc_port}") as channel:
+    async with two.channel() as channel:
         yield channel
 
 

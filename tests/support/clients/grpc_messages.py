@@ -1,6 +1,6 @@
 """What a gRPC client does: the server's own nouns as messages, every field of them, and calls.
 
-The conversions are the inverse of `grpc_messages`, written apart from it, so that a round trip
+The conversions are the inverse of `rpc.decode`, written apart from it, so that a round trip
 proves both.
 """
 

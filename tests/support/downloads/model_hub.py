@@ -2,39 +2,23 @@
 
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Self
+
+from support.downloads.local_server import LocalServer, QuietHandler
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
-class ModelHub:
+class ModelHub(LocalServer):
     """Serves the files under `folder` as the model `repo_id` while the context is open."""
 
     def __init__(self, repo_id: str, folder: Path) -> None:
         self.downloaded: list[str] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, repo_id, folder))
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(_handler(self, repo_id, folder))
 
 
-def _handler(hub: ModelHub, repo_id: str, folder: Path) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(hub: ModelHub, repo_id: str, folder: Path) -> type[QuietHandler]:
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -67,9 +51,6 @@ def _handler(hub: ModelHub, repo_id: str, folder: Path) -> type[BaseHTTPRequestH
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: the test's output is the test's."""
 
     return Handler
 

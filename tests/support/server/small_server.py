@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import httpx
 import msgspec
 
@@ -45,6 +46,10 @@ class Served:
     @property
     def auth(self) -> dict[str, str]:
         return bearer(self.keys["acme"])
+
+    def channel(self) -> grpc.aio.Channel:
+        """To the server's port, which it has while it listens; the caller closes it."""
+        return grpc.aio.insecure_channel(f"127.0.0.1:{self.server.grpc_port}")
 
     async def chat(self, text: str = "hello", model: str = "support", **body: object) -> Reply:
         message = {"role": "user", "content": text}

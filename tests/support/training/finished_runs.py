@@ -5,22 +5,19 @@ from typing import Any
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.format.base_profile import template_hash, tokenizer_hash
-from loragate.trainer.data.example import Example, Message
+from loragate.trainer.data.example import Example
 from loragate.trainer.data.splits import write_split_folder
 from loragate.trainer.run.file import parse_run_file
 from loragate.trainer.run.folder import FitDiagnosis, RunFolder, RunResult
 from support.models.tiny_llama import adapt, save
 from support.models.tokenizers import WORD_TURNS
+from support.training.examples import example
 
 
 def write_adapter(folder: Path, seed: int = 1, **config: Any) -> Path:
     """As after much training: answers change."""
     lora: dict[str, Any] = {"r": 8, "lora_alpha": 16, **config}
     return save(adapt(seed=seed, strength=0.3, **lora), folder)
-
-
-def example(question: str, label: str) -> Example:
-    return Example((Message("user", question), Message("assistant", label)), label=label)
 
 
 def examples() -> list[Example]:
@@ -30,7 +27,7 @@ def examples() -> list[Example]:
         "moving": "I have a new flat",
     }
     return [
-        example(f"{question} {'please ' * extra}help .", label)
+        example(f"{question} {'please ' * extra}help .", label, label=label)
         for extra in range(4)
         for label, question in questions.items()
     ]
