@@ -1,5 +1,6 @@
 """Fixtures around `small_server`: a whole server, its parts, and where it keeps its things."""
 
+import ctypes
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -12,6 +13,7 @@ import pytest_asyncio
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.home import Home
 from loragate.server.config import Section
+from loragate.server.engine.cpu import isa, native_library
 from support.engines.echo_engine import EchoEngine
 from support.models.one_layer import write_base
 from support.server.processes import forks_of
@@ -21,6 +23,16 @@ from support.server.small_server import Furnished, Served, ServeWith, furnish, s
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return write_base(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session", params=[isa.name for isa in isa.usable()])
+def library(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> ctypes.CDLL:
+    """The compiled kernels, once for each kind of instructions that this processor has."""
+    built = native_library.build(tmp_path_factory.mktemp("kernels"), request.param)
+    assert built.isa.name == request.param
+    return native_library.load(built.library)
 
 
 @pytest.fixture(scope="session")

@@ -19,12 +19,12 @@ from vllm.distributed import (
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.utils import from_layer
 from vllm.model_executor.custom_op import op_registry_oot
-from vllm.model_executor.layers import utils
+from vllm.model_executor.layers import rotary_embedding, utils
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models import llama
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
-from loragate.server.engine.cpu import elementwise, linear, native_library
+from loragate.server.engine.cpu import elementwise, linear
 from loragate.server.engine.cpu.decoder_layer import FusedLayer, fuse
 from loragate.server.engine.cpu.linear import is_worth_it, shorten_calls
 from loragate.server.engine.cpu.lora_kernel import LoraKernel
@@ -48,16 +48,16 @@ class Mixing(nn.Module):
         return q * k.repeat(1, 2) + v.repeat(1, 2)
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ctypes.CDLL]:
+@pytest.fixture(scope="module", autouse=True)
+def installed(library: ctypes.CDLL) -> Iterator[None]:
     """The kernels, in vLLM's place while these tests run."""
-    built = native_library.load(native_library.build(tmp_path_factory.mktemp("kernels")))
-    if not is_worth_it(built):
-        pytest.skip("oneDNN multiplies here: the processor has no AVX-512 bfloat16, or has AMX")
+    if not is_worth_it():
+        pytest.skip("oneDNN multiplies here: the processor has AMX")
     dispatch, ops = utils.dispatch_cpu_unquantized_gemm, dict(op_registry_oot)
-    elementwise.register(built)
-    linear.register(built)
-    yield built
+    rotary_embedding._ROPE_DICT.clear()  # else vLLM hands out those of other kernels
+    elementwise.register(library)
+    linear.register(library)
+    yield
     utils.dispatch_cpu_unquantized_gemm = dispatch
     op_registry_oot.clear()
     op_registry_oot.update(ops)

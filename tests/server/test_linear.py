@@ -9,22 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loragate.server.engine.cpu import native_library
-from loragate.server.engine.cpu.linear import AdaptedLinear, PackedLinear, covers, is_worth_it
+from loragate.server.engine.cpu.linear import AdaptedLinear, PackedLinear, covers
 
 if TYPE_CHECKING:
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
 # One rounding to bfloat16, and sums in float32 of products that are exact.
 ROUNDING = 8e-3  # of the largest number in the result
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    built = native_library.load(native_library.build(tmp_path_factory.mktemp("kernels")))
-    if not is_worth_it(built):
-        pytest.skip("oneDNN multiplies here: the processor has no AVX-512 bfloat16, or has AMX")
-    return built
 
 
 @settings(deadline=None, max_examples=60)
@@ -85,8 +76,8 @@ def test_leading_dimensions_are_kept(library: ctypes.CDLL) -> None:
     ],
     ids=["float32", "float16", "odd out", "odd in", "experts", "strided", "meta"],
 )
-def test_other_weights_are_left_to_vllm(weight: torch.Tensor) -> None:
-    assert not covers(weight)
+def test_other_weights_are_left_to_vllm(library: ctypes.CDLL, weight: torch.Tensor) -> None:
+    assert not covers(library, weight)
 
 
 def test_batch_of_more_dimensions_goes_the_way_of_vllm() -> None:

@@ -27,7 +27,7 @@ def library(
 ) -> ctypes.CDLL | None:
     if request.param == "torch":
         return None
-    return native_library.load(native_library.build(tmp_path_factory.mktemp("kernels")))
+    return native_library.load(native_library.build(tmp_path_factory.mktemp("kernels")).library)
 
 
 @contextmanager

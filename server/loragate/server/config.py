@@ -56,6 +56,7 @@ class EngineConfig(Section, frozen=True):
 
     model: str = "smollm2-135m-instruct"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    isa: Literal["auto", "avx512_bf16", "avx512", "avx2", "neon", "portable"] = "auto"
     quantization: str = ""
     tensor_parallel_size: int = 1
     max_loras: int = 8

@@ -25,6 +25,7 @@ from loragate.adapters.host_memory import free_host_bytes, host_bytes
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.config import Config, EngineConfig
+from loragate.server.engine.cpu import native_library
 from loragate.server.engine.gpus import Gpus
 from loragate.server.engine.kv_cache import read_shape, require_fit
 from loragate.server.engine.memory import (
@@ -64,6 +65,7 @@ def run_checks(config: Config, home: Home, is_deep: bool) -> Iterator[Check]:
     yield _check_grpc(config.server.grpc, config.server.http)
     yield _check_disk(home)
     yield _check_memory(config, model)
+    yield _check_kernels(config, home)
 
 
 def _check_python() -> Check:
@@ -86,6 +88,19 @@ def _check_engine(engine: EngineConfig) -> Check:
         "fail",
         "vLLM is not installed; run `pip install 'loragate[cpu]'`, or 'loragate[cuda]' for a GPU.",
     )
+
+
+def _check_kernels(config: Config, home: Home) -> Check:
+    """Compiles them where no server has yet: some seconds, once."""
+    if not is_cpu_build():
+        return Check("kernels", "ok", "the engine's own, on a GPU")
+    try:
+        built = native_library.build(home.cache, config.engine.isa)
+    except LoragateError as error:
+        return Check("kernels", "fail", f"{error}")
+    except native_library.KernelsUnavailable as error:
+        return Check("kernels", "warn", f"{error}; the engine is several times slower without.")
+    return Check("kernels", "ok", f"for {built.isa.description}")
 
 
 def _check_home(home: Home) -> Check:

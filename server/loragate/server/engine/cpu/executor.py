@@ -49,7 +49,7 @@ class InCoreExecutor(UniProcExecutor):
         scheduling.scheduler_cls = throttling_probes(scheduling.get_scheduler_cls())
         super()._init_executor()
         self._lay_out_adapters()
-        if library is not None and linear.is_worth_it(library):
+        if library is not None and linear.is_worth_it():
             self._fuse_layers(library)
 
     def _rank_of(self, lora_id: int) -> int:

@@ -2,8 +2,9 @@
 
 A step that generates a token for each of some streams multiplies a few rows with all weights. Where
 the processor has AVX-512's bfloat16 products and no AMX, the kernel takes 7 to 10 ms for the 270 MB
-of SmolLM2-135M and one row, 17 for 16 rows; oneDNN 12 to 15 and 18 to 23. It is as fast for long
-prompts, so oneDNN's copy of the weights is not made.
+of SmolLM2-135M and one row, 17 for 16 rows; oneDNN 12 to 15 and 18 to 23. Where it has no bfloat16
+products, oneDNN widens all weights again and again, and the kernel is two to ten times as fast. It
+is as fast for long prompts, so oneDNN's copy of the weights is not made.
 """
 
 import ctypes
@@ -19,7 +20,7 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-_COLUMNS, _PAIR = 32, 2  # as in linear.c
+_PAIR = 2  # as in linear.c
 # Others may do more than multiply.
 _PLAIN = (ColumnParallelLinear, MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear)
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
@@ -107,14 +108,14 @@ def packed(layer: torch.nn.Module) -> PackedLinear | None:
 
 def register(library: ctypes.CDLL) -> None:
     """From now on vLLM's linear layers are ours, where the kernel covers them. Once per process."""
-    if not is_worth_it(library):
+    if not is_worth_it():
         return
     dispatch = utils.dispatch_cpu_unquantized_gemm
 
     def dispatch_packed(layer: torch.nn.Module, remove_weight: bool) -> None:
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        if not covers(weight):
+        if not covers(library, weight):
             dispatch(layer, remove_weight)
             return
         setattr(layer, "cpu_linear", PackedLinear(library, weight.detach()))  # noqa: B010 - vLLM's
@@ -126,13 +127,14 @@ def register(library: ctypes.CDLL) -> None:
     utils.dispatch_cpu_unquantized_gemm = dispatch_packed
 
 
-def is_worth_it(library: ctypes.CDLL) -> bool:
-    """Whether there is code for this processor, and none of oneDNN's that is faster."""
-    return hasattr(library, "linear_bfloat16") and not torch.cpu._is_amx_tile_supported()
+def is_worth_it() -> bool:
+    """Whether oneDNN has no code that is faster: it has for AMX."""
+    return not torch.cpu._is_amx_tile_supported()
 
 
-def covers(weight: torch.Tensor) -> bool:
+def covers(library: ctypes.CDLL, weight: torch.Tensor) -> bool:
     """Whether there is code for such a weight."""
     if weight.is_meta or weight.dim() != 2 or weight.dtype is not torch.bfloat16:
         return False
-    return weight.is_contiguous() and weight.shape[0] % _COLUMNS == 0 == weight.shape[1] % _PAIR
+    columns = library.linear_columns()
+    return weight.is_contiguous() and weight.shape[0] % columns == 0 == weight.shape[1] % _PAIR

@@ -1,7 +1,8 @@
 """The compiled kernels of the CPU path: built at the first start, called by pointer.
 
-Built with what the machine has, for what the machine is (AVX-512, AVX2, NEON), in two seconds, and
-kept. Without a C compiler there are none, and whoever asked says so.
+Built with the compiler that the machine has, for the best instructions that the processor has and
+the compiler knows, in some seconds, and kept. Without a C compiler there are none, and whoever
+asked says so.
 """
 
 import ctypes
@@ -11,11 +12,14 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+
+from loragate.server.engine.cpu.isa import Isa, cpu_flags, usable
 
 _FOLDER = Path(__file__).parent / "native"
 _SOURCES = ("lora.c", "linear.c", "elementwise.c", "layer.c", "cast.c")
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-shared")
+_FLAGS = ("-O3", "-mtune=native", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _COMPILERS = ("cc", "gcc", "clang")
 _BUILD_SECONDS = 60
 
@@ -24,26 +28,48 @@ class KernelsUnavailable(Exception):
     """There is no compiler, or it failed. The message says which and what to do."""
 
 
-def build(cache: Path) -> Path:
-    """Compiles the kernels into `cache`, unless they are there, and returns the library's path.
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The library, and the instructions that it uses."""
 
-    Raises KernelsUnavailable.
+    library: Path
+    isa: Isa
+
+
+def build(cache: Path, isa: str = "auto") -> Built:
+    """Compiles the kernels into `cache`, unless they are there.
+
+    A compiler that is older than the processor gets the next lower instructions. Raises
+    KernelsUnavailable, and UnsupportedProcessor as `isa.usable` does.
     """
+    isas = usable(isa)
     wanted = (os.environ.get("CC", ""), *_COMPILERS)
     compiler = next(filter(None, map(shutil.which, wanted)), None)
     if compiler is None:
         raise KernelsUnavailable("there is no C compiler; install gcc")
-    library = cache / f"kernels-{_fingerprint(compiler)}.so"
-    if not library.exists():
+    failed: KernelsUnavailable | None = None
+    for each in isas:
+        library = cache / f"kernels-{each.name}-{_fingerprint(compiler, each)}.so"
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                built = Path(folder) / library.name
-                _compile(compiler, built)
-                built.replace(library)  # in one step: two servers may start at once
-        except OSError as error:
-            raise KernelsUnavailable(f"{cache} cannot be written: {error}") from error
-    return library
+            if not library.exists():
+                _build(compiler, each, library)
+        except KernelsUnavailable as error:
+            failed = failed or error
+        else:
+            return Built(library, each)
+    assert failed is not None
+    raise failed
+
+
+def _build(compiler: str, isa: Isa, library: Path) -> None:
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built = Path(folder) / library.name
+            _compile(compiler, isa, built)
+            built.replace(library)  # in one step: two servers may start at once
+    except OSError as error:
+        raise KernelsUnavailable(f"{library.parent} cannot be written: {error}") from error
 
 
 def load(library: Path) -> ctypes.CDLL:
@@ -51,27 +77,21 @@ def load(library: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, isa: Isa) -> str:
     """Of everything that the library depends on: a home may move to another machine."""
     digest = hashlib.sha256()
     for source in sorted(_FOLDER.iterdir()):
         if source.suffix in {".c", ".h"}:
             digest.update(source.read_bytes())
-    digest.update(f"{compiler} {_FLAGS} {platform.machine()} {_cpu_flags()}".encode())
+    has = sorted(cpu_flags())
+    flags = (*_FLAGS, *isa.compiler_flags)
+    digest.update(f"{compiler} {flags} {platform.machine()} {has}".encode())
     return digest.hexdigest()[:16]
 
 
-def _cpu_flags() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-
-
-def _compile(compiler: str, library: Path) -> None:
+def _compile(compiler: str, isa: Isa, library: Path) -> None:
     sources = [str(_FOLDER / name) for name in _SOURCES]
-    command = [compiler, *_FLAGS, "-o", str(library), *sources, "-lm"]
+    command = [compiler, *_FLAGS, *isa.compiler_flags, "-o", str(library), *sources, "-lm"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False

@@ -36,7 +36,7 @@ from loragate.adapters.format.peft_config import CONFIG
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.server.config import ConfigError, EngineConfig
 from loragate.server.core import ChatRequest, Delta
-from loragate.server.engine.cpu import native_library
+from loragate.server.engine.cpu import isa, native_library
 from loragate.server.engine.cpu.executor import KERNELS, InCoreExecutor
 from loragate.server.engine.gpus import Gpus, GpusUnknown
 from loragate.server.engine.memory import MemoryRequirement
@@ -78,7 +78,7 @@ async def run_engine(
     _tool_parser(config)  # raises before anything slow
     args = _engine_args(config, base)
     if current_platform.is_cpu():
-        await asyncio.to_thread(_add_kernels, args, cache)
+        await asyncio.to_thread(_add_kernels, args, cache, config.isa)
     async with _running(args) as llm:
         await llm.collective_rpc("guard_slots", args=(config.check_slots,))
         _say_context(llm, "engine.kv_cache_gib and engine.max_model_len")
@@ -98,7 +98,7 @@ async def run_merged_engine(
     args.enforce_eager = current_platform.is_cpu()
     args.kv_cache_memory_bytes = need.kv_cache_bytes
     if current_platform.is_cpu():
-        await asyncio.to_thread(_add_kernels, args, cache)
+        await asyncio.to_thread(_add_kernels, args, cache, config.isa)
     else:  # what vLLM requires to be free before it starts
         total = Gpus.from_driver().memory(config.tensor_parallel_size).total_bytes
         args.gpu_memory_utilization = need.bytes / total
@@ -227,14 +227,24 @@ def _model_args(config: EngineConfig, model: BaseModel) -> AsyncEngineArgs:
     return args
 
 
-def _add_kernels(args: AsyncEngineArgs, cache: Path) -> None:
+def _add_kernels(args: AsyncEngineArgs, cache: Path, wanted_isa: str) -> None:
+    """Raises UnsupportedProcessor."""
     try:
-        args.additional_config = {KERNELS: str(native_library.build(cache))}
+        built = native_library.build(cache, wanted_isa)
     except native_library.KernelsUnavailable as error:
-        logger.warning("serving without compiled kernels, at a third of the speed: %s", error)
-    else:
-        # Without "all", vLLM takes PyTorch's operators where ours are registered.
-        args.compilation_config = CompilationConfig(custom_ops=["all"])
+        logger.warning("serving without compiled kernels, %s: %s", _cost_of_none(wanted_isa), error)
+        return
+    logger.info("computing with %s", built.isa.description)
+    args.additional_config = {KERNELS: str(built.library)}
+    # Without "all", vLLM takes PyTorch's operators where ours are registered.
+    args.compilation_config = CompilationConfig(custom_ops=["all"])
+
+
+def _cost_of_none(wanted_isa: str) -> str:
+    """As measured, see docs/benchmarks.md."""
+    if isa.usable(wanted_isa)[0] is isa.AVX512_BF16:
+        return "at a third of the speed"
+    return "at a tenth of the speed in bfloat16, at a third with engine.dtype = 'float32'"
 
 
 def _lora_cast(llm: AsyncLLM) -> LoraCast:

@@ -26,9 +26,10 @@ struct lora_batch {
     const int64_t *rank;
 };
 
-/* linear.c */
+/* linear.c: `room` is of the thread that begins the team, by `room_to_widen` for at least as large an `in`. */
+float *room_to_widen(int64_t in);
 void team_linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *y, int64_t y_stride,
-                          const uint16_t *x, int64_t x_stride, int64_t rows);
+                          const uint16_t *x, int64_t x_stride, int64_t rows, float *room);
 
 /* lora.c */
 void team_lora_add_bfloat16(const struct lora_layer *layer, const struct lora_batch *batch, uint16_t *y,

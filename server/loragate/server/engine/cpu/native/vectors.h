@@ -1,12 +1,18 @@
-/* Sixteen numbers at once, in GCC's portable vectors: AVX-512, AVX2 or NEON come of them. bfloat16 is
- * the upper half of a float32. */
+/* As many numbers at once as a register has, in GCC's portable vectors: AVX-512, AVX2 or NEON come of
+ * them. bfloat16 is the upper half of a float32. */
 #ifndef LORAGATE_VECTORS_H
 #define LORAGATE_VECTORS_H
 
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef uint32_t words __attribute__((vector_size(LANES * 4)));
@@ -18,6 +24,12 @@ static inline floats read_halves(const uint16_t *p) {
     memcpy(&h, p, sizeof h);
     words w = __builtin_convertvector(h, words) << 16;
     return (floats)w;
+}
+
+static inline words read_words(const uint16_t *p) {
+    words w;
+    memcpy(&w, p, sizeof w);
+    return w;
 }
 
 static inline floats read_floats(const float *p) {
