@@ -10,6 +10,9 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+import torch
+
+from bench import processor
 from bench.adapters import make_adapter
 from bench.servers import Bounds, loragate, model_path, stock_vllm
 from bench.serving import Case, Results, measure_server, print_results
@@ -43,7 +46,8 @@ async def _measure(rounds: int, count: int, rank: int, streams: list[int]) -> No
             for start in (stock_vllm, loragate):
                 async with start(adapters, bounds=bounds) as running:
                     await measure_server(running, cases, results[running.name])
-    print_results(results)
+    has_gpu = torch.cuda.is_available()
+    print_results(results, torch.cuda.get_device_name() if has_gpu else processor.head(None))
 
 
 if __name__ == "__main__":

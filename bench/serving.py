@@ -8,7 +8,6 @@ the rounds, their spread, and the ratios. With `--before` the peer is another ve
 import argparse
 import asyncio
 import json
-import platform
 import statistics
 import tempfile
 from collections import defaultdict
@@ -18,6 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from bench import processor
 from bench.adapters import make_adapter
 from bench.servers import MAX_LORAS, Running, loragate, model_path, stock_vllm
 from bench.streams import Door, closed_loop, rate
@@ -59,13 +59,17 @@ def main() -> None:
         "--before", type=Path, metavar="FOLDER", help="another checkout, in the place of stock vLLM"
     )
     parser.add_argument("--json", type=Path, metavar="PATH", help="keep every figure here")
+    processor.add_isa(parser)
     options = parser.parse_args()
+    processor.limit_to(options.isa)
+    surroundings = processor.head(options.isa)
+    print(surroundings, flush=True)
     cases = USUAL + LARGE if options.large else USUAL
     before = None if options.before is None else options.before.resolve()
     results = asyncio.run(_measure(options.rounds, cases, before))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
-    print_results(results)
+    print_results(results, surroundings)
     _print_own_base(results["loragate"])
 
 
@@ -107,10 +111,8 @@ async def measure_server(running: Running, cases: Sequence[Case], results: Resul
     results["memory, MiB"].append(running.memory_mib())
 
 
-def print_results(results: Mapping[str, Results]) -> None:
-    print(
-        f"\nvllm {_version()}, {platform.machine()}, rounds alternating, median (least to most)\n"
-    )
+def print_results(results: Mapping[str, Results], surroundings: str) -> None:
+    print(f"\n{surroundings}\nvllm {_version()}, rounds alternating, median (least to most)\n")
     peer = next(iter(results))
     name = {"vllm": "stock vLLM", "before": "before"}[peer]
     print(f"| measure | {name} | loragate | loragate / {name} |\n|---|---|---|---|")

@@ -16,7 +16,7 @@ def describe_machine() -> dict[str, str]:
     """The client's machine; where the server is a process of it, the server's too."""
     memory = psutil.virtual_memory().total
     return {
-        "CPU": _cpu_model(),
+        "CPU": cpu_model(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{memory / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.release()}",
@@ -40,7 +40,7 @@ def _versions(distributions: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
