@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -91,11 +92,13 @@ def _check_engine(engine: EngineConfig) -> Check:
 
 
 def _check_kernels(config: Config, home: Home) -> Check:
-    """Compiles them where no server has yet: some seconds, once."""
+    """Compiles them, some seconds, where no server has yet. Nothing stays where there is no home."""
     if not is_cpu_build():
         return Check("kernels", "ok", "the engine's own, on a GPU")
     try:
-        built = native_library.build(home.cache, config.engine.isa)
+        with tempfile.TemporaryDirectory() as folder:
+            cache = home.cache if home.root.exists() else Path(folder)
+            built = native_library.build(cache, config.engine.isa)
     except LoragateError as error:
         return Check("kernels", "fail", f"{error}")
     except native_library.KernelsUnavailable as error:
