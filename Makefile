@@ -28,7 +28,7 @@ OUT := proto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
-	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-bombs \
+	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-bombs bench-cli \
 	bench-train loadtest structure check fmt generate lock clean
 
 help: ## List the recipes
@@ -111,6 +111,9 @@ bench-starvation: setup ## Show what the fair queue does for a cold adapter besi
 
 bench-registry: setup ## Measure what a large registry costs the event loop: changes, /metrics
 	$(BIN)/python -m bench.registry_scale $(ARGS)
+
+bench-cli: setup ## Measure the processor time of the command line
+	$(BIN)/python -m bench.cli $(ARGS)
 
 bench-bombs: setup ## Measure what one request made to cost much costs the others (10 minutes)
 	$(BIN)/python -m bench.bombs $(ARGS)

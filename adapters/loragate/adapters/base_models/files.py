@@ -1,12 +1,16 @@
 """The files of a base model's directory: which must be there, and what they add up to."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from pathlib import Path
-
-from rich.progress import Progress
+from typing import TYPE_CHECKING
 
 from loragate.adapters.errors import BaseModelError
+
+if TYPE_CHECKING:  # commands that show none would wait for it
+    from rich.progress import Progress
 
 DIGESTED_FILES = (
     *("config.json", "*.safetensors", "tokenizer*", "chat_template*", "special_tokens_map.json"),

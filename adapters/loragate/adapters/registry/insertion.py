@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from sqlalchemy import Insert
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     DBAPIError,
     InterfaceError,
@@ -22,6 +21,11 @@ from sqlalchemy.orm import Session
 from loragate.adapters.registry.records import UsageRow
 from loragate.adapters.registry.tables import Base
 from loragate.adapters.registry.trial_records import ExposureRow, OutcomeRow, ShadowRow
+
+# Each takes a command a fiftieth of a second to import, and a database needs one of them.
+if TYPE_CHECKING:
+    from sqlalchemy.dialects.postgresql import Insert as PostgresqlInsert
+    from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def insert_new(session: Session, table: type[Base], rows: Sequence[Row]) -> None
     cannot be stored) is left out, and logged by its key. Raises what is not a row's fault; the
     transaction is to be rolled back then.
     """
-    insertion = _Insertion[Row](session, _insert(session, table))
+    insertion = _Insertion[Row](session, insert_into(session, table).on_conflict_do_nothing())
     parts = [rows] if rows else []
     while parts:
         part = parts.pop()
@@ -95,9 +99,13 @@ class _Insertion(Generic[Row]):
             raise error
 
 
-def _insert(session: Session, table: type[Base]) -> Insert:
-    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    return dialect.insert(Base.metadata.tables[table.__tablename__]).on_conflict_do_nothing()
+def insert_into(session: Session, table: type[Base]) -> SqliteInsert | PostgresqlInsert:
+    """An insertion that can pass over rows that are there, or change them."""
+    if session.get_bind().dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert
+    else:
+        from sqlalchemy.dialects.sqlite import insert
+    return insert(table)
 
 
 def _has_lost_connection(error: Exception) -> bool:

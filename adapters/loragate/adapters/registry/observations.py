@@ -10,12 +10,11 @@ from dataclasses import asdict, fields, replace
 from typing import Final, TypeVar
 
 from sqlalchemy import Executable, select, text
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from loragate.adapters.errors import FeedbackGiven, RequestNotFound
 from loragate.adapters.registry.database import Database
-from loragate.adapters.registry.insertion import insert_new
+from loragate.adapters.registry.insertion import insert_into, insert_new
 from loragate.adapters.registry.rows import live_tenant
 from loragate.adapters.registry.step_figures import CountingRule, StepFigures
 from loragate.adapters.registry.tables import (
@@ -72,9 +71,8 @@ class ObservationLedger:
             row = replace(row, comment=storable(row.comment))
             kept = replace(row, exposure_id=exposure_id)
             # Somebody else may be saying the same right now: then theirs stands.
-            into = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
             added = session.execute(
-                into.insert(Feedback)
+                insert_into(session, Feedback)
                 .values(asdict(kept))
                 .on_conflict_do_nothing()
                 .returning(Feedback.metric)

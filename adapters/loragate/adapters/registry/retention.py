@@ -12,11 +12,11 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from sqlalchemy import ColumnElement, CursorResult, Select, and_, delete, func, or_, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from loragate.adapters.registry.aliases import ALIAS_ACTIONS
 from loragate.adapters.registry.database import Database
+from loragate.adapters.registry.insertion import insert_into
 from loragate.adapters.registry.tables import (
     Arms,
     Audit,
@@ -278,8 +278,7 @@ def _add_to_days(session: Session, sums: Mapping[tuple[str, str, date], Sequence
         # In one order, so that two who do this at once never wait for each other.
         for (tenant, adapter, day), total in sorted(sums.items())
     ]
-    into = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
-    insertion = into.insert(UsageDays)
+    insertion = insert_into(session, UsageDays)
     grown = {name: getattr(UsageDays, name) + getattr(insertion.excluded, name) for name in names}
     key = [UsageDays.tenant, UsageDays.adapter, UsageDays.day]
     session.execute(insertion.on_conflict_do_update(index_elements=key, set_=grown), rows)

@@ -7,7 +7,7 @@ prints. An adapter is written `acme/support`, a version `v3`, a time in UTC as I
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +24,9 @@ from loragate.adapters.registry.records import (
     VersionRecord,
 )
 from loragate.adapters.registry.snapshot import Limits
-from loragate.server.merged.engine_status import EngineStatus
+
+if TYPE_CHECKING:  # the command line has no engines, and would wait for them
+    from loragate.server.merged.engine_status import EngineStatus
 
 
 class View(BaseModel):
@@ -199,7 +201,7 @@ class EngineView(View):
     weights_bytes: int
 
     @classmethod
-    def of(cls, status: EngineStatus) -> Self:
+    def of(cls, status: "EngineStatus") -> Self:
         return cls(
             name=status.name,
             state=status.state,

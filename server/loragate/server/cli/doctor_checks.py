@@ -92,7 +92,7 @@ def _check_engine(engine: EngineConfig) -> Check:
 
 
 def _check_kernels(config: Config, home: Home) -> Check:
-    """Compiles them, some seconds, where no server has yet. Nothing stays where there is no home."""
+    """Compiles them where no server has yet: some seconds. Where there is no home, none is made."""
     if not is_cpu_build():
         return Check("kernels", "ok", "the engine's own, on a GPU")
     try:
