@@ -34,8 +34,8 @@ static inline floats exponential(floats x) {
 #define ELEMENT uint16_t
 #define WIDEN widen_bf16
 #define NARROW narrow_bf16
-#define READ read_halves
-#define WRITE write_halves
+#define READ read_bfloats
+#define WRITE write_bfloats
 #include "elementwise_rows.h"
 #undef NAME
 #undef ELEMENT

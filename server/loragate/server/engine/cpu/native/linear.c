@@ -94,7 +94,7 @@ static inline __attribute__((always_inline)) void tile(
             for (int j = 0; j < VECTORS; j++) sums[i][j] += x[(k + 1) * rows + i] * w[j];
     }
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < VECTORS; j++) write_halves(y + i * y_stride + j * LANES, sums[i][j]);
+        for (int j = 0; j < VECTORS; j++) write_bfloats(y + i * y_stride + j * LANES, sums[i][j]);
 }
 #endif
 

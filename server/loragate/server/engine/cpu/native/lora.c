@@ -21,8 +21,8 @@
 #define ELEMENT uint16_t
 #define WIDEN widen_bf16
 #define NARROW narrow_bf16
-#define READ read_halves
-#define WRITE write_halves
+#define READ read_bfloats
+#define WRITE write_bfloats
 #include "lora_rows.h"
 #undef HAS_PRODUCTS
 #undef NAME

@@ -17,10 +17,10 @@
 typedef float floats __attribute__((vector_size(LANES * 4)));
 typedef uint32_t words __attribute__((vector_size(LANES * 4)));
 typedef int32_t integers __attribute__((vector_size(LANES * 4)));
-typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
+typedef uint16_t bfloats __attribute__((vector_size(LANES * 2)));
 
-static inline floats read_halves(const uint16_t *p) {
-    halves h;
+static inline floats read_bfloats(const uint16_t *p) {
+    bfloats h;
     memcpy(&h, p, sizeof h);
     words w = __builtin_convertvector(h, words) << 16;
     return (floats)w;
@@ -46,11 +46,11 @@ static inline float widen_bf16(uint16_t h) {
 }
 
 /* Rounds to nearest, ties to even; NaN stays NaN. */
-static inline halves narrow_halves(floats f) {
+static inline bfloats narrow_bfloats(floats f) {
     words w = (words)f;
     words rounded = (w + 0x7fff + ((w >> 16) & 1)) >> 16;
     words is_nan = (words)((w & 0x7fffffff) > 0x7f800000);
-    return __builtin_convertvector((is_nan & ((w >> 16) | 0x40)) | (~is_nan & rounded), halves);
+    return __builtin_convertvector((is_nan & ((w >> 16) | 0x40)) | (~is_nan & rounded), bfloats);
 }
 
 static inline uint16_t narrow_bf16(float f) {
@@ -60,8 +60,8 @@ static inline uint16_t narrow_bf16(float f) {
     return (uint16_t)((w + 0x7fff + ((w >> 16) & 1)) >> 16);
 }
 
-static inline void write_halves(uint16_t *p, floats f) {
-    halves h = narrow_halves(f);
+static inline void write_bfloats(uint16_t *p, floats f) {
+    bfloats h = narrow_bfloats(f);
     memcpy(p, &h, sizeof h);
 }
 
