@@ -58,6 +58,12 @@ def main() -> None:
     parser.add_argument(
         "--before", type=Path, metavar="FOLDER", help="another checkout, in the place of stock vLLM"
     )
+    parser.add_argument(
+        "--stock-dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="stock vLLM's; without bfloat16 products it is faster in float32",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="keep every figure here")
     processor.add_isa(parser)
     options = parser.parse_args()
@@ -66,18 +72,24 @@ def main() -> None:
     print(surroundings, flush=True)
     cases = USUAL + LARGE if options.large else USUAL
     before = None if options.before is None else options.before.resolve()
-    results = asyncio.run(_measure(options.rounds, cases, before))
+    results = asyncio.run(_measure(options.rounds, cases, before, options.stock_dtype))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
+    if before is None:
+        surroundings += f"; stock vLLM in {options.stock_dtype}"
     print_results(results, surroundings)
     _print_own_base(results["loragate"])
 
 
 async def _measure(
-    rounds: int, cases: Sequence[Case], before: Path | None
+    rounds: int, cases: Sequence[Case], before: Path | None, stock_dtype: str
 ) -> Mapping[str, Results]:
     peer = "vllm" if before is None else "before"
-    start_peer = stock_vllm if before is None else partial(loragate, checkout=before)
+    start_peer = (
+        partial(stock_vllm, dtype=stock_dtype)
+        if before is None
+        else partial(loragate, checkout=before)
+    )
     results: dict[str, Results] = {name: defaultdict(list) for name in (peer, "loragate")}
     with tempfile.TemporaryDirectory(prefix="bench-adapters-") as folder:
         adapters = {
