@@ -39,7 +39,7 @@ def library(
 def forks() -> ForkServerContext:
     # With what the first life of a server imports only then.
     return forks_of(
-        "loragate.server.app",
+        "loragate.server.app.build",
         "transformers.conversion_mapping",
         "uvicorn.lifespan.off",
         "uvicorn.protocols.http.auto",

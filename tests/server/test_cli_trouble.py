@@ -138,7 +138,7 @@ def test_argument_that_the_registry_cannot_keep(
 def test_mistake_in_the_settings_is_told_before_anything_is_loaded(
     loragate: Loragate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for heavy in ("loragate.server.app", "loragate.server.engine.vllm.forkserver"):
+    for heavy in ("loragate.server.app.build", "loragate.server.engine.vllm.forkserver"):
         monkeypatch.setitem(sys.modules, heavy, None)  # importing it fails
 
     assert_one_sentence(loragate("serve --http nonsense"), "it has to be HOST:PORT")
