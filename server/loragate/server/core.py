@@ -122,7 +122,10 @@ class ToolChoice:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a request asks for besides prompt and sampling, equal for chat and completions."""
+    """What a request asks for besides prompt and sampling, equal for chat and completions.
+
+    `ends_with_whole`: a stream, too, says the whole answer at its end, for which it is kept.
+    """
 
     stream: bool = False
     include_usage: bool = False
@@ -133,6 +136,7 @@ class Options:
     truncation_side: Literal["left", "right"] = "left"
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
+    ends_with_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

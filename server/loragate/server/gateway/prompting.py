@@ -19,7 +19,6 @@ from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
     Message,
-    Options,
     Request,
     SamplingParams,
     Tool,
@@ -100,7 +99,7 @@ class PromptBuilder:
                 "The prompt has no tokens; send some text.",
                 param="messages" if isinstance(request, ChatRequest) else "prompt",
             )
-        prompt_ids = tuple(self._truncate(ids, request.options) for ids in prompt_ids)
+        prompt_ids = tuple(self._truncate(ids, request) for ids in prompt_ids)
         longest = max(map(len, prompt_ids))
         sampling = self._fill_in(request, contract, longest, len(prompt_ids))
         if isinstance(request, CompletionRequest) and request.echo:
@@ -141,27 +140,30 @@ class PromptBuilder:
             return self.renderer.encode(
                 prompt,
                 add_special_tokens=request.add_special_tokens,
-                most_tokens=self._most_tokens(request.options),
-                truncation=self._truncation(request.options),
+                most_tokens=self._most_tokens(request),
+                truncation=self._truncation(request),
             )
         except TooManyTokens as error:
             raise self._too_long(f"at least {error.fewest}", "prompt") from None
 
-    def _kept(self, options: Options) -> int | None:
+    def _kept(self, request: Request) -> int | None:
         """How many of a prompt's tokens are kept; None where it is not truncated."""
-        keep = options.truncate_prompt_tokens
-        return self._model.max_model_len - 1 if keep == -1 else keep
+        keep = request.options.truncate_prompt_tokens
+        if keep != -1:
+            return keep
+        answer = max(1, request.sampling.max_tokens or 1)
+        return max(1, self._model.max_model_len - answer)
 
-    def _truncation(self, options: Options) -> Truncation | None:
+    def _truncation(self, request: Request) -> Truncation | None:
         """None where a prompt that is longer than the context cannot fit, truncated or not."""
-        keep = self._kept(options)
+        keep = self._kept(request)
         if keep is None or keep > self._model.max_model_len:
             return None
-        return Truncation(keep, keeps_end=options.truncation_side == "left")
+        return Truncation(keep, keeps_end=request.options.truncation_side == "left")
 
-    def _most_tokens(self, options: Options) -> int | None:
+    def _most_tokens(self, request: Request) -> int | None:
         """Of a prompt, so that it can fit; one that will be truncated may have any number."""
-        return self._model.max_model_len if self._truncation(options) is None else None
+        return self._model.max_model_len if self._truncation(request) is None else None
 
     def _render(
         self, request: ChatRequest, contract: Contract, base_seconds: float | None = None
@@ -182,19 +184,19 @@ class PromptBuilder:
                 template_kwargs=request.template_kwargs,
                 templates=self._templates if contract.chat_template else None,
                 template_seconds=base_seconds,
-                most_tokens=self._most_tokens(request.options),
-                truncation=self._truncation(request.options),
+                most_tokens=self._most_tokens(request),
+                truncation=self._truncation(request),
             )
         except TooManyTokens as error:
             raise self._too_long(f"at least {error.fewest}", "messages") from None
         except RenderingError as error:
             raise InvalidRequest(str(error), param="messages") from error
 
-    def _truncate(self, ids: tuple[int, ...], options: Options) -> tuple[int, ...]:
-        keep = self._kept(options)
+    def _truncate(self, ids: tuple[int, ...], request: Request) -> tuple[int, ...]:
+        keep = self._kept(request)
         if keep is None:
             return ids
-        return ids[:keep] if options.truncation_side == "right" else ids[-keep:]
+        return ids[:keep] if request.options.truncation_side == "right" else ids[-keep:]
 
     def _fill_in(
         self, request: Request, contract: Contract, prompt_length: int, prompts: int
@@ -212,10 +214,11 @@ class PromptBuilder:
         most = _most_scored_tokens(request, prompts)
         if most is not None and max_tokens > most:
             if wanted is not None:
+                instead = "" if request.options.ends_with_whole else "stream it, or "
                 raise InvalidRequest(
                     f"The log-probabilities of {max_tokens} tokens, with alternatives and for each "
                     f"answer, are more than the {MOST_ANSWER_SCORES} that an answer in one piece "
-                    f"may have; stream it, or lower max_tokens to {most}.",
+                    f"may have; {instead}lower max_tokens to {most}.",
                     param="max_tokens",
                 )
             max_tokens = most
@@ -259,8 +262,9 @@ def _larger(one: int | None, other: int | None) -> int | None:
 
 def _most_scored_tokens(request: Request, prompts: int) -> int | None:
     """How long an answer in one piece may be, where log-probabilities are kept for each token."""
-    sampling = request.sampling
-    if request.options.stream or sampling.logprobs is None:
+    sampling, options = request.sampling, request.options
+    is_kept = options.ends_with_whole or not options.stream
+    if not is_kept or sampling.logprobs is None:
         return None
     of_each = max(sampling.logprobs, len(sampling.logprob_token_ids)) + 1
     return max(1, MOST_ANSWER_SCORES // (prompts * sampling.n * of_each))

@@ -19,9 +19,10 @@ from loragate.server.core import (
 )
 from loragate.server.gateway.choices import Choice, collect, has_many_scores, says_something
 from loragate.server.gateway.gateway import Generation
+from loragate.server.http.failures import error_body
 
 _encoder = msgspec.json.Encoder()
-DONE = b"data: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
 _PromptLogprobs = list[dict[str, object] | None]
 
 
@@ -163,7 +164,11 @@ class Writer:
                 yield events
         if self._options.include_usage:
             yield _event(self._chunk([], True))
-        yield DONE
+        yield _DONE
+
+    def failed(self, error: Exception) -> bytes:
+        """What ends a stream that has begun."""
+        return b"data: " + error_body(error, self._generation.id) + b"\n\n" + _DONE
 
     def _whole(self, choices: Sequence[Choice]) -> bytes:
         answer = self._answer(

@@ -1,7 +1,8 @@
 """One generation as an HTTP response, for as long as it lasts."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Protocol
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
@@ -9,10 +10,25 @@ from starlette.types import Receive, Scope, Send
 from loragate.server import core
 from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
+from loragate.server.errors import InvalidRequest
 from loragate.server.gateway.gateway import Gateway, Generation
-from loragate.server.http.answers import DONE, Writer
-from loragate.server.http.failures import error_body
+from loragate.server.http.answers import Writer
 from loragate.server.wire.headers import provenance_of
+
+
+class AnswerWriter(Protocol):
+    """One generation in the words of one API. One of `whole` and `events` is asked for, once."""
+
+    async def whole(self) -> bytes: ...
+
+    def events(self) -> AsyncIterator[bytes]: ...
+
+    def failed(self, error: Exception) -> bytes:
+        """What ends a stream that cannot go on."""
+        ...
+
+
+MakeWriter = Callable[[Generation, FairThreads], AnswerWriter]
 
 
 class GenerationResponse(Response):
@@ -22,9 +38,20 @@ class GenerationResponse(Response):
     """
 
     def __init__(
-        self, gateway: Gateway, request: core.Request, arrival: Arrival, threads: FairThreads
+        self,
+        gateway: Gateway,
+        request: core.Request,
+        arrival: Arrival,
+        threads: FairThreads,
+        make_writer: MakeWriter = Writer,
+        reworded: Callable[[InvalidRequest], InvalidRequest] | None = None,
     ) -> None:
+        """`make_writer` and `reworded` are the API's that was called: its form, and its names for
+        the fields that a refusal speaks of.
+        """
         super().__init__()
+        self._make_writer = make_writer
+        self._reworded = reworded
         self._gateway = gateway
         self._request = request
         self._arrival = arrival
@@ -34,10 +61,11 @@ class GenerationResponse(Response):
         await _unless_disconnected(receive, self._answer(send))
 
     async def _answer(self, send: Send) -> None:
+        writer: AnswerWriter | None = None
         has_started = False
         try:
             async with self._gateway.generate(self._request, self._arrival) as generation:
-                writer = Writer(generation, self._threads)
+                writer = self._make_writer(generation, self._threads)
                 if self._request.options.stream:
                     await _start(send, generation, b"text/event-stream; charset=utf-8")
                     has_started = True
@@ -52,11 +80,13 @@ class GenerationResponse(Response):
                 has_started = True
             await send({"type": "http.response.body", "body": body})
         except Exception as error:
-            if not has_started:
+            if writer is not None and has_started:
+                # The status has gone out already: what is left is an event that clients raise on.
+                await send({"type": "http.response.body", "body": writer.failed(error)})
+            elif self._reworded is not None and isinstance(error, InvalidRequest):
+                raise self._reworded(error) from error
+            else:
                 raise
-            # The status has gone out already: what is left is an event that clients raise on.
-            event = b"data: " + error_body(error, self._arrival.caller.request_id) + b"\n\n" + DONE
-            await send({"type": "http.response.body", "body": event})
 
 
 async def _unless_disconnected(receive: Receive, work: Coroutine[None, None, None]) -> None:

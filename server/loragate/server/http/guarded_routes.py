@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.http.json_bodies import BoundedJsonRoute
 
@@ -41,6 +42,12 @@ def bearer_key(request: Request) -> str | None:
     """The key of `Authorization: Bearer <key>`; None where there is none."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return key.strip() or None if scheme.lower() == "bearer" else None
+
+
+def arrival_of(request: Request) -> Arrival:
+    """What the guard of the data plane's routes has left."""
+    arrival: Arrival = request.state.arrival
+    return arrival
 
 
 class _Guarded:

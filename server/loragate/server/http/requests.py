@@ -399,7 +399,7 @@ def _structured(
                 "response_format of type json_schema needs json_schema.schema.",
                 param="response_format.json_schema",
             )
-        constraints.append(StructuredOutput("json_schema", _json_text(body.schema_)))
+        constraints.append(StructuredOutput("json_schema", json_text(body.schema_)))
     if len(constraints) > 1:
         raise InvalidRequest(
             "Only one constraint on the output is possible: response_format or one kind of "
@@ -412,7 +412,7 @@ def _structured(
 def _vllm_constraints(outputs: StructuredOutputsBody) -> list[StructuredOutput]:
     found: list[StructuredOutput] = []
     if outputs.json_ is not None:
-        schema = outputs.json_ if isinstance(outputs.json_, str) else _json_text(outputs.json_)
+        schema = outputs.json_ if isinstance(outputs.json_, str) else json_text(outputs.json_)
         found.append(_constraint("json_schema", "json", schema))
     if outputs.regex is not None:
         found.append(_constraint("regex", "regex", outputs.regex))
@@ -436,7 +436,7 @@ def _constraint(
     return StructuredOutput(kind, value, choices, f"structured_outputs.{name}")
 
 
-def _json_text(value: AnyObject) -> str:
+def json_text(value: object) -> str:
     try:
         return msgspec.json.encode(value).decode()
     except OverflowError:  # a whole number of more than 64 bits; the rest is quicker without this
@@ -473,7 +473,7 @@ def _tool(body: ToolBody) -> Tool:
     return Tool(
         name=function.name,
         description=function.description or "",
-        parameters=_json_text(function.parameters or {"type": "object", "properties": {}}),
+        parameters=json_text(function.parameters or {"type": "object", "properties": {}}),
         strict=bool(function.strict),
     )
 

@@ -27,7 +27,6 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
 
 from loragate.adapters.errors import LoragateError
-from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import BASE, Caller, ChatRequest, CompletionRequest
 from loragate.server.errors import InvalidRequest, PermissionDenied, Unauthenticated
@@ -37,9 +36,10 @@ from loragate.server.gateway.services import TenantServices
 from loragate.server.http.failures import answer_error
 from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import GenerationResponse
-from loragate.server.http.guarded_routes import bearer_key, guarded_by
+from loragate.server.http.guarded_routes import arrival_of, bearer_key, guarded_by
 from loragate.server.http.middleware import BodyLimit, Envelope, HeadLimit
 from loragate.server.http.requests import Body, ChatBody, CompletionBody, Messages, TokenIds
+from loragate.server.http.responses_routes import add_responses
 from loragate.server.telemetry.health import Health
 from loragate.server.telemetry.metrics import Metrics
 from loragate.server.wire.headers import CONVERSATION
@@ -123,7 +123,7 @@ def _data_plane(services: TenantServices, threads: FairThreads) -> tuple[APIRout
             yield arrival.tenant
 
     async def answer(body: ChatBody | CompletionBody, request: Request) -> Response:
-        arrival, is_large = _arrival(request), request.state.is_large
+        arrival, is_large = arrival_of(request), request.state.is_large
         asked = await threads.do(arrival.tenant, is_large, body.to_core)
         return GenerationResponse(services.gateway, asked, arrival, threads)
 
@@ -141,22 +141,24 @@ def _data_plane(services: TenantServices, threads: FairThreads) -> tuple[APIRout
     async def completions(body: CompletionBody, request: Request) -> Response:
         return await answer(body, request)
 
+    add_responses(router, services.gateway, threads)
+
     @router.post("/feedback", summary="Say how good an answer was")
     async def feedback(body: FeedbackBody, request: Request) -> Response:
-        is_new = await services.feedback.give(_arrival(request).tenant, body.to_feedback())
+        is_new = await services.feedback.give(arrival_of(request).tenant, body.to_feedback())
         return _json(200, {"object": "feedback", "id": body.request_id, "is_new": is_new})
 
     @router.get("/models", summary="List the models this key can use")
     async def list_models(request: Request) -> Response:
-        return await services.models.view(_arrival(request), _list_of_models)
+        return await services.models.view(arrival_of(request), _list_of_models)
 
     @router.get("/models/{model:path}", summary="Get one model")
     async def get_model(model: str, request: Request) -> Response:
-        return _json(200, _card(services.models.get(model, _arrival(request))))
+        return _json(200, _card(services.models.get(model, arrival_of(request))))
 
     @tokens.post("/tokenize", summary="The token ids of a prompt or of messages")
     async def tokenize(body: TokenizeBody, request: Request) -> Response:
-        arrival, is_large = _arrival(request), request.state.is_large
+        arrival, is_large = arrival_of(request), request.state.is_large
         asked = await threads.do(arrival.tenant, is_large, body.to_request)
         has_strings = bool(body.return_token_strs)
         found = await services.gateway.tokenize(asked, arrival, strings=has_strings)
@@ -164,7 +166,7 @@ def _data_plane(services: TenantServices, threads: FairThreads) -> tuple[APIRout
 
     @tokens.post("/detokenize", summary="The text of token ids")
     async def detokenize(body: DetokenizeBody, request: Request) -> Response:
-        text = await services.gateway.detokenize(body.model, body.tokens, _arrival(request))
+        text = await services.gateway.detokenize(body.model, body.tokens, arrival_of(request))
         return _json(200, {"prompt": text})
 
     return router, tokens
@@ -209,12 +211,6 @@ def _caller(request: Request) -> Caller:
     tenant: str | None = request.path_params.get("tenant")
     conversation = request.headers.get(CONVERSATION)
     return Caller(bearer_key(request), request.state.request_id, "http", tenant, conversation)
-
-
-def _arrival(request: Request) -> Arrival:
-    """What the guard of the data plane's routes has left."""
-    arrival: Arrival = request.state.arrival
-    return arrival
 
 
 def _card(card: ModelCard) -> MutableMapping[str, object]:
