@@ -129,6 +129,52 @@ def test_earlier_calls_and_their_results_are_written_out_where_there_is_no_place
     assert "<|turn|>user\n<tool_response>\n12:00\n</tool_response>" in text
 
 
+CALL = {"type": "function", "function": {"name": "get_time", "arguments": {"zone": "UTC"}}}
+CALLED = [
+    *CHAT,
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "12:00"},
+]
+OFFERED_ALONE = (  # shows calls where tools are offered, and then alone
+    "{% for m in messages %}<|turn|>{{ m.role }}\n{{ m.content if m.role != 'tool' }}"
+    "{% if tools %}{{ m.tool_calls }}{{ m.content }}{% endif %}<|end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [TURNS, WITH_TOOLS, OFFERED_ALONE])
+def test_earlier_calls_and_results_are_written_out_where_no_tools_are_offered_this_time(
+    template: str,
+) -> None:
+    renderer = Renderer(byte_tokenizer(template))
+    text = renderer.decode(renderer.render(CALLED))
+    assert '<tool_call>\n{"name": "get_time", "arguments": {"zone": "UTC"}}\n</tool_call>' in text
+    assert "<|turn|>user\n<tool_response>\n12:00\n</tool_response>" in text
+
+
+def test_a_template_that_has_a_place_for_calls_writes_them_itself() -> None:
+    template = (
+        "{% for m in messages %}{{ m.content }}"
+        "{% for call in m.tool_calls or [] %}CALL {{ call.function.name }} {% endfor %}{% endfor %}"
+    )
+    renderer = Renderer(byte_tokenizer(template))
+    assert renderer.decode(renderer.render(CALLED)) == "hélloCALL get_time 12:00"
+
+
+def test_several_results_written_out_are_one_turn() -> None:
+    renderer = Renderer(byte_tokenizer())
+    text = renderer.decode(renderer.render([*CALLED, {"role": "tool", "content": "13:00"}]))
+    assert text.count("<|turn|>user") == 2
+    assert "12:00\n</tool_response>\n<tool_response>\n13:00" in text
+
+
+def test_a_developer_is_the_system_to_a_template_that_does_not_know_the_role() -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, *CHAT]
+    text = Renderer(byte_tokenizer()).render(messages)
+    assert text == Renderer(byte_tokenizer()).render([{**messages[0], "role": "system"}, *CHAT])
+    knows = Renderer(byte_tokenizer("{% if messages[0].role == 'developer' %}D{% endif %}" + TURNS))
+    assert knows.decode(knows.render(messages)).startswith("D<|turn|>developer\n")
+
+
 def test_equal_templates_have_equal_hashes() -> None:
     assert Renderer(byte_tokenizer()).template_hash() == Renderer(byte_tokenizer()).template_hash()
     assert (

@@ -101,7 +101,9 @@ def test_server_reads_the_same_of_the_same_file(
 
     (tmp_path / "loragate.toml").write_text(FILE)
     monkeypatch.setenv("LORAGATE_ENGINE_MAX_LORA_RANK", "32")
+    monkeypatch.setenv("LORAGATE_ENGINE_SPECIAL_TOKENS_IN_TEXT", "control")
     config, settings = load_config(None), read_settings()
+    assert config.engine.special_tokens_in_text == settings.special_tokens_in_text == "control"
     assert config.registry.url == settings.registry_url == tomllib.loads(FILE)["registry"]["url"]
     assert config.engine.max_lora_rank == settings.max_lora_rank == 32
     assert Path(config.engine.chat_template).absolute() == Path(settings.chat_template)

@@ -121,7 +121,7 @@ async def test_usage_comes_with_each_chunk_that_asks_for_it(served: Served) -> N
 
 async def test_a_chat_s_messages_may_come_in_parts(served: Served) -> None:
     parts = [{"type": "text", "text": "he"}, {"type": "text", "text": "llo"}]
-    await served.chat("hello")
+    await served.chat("he\nllo")
     await served.post(CHAT, {"model": "support", "messages": [{"role": "user", "content": parts}]})
     assert served.engine.seen[0].prompt_ids == served.engine.seen[1].prompt_ids
 

@@ -93,7 +93,7 @@ async def test_a_request_s_own_system_prompt_replaces_the_contract_s(
     contract = Contract(system_prompt="Be brief.")
     text = await text_of(builder, chat((role, "Be long."), ("user", "hi")), contract)
     assert "brief" not in text
-    assert text.startswith(f"<|turn|>{role}\nBe long.")
+    assert text.startswith("<|turn|>system\nBe long.")
 
 
 async def test_the_contract_s_template_replaces_the_model_s(builder: PromptBuilder) -> None:

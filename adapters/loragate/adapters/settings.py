@@ -20,6 +20,7 @@ from loragate.adapters.home import Home
 
 DEFAULT_FILE: Final = "loragate.toml"
 FILE_VARIABLE: Final = "LORAGATE_CONFIG"
+SpecialTokensInText = Literal["text", "control"]
 MaxLoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 DEFAULT_MAX_LORA_RANK: Final = 64
 DEFAULT_ORPHANS_AFTER_SECONDS: Final = 86_400.0
@@ -27,6 +28,7 @@ DEFAULT_ORPHANS_AFTER_SECONDS: Final = 86_400.0
 _SHARED: Final = {
     "LORAGATE_REGISTRY_URL": ("registry", "url"),
     "LORAGATE_ENGINE_CHAT_TEMPLATE": ("engine", "chat_template"),
+    "LORAGATE_ENGINE_SPECIAL_TOKENS_IN_TEXT": ("engine", "special_tokens_in_text"),
     "LORAGATE_ENGINE_MAX_LORA_RANK": ("engine", "max_lora_rank"),
 }
 
@@ -37,6 +39,7 @@ class _Registry(msgspec.Struct):
 
 class _Engine(msgspec.Struct):
     chat_template: str = ""
+    special_tokens_in_text: SpecialTokensInText = "text"
     max_lora_rank: MaxLoraRank = DEFAULT_MAX_LORA_RANK
 
 
@@ -48,11 +51,12 @@ class _Tree(msgspec.Struct):
 @dataclass(frozen=True, slots=True)
 class SharedSettings:
     """``registry_url`` is empty for SQLite in the home, ``chat_template`` (a file, absolute) where
-    the base model's own template stands.
+    the base model's own template stands. ``special_tokens_in_text`` is as `Renderer` has it.
     """
 
     registry_url: str
     chat_template: str
+    special_tokens_in_text: SpecialTokensInText
     max_lora_rank: int
 
     def database_url(self, home: Home) -> str:
@@ -79,6 +83,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> SharedSettings
     return SharedSettings(
         found.registry.url,
         str(Path(template).absolute()) if template else "",
+        found.engine.special_tokens_in_text,
         found.engine.max_lora_rank,
     )
 

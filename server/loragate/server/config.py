@@ -70,6 +70,7 @@ class EngineConfig(Section, frozen=True):
     gpu_memory_utilization: float = 0.9
     tool_call_parser: str = "hermes"
     chat_template: str = ""
+    special_tokens_in_text: settings.SpecialTokensInText = "text"
     grammar_timeout_seconds: float = 10.0
     check_slots: Literal["idle", "step"] = "idle"
     load_timeout_seconds: float = 120.0

@@ -7,41 +7,36 @@ requests or models beyond the tokenizer it is given.
 
 import hashlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from loragate.adapters.child_process.process import ChildUnavailable
 from loragate.adapters.errors import LoragateError
+from loragate.adapters.rendering.control_tokens import ControlTokens, Hidden
 from loragate.adapters.rendering.template_time import template_time
 from loragate.adapters.rendering.templates import RenderingError, Templates
 from loragate.adapters.rendering.token_bound import TokenBound, Truncation
+from loragate.adapters.rendering.turns import (
+    TemplateMessage,
+    describe_tools,
+    has_calls,
+    shows_calls,
+    with_known_roles,
+    written_out,
+)
 
 IGNORED = -100  # the label of a token that is not learnt, as PyTorch and TRL have it
-
-TemplateMessage = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
 
 # Arguments of the rendering itself, which a template's variables must not shadow.
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {
     "documents"
 }
-
-_TOOL_PREAMBLE = """\
-You may call one or more functions to help with the user's request.
-The functions, as JSON, are inside <tools></tools>:
-<tools>
-{tools}
-</tools>
-To call a function, answer with its name and arguments as JSON inside <tool_call></tool_call>:
-<tool_call>
-{{"name": "<function name>", "arguments": {{<arguments>}}}}
-</tool_call>"""
 
 
 class TooManyTokens(LoragateError):
@@ -65,23 +60,50 @@ class Supervised:
 
 
 class Renderer:
-    """Renders with one tokenizer, by its own template unless a call brings another."""
+    """Renders with one tokenizer, by its own template unless a call brings another.
+
+    A control token's text in a message is text, or with `special_tokens_in_text` of "control" the
+    token itself, by which whoever wrote the message can end its turn and begin another's.
+    """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        special_tokens_in_text: Literal["text", "control"] = "text",
     ) -> None:
         self.tokenizer = tokenizer
         self._template = chat_template or _own_template(tokenizer)
+        self._special_tokens_in_text = special_tokens_in_text
 
     @cached_property
     def _bound(self) -> TokenBound:
         return TokenBound.of(self.tokenizer)
 
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
+
+    @cached_property
+    def _bound_of_names(self) -> TokenBound:
+        """Of texts in which control tokens go by names that are longer than they are."""
+        longest = max(
+            (len(name.encode()) for name in self._control_tokens.names.values()), default=0
+        )
+        bound = self._bound
+        own = bound.bytes_of_longest
+        return replace(bound, bytes_of_longest=max(own, longest)) if own else bound
+
     @classmethod
-    def load(cls, model_path: Path, chat_template: str | None = None) -> "Renderer":
+    def load(
+        cls,
+        model_path: Path,
+        chat_template: str | None = None,
+        special_tokens_in_text: Literal["text", "control"] = "text",
+    ) -> "Renderer":
         """Loads the tokenizer of a model directory. No network is used."""
         tokenizer = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
-        return cls(tokenizer, chat_template)
+        return cls(tokenizer, chat_template, special_tokens_in_text)
 
     def render(
         self,
@@ -112,54 +134,92 @@ class Renderer:
                 "This model has no chat template, so messages cannot be rendered; "
                 "use /v1/completions, or set engine.chat_template."
             )
-        if tools and "tools" not in template:
-            messages, tools = _describe_tools(messages, tools), ()
         variables: dict[str, Any] = dict(template_kwargs or {})
         if taken := sorted(_RESERVED & variables.keys()):
             raise RenderingError(f"A chat template's variable cannot be named '{taken[0]}'.")
-        conversation: list[Any] = [dict(message) for message in messages]
-        listing: list[Any] | None = [dict(tool) for tool in tools] or None
-        try:
-            if templates is None:
-                limit = (
-                    nullcontext() if template_seconds is None else template_time(template_seconds)
-                )
-                with limit:
-                    text = self.tokenizer.apply_chat_template(
-                        conversation,
-                        tools=listing,
-                        chat_template=template,
-                        add_generation_prompt=add_generation_prompt,
-                        continue_final_message=continue_final_message,
-                        tokenize=False,
-                        **variables,
-                    )
-            else:
-                text = templates.render(
+        hidden = self._hidden(messages, tools, variables)
+        if hidden is not None:
+            messages, tools, variables = hidden.hide([list(messages), list(tools), variables])
+
+        def write(turns: Sequence[TemplateMessage]) -> str:
+            listing = tools
+            if tools and "tools" not in template:
+                turns, listing = describe_tools(turns, tools), ()
+            try:
+                return self._write(
                     template,
-                    conversation,
-                    tools=listing,
+                    turns,
+                    listing,
+                    variables,
                     add_generation_prompt=add_generation_prompt,
                     continue_final_message=continue_final_message,
-                    variables={**self.tokenizer.special_tokens_map, **variables},
+                    template_seconds=template_seconds,
+                    templates=templates,
                 )
-        except ChildUnavailable:
-            raise
-        # Templates are programs of the model's makers: they raise what they like (TemplateError,
-        # TypeError on a missing field, …), and every such case is the request's fault here.
-        except Exception as error:
-            raise RenderingError(f"The chat template refuses these messages: {error}") from error
-        if not _is_unicode(str(text)):
+            except ChildUnavailable:
+                raise
+            # Templates are programs of the model's makers: they raise what they like
+            # (TemplateError, TypeError on a missing field, …), all of it the request's fault here.
+            except Exception as error:
+                said = str(error) if hidden is None else hidden.show(str(error))
+                raise RenderingError(f"The chat template refuses these messages: {said}") from error
+
+        turns = with_known_roles(messages, template)
+        if has_calls(turns) and "tool_calls" not in template:
+            turns = written_out(turns)
+        text = write(turns)
+        if not shows_calls(text, turns):
+            with suppress(RenderingError):  # then the template has its reasons
+                text = write(written_out(turns))
+        if not _is_unicode(text):
             raise RenderingError(
                 "The messages hold half of a surrogate pair (such as \\ud800 alone), which is no "
                 "character; leave it out."
             )
-        return self.encode(
-            str(text),
-            add_special_tokens=add_special_tokens,
-            most_tokens=most_tokens,
-            truncation=truncation,
-        )
+        return self._encode(text, hidden, add_special_tokens, most_tokens, truncation)
+
+    def _write(
+        self,
+        template: str,
+        messages: Sequence[TemplateMessage],
+        tools: Sequence[Mapping[str, object]],
+        variables: dict[str, Any],
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        template_seconds: float | None,
+        templates: Templates | None,
+    ) -> str:
+        """Raises whatever the template does."""
+        conversation: list[Any] = [dict(message) for message in messages]
+        listing: list[Any] | None = [dict(tool) for tool in tools] or None
+        if templates is not None:
+            return templates.render(
+                template,
+                conversation,
+                tools=listing,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                variables={**self.tokenizer.special_tokens_map, **variables},
+            )
+        limit = nullcontext() if template_seconds is None else template_time(template_seconds)
+        with limit:
+            text = self.tokenizer.apply_chat_template(
+                conversation,
+                tools=listing,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tokenize=False,
+                **variables,
+            )
+        return str(text)
+
+    def _hidden(self, *values: object) -> Hidden | None:
+        """None where the values can be rendered as they are."""
+        if self._special_tokens_in_text == "control":
+            return None
+        return self._control_tokens.find(*values)
 
     def supervise(
         self, messages: Sequence[TemplateMessage], *, chat_template: str | None = None
@@ -202,13 +262,27 @@ class Renderer:
 
         With a `truncation`, which is the caller's to make, tokens are left out that it will drop.
         """
+        return self._encode(text, None, add_special_tokens, most_tokens, truncation)
+
+    def _encode(
+        self,
+        text: str,
+        hidden: Hidden | None,
+        add_special_tokens: bool,
+        most_tokens: int | None,
+        truncation: Truncation | None,
+    ) -> tuple[int, ...]:
+        bound = self._bound
+        if hidden is not None:
+            text, bound = hidden.written(text), self._bound_of_names
         if truncation is not None:
-            text = self._bound.part(text, truncation)
+            text = bound.part(text, truncation)
         if most_tokens is not None and len(text) > most_tokens:
-            fewest = self._bound.fewest_tokens(text)
+            fewest = bound.fewest_tokens(text)
             if fewest > most_tokens:
                 raise TooManyTokens(fewest, most_tokens)
-        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        tokens = self.tokenizer if hidden is None else self._control_tokens
+        return tuple(tokens.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
@@ -236,34 +310,3 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
     if isinstance(template, dict):
         template = template.get("default", "")
     return template or ""
-
-
-def _describe_tools(
-    messages: Sequence[TemplateMessage], tools: Sequence[Mapping[str, object]]
-) -> Sequence[TemplateMessage]:
-    """Puts the tools into the system message, for templates that have no place for them."""
-    listing = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    preamble = _TOOL_PREAMBLE.format(tools=listing)
-    turns = [_without_tool_fields(message) for message in messages]
-    if turns and turns[0]["role"] == "system":
-        first = {**turns[0], "content": f"{turns[0].get('content') or ''}\n\n{preamble}"}
-        return [first, *turns[1:]]
-    return [{"role": "system", "content": preamble}, *turns]
-
-
-def _without_tool_fields(message: TemplateMessage) -> TemplateMessage:
-    """Writes earlier tool calls and results as text, since the template would drop them."""
-    if calls := message.get("tool_calls"):
-        assert isinstance(calls, Sequence)
-        written = "\n".join(
-            f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
-            for call in calls
-        )
-        text = f"{message.get('content') or ''}\n{written}".strip()
-        return {"role": message["role"], "content": text}
-    if message["role"] == "tool":
-        return {
-            "role": "user",
-            "content": f"<tool_response>\n{message.get('content') or ''}\n</tool_response>",
-        }
-    return message

@@ -125,7 +125,9 @@ async def build(
             LiveRegistry.running(foundation) as live,
         ):
             await _warn_of_shadowed_adapters(live, base)
-            renderer = Renderer.load(base.path, foundation.chat_template)
+            renderer = Renderer.load(
+                base.path, foundation.chat_template, config.engine.special_tokens_in_text
+            )
             queue = make_queue(config, lambda: live.snapshots.current.tenant_count > 1)
             adapters = build_engine_adapters(foundation, live, engine, queue, renderer)
             budget = await asyncio.to_thread(merged_budget, config, base)

@@ -465,7 +465,7 @@ def _content(content: str | list[TextPart] | None, position: int) -> str | None:
                 f"This model reads text only, not '{part.type}'.",
                 param=f"messages[{position}].content",
             )
-    return "".join(part.text or "" for part in content)
+    return "\n".join(part.text or "" for part in content)  # as vLLM does
 
 
 def _tool(body: ToolBody) -> Tool:

@@ -255,7 +255,8 @@ def _renderer(model: str | None) -> "Renderer | None":
         if model is not None:
             raise
         return None
-    return Renderer.load(base.path, read_settings().read_template())
+    shared = read_settings()
+    return Renderer.load(base.path, shared.read_template(), shared.special_tokens_in_text)
 
 
 @contextmanager

@@ -54,9 +54,10 @@ def reference(
     from loragate.trainer.publishing.reference import compute_reference, write_reference
 
     # As a server here renders what the version is asked.
-    template = inspect(folder).manifest.contract.chat_template or read_settings().read_template()
+    shared = read_settings()
+    template = inspect(folder).manifest.contract.chat_template or shared.read_template()
     base = find(model or DEFAULT_MODEL, Home.from_environment().models)
-    renderer = Renderer.load(base.path, template)
+    renderer = Renderer.load(base.path, template, shared.special_tokens_in_text)
     prompts = (renderer.supervise(chat.turns()).input_ids for chat in read_examples(chats))
     computed = compute_reference(base.path, folder, prompts)
     write_reference(folder, computed)

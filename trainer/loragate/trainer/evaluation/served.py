@@ -26,6 +26,7 @@ from loragate.adapters.home import Home
 from loragate.adapters.names import CHAMPION, AdapterName
 from loragate.adapters.registry.registry import Registry
 from loragate.adapters.registry.states import AdapterState
+from loragate.adapters.settings import SpecialTokensInText
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Message
@@ -53,6 +54,7 @@ class Serving:
     max_model_len: int
     dtype: str = "auto"
     chat_template: str = ""
+    special_tokens_in_text: SpecialTokensInText = "text"
 
 
 class ServedModels:
@@ -180,6 +182,7 @@ def _environment(serving: Serving, adapters: Mapping[str, Path]) -> dict[str, st
         "LORAGATE_ENGINE_MAX_MODEL_LEN": str(serving.max_model_len),
         "LORAGATE_ENGINE_KV_CACHE_GIB": "1",
         "LORAGATE_ENGINE_CHAT_TEMPLATE": serving.chat_template,
+        "LORAGATE_ENGINE_SPECIAL_TOKENS_IN_TEXT": serving.special_tokens_in_text,
         "LORAGATE_SERVER_LOG_LEVEL": "warning",
     }
 

@@ -121,6 +121,7 @@ def _serving(run: Run, renderer: Renderer, rows: Sequence[Example]) -> Serving:
         -(-needed // _BLOCK) * _BLOCK,
         dtype,
         run.shared.chat_template,
+        run.shared.special_tokens_in_text,
     )
 
 

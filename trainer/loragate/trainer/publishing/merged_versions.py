@@ -62,8 +62,9 @@ def merge_version(
     _require_base(version, manifest, base)
     if out is not None and out.exists():
         raise MergeRefused(f"{out} exists already; give a folder that does not, or remove it")
-    template = manifest.contract.chat_template or read_settings().read_template()
-    renderer = Renderer.load(base.path, template)
+    shared = read_settings()
+    template = manifest.contract.chat_template or shared.read_template()
+    renderer = Renderer.load(base.path, template, shared.special_tokens_in_text)
     adapter = AdapterName(version.tenant, version.name)
     with store.scratch() as scratch:  # the store removes what a killed merge leaves
         folder = scratch / "merged"

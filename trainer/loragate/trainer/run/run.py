@@ -112,7 +112,8 @@ class Run:
         """Renders with the base's tokenizer and the run's chat template, if it has one. Raises
         RunFileError where the template cannot be read.
         """
-        return Renderer.load(base.path, template_of(self.settings, self.root))
+        template = template_of(self.settings, self.root)
+        return Renderer.load(base.path, template, self.shared.special_tokens_in_text)
 
 
 def duration(seconds: float) -> str:
