@@ -31,6 +31,7 @@ def test_manifest_survives_json():
             sampling_defaults={"temperature": 0.2, "top_k": 40},
             max_tokens_cap=256,
             stop=("END",),
+            stop_token_ids=(2, 7),
         ),
         reference=Reference(
             (ScoredPrompt((5, 6, 7), (-0.5, -1.25), (-2.0, -0.0)),),

@@ -9,6 +9,7 @@ from loragate.server.config import (
     Config,
     ConfigError,
     are_metrics_closed,
+    cors_origins,
     load_config,
 )
 
@@ -74,6 +75,10 @@ def test_the_environment_s_words_become_what_a_setting_is(monkeypatch: pytest.Mo
     assert config.engine.kv_cache_gib == 0.5
     assert config.metrics.require_admin_key is True
     assert config.engine.model == "7"
+    assert cors_origins(config.server) == ()
+    monkeypatch.setenv("LORAGATE_SERVER_CORS_ORIGINS", "https://a.example, http://localhost:3000")
+    origins = cors_origins(load_config(None).server)
+    assert origins == ("https://a.example", "http://localhost:3000")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +90,9 @@ def test_the_environment_s_words_become_what_a_setting_is(monkeypatch: pytest.Mo
         ('[engine]\nmax_loras = "many"', "engine.max_loras"),
         ("[engine]\nmax_lora_rank = 7", "engine.max_lora_rank"),
         ("[server]\nhttp = 8000", "server.http"),
+        ('[server]\ncors_origins = ["a.example"]', "server.cors_origins has 'a.example'"),
+        ('[server]\ncors_origins = ["https://a.example/page"]', "without a path"),
+        ("[server]\ncors_origins = [1]", "server.cors_origins"),
         ("[engine", "not valid TOML"),
     ],
 )

@@ -192,7 +192,10 @@ async def test_usage_comes_with_each_chunk_where_it_was_asked_for(world: World) 
     request = chat(max_tokens=3)
     request.options.continuous_usage = True
     chunks = [chunk async for chunk in world.stub.ChatStream(request, metadata=world.auth)]
-    assert [chunk.usage.completion_tokens for chunk in chunks] == [1, 2, 3]
+    assert not any(chunk.HasField("usage") for chunk in chunks)
+    request.options.include_usage = True
+    chunks = [chunk async for chunk in world.stub.ChatStream(request, metadata=world.auth)]
+    assert [chunk.usage.completion_tokens for chunk in chunks] == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("stream", [False, True])

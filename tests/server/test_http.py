@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from dataclasses import dataclass, replace
+from importlib import metadata
 
 import httpx
 import msgspec
@@ -63,11 +64,22 @@ async def test_a_chat_is_answered_in_openai_s_form(served: Served) -> None:
                     "role": "assistant",
                     "content": "".join(f" t{token}" for token in ids),
                     "refusal": None,
+                    "annotations": None,
+                    "audio": None,
+                    "function_call": None,
+                    "reasoning_content": None,
                 },
                 "logprobs": None,
                 "finish_reason": "length",
+                "stop_reason": None,
+                "token_ids": None,
             }
         ],
+        "service_tier": None,
+        "system_fingerprint": None,
+        "kv_transfer_params": None,
+        "prompt_logprobs": None,
+        "prompt_token_ids": None,
         "usage": {
             "prompt_tokens": len(served.engine.seen[0].prompt_ids),
             "completion_tokens": 3,
@@ -116,7 +128,33 @@ async def test_usage_comes_last_in_a_stream_that_asks_for_it(served: Served) -> 
 async def test_usage_comes_with_each_chunk_that_asks_for_it(served: Served) -> None:
     options = {"include_usage": True, "continuous_usage_stats": True}
     chunks = events(await served.chat(max_tokens=3, stream=True, stream_options=options))
-    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 1, 2, 3, 3]
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("options", [{"include_usage": False}, {}])
+async def test_usage_with_each_chunk_is_for_who_asks_for_usage(
+    served: Served, options: dict[str, object]
+) -> None:
+    options = {**options, "continuous_usage_stats": True}
+    chunks = events(await served.chat(max_tokens=3, stream=True, stream_options=options))
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+async def test_each_chunk_has_vllm_s_fields_whether_they_say_something_or_not(
+    served: Served, path: str
+) -> None:
+    ask = served.chat if path == CHAT else served.complete
+    for asked in (None, True):
+        chunks = events(await ask(max_tokens=2, stream=True, return_token_ids=asked))
+        for chunk in chunks:
+            (choice,) = chunk["choices"]
+            assert {"stop_reason", "token_ids", "logprobs", "finish_reason"} <= choice.keys()
+            holder = chunk if path == CHAT else choice
+            assert {"prompt_token_ids", "prompt_logprobs"} <= holder.keys()
+        first = chunks[0] if path == CHAT else chunks[0]["choices"][0]
+        prompt = list(served.engine.seen[-1].prompt_ids)
+        assert first["prompt_token_ids"] == (prompt if asked else None)
 
 
 async def test_a_chat_s_messages_may_come_in_parts(served: Served) -> None:
@@ -142,6 +180,10 @@ class TestWithRoomForTools:
             "role": "assistant",
             "content": None,
             "refusal": None,
+            "annotations": None,
+            "audio": None,
+            "function_call": None,
+            "reasoning_content": None,
             "tool_calls": [
                 {
                     "id": "call-1",
@@ -189,8 +231,15 @@ async def test_a_completion_is_answered_in_openai_s_form(served: Served) -> None
                 "text": "".join(f" t{token}" for token in served.engine.seen[0].prompt_ids[-2:]),
                 "logprobs": None,
                 "finish_reason": "length",
+                "stop_reason": None,
+                "token_ids": None,
+                "prompt_logprobs": None,
+                "prompt_token_ids": None,
             }
         ],
+        "service_tier": None,
+        "system_fingerprint": None,
+        "kv_transfer_params": None,
         "usage": {
             "prompt_tokens": 3,
             "completion_tokens": 2,
@@ -223,6 +272,34 @@ async def test_a_prompt_may_be_text_or_tokens_one_or_many(
     for choice in choices:
         ids = served.engine.seen[choice["index"]].prompt_ids
         assert choice["text"] == f" t{ids[-1]}"
+
+
+async def test_seeds_of_several_answers_follow_each_other_within_the_engine_s_numbers(
+    served: Served,
+) -> None:
+    reply = await served.complete("abc", max_tokens=1, n=3, temperature=0.5, seed=2**63 - 2)
+    assert reply.status_code == 200, reply.text
+    seeds = [request.sampling.seed for request in served.engine.seen]
+    assert seeds == [2**63 - 2, 2**63 - 1, -(2**63)]
+
+
+class TestWithBothAskedFor:
+    @pytest.fixture
+    def engine(self) -> EchoEngine:
+        return EchoEngine(replace(TINY_MODEL, max_model_len=2048))
+
+    async def test_a_call_that_must_be_made_goes_before_a_response_format(
+        self, served: Served
+    ) -> None:
+        schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}
+        asked = {"tools": [TOOL], "max_tokens": 2, "response_format": schema}
+        for choice in ("required", {"type": "function", "function": {"name": "get_time"}}):
+            reply = await served.chat(tool_choice=choice, **asked)
+            assert reply.status_code == 200, reply.text
+            assert reply.json()["choices"][0]["message"]["tool_calls"]
+            constraint = served.engine.seen[-1].sampling.structured
+            assert constraint is not None
+            assert constraint.kind == "json_object"  # what these tools ask for
 
 
 @pytest.mark.parametrize("prompt", ["abc", [1, 2, 3]])
@@ -276,8 +353,8 @@ class SplitEngine(EchoEngine):
 
 
 def scored(token_ids: Iterable[int]) -> tuple[TokenLogprob, ...]:
-    top = tuple(TokenLogprob(f"t{i}", i, -float(i)) for i in (1, 2, 3))
-    return tuple(TokenLogprob(f"t{i}", i, -0.25, top) for i in token_ids)
+    top = tuple(TokenLogprob(f"t{i}", i, -float(i), rank=i) for i in (1, 2, 3))
+    return tuple(TokenLogprob(f"t{i}", i, -0.25, top, rank=4) for i in token_ids)
 
 
 class TestWithScores:
@@ -339,11 +416,39 @@ class TestWithScores:
         )
         assert reply.json()["choices"][0]["logprobs"]["tokens"] == ["token_id:9"]
 
+    async def test_so_can_the_prompt_s_that_are_echoed(self, served: Served) -> None:
+        reply = await served.complete(
+            [7, 8, 9], max_tokens=1, logprobs=1, return_tokens_as_token_ids=True, echo=True
+        )
+        logprobs = reply.json()["choices"][0]["logprobs"]
+        assert logprobs["tokens"] == [f"token_id:{i}" for i in (7, 8, 9, 9)]
+        assert logprobs["text_offset"] == [0, 10, 20, 30]
+
+    @pytest.mark.parametrize("top_logprobs", [None, 0, 1, 3])
+    async def test_tokens_named_by_a_request_are_all_reported_beside_the_chosen_one(
+        self, served: Served, top_logprobs: int | None
+    ) -> None:
+        asked = {"logprobs": True, "top_logprobs": top_logprobs, "logprob_token_ids": [2, 3]}
+        reply = await served.chat(max_tokens=1, **asked)
+        (entry,) = reply.json()["choices"][0]["logprobs"]["content"]
+        assert [top["token"] for top in entry["top_logprobs"]] == ["t1", "t2", "t3"]
+
+    @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+    async def test_the_prompt_s_log_probabilities_are_streamed_once(
+        self, served: Served, path: str
+    ) -> None:
+        ask = served.chat if path == CHAT else served.complete
+        reply = await ask(max_tokens=3, prompt_logprobs=1, stream=True)
+        holders = [chunk if path == CHAT else chunk["choices"][0] for chunk in events(reply)]
+        (scores,) = [each["prompt_logprobs"] for each in holders if each["prompt_logprobs"]]
+        assert len(scores) == len(served.engine.seen[-1].prompt_ids)
+
     async def test_prompt_log_probabilities_come_in_vllm_s_form(self, served: Served) -> None:
         reply = await served.complete([7, 8], max_tokens=1, prompt_logprobs=1)
         first, second = reply.json()["choices"][0]["prompt_logprobs"]
         assert first is None
-        assert second["8"] == {"logprob": -0.25, "decoded_token": "t8"}
+        assert second["8"] == {"logprob": -0.25, "rank": 4, "decoded_token": "t8"}
+        assert second["1"] == {"logprob": -1.0, "rank": 1, "decoded_token": "t1"}
         assert reply.json()["choices"][0]["logprobs"] is None
 
 
@@ -443,11 +548,12 @@ async def test_what_is_no_json_is_refused_as_such(
     assert message in reply.json()["error"]["message"]
 
 
-async def test_half_a_character_hidden_in_a_tool_s_arguments_is_refused(served: Served) -> None:
+async def test_half_a_character_hidden_in_a_tool_s_arguments_is_no_failure(served: Served) -> None:
     call = {"id": "1", "function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}
     messages = [{"role": "assistant", "tool_calls": [call]}]
-    body = {"model": "base", "messages": messages, "tools": [TOOL]}
-    error_of(await served.post(CHAT, body), 400, "invalid_value")
+    body = {"model": "base", "messages": messages}
+    reply = await served.post(CHAT, {**body, "max_tokens": 1})
+    assert reply.status_code == 200, reply.text
 
 
 async def test_deep_json_where_anything_goes_is_no_failure_of_the_server(served: Served) -> None:
@@ -572,8 +678,12 @@ async def test_the_list_of_models_is_the_caller_s(served: Served) -> None:
         assert got.json() == card
         assert card["object"] == "model"
         assert sorted(card) == [
-            "adapter", "created", "digest", "id", "object", "owned_by", "parent",
+            "adapter", "created", "digest", "id", "max_model_len", "object", "owned_by", "parent",
+            "root",
         ]  # fmt: skip
+        assert card["max_model_len"] == served.engine.model.max_model_len
+    assert [card["root"] for card in body["data"]] == ["tiny"] + ["acme/support@v1"] * 3
+    assert [card["parent"] for card in body["data"]] == [None] + ["tiny"] * 3
     missing = await served.client.get("/v1/models/router", headers=served.auth)
     error_of(missing, 404, "model_not_found")
 
@@ -582,6 +692,9 @@ OPEN_PATHS = {
     "/",  # leads to /docs
     "/livez",
     "/readyz",
+    "/health",
+    "/ping",
+    "/version",
     "/metrics",
     "/openapi.json",
     "/docs",
@@ -615,8 +728,12 @@ async def test_every_route_but_the_probes_and_the_documentation_wants_a_key(
 
 async def test_the_probes_follow_the_engine_and_the_drain(served: Served) -> None:
     async def probe() -> tuple[int, int]:
-        live, ready = [await served.client.get(path) for path in ("/livez", "/readyz")]
-        return live.status_code, ready.status_code
+        live, *ready = [
+            await served.client.get(path) for path in ("/livez", "/readyz", "/health", "/ping")
+        ]
+        ready.append(await served.client.post("/ping"))
+        (status,) = {reply.status_code for reply in ready}
+        return live.status_code, status
 
     assert await probe() == (200, 200)
     await served.server.drain()
@@ -626,6 +743,11 @@ async def test_the_probes_follow_the_engine_and_the_drain(served: Served) -> Non
     assert reply.headers["retry-after"] == "1"
     served.engine.is_alive = False
     assert await probe() == (200, 503)
+
+
+async def test_the_version_is_served(served: Served) -> None:
+    reply = await served.client.get("/version")
+    assert reply.json() == {"version": metadata.version("loragate")}
 
 
 async def test_a_dead_engine_is_said_to_be_dead(served: Served) -> None:

@@ -25,6 +25,7 @@ from loragate.server.errors import ContextLengthExceeded, InvalidRequest
 from loragate.server.gateway import bounds, prompting
 from loragate.server.gateway.prompting import NO_CONTRACT, Prepared, PromptBuilder
 from loragate.server.gateway.request_size import is_large
+from loragate.server.gateway.validation import RequestLimits, validate
 from support.engines.echo_engine import TINY_MODEL
 from support.models.tokenizers import byte_tokenizer
 
@@ -139,8 +140,26 @@ async def test_the_contract_s_cap_binds_whatever_a_request_says(builder: PromptB
 
 
 async def test_stops_of_the_request_and_of_the_contract_both_hold(builder: PromptBuilder) -> None:
-    prepared = await prepare(builder, chat(stop=("a",)), Contract(stop=("b",)))
+    contract = Contract(stop=("b",), stop_token_ids=(7, 8))
+    prepared = await prepare(builder, chat(stop=("a",), stop_token_ids=(8, 9)), contract)
     assert prepared.sampling.stop == ("a", "b")
+    assert prepared.sampling.stop_token_ids == (8, 9, 7)
+
+
+async def test_a_stop_text_that_is_a_special_token_stops_on_its_id(
+    builder: PromptBuilder, renderer: Renderer
+) -> None:
+    turn, end = (renderer.special_token_ids[text] for text in ("<|turn|>", "<|end|>"))
+    prepared = await prepare(builder, chat(stop=("x", "<|turn|>")), Contract(stop=("<|end|>",)))
+    assert prepared.sampling.stop_token_ids == (turn, end)
+    assert prepared.sampling.stop == ("x", "<|turn|>", "<|end|>")
+
+
+async def test_a_contract_s_stop_that_the_base_model_has_no_token_for_is_left_out(
+    builder: PromptBuilder,
+) -> None:
+    contract = Contract(stop_token_ids=(MODEL.vocab_size, 3))
+    assert (await prepare(builder, chat(), contract)).sampling.stop_token_ids == (3,)
 
 
 @pytest.mark.parametrize(
@@ -176,12 +195,14 @@ async def test_without_max_tokens_an_answer_may_fill_the_context(builder: Prompt
 
 @pytest.mark.parametrize(
     ("length", "max_tokens", "param"),
-    [(97, 4, "max_tokens"), (100, None, "messages"), (150, 1, "max_tokens")],
+    [(97, 4, "max_tokens"), (100, None, "prompt"), (150, 1, "prompt")],
 )
 async def test_what_does_not_fit_is_refused_with_the_numbers(
     builder: PromptBuilder, length: int, max_tokens: int | None, param: str
 ) -> None:
-    with pytest.raises(ContextLengthExceeded, match=rf"holds 100 .* has {length}") as refusal:
+    # The words by which LiteLLM and others know that a longer context would have done.
+    words = rf"This model's maximum context length is 100 tokens, but .* has {length}"
+    with pytest.raises(ContextLengthExceeded, match=words) as refusal:
         await prepare(builder, completion((1,) * length, max_tokens=max_tokens), NO_CONTRACT)
     assert refusal.value.param == param
 
@@ -246,6 +267,32 @@ async def test_earlier_tool_calls_reach_the_template_as_objects(roomy: PromptBui
         "{{ messages[2].tool_call_id }}"
     )
     assert await text_of(roomy, request, contract) == "UTC call-1"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        '{"zone": "U',
+        '"UTC"',
+        "3",
+        "null",
+        "[1]",
+        '{"a": NaN}',
+        '{"a": "\\ud800"}',
+        "[" * 50_000,
+    ],
+    ids=lambda written: written[:12],
+)
+async def test_arguments_that_a_model_wrote_wrong_are_none_in_the_next_turn(
+    roomy: PromptBuilder, written: str
+) -> None:
+    call = ToolCall("call-1", "get_time", written)
+    turns = (Message("assistant", tool_calls=(call,)), Message("tool", "?", tool_call_id="call-1"))
+    request = ChatRequest("support", turns)
+    validate(request, RequestLimits(vocab_size=100, max_logprobs=5, max_choices=1))
+    contract = Contract(chat_template="{{ messages[0].tool_calls[0].function.arguments }}")
+    assert await text_of(roomy, request, contract) == "{}"
 
 
 RUNS_AWAY = Contract(

@@ -39,7 +39,7 @@ def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Router]:
         let_serve(registry, theirs, "champion", 1)
         watcher = SnapshotWatcher(registry)
         asyncio.run(watcher.refresh())
-        yield Router(watcher, "tiny", STARTED_AT)
+        yield Router(watcher, "tiny", 256, STARTED_AT)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_adapter_that_is_named_as_the_base_model_is_told_with_the_names_that_rea
     hidden: SnapshotWatcher,
 ) -> None:
     told = shadowed_adapters_warning(hidden.current, "tiny")
-    router = Router(hidden, "tiny", STARTED_AT)
+    router = Router(hidden, "tiny", 256, STARTED_AT)
 
     assert "acme/tiny; ask for the adapter as 'TENANT/tiny' or 'tiny@champion'" in told
     assert "support" not in told
@@ -157,7 +157,7 @@ def test_adapter_that_is_named_as_the_base_model_is_told_with_the_names_that_rea
 def test_the_list_has_each_name_once_where_an_adapter_is_named_as_the_base_model(
     hidden: SnapshotWatcher,
 ) -> None:
-    cards = Router(hidden, "tiny", STARTED_AT).models("acme")
+    cards = Router(hidden, "tiny", 256, STARTED_AT).models("acme")
 
     assert [card.id for card in cards if card.id.startswith("tiny")] == [
         "tiny",

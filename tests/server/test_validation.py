@@ -68,6 +68,32 @@ def test_each_number_has_its_range_and_is_refused_by_its_name(
         assert len(str(refusal.value)) < 200
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        (
+            "seed",
+            -(2**63) - 1,
+            "seed has to be at least -9223372036854775808 and at most 9223372036854775807, not a "
+            "far smaller one.",
+        ),
+        (
+            "seed",
+            10**400,
+            "seed has to be at least -9223372036854775808 and at most 9223372036854775807, not a "
+            "far larger number.",
+        ),
+        ("n", 12345678, "n has to be at least 1 and at most 8, not 12345678."),
+        ("temperature", 10.5, "temperature has to be at least 0 and at most 10, not 10.5."),
+        ("top_p", 0, "top_p has to be above 0 and at most 1, not 0."),
+    ],
+)
+def test_what_is_said_of_a_number_is_true(field: str, value: float, sentence: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        validate(sampling(**{field: value}), LIMITS)
+    assert str(refusal.value) == sentence
+
+
 FLOATS = ["temperature", "top_p", "min_p", "presence_penalty", "repetition_penalty"]
 
 
@@ -95,10 +121,13 @@ REFUSED: list[tuple[ChatRequest | CompletionRequest, str]] = [
     (sampling(stop=("a", "")), "stop"),
     (sampling(stop=("a",) * 65), "stop"),
     (sampling(bad_words=("",)), "bad_words"),
+    (sampling(bad_words=("a", "\n")), "bad_words"),
+    (sampling(bad_words=(" \t ",)), "bad_words"),
     (sampling(stop_token_ids=(100,)), "stop_token_ids"),
     (sampling(allowed_token_ids=(-1,)), "allowed_token_ids"),
-    (sampling(logprob_token_ids=(100,)), "logprob_token_ids"),
-    (sampling(logprob_token_ids=(1,) * 129), "logprob_token_ids"),
+    (sampling(logprob_token_ids=(100,), logprobs=0), "logprob_token_ids"),
+    (sampling(logprob_token_ids=(1,) * 129, logprobs=0), "logprob_token_ids"),
+    (sampling(logprob_token_ids=(1,)), "logprob_token_ids"),
     (sampling(logit_bias={100: 1.0}), "logit_bias"),
     (sampling(logit_bias={1: 101.0}), "logit_bias"),
     (sampling(logit_bias={1: float("nan")}), "logit_bias"),
@@ -121,11 +150,12 @@ REFUSED: list[tuple[ChatRequest | CompletionRequest, str]] = [
     (replace(CHAT, messages=(Message("boss", "hi"),)), "messages[0].role"),
     (replace(CHAT, messages=(Message("user", "a"), Message("user"))), "messages[1].content"),
     (
-        replace(CHAT, messages=(Message("assistant", "", tool_calls=(ToolCall("1", "f", "{"),)),)),
-        "messages[0].tool_calls",
-    ),
-    (
-        replace(CHAT, messages=(Message("assistant", "", tool_calls=(ToolCall("1", "f", "3"),)),)),
+        replace(
+            CHAT,
+            messages=(
+                Message("assistant", "", tool_calls=(ToolCall("1", "f", f"[{'1,' * 140_000}1]"),)),
+            ),
+        ),
         "messages[0].tool_calls",
     ),
     (replace(CHAT, continue_final_message=True), "continue_final_message"),
@@ -135,14 +165,6 @@ REFUSED: list[tuple[ChatRequest | CompletionRequest, str]] = [
     (replace(CHAT, tools=(Tool("f", parameters="[]"),)), "tools"),
     (replace(CHAT, tool_choice=ToolChoice("auto")), "tool_choice"),
     (replace(CHAT, tools=(TOOL,), tool_choice=ToolChoice("named", "other")), "tool_choice"),
-    (
-        replace(
-            sampling(structured=TEXT("json_object")),
-            tools=(TOOL,),
-            tool_choice=ToolChoice("required"),
-        ),
-        "response_format",
-    ),
     (replace(COMPLETION, prompts=()), "prompt"),
     (replace(COMPLETION, prompts=("a", "")), "prompt"),
     (replace(COMPLETION, prompts=((),)), "prompt"),
@@ -180,6 +202,13 @@ ACCEPTED: list[Callable[[], ChatRequest | CompletionRequest]] = [
             Message("tool", "x", tool_call_id="1"),
         ),
     ),
+    lambda: replace(CHAT, messages=(Message("user", "a"), Message("assistant"))),
+    lambda: replace(
+        sampling(structured=StructuredOutput("json_object")),
+        tools=(TOOL,),
+        tool_choice=ToolChoice("required"),
+    ),
+    lambda: sampling(logprob_token_ids=(1, 2, 3), logprobs=2),
     lambda: sampling(structured=StructuredOutput("json_object")),
     lambda: sampling(structured=StructuredOutput("choice", choices=("a", "b"))),
     lambda: sampling(structured=StructuredOutput("json_schema", "{}")),

@@ -28,6 +28,7 @@ _OTHER_VARIABLES = frozenset(
     }
 )
 _PREFIX = "LORAGATE_"
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/?#*]+", re.IGNORECASE)
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,6 +40,7 @@ class ServerConfig(Section, frozen=True):
 
     http: str = "127.0.0.1:8000"
     grpc: str = "127.0.0.1:9000"
+    cors_origins: tuple[str, ...] | str = ()
     max_body_bytes: int = 4 * 2**20
     max_adapter_bytes: int = 2 * 2**30
     max_connections: int = 1000
@@ -195,6 +197,15 @@ def are_metrics_closed(config: Config) -> bool:
         return host != "localhost"
 
 
+def cors_origins(server: ServerConfig) -> tuple[str, ...]:
+    """The pages' origins that browsers may call from; the environment has them in one text, with
+    commas between.
+    """
+    said = server.cors_origins
+    sent = said.split(",") if isinstance(said, str) else said
+    return tuple(origin.strip() for origin in sent if origin.strip())
+
+
 def _put_environment(tree: dict[str, object], environment: Mapping[str, str]) -> None:
     sections = {field.name for field in msgspec.structs.fields(Config)}
     for variable, value in environment.items():
@@ -336,6 +347,14 @@ def _check(config: Config) -> None:
             re.fullmatch(r"[a-z0-9_-]*", engine.quantization) is not None,
             f"engine.quantization is '{engine.quantization}'; it has to be a method's name, such "
             "as awq or fp8, or empty",
+        ),
+        *(
+            (
+                _ORIGIN.fullmatch(origin) is not None,
+                f"server.cors_origins has '{origin}'; an origin is a scheme, a host and perhaps a "
+                "port, such as https://chat.example.org, without a path, or * for every origin",
+            )
+            for origin in cors_origins(server)
         ),
     ]
     for holds, sentence in checks:

@@ -53,6 +53,7 @@ class SamplingParams:
     """How tokens are chosen. `None` means "not said": the adapter's contract decides, or the model.
 
     `logprobs` is how many alternatives to report besides the chosen token; `None` reports nothing.
+    With `logprob_token_ids`, it is these that are reported besides, whatever `logprobs` says.
     `max_tokens` of `None` means: as many as the context still holds.
     """
 
@@ -138,6 +139,10 @@ class Options:
     return_tokens_as_token_ids: bool = False
     ends_with_whole: bool = False
 
+    @property
+    def has_usage_in_chunks(self) -> bool:
+        return self.include_usage and self.continuous_usage
+
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
@@ -173,12 +178,16 @@ Request = ChatRequest | CompletionRequest
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
-    """Natural-log probability of one token, and of the likeliest ones (`top`, best first)."""
+    """Natural-log probability of one token, and of the likeliest ones (`top`, best first).
+
+    `rank` is its place among the whole vocabulary, from 1; None where that was not computed.
+    """
 
     token: str
     token_id: int
     logprob: float
     top: tuple["TokenLogprob", ...] = ()
+    rank: int | None = None
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True, gc=False):
@@ -220,6 +229,10 @@ class Usage:
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+    def less(self, completion_tokens: int) -> "Usage":
+        """As it was before the last `completion_tokens`."""
+        return replace(self, completion_tokens=self.completion_tokens - completion_tokens)
 
 
 @dataclass(frozen=True, slots=True)

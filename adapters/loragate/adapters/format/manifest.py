@@ -32,6 +32,7 @@ class Contract:
     sampling_defaults: Mapping[str, Number] = field(default_factory=lambda: MappingProxyType({}))
     max_tokens_cap: int | None = None
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,9 @@ class _Contract(msgspec.Struct, forbid_unknown_fields=True):
     sampling_defaults: _SamplingDefaults = msgspec.field(default_factory=_SamplingDefaults)
     max_tokens_cap: Annotated[int, Meta(ge=1)] | None = None
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(max_length=16)] = ()
+    stop_token_ids: Annotated[
+        tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(max_length=64)
+    ] = ()
 
 
 class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
@@ -160,4 +164,5 @@ def _frozen(written: _Contract) -> Contract:
         sampling_defaults=MappingProxyType(msgspec.to_builtins(written.sampling_defaults)),
         max_tokens_cap=written.max_tokens_cap,
         stop=written.stop,
+        stop_token_ids=written.stop_token_ids,
     )

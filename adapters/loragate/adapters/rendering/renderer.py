@@ -77,6 +77,12 @@ class Renderer:
         self._special_tokens_in_text = special_tokens_in_text
 
     @cached_property
+    def special_token_ids(self) -> Mapping[str, int]:
+        """By text: the tokens that decoding leaves out."""
+        added = self.tokenizer.added_tokens_decoder
+        return {token.content: token_id for token_id, token in added.items() if token.special}
+
+    @cached_property
     def _bound(self) -> TokenBound:
         return TokenBound.of(self.tokenizer)
 

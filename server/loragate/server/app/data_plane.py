@@ -56,7 +56,12 @@ def build_data_plane(
     authenticator = Authenticator(snapshots, foundation.admin_key)
     admission = Admission(queue)
     deadlines = Deadlines(config.server.request_timeout_seconds)
-    router = Router(snapshots, foundation.base.name, started_at=int(time.time()))
+    router = Router(
+        snapshots,
+        foundation.base.name,
+        max_model_len=engine.model.max_model_len,
+        started_at=int(time.time()),
+    )
     trial_router = TrialRouter(
         live.observations, can_serve=lambda version: snapshots.current.can_answer(version)
     )

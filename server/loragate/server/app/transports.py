@@ -8,7 +8,7 @@ from loragate.server.app.data_plane import DataPlane
 from loragate.server.app.foundation import Foundation
 from loragate.server.app.live_registry import LiveRegistry
 from loragate.server.app.server import Server
-from loragate.server.config import are_metrics_closed
+from loragate.server.config import are_metrics_closed, cors_origins
 from loragate.server.http import admin_routes
 from loragate.server.http.server import HttpOptions, build_http
 from loragate.server.merged.engine_status import EngineStatus
@@ -64,6 +64,7 @@ def build_transports(
             max_body_bytes=config.server.max_body_bytes,
             body_seconds=config.server.body_timeout_seconds,
             metrics_key=authenticator.is_admin_key if are_metrics_closed(config) else None,
+            cors_origins=cors_origins(config.server),
         ),
         threads=threads,
         routers=[admin],

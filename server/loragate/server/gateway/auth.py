@@ -22,7 +22,9 @@ class Authenticator:
         model), or ModelNotFound.
         """
         if not key:
-            raise Unauthenticated("No API key was sent; send it as 'Authorization: Bearer <key>'.")
+            raise Unauthenticated(
+                "No API key was sent; send it as 'Authorization: Bearer <key>', or in x-api-key."
+            )
         digest = hash_key(key)
         tenant = self._registry.current.tenant_of_key(digest)
         if tenant is None:

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from loragate.server.core import Delta, FinishReason, Options, TokenLogprob, ToolCall
+from loragate.server.core import (
+    Delta,
+    FinishReason,
+    Options,
+    SamplingParams,
+    TokenLogprob,
+    ToolCall,
+)
 from loragate.server.gateway.bounds import SMALL_SCORES
 from loragate.server.gateway.gateway import Generation
 
@@ -40,6 +47,15 @@ def says_something(delta: Delta, options: Options) -> bool:
         or delta.prompt_logprobs
         or (delta.token_ids and options.return_token_ids)
     )
+
+
+def reported_alternatives(sampling: SamplingParams) -> int:
+    """How many of a token's alternatives are the client's. Of those that it named, all, with the
+    chosen token; else as many of the likeliest as it asked for, to which the engine has added the
+    chosen token where it was not among them.
+    """
+    named = len(sampling.logprob_token_ids)
+    return named + 1 if named else sampling.logprobs or 0
 
 
 def has_many_scores(answered: Delta | Choice) -> bool:

@@ -95,8 +95,14 @@ def _one_by_one(sampling: SamplingParams) -> Sequence[SamplingParams]:
         return (sampling,)
     seed = sampling.seed
     return [
-        replace(sampling, n=1, seed=None if seed is None else seed + j) for j in range(sampling.n)
+        replace(sampling, n=1, seed=None if seed is None else _as_int64(seed + j))
+        for j in range(sampling.n)
     ]
+
+
+def _as_int64(number: int) -> int:
+    """After the largest comes the smallest: the engine's core would end at one more."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 async def _sequence(

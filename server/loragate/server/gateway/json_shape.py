@@ -62,6 +62,12 @@ def check_json(
             )
 
 
+def is_too_deep(text: bytes) -> bool:
+    """Whether its brackets go deeper than those of any JSON that a request may have."""
+    is_short = len(text) <= bounds.MOST_JSON_DEPTH
+    return not is_short and json_shape(text).depth > bounds.MOST_JSON_DEPTH
+
+
 def _depth(outside: bytes) -> int:
     """How deep the brackets go. At most as many are looked at as may be in a text."""
     brackets = outside.translate(None, delete=_NO_BRACKETS)[: 2 * bounds.MOST_JSON_CONTAINERS]

@@ -70,6 +70,10 @@ class Preparation:
         """With the request's tools, and with its grammar checked: both before the request holds
         anything that others wait for. Raises InvalidRequest where they cannot be used.
         """
+        if isinstance(request, ChatRequest) and _must_call(request):
+            # A call is no answer in the format asked for, so the format has nothing to say.
+            free = replace(prepared.sampling, structured=None)
+            prepared = replace(prepared, sampling=free)
         prepared = await self._with_tools(request, prepared, route)
         await self._grammars.check(prepared.sampling.structured, arrival.tenant)
         return prepared
@@ -103,6 +107,10 @@ class Preparation:
 
 def _calls_tools(request: ChatRequest) -> bool:
     return request.tool_choice is None or request.tool_choice.kind != "none"
+
+
+def _must_call(request: ChatRequest) -> bool:
+    return request.tool_choice is not None and request.tool_choice.kind in ("required", "named")
 
 
 def _fit_to_budget(prepared: Prepared, request: Request, limits: Limits) -> Prepared:

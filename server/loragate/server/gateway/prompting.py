@@ -5,8 +5,10 @@ contract bind in any case.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import msgspec
 
 from loragate.adapters.format.manifest import Contract
 from loragate.adapters.names import AdapterVersion
@@ -22,10 +24,12 @@ from loragate.server.core import (
     Request,
     SamplingParams,
     Tool,
+    ToolCall,
 )
 from loragate.server.engine.protocol import ServedModel, ToolSession
 from loragate.server.errors import ContextLengthExceeded, InvalidRequest
 from loragate.server.gateway.bounds import MOST_ANSWER_SCORES
+from loragate.server.gateway.json_shape import is_too_deep
 from loragate.server.gateway.request_size import is_large
 
 # The model's own template is the operator's, but what it loops over is the client's. Of processor
@@ -206,8 +210,8 @@ class PromptBuilder:
         wanted = sampling.max_tokens
         if room < 1 or (wanted is not None and wanted > room):
             asked = f" plus max_tokens {wanted}" if wanted is not None else ""
-            param = "messages" if wanted is None else "max_tokens"
-            raise self._too_long(f"{prompt_length}{asked}", param)
+            of_prompt = "messages" if isinstance(request, ChatRequest) else "prompt"
+            raise self._too_long(f"{prompt_length}{asked}", of_prompt if room < 1 else "max_tokens")
         max_tokens = room if wanted is None else wanted
         if contract.max_tokens_cap is not None:
             max_tokens = min(max_tokens, contract.max_tokens_cap)
@@ -222,18 +226,33 @@ class PromptBuilder:
                     param="max_tokens",
                 )
             max_tokens = most
+        stop = sampling.stop + contract.stop
         return replace(
             sampling,
             **self._defaults(sampling, contract),
             max_tokens=max_tokens,
             min_tokens=min(sampling.min_tokens, max_tokens),
-            stop=sampling.stop + contract.stop,
+            stop=stop,
+            stop_token_ids=self._stop_token_ids(sampling, contract, stop),
         )
+
+    def _stop_token_ids(
+        self, sampling: SamplingParams, contract: Contract, stop: Sequence[str]
+    ) -> tuple[int, ...]:
+        """Those asked for, and those of stop texts that are special tokens: of these the engine
+        makes no text in which it could find them.
+        """
+        of_texts = (self.renderer.special_token_ids.get(text) for text in stop)
+        ids = (*sampling.stop_token_ids, *contract.stop_token_ids, *of_texts)
+        # A contract may have been written for a base model with a larger vocabulary.
+        in_vocabulary = (i for i in ids if i is not None and i < self._model.vocab_size)
+        return tuple(dict.fromkeys(in_vocabulary))
 
     def _too_long(self, tokens: str, param: str) -> ContextLengthExceeded:
         return ContextLengthExceeded(
-            f"This model's context holds {self._model.max_model_len} tokens, but the prompt "
-            f"has {tokens}; shorten the prompt or lower max_tokens.",
+            # LiteLLM and others know this error by its first words, which are OpenAI's and vLLM's.
+            f"This model's maximum context length is {self._model.max_model_len} tokens, but the "
+            f"prompt has {tokens}; shorten the prompt or lower max_tokens.",
             param=param,
         )
 
@@ -281,11 +300,25 @@ def _turn(message: Message) -> dict[str, object]:
             {
                 "id": call.id,
                 "type": "function",
-                "function": {"name": call.name, "arguments": json.loads(call.arguments or "{}")},
+                "function": {"name": call.name, "arguments": _arguments(call)},
             }
             for call in message.tool_calls
         ]
     return turn
+
+
+def _arguments(call: ToolCall) -> dict[str, object]:
+    """A model may have written them cut off, or as no object, and clients send back what they got:
+    such arguments are none, as vLLM takes them, or no later turn could be answered.
+    """
+    text = call.arguments.encode("utf-8", "surrogatepass")
+    if is_too_deep(text):
+        return {}
+    try:
+        arguments: object = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _tool(tool: Tool) -> dict[str, object]:

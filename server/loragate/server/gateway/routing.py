@@ -15,7 +15,9 @@ _MANY_MODELS = 300  # a few milliseconds' worth of names
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A model as a tenant may see it. `created` is in seconds since the epoch."""
+    """A model as a tenant may see it. `created` is in seconds since the epoch; `max_model_len` is
+    in tokens; `root` is what answers, whatever name asked for it.
+    """
 
     id: str
     created: int
@@ -23,6 +25,8 @@ class ModelCard:
     parent: str | None
     adapter: str
     digest: str
+    root: str
+    max_model_len: int
 
 
 class Router:
@@ -30,8 +34,11 @@ class Router:
     and the base model's name within one tenant.
     """
 
-    def __init__(self, registry: SnapshotWatcher, base_model: str, started_at: int) -> None:
+    def __init__(
+        self, registry: SnapshotWatcher, base_model: str, max_model_len: int, started_at: int
+    ) -> None:
         self._registry = registry
+        self._max_model_len = max_model_len
         self._base_model = base_model
         self._started_at = started_at
 
@@ -113,11 +120,27 @@ class Router:
         return self._base_card(model) if route.version is None else self._card(tenant, model, route)
 
     def _base_card(self, model: str) -> ModelCard:
-        return ModelCard(model, self._started_at, "loragate", None, BASE, "")
+        return ModelCard(
+            id=model,
+            created=self._started_at,
+            owned_by="loragate",
+            parent=None,
+            adapter=BASE,
+            digest="",
+            root=self._base_model,
+            max_model_len=self._max_model_len,
+        )
 
     def _card(self, tenant: str, model: str, route: Route) -> ModelCard:
         return ModelCard(
-            model, self._started_at, tenant, self._base_model, route.adapter, route.digest
+            id=model,
+            created=self._started_at,
+            owned_by=tenant,
+            parent=self._base_model,
+            adapter=route.adapter,
+            digest=route.digest,
+            root=route.answers,
+            max_model_len=self._max_model_len,
         )
 
 

@@ -17,11 +17,12 @@ from loragate.server.core import (
     SamplingParams,
     StructuredOutput,
     Tool,
+    ToolCall,
 )
 from loragate.server.errors import InvalidRequest
 from loragate.server.gateway import bounds
 from loragate.server.gateway.bounds import check_characters, check_count
-from loragate.server.gateway.json_shape import check_json
+from loragate.server.gateway.json_shape import check_json, is_too_deep
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -79,6 +80,14 @@ def _check_sampling(sampling: SamplingParams, limits: RequestLimits) -> None:
         check_characters(param, texts, bounds.MOST_SHORT_TEXT)
         if not all(texts):
             raise InvalidRequest(f"{param} has an empty string.", param=param)
+    if not all(map(str.strip, sampling.bad_words)):
+        raise InvalidRequest(
+            "bad_words has an entry of white space alone, which the engine cannot keep out; give "
+            "its token a logit_bias of -100 instead.",
+            param="bad_words",
+        )
+    if sampling.logprob_token_ids and sampling.logprobs is None:
+        raise InvalidRequest("logprob_token_ids needs logprobs.", param="logprob_token_ids")
     for param, ids, most_ids in (
         ("stop_token_ids", sampling.stop_token_ids, bounds.MOST_STOP_TOKENS),
         ("allowed_token_ids", sampling.allowed_token_ids, bounds.MOST_ALLOWED_TOKENS),
@@ -105,14 +114,20 @@ def _within(
     # Compared before it is shown: a whole number of JSON may be too large for a float.
     if not low <= value <= high or (low_excluded and value == low):
         above = "above" if low_excluded else "at least"
-        upper = f" and at most {high:g}" if high < _INT64 - 1 else ""
         raise InvalidRequest(
-            f"{param} has to be {above} {low:g}{upper}, not {_shown(value)}.", param=param
+            f"{param} has to be {above} {_shown(low)} and at most {_shown(high)}, not "
+            f"{_shown(value)}.",
+            param=param,
         )
 
 
 def _shown(value: float) -> str:
-    return f"{value:g}" if isinstance(value, float) or abs(value) < _INT64 else "so large a number"
+    """A whole number of JSON may have any number of digits."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    if abs(value) <= _INT64:
+        return str(value)
+    return "a far larger number" if value > 0 else "a far smaller one"
 
 
 def check_token_ids(param: str, ids: Sequence[int], vocab_size: int) -> None:
@@ -202,13 +217,20 @@ def _check_message(message: Message, position: int) -> None:
             f"{param}.role is '{message.role}'; it has to be one of {', '.join(sorted(ROLES))}.",
             param=f"{param}.role",
         )
-    if message.content is None and not (message.role == "assistant" and message.tool_calls):
+    if message.content is None and message.role != "assistant":
         raise InvalidRequest(f"{param} has no content.", param=f"{param}.content")
     check_count(f"{param}.tool_calls", len(message.tool_calls), bounds.MOST_TOOL_CALLS)
     for call in message.tool_calls:
-        _check_json_object(
-            f"{param}.tool_calls", call.arguments or "{}", f"The arguments of '{call.name}'"
-        )
+        _check_arguments(f"{param}.tool_calls", call)
+
+
+def _check_arguments(param: str, call: ToolCall) -> None:
+    """Of calls made before: what is no JSON will be taken as none, but is not to be too large. A
+    model that repeats itself may have opened any number of brackets.
+    """
+    encoded = call.arguments.encode("utf-8", "surrogatepass")
+    if not is_too_deep(encoded):
+        check_json(encoded, f"The arguments of '{call.name}'", param, bounds.MOST_INNER_VALUES)
 
 
 def _check_tools(request: ChatRequest) -> None:
@@ -225,11 +247,6 @@ def _check_tools(request: ChatRequest) -> None:
     if choice.kind == "named" and choice.name not in names:
         raise InvalidRequest(
             f"tool_choice names '{choice.name}', which is not among tools.", param="tool_choice"
-        )
-    if request.sampling.structured is not None and choice.kind in ("required", "named"):
-        raise InvalidRequest(
-            "response_format and a forced tool_choice contradict each other.",
-            param="response_format",
         )
 
 

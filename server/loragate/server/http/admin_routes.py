@@ -36,7 +36,7 @@ from loragate.server.admin.views import (
     UsageView,
 )
 from loragate.server.concurrency.fair_threads import FairThreads
-from loragate.server.http.guarded_routes import bearer_key, guarded_by
+from loragate.server.http.guarded_routes import guarded_by, sent_key
 from loragate.server.http.multipart_files import read_files
 from loragate.server.http.trial_routes import add_trials
 
@@ -86,7 +86,7 @@ def build_router(
 
     @contextmanager
     def for_the_admin(request: Request) -> Iterator[str]:
-        check_admin_key(bearer_key(request), admin_key, is_tenant_key)
+        check_admin_key(sent_key(request), admin_key, is_tenant_key)
         request.state.is_operator = True  # not before: a stranger learns no host or path
         yield ""
 

@@ -1,6 +1,8 @@
 """Generations in OpenAI's words, as JSON bytes. The per-token path encodes msgspec structs only.
 
-Field order and presence follow https://platform.openai.com/docs/api-reference/chat/streaming.
+Field order and presence follow https://platform.openai.com/docs/api-reference/chat/streaming. What
+vLLM's server adds to an answer, a choice or a chunk is there, as null where it was not asked for:
+clients read these as attributes.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -17,11 +19,18 @@ from loragate.server.core import (
     ToolCallDelta,
     Usage,
 )
-from loragate.server.gateway.choices import Choice, collect, has_many_scores, says_something
+from loragate.server.gateway.choices import (
+    Choice,
+    collect,
+    has_many_scores,
+    reported_alternatives,
+    says_something,
+)
 from loragate.server.gateway.gateway import Generation
 from loragate.server.http.failures import error_body
 
 _encoder = msgspec.json.Encoder()
+_LOWEST_LOGPROB = -9999.0
 _DONE = b"data: [DONE]\n\n"
 _PromptLogprobs = list[dict[str, object] | None]
 
@@ -87,7 +96,7 @@ class _ChatDelta(msgspec.Struct, omit_defaults=True):
     tool_calls: list[_ToolCallPiece] | None = None
 
 
-class _ChatChunkChoice(msgspec.Struct, omit_defaults=True):
+class _ChatChunkChoice(msgspec.Struct):
     index: int
     delta: _ChatDelta
     logprobs: _ChatLogprobs | None
@@ -96,7 +105,7 @@ class _ChatChunkChoice(msgspec.Struct, omit_defaults=True):
     token_ids: tuple[int, ...] | None = None
 
 
-class _TextChoice(msgspec.Struct, omit_defaults=True):
+class _TextChoice(msgspec.Struct):
     index: int
     text: str
     logprobs: _TextLogprobs | None
@@ -107,15 +116,18 @@ class _TextChoice(msgspec.Struct, omit_defaults=True):
     prompt_logprobs: _PromptLogprobs | None = None
 
 
-class _Message(msgspec.Struct, omit_defaults=True):
+class _Message(msgspec.Struct):
     role: str
     content: str | None
-    refusal: None
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
     reasoning_content: str | None = None
-    tool_calls: list[_WholeToolCall] | None = None
+    tool_calls: list[_WholeToolCall] | UnsetType = UNSET
 
 
-class _ChatChoice(msgspec.Struct, omit_defaults=True):
+class _ChatChoice(msgspec.Struct):
     index: int
     message: _Message
     logprobs: _ChatLogprobs | None
@@ -124,15 +136,23 @@ class _ChatChoice(msgspec.Struct, omit_defaults=True):
     token_ids: Sequence[int] | None = None
 
 
-class _Answer(msgspec.Struct, omit_defaults=True):
+class _Answer(msgspec.Struct):
+    """Whole, or a chunk. A text completion says what is of its prompts in its choices."""
+
     id: str
     object: str
     created: int
     model: str
     choices: Sequence[_ChatChoice | _ChatChunkChoice | _TextChoice]
     usage: _Usage | UnsetType | None = UNSET
-    prompt_token_ids: Sequence[int] | None = None
-    prompt_logprobs: _PromptLogprobs | None = None
+    prompt_token_ids: Sequence[int] | UnsetType | None = UNSET
+    prompt_logprobs: _PromptLogprobs | UnsetType | None = UNSET
+
+
+class _WholeAnswer(_Answer):
+    service_tier: None = None
+    system_fingerprint: None = None
+    kv_transfer_params: None = None
 
 
 class Writer:
@@ -163,7 +183,7 @@ class Writer:
             elif events := self._events(delta):
                 yield events
         if self._options.include_usage:
-            yield _event(self._chunk([], True))
+            yield _event(self._chunk([], self._generation.usage))
         yield _DONE
 
     def failed(self, error: Exception) -> bytes:
@@ -171,15 +191,22 @@ class Writer:
         return b"data: " + error_body(error, self._generation.id) + b"\n\n" + _DONE
 
     def _whole(self, choices: Sequence[Choice]) -> bytes:
-        answer = self._answer(
-            "chat.completion" if self._is_chat else "text_completion",
-            [self._chat_choice(c) if self._is_chat else self._text_choice(c) for c in choices],
+        made = self._generation
+        answer = _WholeAnswer(
+            id=self._id,
+            object="chat.completion" if self._is_chat else "text_completion",
+            created=made.created,
+            model=made.model,
+            choices=[
+                self._chat_choice(c) if self._is_chat else self._text_choice(c) for c in choices
+            ],
+            usage=_usage(made.usage),
         )
-        answer.usage = _usage(self._generation.usage)
-        if self._is_chat and self._options.return_token_ids:
-            answer.prompt_token_ids = self._generation.prompt_ids[0]
-        if self._is_chat and choices:
-            answer.prompt_logprobs = _vllm_prompt_logprobs(choices[0].prompt_logprobs)
+        if self._is_chat:
+            with_ids = self._options.return_token_ids
+            answer.prompt_token_ids = made.prompt_ids[0] if with_ids else None
+            scored = choices[0].prompt_logprobs if choices else None
+            answer.prompt_logprobs = _vllm_prompt_logprobs(scored)
         return _encoder.encode(answer)
 
     def _events(self, delta: Delta) -> bytes:
@@ -187,38 +214,39 @@ class Writer:
 
     def _chunks(self, delta: Delta) -> list[_Answer]:
         chunks: list[_Answer] = []
-        with_usage = self._options.continuous_usage
+        usage = self._generation.usage if self._options.has_usage_in_chunks else None
         if self._is_chat and delta.index not in self._begun:
             is_first = not self._begun
             self._begun.add(delta.index)
             first = _ChatDelta(role="assistant", content=self._generation.echo(delta.index))
-            chunk = self._chunk([_ChatChunkChoice(delta.index, first, None, None)], with_usage)
+            before = usage and usage.less(len(delta.token_ids))
+            none_yet = () if self._options.return_token_ids else None
+            choice = _ChatChunkChoice(delta.index, first, None, None, token_ids=none_yet)
+            chunk = self._chunk([choice], before)
             if is_first and self._options.return_token_ids:
                 chunk.prompt_token_ids = self._generation.prompt_ids[0]
             chunks.append(chunk)
         if says_something(delta, self._options):
             choice = self._chat_chunk(delta) if self._is_chat else self._text_chunk(delta)
-            chunk = self._chunk([choice], with_usage)
+            chunk = self._chunk([choice], usage)
             if self._is_chat:
                 chunk.prompt_logprobs = _vllm_prompt_logprobs(delta.prompt_logprobs)
             chunks.append(chunk)
         return chunks
 
-    def _chunk(self, choices: list[_ChatChunkChoice | _TextChoice], with_usage: bool) -> _Answer:
-        chunk = self._answer(
-            "chat.completion.chunk" if self._is_chat else "text_completion", choices
+    def _chunk(self, choices: list[_ChatChunkChoice | _TextChoice], usage: Usage | None) -> _Answer:
+        made = self._generation
+        of_prompt = None if self._is_chat else UNSET
+        return _Answer(
+            id=self._id,
+            object="chat.completion.chunk" if self._is_chat else "text_completion",
+            created=made.created,
+            model=made.model,
+            choices=choices,
+            usage=_usage(usage) if usage else None if self._options.include_usage else UNSET,
+            prompt_token_ids=of_prompt,
+            prompt_logprobs=of_prompt,
         )
-        if with_usage:
-            chunk.usage = _usage(self._generation.usage)
-        elif self._options.include_usage:
-            chunk.usage = None
-        return chunk
-
-    def _answer(
-        self, kind: str, choices: Sequence[_ChatChoice | _ChatChunkChoice | _TextChoice]
-    ) -> _Answer:
-        generation = self._generation
-        return _Answer(self._id, kind, generation.created, generation.model, choices)
 
     def _chat_chunk(self, delta: Delta) -> _ChatChunkChoice:
         return _ChatChunkChoice(
@@ -241,9 +269,8 @@ class Writer:
             message=_Message(
                 role="assistant",
                 content=text if text or not choice.tool_calls else None,
-                refusal=None,
                 reasoning_content=choice.reasoning or None,
-                tool_calls=[_whole_tool_call(call) for call in choice.tool_calls] or None,
+                tool_calls=[_whole_tool_call(call) for call in choice.tool_calls] or UNSET,
             ),
             logprobs=self._chat_logprobs(choice.logprobs),
             finish_reason=choice.finish_reason,
@@ -298,15 +325,17 @@ class Writer:
         sampling = self._generation.request.sampling
         if sampling.logprobs is None or not entries:
             return None
-        most = max(sampling.logprobs, len(sampling.logprob_token_ids))
+        most = reported_alternatives(sampling)
         return _ChatLogprobs(
             [
                 _ContentLogprob(
                     self._token(entry),
-                    entry.logprob,
+                    _finite(entry.logprob),
                     list(entry.token.encode()),
                     [
-                        _TopLogprob(self._token(top), top.logprob, list(top.token.encode()))
+                        _TopLogprob(
+                            self._token(top), _finite(top.logprob), list(top.token.encode())
+                        )
                         for top in entry.top[:most]
                     ],
                 )
@@ -325,26 +354,36 @@ class Writer:
             return None
         scored: list[TokenLogprob | None] = list(prompt or ()) if request.echo else []
         scored += entries
-        first = self._generation.prompt_of(index)[0]
         logprobs = _TextLogprobs([], [], [], [])
         for entry in scored:
-            # The first prompt token follows nothing, so it has a text but no probability.
-            text = (
-                self._generation.renderer.decode((first,)) if entry is None else self._token(entry)
-            )
+            text = self._first_prompt_token(index) if entry is None else self._token(entry)
             offset = self._offsets.get(index, 0)
             self._offsets[index] = offset + len(text)
             logprobs.text_offset.append(offset)
             logprobs.tokens.append(text)
-            logprobs.token_logprobs.append(None if entry is None else entry.logprob)
+            logprobs.token_logprobs.append(None if entry is None else _finite(entry.logprob))
             logprobs.top_logprobs.append(
-                None if entry is None else {self._token(top): top.logprob for top in entry.top}
+                None
+                if entry is None
+                else {self._token(top): _finite(top.logprob) for top in entry.top}
             )
         return logprobs
+
+    def _first_prompt_token(self, index: int) -> str:
+        """It follows nothing, so it has a text but no probability."""
+        first = self._generation.prompt_of(index)[0]
+        if self._options.return_tokens_as_token_ids:
+            return f"token_id:{first}"
+        return self._generation.renderer.decode((first,))
 
 
 def _event(answer: _Answer) -> bytes:
     return b"data: " + _encoder.encode(answer) + b"\n\n"
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI says -9999.0 of what is as good as impossible."""
+    return max(logprob, _LOWEST_LOGPROB)
 
 
 def _usage(usage: Usage) -> _Usage:
@@ -379,7 +418,11 @@ def _vllm_prompt_logprobs(
         None
         if entry is None
         else {
-            str(each.token_id): {"logprob": each.logprob, "decoded_token": each.token}
+            str(each.token_id): {
+                "logprob": _finite(each.logprob),
+                "rank": each.rank,
+                "decoded_token": each.token,
+            }
             for each in (entry, *entry.top)
         }
         for entry in entries

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.http.json_bodies import BoundedJsonRoute
+from loragate.server.wire.headers import KEY_HEADERS, one_key
 
 Guard = Callable[[Request], AbstractContextManager[str]]
 
@@ -38,10 +39,9 @@ def guarded_by(guard: Guard, threads: FairThreads) -> type[BoundedJsonRoute]:
     return GuardedRoute
 
 
-def bearer_key(request: Request) -> str | None:
-    """The key of `Authorization: Bearer <key>`; None where there is none."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    return key.strip() or None if scheme.lower() == "bearer" else None
+def sent_key(request: Request) -> str | None:
+    """None where there is none. Raises Unauthenticated for two that differ."""
+    return one_key((name, request.headers.getlist(name)) for name in KEY_HEADERS)
 
 
 def arrival_of(request: Request) -> Arrival:

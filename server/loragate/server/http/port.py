@@ -85,7 +85,7 @@ async def _answer_while_starting(scope: Scope, receive: Receive, send: Send) -> 
     """Reads no body: uvicorn throws away what a client goes on sending."""
     if scope["type"] != "http":
         return
-    if scope["path"] in ("/livez", "/readyz"):
+    if scope["path"] in ("/livez", "/readyz", "/health", "/ping"):
         status = 200 if scope["path"] == "/livez" else 503
         await JSONResponse({"status": "starting"}, status)(scope, receive, send)
         return

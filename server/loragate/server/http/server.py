@@ -15,6 +15,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 
 import msgspec
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -23,6 +24,7 @@ from fastapi.security import HTTPBearer
 from fastapi_swagger import patch_fastapi
 from pydantic import Field
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
 
@@ -36,8 +38,8 @@ from loragate.server.gateway.services import TenantServices
 from loragate.server.http.failures import answer_error
 from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import GenerationResponse
-from loragate.server.http.guarded_routes import arrival_of, bearer_key, guarded_by
-from loragate.server.http.middleware import BodyLimit, Envelope, HeadLimit
+from loragate.server.http.guarded_routes import arrival_of, guarded_by, sent_key
+from loragate.server.http.middleware import BodyLimit, Envelope, HeadLimit, PlainForm
 from loragate.server.http.requests import Body, ChatBody, CompletionBody, Messages, TokenIds
 from loragate.server.http.responses_routes import add_responses
 from loragate.server.telemetry.health import Health
@@ -52,6 +54,7 @@ class HttpOptions:
     max_body_bytes: int
     body_seconds: float
     metrics_key: Callable[[str], bool] | None = None
+    cors_origins: Sequence[str] = ()
 
 
 class TokenizeBody(ChatBody):
@@ -93,6 +96,7 @@ def build_http(
         docs_url=None,
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,  # clients lose their body, or their key, on the way
     )
     # FastAPI's own page loads its scripts from a public network, which a gateway may not reach.
     patch_fastapi(app, "/docs", swagger_ui_parameters={"persistAuthorization": False})
@@ -108,8 +112,19 @@ def build_http(
         app.add_exception_handler(kind, answer_error)
     # Inside Starlette's own last resort, outside all else; what is added last is outermost.
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes, seconds=options.body_seconds)
+    app.add_middleware(PlainForm)
     app.add_middleware(HeadLimit)
     app.add_middleware(Envelope)
+    if options.cors_origins:
+        # Outermost: a browser shows its page no error that comes without these headers, and asks
+        # beforehand without a key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=options.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     return app
 
 
@@ -179,6 +194,16 @@ def _list_of_models(cards: Sequence[ModelCard]) -> Response:
 def _probes(health: Health, metrics: Metrics, options: HttpOptions) -> APIRouter:
     router = APIRouter()
 
+    @router.get("/health", summary="As /readyz: vLLM's name for it")
+    @router.get("/ping", summary="As /readyz: SageMaker's name for it")
+    @router.post("/ping", summary="As /readyz: SageMaker's name for it")
+    async def health_of_vllm() -> Response:
+        return await readyz()
+
+    @router.get("/version", summary="The server's version")
+    async def version() -> Response:
+        return _json(200, {"version": metadata.version("loragate")})
+
     @router.get("/livez", summary="Is the process alive?")
     async def livez() -> Response:
         return _json(200 if health.is_live else 503, {"status": health.state})
@@ -190,7 +215,7 @@ def _probes(health: Health, metrics: Metrics, options: HttpOptions) -> APIRouter
     @router.get("/metrics", summary="Metrics for Prometheus")
     async def prometheus(request: Request) -> Response:
         if options.metrics_key is not None:
-            key = bearer_key(request)
+            key = sent_key(request)
             if key is None:
                 raise Unauthenticated("/metrics needs the admin key here.")
             if not options.metrics_key(key):
@@ -210,7 +235,7 @@ async def _each(parts: Iterable[bytes]) -> AsyncIterator[bytes]:
 def _caller(request: Request) -> Caller:
     tenant: str | None = request.path_params.get("tenant")
     conversation = request.headers.get(CONVERSATION)
-    return Caller(bearer_key(request), request.state.request_id, "http", tenant, conversation)
+    return Caller(sent_key(request), request.state.request_id, "http", tenant, conversation)
 
 
 def _card(card: ModelCard) -> MutableMapping[str, object]:
@@ -219,7 +244,9 @@ def _card(card: ModelCard) -> MutableMapping[str, object]:
         "object": "model",
         "created": card.created,
         "owned_by": card.owned_by,
+        "root": card.root,
         "parent": card.parent,
+        "max_model_len": card.max_model_len,
         "adapter": card.adapter,
         "digest": card.digest or None,
     }

@@ -55,10 +55,11 @@ async def answering(
     with what is for operators alone. Cancellation passes through: gRPC has told the client
     already, or there is none any more.
     """
-    caller = caller_of(context)
-    context.set_trailing_metadata(((headers.REQUEST_ID, caller.request_id),))
+    sent = _values(tuple(context.invocation_metadata() or ()))
+    request_id = _request_id(sent)
+    context.set_trailing_metadata(((headers.REQUEST_ID, request_id),))
     try:
-        yield caller
+        yield _caller(sent, request_id)
     except grpc.aio.BaseError:
         raise  # gRPC's own, such as a write to a client that has just gone
     except DecodeError as error:
@@ -66,9 +67,9 @@ async def answering(
     except Exception as error:  # the one place where an unknown error gets its status
         failure = describe(error, is_for_operator=is_for_operator)
         if failure.says_less:
-            logger.warning("a call failed: %s", error, extra={"request_id": caller.request_id})
+            logger.warning("a call failed: %s", error, extra={"request_id": request_id})
         if failure.status.grpc_code is grpc.StatusCode.INTERNAL:
-            logger.exception("gRPC call failed", extra={"request_id": caller.request_id})
+            logger.exception("gRPC call failed", extra={"request_id": request_id})
         await _abort(context, failure)
 
 
@@ -208,29 +209,32 @@ async def announce(
     await context.send_initial_metadata(provenance)
 
 
-def caller_of(context: grpc.aio.ServicerContext[Asked, Answered]) -> Caller:
-    sent = _first_values(tuple(context.invocation_metadata() or ()))
-    request_id = sent.get(headers.REQUEST_ID, "")
+def _request_id(sent: Mapping[str, Sequence[str]]) -> str:
+    request_id = _first(sent, headers.REQUEST_ID) or ""
+    return request_id if _REQUEST_ID.fullmatch(request_id) else f"req-{uuid.uuid4().hex}"
+
+
+def _caller(sent: Mapping[str, Sequence[str]], request_id: str) -> Caller:
+    """Raises Unauthenticated where two keys were sent that differ."""
     return Caller(
-        api_key=_bearer(sent.get("authorization", "")) or sent.get("x-api-key"),
-        request_id=request_id if _REQUEST_ID.fullmatch(request_id) else f"req-{uuid.uuid4().hex}",
+        api_key=headers.one_key((name, sent.get(name, ())) for name in headers.KEY_HEADERS),
+        request_id=request_id,
         transport="grpc",
-        tenant=sent.get(headers.TENANT),
-        conversation=sent.get(headers.CONVERSATION),
+        tenant=_first(sent, headers.TENANT),
+        conversation=_first(sent, headers.CONVERSATION),
     )
 
 
-def _first_values(metadata: Metadata) -> Mapping[str, str]:
-    values: dict[str, str] = {}
+def _values(metadata: Metadata) -> Mapping[str, Sequence[str]]:
+    values: dict[str, list[str]] = {}
     for name, value in metadata:
         if isinstance(value, str):
-            values.setdefault(name, value)
+            values.setdefault(name, []).append(value)
     return values
 
 
-def _bearer(authorization: str) -> str | None:
-    scheme, _, key = authorization.partition(" ")
-    return key.strip() or None if scheme.lower() == "bearer" else None
+def _first(sent: Mapping[str, Sequence[str]], name: str) -> str | None:
+    return next(iter(sent.get(name, ())), None)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Asked, Answered], failure: Failure) -> None:

@@ -11,7 +11,7 @@ from loragate.server.core import (
     ToolCallDelta,
     Usage,
 )
-from loragate.server.gateway.choices import Choice, says_something
+from loragate.server.gateway.choices import Choice, reported_alternatives, says_something
 from loragate.server.gateway.gateway import Generation
 from loragate.server.gateway.routing import ModelCard
 from loragate.v1 import inference_pb2 as pb
@@ -56,7 +56,7 @@ class _Chunks(ABC, Generic[Chunk]):
         begins = delta.index not in self._begun
         if not begins and not says_something(delta, self._options):
             return None
-        chunk = self._empty(self._options.continuous_usage)
+        chunk = self._empty(self._options.has_usage_in_chunks)
         self._fill(chunk, delta, begins)
         self._begun.add(delta.index)
         return chunk
@@ -149,6 +149,8 @@ def model(card: ModelCard) -> pb.Model:
         parent=card.parent,
         adapter=card.adapter,
         digest=card.digest,
+        root=card.root,
+        max_model_len=card.max_model_len,
     )
 
 
@@ -215,8 +217,7 @@ def _logprobs(generation: Generation, entries: Iterable[TokenLogprob]) -> list[p
     sampling = generation.request.sampling
     if sampling.logprobs is None:
         return []
-    # The engine adds the chosen token to the alternatives where it is not among them.
-    most = max(sampling.logprobs, len(sampling.logprob_token_ids))
+    most = reported_alternatives(sampling)
     as_ids = generation.request.options.return_tokens_as_token_ids
     return [_logprob(entry, most, as_ids) for entry in entries]
 
@@ -239,4 +240,5 @@ def _logprob(entry: TokenLogprob, most: int, as_ids: bool) -> pb.TokenLogprob:
         token_id=entry.token_id,
         logprob=entry.logprob,
         top_logprobs=[_logprob(top, 0, as_ids) for top in entry.top[:most]],
+        rank=entry.rank,
     )

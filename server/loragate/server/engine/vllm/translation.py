@@ -50,7 +50,8 @@ def vllm_sampling(sampling: SamplingParams, n: int) -> VllmSamplingParams:
         logit_bias=dict(sampling.logit_bias) or None,
         allowed_token_ids=list(sampling.allowed_token_ids) or None,
         bad_words=list(sampling.bad_words) or None,
-        logprobs=sampling.logprobs,
+        # With ids, vLLM reports these and the chosen token, and refuses another count beside them.
+        logprobs=None if sampling.logprob_token_ids else sampling.logprobs,
         logprob_token_ids=list(sampling.logprob_token_ids) or None,
         prompt_logprobs=sampling.prompt_logprobs,
         structured_outputs=_structured_outputs(sampling.structured),
@@ -104,32 +105,47 @@ def delta(completion: CompletionOutput, output: RequestOutput, sampling: Samplin
         token_ids=() if scoring_only else tuple(completion.token_ids),
         logprobs=()
         if scoring_only or completion.logprobs is None
-        else _token_logprobs(completion.token_ids, completion.logprobs),
+        else _token_logprobs(completion.token_ids, completion.logprobs, sampling),
         finish_reason=None if reason is None else _FINISH_REASONS[reason],
         stop_reason=completion.stop_reason,
         prompt_logprobs=_prompt_logprobs(output),
     )
 
 
-def _token_logprobs(token_ids: Sequence[int], logprobs: SampleLogprobs) -> tuple[TokenLogprob, ...]:
+def _token_logprobs(
+    token_ids: Sequence[int], logprobs: SampleLogprobs, sampling: SamplingParams
+) -> tuple[TokenLogprob, ...]:
+    has_ranks = not sampling.logprob_token_ids
     return tuple(
-        _token_logprob(token_id, candidates)
+        _token_logprob(token_id, candidates, has_ranks=has_ranks)
         for token_id, candidates in zip(token_ids, logprobs, strict=True)
         if candidates is not None
     )
 
 
-def _token_logprob(token_id: int, candidates: dict[int, Logprob]) -> TokenLogprob:
-    ranked = sorted(candidates.items(), key=lambda item: item[1].rank or math.inf)
+def _token_logprob(
+    token_id: int, candidates: dict[int, Logprob], *, has_ranks: bool = True
+) -> TokenLogprob:
+    """Of tokens that the request named, vLLM numbers the places in its list: those are no ranks."""
+    if has_ranks:
+        ordered = sorted(candidates.items(), key=lambda item: item[1].rank or math.inf)
+    else:
+        ordered = sorted(candidates.items(), key=lambda item: -item[1].logprob)
     chosen = candidates[token_id]
     return TokenLogprob(
         token=chosen.decoded_token or "",
         token_id=token_id,
         logprob=chosen.logprob,
         top=tuple(
-            TokenLogprob(each.decoded_token or "", candidate, each.logprob)
-            for candidate, each in ranked
+            TokenLogprob(
+                each.decoded_token or "",
+                candidate,
+                each.logprob,
+                rank=each.rank if has_ranks else None,
+            )
+            for candidate, each in ordered
         ),
+        rank=chosen.rank,
     )
 
 
