@@ -127,7 +127,7 @@ loadtest: setup ## Run a load test: make loadtest SCENARIO=steady
 structure: ## Count the packages' rooms, levels, arrows, cycles and lines (ARGS="--path FOLDER")
 	@$(PYTHON) -m bench.structure $(ARGS)
 
-check: setup ## Check format, lint, types, import arrows, and that the stubs are as generated
+check: setup ## Check format, lint, types, import arrows, stubs, and that the GPU's packages go together
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --level error
@@ -136,6 +136,10 @@ check: setup ## Check format, lint, types, import arrows, and that the stubs are
 	@for stub in $(VENV)/generated/loragate/v1/*_pb2*; do \
 		cmp "$$stub" "proto/loragate/v1/$$(basename $$stub)" || \
 			{ echo "the stubs are stale: run 'make generate'"; exit 1; }; done
+	@# Nothing of it is installed here, but it has to go together on a machine with a GPU.
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra cuda --extra train --extra dev \
+		--no-header --no-annotate --output-file $(VENV)/cuda.txt
+	@grep '^vllm==' $(VENV)/cuda.txt
 
 fmt: setup ## Format, and mend what the linter can
 	$(BIN)/ruff format .

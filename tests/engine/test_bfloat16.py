@@ -1,9 +1,15 @@
-"""The engine in bfloat16, where other kernels compute than in the float32 of all other tests."""
+"""The engine in bfloat16, where other kernels compute than in the float32 of all other tests, and
+with weights of eight bits.
+"""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
+
+import pytest
 
 from loragate.adapters.base_models.preparation import load
 from loragate.adapters.format.files import inspect
@@ -13,11 +19,12 @@ from loragate.server.config import EngineConfig
 from loragate.server.core import SamplingParams
 from loragate.server.engine.protocol import Engine, EngineRequest, LoadedAdapter
 from loragate.server.engine.vllm.engine import run_engine
+from loragate.server.engine.vllm.forkserver import EngineNotStarted
 from support.server.real_server import ROOT, World
 
 EXAMPLES = ("acme-support", "globex-router")
 # In nats, on average over a prompt; the adapters move log-probabilities by 2 to 4.
-BOUND = 0.15
+BOUNDS = {"dtype": 0.15, "int8": 0.25}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +36,21 @@ class Case:
     expected: Sequence[float]
 
 
-def test_mixed_batch_in_bfloat16_is_within_the_bound_of_float32(world: World) -> None:
+@pytest.mark.parametrize("weights", ["dtype", pytest.param("int8", marks=pytest.mark.slow)])
+def test_mixed_batch_in_bfloat16_is_within_the_bound_of_float32(
+    world: World, caplog: pytest.LogCaptureFixture, weights: Literal["dtype", "int8"]
+) -> None:
     cases = _cases()
     base = load(world.home.models / "smollm2-135m-instruct")
 
     async def run() -> list[list[float]]:
         config = EngineConfig(
-            dtype="bfloat16", max_loras=2, max_lora_rank=16, max_model_len=512, kv_cache_gib=0.3
+            dtype="bfloat16",
+            weights=weights,
+            max_loras=2,
+            max_lora_rank=16,
+            max_model_len=512,
+            kv_cache_gib=0.3,
         )
         async with run_engine(config, base, world.home.cache) as engine:
             for adapter in {
@@ -45,8 +60,27 @@ def test_mixed_batch_in_bfloat16_is_within_the_bound_of_float32(world: World) ->
             asked = (_score(engine, str(number), case) for number, case in enumerate(cases))
             return await asyncio.gather(*asked)
 
-    for said, case in zip(asyncio.run(run()), cases, strict=True):
-        assert fmean(differences(said, case.expected)) < BOUND, case.adapter
+    with caplog.at_level(logging.INFO, "loragate"):
+        answers = asyncio.run(run())
+    for said, case in zip(answers, cases, strict=True):
+        assert fmean(differences(said, case.expected)) < BOUNDS[weights], case.adapter
+    says_rounding = "100 % of the weights have eight bits: log-probabilities of" in caplog.text
+    assert says_rounding == (weights == "int8")
+
+
+def test_weights_of_eight_bits_are_refused_where_no_kernel_rounds_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(world.home.root))  # where there is no compiler
+    monkeypatch.setenv("CC", "")
+    base = load(world.home.models / "smollm2-135m-instruct")
+
+    async def run() -> None:
+        async with run_engine(EngineConfig(weights="int8"), base, world.home.cache):
+            pass
+
+    with pytest.raises(EngineNotStarted, match=r"engine.weights is 'int8', .* need a C compiler"):
+        asyncio.run(run())
 
 
 def _cases() -> list[Case]:

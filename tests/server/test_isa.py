@@ -29,6 +29,12 @@ def test_the_best_that_the_processor_has_comes_first(
     assert [isa.name for isa in usable(flags=flags, machine=machine)] == names
 
 
+def test_products_of_bytes_are_used_where_the_processor_has_them() -> None:
+    with_them = usable(flags=SKYLAKE_X, machine="x86_64")[0]
+    without = usable(flags=AVX512.needs, machine="x86_64")[0]
+    assert set(with_them.compiler_flags) - set(without.compiler_flags) == {"-mavx512vnni"}
+
+
 def test_what_is_wanted_by_name_comes_first() -> None:
     found = usable("avx2", flags=ZEN_4, machine="x86_64")
     assert [isa.name for isa in found] == ["avx2", "portable"]

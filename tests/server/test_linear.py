@@ -48,8 +48,69 @@ def test_product_is_that_of_the_weights(
     assert (y.double() - expected).abs().max() <= 2 * ROUNDING * expected.abs().max()
 
 
-def test_row_does_not_depend_on_its_company(library: ctypes.CDLL) -> None:
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 60),
+    fours=st.integers(1, 100),
+    panels=st.integers(1, 20),
+    largest=st.sampled_from((1e-6, 1.0, 1e4)),
+    seed=st.integers(0, 2**32),
+)
+def test_product_with_weights_of_eight_bits_is_near_that_of_the_weights(
+    library: ctypes.CDLL, rows: int, fours: int, panels: int, largest: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    weight = (torch.randn(32 * panels, 4 * fours) * largest).bfloat16()
+    x = torch.randn(rows, 4 * fours).bfloat16()
+    weight[0], x[0, :3] = 0, 100  # as some of a layer's inputs are
+    linear = PackedLinear(library, weight)
+
+    assert linear.quantise()
+
+    expected = x.double() @ weight.double().T
+    off = (linear.multiply(x, None).double() - expected).abs()
+    # Each factor is off by half a step at most, a 254th of the largest of its group.
+    bound = 4 * fours / 254 * 4 * largest * (x.abs().amax(1, keepdim=True).double() + 1)
+    assert (off <= bound).all()
+    assert off.norm() <= 0.03 * expected.norm() + ROUNDING * largest
+
+
+def test_product_with_weights_of_eight_bits_keeps_numbers_that_are_none(
+    library: ctypes.CDLL,
+) -> None:
+    linear = PackedLinear(library, torch.randn(32, 64).bfloat16())
+    linear.quantise()
+    x = torch.randn(3, 64).bfloat16()
+    x[0, 5], x[1, 5] = float("nan"), float("inf")
+
+    y = linear.multiply(x, None)
+
+    assert not y[:2].isfinite().any()
+    assert y[2].isfinite().all()
+
+
+def test_weights_are_rounded_where_they_are_looked_up(library: ctypes.CDLL) -> None:
+    linear = PackedLinear(library, torch.randn(32, 64).bfloat16())
+    address, x = linear.address, torch.randn(2, 64).bfloat16()
+    exact = linear.multiply(x, None)
+
+    assert linear.quantise()
+    assert linear.quantise()  # a second time changes nothing
+
+    assert linear.address == address
+    assert not torch.equal(linear.multiply(x, None), exact)
+
+
+def test_rows_that_do_not_fill_words_stay_as_they_are(library: ctypes.CDLL) -> None:
+    linear = PackedLinear(library, torch.randn(32, 66).bfloat16())
+    assert not linear.quantise()
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+def test_row_does_not_depend_on_its_company(library: ctypes.CDLL, bits: int) -> None:
     linear = PackedLinear(library, torch.randn(96, 64).bfloat16())
+    if bits == 8:
+        linear.quantise()
     x = torch.randn(50, 64).bfloat16()
 
     together = linear(x, torch.empty(0), None)

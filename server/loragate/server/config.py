@@ -59,6 +59,7 @@ class EngineConfig(Section, frozen=True):
     model: str = "smollm2-135m-instruct"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     isa: Literal["auto", "avx512_bf16", "avx512", "avx2", "neon", "portable"] = "auto"
+    weights: Literal["dtype", "int8"] = "dtype"
     quantization: str = ""
     tensor_parallel_size: int = 1
     max_loras: int = 8
@@ -355,6 +356,12 @@ def _check(config: Config) -> None:
                 "port, such as https://chat.example.org, without a path, or * for every origin",
             )
             for origin in cors_origins(server)
+        ),
+        (
+            engine.weights == "dtype"
+            or (not engine.quantization and engine.dtype in {"auto", "bfloat16"}),
+            "engine.weights is 'int8', which rounds bfloat16 weights; it goes with engine.dtype "
+            "'auto' or 'bfloat16' and without engine.quantization",
         ),
     ]
     for holds, sentence in checks:

@@ -10,8 +10,10 @@
 
 int64_t linear_columns(void);
 void pack_linear(const uint16_t *w, int64_t out, int64_t in, uint16_t *packed);
-void linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *y, int64_t y_stride,
-                     const uint16_t *x, int64_t x_stride, int64_t rows);
+void quantise_linear(const uint16_t *packed, int64_t out, int64_t in, uint8_t *quantised, uint16_t *scales);
+int64_t linear_groups(int64_t in);
+void linear_forward(const struct linear *linear, uint16_t *y, int64_t y_stride, const uint16_t *x,
+                    int64_t x_stride, int64_t rows);
 void lora_add_bfloat16(const struct lora_layer *layer, const struct lora_batch *batch, uint16_t *y,
                        int64_t y_stride, const uint16_t *x, int64_t x_stride);
 void add_rms_norm_bfloat16(uint16_t *x, uint16_t *residual, const uint16_t *weight, int64_t rows,
@@ -51,7 +53,7 @@ static void compare(const char *name, const uint16_t *actual, const double *expe
 }
 
 static void check_linear(int64_t rows) {
-    int64_t in = 70, out = 5 * linear_columns();
+    int64_t in = 140, out = 5 * linear_columns();
     uint16_t *w = random_numbers(out * in), *x = random_numbers(rows * in), *y = random_numbers(rows * out);
     uint16_t *packed = random_numbers(out * in);
     double *expected = calloc((size_t)(rows * out), sizeof *expected);
@@ -59,9 +61,17 @@ static void check_linear(int64_t rows) {
         for (int64_t o = 0; o < out; o++)
             for (int64_t k = 0; k < in; k++) expected[i * out + o] += at(x, i * in + k) * at(w, o * in + k);
     pack_linear(w, out, in, packed);
-    linear_bfloat16(packed, out, in, y, out, x, in, rows);
+    struct linear linear = {out, in, packed, NULL};
+    linear_forward(&linear, y, out, x, in, rows);
     char name[40];
     snprintf(name, sizeof name, "linear, %d rows", (int)rows);
+    compare(name, y, expected, rows * out);
+    uint8_t *quantised = malloc((size_t)(out * in));
+    uint16_t *scales = malloc((size_t)(out * linear_groups(in)) * sizeof *scales);
+    quantise_linear(packed, out, in, quantised, scales);
+    struct linear small = {out, in, quantised, scales};
+    linear_forward(&small, y, out, x, in, rows);
+    snprintf(name, sizeof name, "linear, int8, %d rows", (int)rows);
     compare(name, y, expected, rows * out);
 }
 

@@ -8,15 +8,14 @@ the training, the engine's have to be the same.
 """
 
 import asyncio
-import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.format.reference import Reference, differences, mean_difference
 from loragate.adapters.rendering.renderer import Renderer
-from loragate.server.core import SamplingParams, TokenLogprob
-from loragate.server.engine.protocol import PROBE_ID_PREFIX, Engine, EngineRequest, LoadedAdapter
+from loragate.server.engine.protocol import Engine, LoadedAdapter
+from loragate.server.engine.scoring import score_prompt
 from loragate.server.errors import InvalidRequest, MachineFault
 
 # Two kinds of text, in one short prompt: on a CPU each token of it takes about a millisecond.
@@ -36,7 +35,6 @@ class Probe:
         self._prompts = [renderer.encode(text, add_special_tokens=False) for text in _PROMPTS]
         self._base: list[float] = []
         self._one_warms = asyncio.Lock()
-        self._count = 0
 
     async def warm(self) -> None:
         """Scores the base model, so that no check has to wait for the engine's slow first steps.
@@ -141,37 +139,13 @@ class Probe:
         scores: list[float] = []
         # One after the other: a small step of the engine each, between those of its requests.
         for prompt_ids in prompts:
-            scores += await self._score_prompt(prompt_ids, adapter)
+            scores += await score_prompt(self._engine, prompt_ids, adapter)
         return scores
-
-    async def _score_prompt(
-        self, prompt_ids: Sequence[int], adapter: LoadedAdapter | None
-    ) -> list[float]:
-        self._count += 1
-        request = EngineRequest(
-            id=f"{PROBE_ID_PREFIX}{self._count}",
-            prompt_ids=prompt_ids,
-            sampling=SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0),
-            adapter=adapter,
-            cache_salt="probe",
-        )
-        entries: list[TokenLogprob | None] = []
-        async for delta in self._engine.generate(request):
-            entries += delta.prompt_logprobs or ()
-        scores = [_number(entry) for entry in entries[1:]]
-        expected = len(prompt_ids) - 1
-        # As many as there are tokens, whatever the engine does: they are compared one by one.
-        return [*scores[:expected], *[math.nan] * (expected - len(scores))]
 
 
 def _are_numbers(scores: Iterable[float]) -> bool:
     """False for NaN and infinity, and for what would add up to one."""
     return all(abs(score) < _LARGEST for score in scores)
-
-
-def _number(entry: TokenLogprob | None) -> float:
-    score: object = None if entry is None else entry.logprob
-    return float(score) if isinstance(score, float | int) else math.nan
 
 
 def _cause(reference: Reference, scores: Sequence[float], base: Sequence[float]) -> str:

@@ -17,7 +17,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
-from loragate.server.engine.cpu.linear import packed
+from loragate.server.engine.cpu.linear import PackedLinear, packed
 from loragate.server.engine.cpu.lora_kernel import Layer, LoraKernel
 from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper
 
@@ -27,12 +27,7 @@ _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
 class _Projection(ctypes.Structure):
-    _fields_ = (
-        ("packed", _POINTER),
-        ("out_features", _NUMBER),
-        ("in_features", _NUMBER),
-        ("lora", _POINTER),
-    )
+    _fields_ = (("linear", _POINTER), ("lora", _POINTER))
 
 
 class _Layer(ctypes.Structure):
@@ -54,8 +49,13 @@ class _Layer(ctypes.Structure):
 class _Linear:
     """A linear layer of vLLM's that the kernels cover."""
 
-    projection: _Projection
-    lora: Layer | None  # kept: the projection has its address only
+    linear: PackedLinear
+    lora: Layer | None
+
+    @property
+    def projection(self) -> _Projection:
+        """Has addresses only: this object has to live as long."""
+        return _Projection(self.linear.address, self.lora and self.lora.address)
 
 
 class FusedLayer:
@@ -73,7 +73,7 @@ class FusedLayer:
     ) -> None:
         attention = cast("LlamaAttention", layer.self_attn)
         rotary = cast("RotaryEmbedding", attention.rotary_emb)
-        qkv, _, gate_up, down = (each.projection for each in linears)
+        qkv, _, gate_up, down = (each.linear for each in linears)
         self._layer = _Layer(
             *(each.projection for each in linears),
             layer.input_layernorm.weight.data_ptr(),
@@ -168,7 +168,4 @@ def _linear(layer: torch.nn.Module) -> _Linear | None:
     linear = packed(layer)
     if linear is None or layer.bias is not None:
         return None
-    projection = _Projection(
-        linear.address, linear.out_features, linear.in_features, lora and lora.address
-    )
-    return _Linear(projection, lora)
+    return _Linear(linear, lora)

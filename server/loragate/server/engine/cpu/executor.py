@@ -23,7 +23,8 @@ from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper, lay_
 from loragate.server.engine.cpu.scheduler import throttling_probes
 from loragate.server.logs import configure_logs
 
-KERNELS = "kernels"  # the key of their path in vLLM's `additional_config`
+# Keys in vLLM's `additional_config`: the kernels' path, and whether weights are to be rounded.
+KERNELS, INT8 = "kernels", "int8"
 _WRAPPER = f"{GroupedPunicaWrapper.__module__}.{GroupedPunicaWrapper.__qualname__}"
 
 
@@ -37,19 +38,22 @@ class InCoreExecutor(UniProcExecutor):
         # Only a compiler needs attention as an operator of torch, which costs 20 us a layer.
         current_platform.opaque_attention_op = lambda: False
         options = self.vllm_config.additional_config
-        library = None
+        library, multiplies = None, False
         if isinstance(options, dict) and KERNELS in options:
             library = native_library.load(Path(options[KERNELS]))
             GroupedPunicaWrapper.kernel = LoraKernel(library)
             elementwise.register(library)
-            linear.register(library)
+            # oneDNN has no weights of eight bits, however fast it is in bfloat16.
+            multiplies = linear.is_worth_it() or INT8 in options
+            if multiplies:
+                linear.register(library)
         self._ranks = WeakKeyDictionary[LoRAModel, int]()  # what has left the engine is forgotten
         GroupedPunicaWrapper.rank_of = self._rank_of
         scheduling = self.vllm_config.scheduler_config  # vLLM makes its scheduler after this
         scheduling.scheduler_cls = throttling_probes(scheduling.get_scheduler_cls())
         super()._init_executor()
         self._lay_out_adapters()
-        if library is not None and linear.is_worth_it():
+        if library is not None and multiplies:
             self._fuse_layers(library)
 
     def _rank_of(self, lora_id: int) -> int:

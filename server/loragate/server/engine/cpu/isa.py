@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loragate.adapters.errors import LoragateError
@@ -39,6 +39,12 @@ AVX512_BF16 = Isa(
 )
 AVX512 = Isa("avx512", "AVX-512", _HAS_AVX512, _AVX512)
 AVX2 = Isa("avx2", "AVX2 with FMA", _HAS_AVX2, _AVX2)
+# Not instruction sets of their own: some processors of a set have products of bytes, some have not.
+_BYTE_PRODUCTS = {
+    "avx512_bf16": ("avx512_vnni", "-mavx512vnni"),
+    "avx512": ("avx512_vnni", "-mavx512vnni"),
+    "avx2": ("avx_vnni", "-mavxvnni"),
+}
 PORTABLE = Isa("portable", "the compiler's portable vectors", frozenset(), ())
 NEON = Isa("neon", "NEON", frozenset(), ())  # any 64-bit Arm processor has it
 
@@ -68,13 +74,20 @@ def _found(machine: str, flags: Iterable[str] | None) -> tuple[Isa, ...]:
     if machine not in {"x86_64", "AMD64"}:
         return (PORTABLE,)
     has = frozenset(cpu_flags() if flags is None else flags)
-    found = tuple(isa for isa in (AVX512_BF16, AVX512, AVX2) if isa.needs <= has)
+    found = tuple(
+        _with_byte_products(isa, has) for isa in (AVX512_BF16, AVX512, AVX2) if isa.needs <= has
+    )
     if not found and has:
         raise UnsupportedProcessor(
             f"This processor lacks {', '.join(sorted(AVX2.needs - has))}, without which the engine "
             "does not run; Intel's have it since Haswell (2013), AMD's since Zen (2017)."
         )
     return (*found, PORTABLE)
+
+
+def _with_byte_products(isa: Isa, has: frozenset[str]) -> Isa:
+    flag, option = _BYTE_PRODUCTS[isa.name]
+    return replace(isa, compiler_flags=(*isa.compiler_flags, option)) if flag in has else isa
 
 
 def cpu_flags() -> frozenset[str]:

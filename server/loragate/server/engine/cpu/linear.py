@@ -20,10 +20,22 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-_PAIR = 2  # as in linear.c
+_PAIR = 2  # as in native/linear_bfloat16.h
+_MOST_TOGETHER = 4  # as in native/linear_int8.h
 # Others may do more than multiply.
 _PLAIN = (ColumnParallelLinear, MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear)
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Weights(ctypes.Structure):
+    """`struct linear` of native/team.h."""
+
+    _fields_ = (
+        ("out_features", _NUMBER),
+        ("in_features", _NUMBER),
+        ("packed", _POINTER),
+        ("scales", _POINTER),
+    )
 
 
 class PackedLinear:
@@ -32,14 +44,18 @@ class PackedLinear:
     def __init__(self, library: ctypes.CDLL, weight: torch.Tensor) -> None:
         self.out_features, self.in_features = weight.shape
         self._packed = torch.empty_like(weight)
+        self._scales: torch.Tensor | None = None
         pack = library.pack_linear
         pack.argtypes, pack.restype = (_POINTER, _NUMBER, _NUMBER, _POINTER), None
         pack(weight.data_ptr(), *weight.shape, self._packed.data_ptr())
-        self.address = self._packed.data_ptr()
-        self._multiply = library.linear_bfloat16
+        self._weights = _Weights(*weight.shape, self._packed.data_ptr(), None)
+        # Of what says where the weights are, also once `quantise` has put others there.
+        self.address = ctypes.addressof(self._weights)
+        self._library = library
+        self._multiply = library.linear_forward
         self._multiply.restype = None
         self._multiply.argtypes = (
-            _POINTER, _NUMBER, _NUMBER, _POINTER, _NUMBER, _POINTER, _NUMBER, _NUMBER,
+            _POINTER, _POINTER, _NUMBER, _POINTER, _NUMBER, _NUMBER,
         )  # fmt: skip
 
     def __call__(
@@ -56,12 +72,28 @@ class PackedLinear:
         count = rows.shape[0]
         y = x.new_empty((count, self.out_features))
         self._multiply(
-            self.address, self.out_features, self.in_features, y.data_ptr(), self.out_features,
-            rows.data_ptr(), rows.stride(0), count,
-        )  # fmt: skip
+            self.address, y.data_ptr(), self.out_features, rows.data_ptr(), rows.stride(0), count
+        )
         if bias is not None:
             y += bias
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
+
+    def quantise(self) -> bool:
+        """Rounds the weights to eight bits and forgets the bfloat16 ones: half of the memory, and
+        of what a step reads. From then on x is rounded too, see native/linear_int8.h. False for
+        what no kernel covers, which stays as it is.
+        """
+        if self._scales is not None or self.in_features % _MOST_TOGETHER:
+            return self._scales is not None
+        packed = torch.empty(self._packed.shape, dtype=torch.uint8)
+        groups = self._library.linear_groups(_NUMBER(self.in_features))
+        scales = torch.empty(self.out_features * groups, dtype=torch.bfloat16)
+        quantise = self._library.quantise_linear
+        quantise.argtypes, quantise.restype = (_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER), None
+        quantise(self._packed.data_ptr(), *self._packed.shape, packed.data_ptr(), scales.data_ptr())
+        self._packed, self._scales = packed, scales
+        self._weights.packed, self._weights.scales = packed.data_ptr(), scales.data_ptr()
+        return True
 
 
 class AdaptedLinear:
@@ -108,8 +140,6 @@ def packed(layer: torch.nn.Module) -> PackedLinear | None:
 
 def register(library: ctypes.CDLL) -> None:
     """From now on vLLM's linear layers are ours, where the kernel covers them. Once per process."""
-    if not is_worth_it():
-        return
     dispatch = utils.dispatch_cpu_unquantized_gemm
 
     def dispatch_packed(layer: torch.nn.Module, remove_weight: bool) -> None:

@@ -37,7 +37,8 @@ from loragate.adapters.temporary_folders import temporary_folder
 from loragate.server.config import ConfigError, EngineConfig
 from loragate.server.core import ChatRequest, Delta
 from loragate.server.engine.cpu import isa, native_library
-from loragate.server.engine.cpu.executor import KERNELS, InCoreExecutor
+from loragate.server.engine.cpu.executor import INT8, KERNELS, InCoreExecutor
+from loragate.server.engine.cpu.weight_rounding import WeightRounding
 from loragate.server.engine.gpus import Gpus, GpusUnknown
 from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.engine.protocol import EngineRequest, LoadedAdapter, ServedModel, SlotFault
@@ -48,10 +49,11 @@ from loragate.server.engine.vllm.forkserver import (
     saying_why,
     start_forkserver,
 )
+from loragate.server.engine.vllm.int8_weights import NOTHING_ROUNDED, round_weights
 from loragate.server.engine.vllm.lora_cast import LoraCast
-from loragate.server.engine.vllm.lora_staging import AdapterStaging
 from loragate.server.engine.vllm.tools import VllmTools
 from loragate.server.engine.vllm.translation import GRAMMAR_BACKEND, REFUSALS, delta, vllm_sampling
+from loragate.server.engine.vllm.worker_extension import WorkerExtension
 from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, MachineFault
 
 logger = logging.getLogger(__name__)
@@ -78,11 +80,14 @@ async def run_engine(
     _tool_parser(config)  # raises before anything slow
     args = _engine_args(config, base)
     if current_platform.is_cpu():
-        await asyncio.to_thread(_add_kernels, args, cache, config.isa)
+        await asyncio.to_thread(_add_kernels, args, cache, config)
     async with _running(args) as llm:
         await llm.collective_rpc("guard_slots", args=(config.check_slots,))
         _say_context(llm, "engine.kv_cache_gib and engine.max_model_len")
-        yield VllmEngine(llm, config, base)
+        engine = VllmEngine(llm, config, base)
+        if config.weights == "int8":
+            await round_weights(llm, engine)
+        yield engine
 
 
 @asynccontextmanager
@@ -98,13 +103,17 @@ async def run_merged_engine(
     args.enforce_eager = current_platform.is_cpu()
     args.kv_cache_memory_bytes = need.kv_cache_bytes
     if current_platform.is_cpu():
-        await asyncio.to_thread(_add_kernels, args, cache, config.isa)
+        args.worker_extension_cls = _name_of(WeightRounding)
+        await asyncio.to_thread(_add_kernels, args, cache, config)
     else:  # what vLLM requires to be free before it starts
         total = Gpus.from_driver().memory(config.tensor_parallel_size).total_bytes
         args.gpu_memory_utilization = need.bytes / total
     async with _running(args) as llm:
         _say_context(llm, "merged.kv_cache_gib")
-        yield VllmEngine(llm, config, merged)
+        engine = VllmEngine(llm, config, merged)
+        if config.weights == "int8":
+            await round_weights(llm, engine)
+        yield engine
 
 
 @asynccontextmanager
@@ -192,12 +201,16 @@ def _engine_args(config: EngineConfig, base: BaseModel) -> AsyncEngineArgs:
     args.max_loras = config.max_loras
     args.max_cpu_loras = config.max_cpu_loras
     args.max_lora_rank = config.max_lora_rank
-    args.worker_extension_cls = f"{AdapterStaging.__module__}.{AdapterStaging.__qualname__}"
+    args.worker_extension_cls = _name_of(WorkerExtension)
     if current_platform.is_cpu():
         args.kv_cache_memory_bytes = int(config.kv_cache_gib * 2**30)
     else:
         args.gpu_memory_utilization = config.gpu_memory_utilization
     return args
+
+
+def _name_of(extension: type) -> str:
+    return f"{extension.__module__}.{extension.__qualname__}"
 
 
 def _model_args(config: EngineConfig, model: BaseModel) -> AsyncEngineArgs:
@@ -227,15 +240,19 @@ def _model_args(config: EngineConfig, model: BaseModel) -> AsyncEngineArgs:
     return args
 
 
-def _add_kernels(args: AsyncEngineArgs, cache: Path, wanted_isa: str) -> None:
-    """Raises UnsupportedProcessor."""
+def _add_kernels(args: AsyncEngineArgs, cache: Path, config: EngineConfig) -> None:
+    """Raises UnsupportedProcessor; EngineNotStarted where weights of eight bits need them."""
     try:
-        built = native_library.build(cache, wanted_isa)
+        built = native_library.build(cache, config.isa)
     except native_library.KernelsUnavailable as error:
-        logger.warning("serving without compiled kernels, %s: %s", _cost_of_none(wanted_isa), error)
+        if config.weights == "int8":  # it would start, slowly, for nothing
+            raise EngineNotStarted(NOTHING_ROUNDED) from error
+        logger.warning("serving without compiled kernels, %s: %s", _cost_of_none(config.isa), error)
         return
     logger.info("computing with %s", built.isa.description)
     args.additional_config = {KERNELS: str(built.library)}
+    if config.weights == "int8":
+        args.additional_config[INT8] = True
     # Without "all", vLLM takes PyTorch's operators where ours are registered.
     args.compilation_config = CompilationConfig(custom_ops=["all"])
 

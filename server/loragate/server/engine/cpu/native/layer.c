@@ -5,8 +5,7 @@
 
 /* A linear layer; `lora` may be absent. */
 struct projection {
-    const uint16_t *packed; /* by pack_linear */
-    int64_t out, in;
+    const struct linear *linear;
     const struct lora_layer *lora;
 };
 
@@ -20,8 +19,9 @@ struct decoder_layer {
 
 static void project(const struct projection *p, const struct lora_batch *batch, uint16_t *y,
                     const uint16_t *x, int64_t rows, float *room) {
-    team_linear_bfloat16(p->packed, p->out, p->in, y, p->out, x, p->in, rows, room);
-    if (p->lora && batch->count) team_lora_add_bfloat16(p->lora, batch, y, p->out, x, p->in);
+    int64_t out = p->linear->out, in = p->linear->in;
+    team_linear(p->linear, y, out, x, in, rows, room);
+    if (p->lora && batch->count) team_lora_add_bfloat16(p->lora, batch, y, out, x, in);
 }
 
 /* From x [rows, hidden], which is overwritten, to queries, keys and values; adds x to the residual.
@@ -29,13 +29,13 @@ static void project(const struct projection *p, const struct lora_batch *batch, 
 void layer_before_attention(const struct decoder_layer *layer, const struct lora_batch *batch, uint16_t *x,
                             uint16_t *residual, uint16_t *qkv, const int64_t *position,
                             const uint16_t *table, int64_t rows) {
-    float *room = room_to_widen(layer->qkv.in);
+    int64_t hidden = layer->qkv.linear->in, width = layer->qkv.linear->out;
+    float *room = room_for(hidden);
 #pragma omp parallel
     {
-        team_add_rms_norm_bfloat16(x, residual, layer->attention_norm, rows, layer->qkv.in, layer->epsilon);
+        team_add_rms_norm_bfloat16(x, residual, layer->attention_norm, rows, hidden, layer->epsilon);
         project(&layer->qkv, batch, qkv, x, rows, room);
-        team_rotate_bfloat16(qkv, position, table, rows, layer->qkv.out, layer->heads, layer->head_width,
-                             layer->half);
+        team_rotate_bfloat16(qkv, position, table, rows, width, layer->heads, layer->head_width, layer->half);
     }
 }
 
@@ -44,14 +44,15 @@ void layer_before_attention(const struct decoder_layer *layer, const struct lora
 void layer_after_attention(const struct decoder_layer *layer, const struct lora_batch *batch,
                            const uint16_t *attended, uint16_t *x, uint16_t *residual, uint16_t *wide,
                            uint16_t *narrow, int64_t rows) {
-    int64_t widest = layer->attended.in > layer->down.in ? layer->attended.in : layer->down.in;
-    float *room = room_to_widen(layer->gate_up.in > widest ? layer->gate_up.in : widest);
+    int64_t hidden = layer->gate_up.linear->in, inner = layer->down.linear->in;
+    int64_t heads = layer->attended.linear->in, widest = heads > inner ? heads : inner;
+    float *room = room_for(hidden > widest ? hidden : widest);
 #pragma omp parallel
     {
         project(&layer->attended, batch, x, attended, rows, room);
-        team_add_rms_norm_bfloat16(x, residual, layer->mlp_norm, rows, layer->attended.out, layer->epsilon);
+        team_add_rms_norm_bfloat16(x, residual, layer->mlp_norm, rows, hidden, layer->epsilon);
         project(&layer->gate_up, batch, wide, x, rows, room);
-        team_silu_and_mul_bfloat16(narrow, wide, rows, layer->down.in);
+        team_silu_and_mul_bfloat16(narrow, wide, rows, inner);
         project(&layer->down, batch, x, narrow, rows, room);
     }
 }

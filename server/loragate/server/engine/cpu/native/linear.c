@@ -1,32 +1,17 @@
-/* Products with a model's bfloat16 weights, y = x W^T. With few rows of x, as while tokens are
- * generated, the time is that of reading W once, so W stays bfloat16 in memory, whatever the processor
- * multiplies. Each row is summed in the same order however many there are, so it does not depend on its
- * company. */
+/* Products with a model's weights, y = x W^T. With few rows of x, as while tokens are generated, the time
+ * is that of reading W once, so W stays bfloat16 in memory, whatever the processor multiplies, or is
+ * rounded to eight bits. Each row is summed in the same order however many there are, so it does not
+ * depend on its company. */
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "linear_bfloat16.h"
+#include "linear_int8.h"
 #include "team.h"
-#include "vectors.h"
 
-#define PAIR 2 /* numbers along k that lie side by side in a panel */
 #define SMALL_WORK 65536 /* products below which waking a second thread costs more than it saves */
-#define AHEAD 2048 /* bytes of a panel that are asked for before they are needed */
-
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#define VECTORS 2 /* of y in a panel */
-#define ROWS 12   /* 24 of the 32 registers are sums */
-#elif defined(__AVX512F__)
-#define VECTORS 2
-#define ROWS 12
-#elif defined(__AVX2__)
-#define VECTORS 2
-#define ROWS 5 /* 10 of the 16 registers: with 12 the compiler runs out */
-#else /* as NEON has it: 32 registers of four numbers */
-#define VECTORS 4
-#define ROWS 6
-#endif
-#define COLUMNS (VECTORS * LANES) /* of y in a panel */
+#define MOST_ROWS 240    /* of x at once: what they take stays in the second cache, or near it */
+#define AT_ONCE 64       /* numbers of a row that one thread widens */
 
 int64_t linear_columns(void) { return COLUMNS; }
 
@@ -41,116 +26,20 @@ void pack_linear(const uint16_t *w, int64_t out, int64_t in, uint16_t *packed) {
     }
 }
 
-#ifdef __AVX512BF16__
-/* The processor's own product of two pairs. */
-typedef uint16_t factor;
+int64_t linear_groups(int64_t in) { return groups_of(in); }
 
-static inline __attribute__((always_inline)) void tile(
-    int rows, const uint16_t *panel, int64_t in, const factor *x, int64_t x_stride, uint16_t *y,
-    int64_t y_stride) {
-    __m512 sums[ROWS][VECTORS];
-    for (int i = 0; i < rows; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < in; k += PAIR) {
-        const uint16_t *from = panel + k * COLUMNS;
-        __m512bh w0 = (__m512bh)_mm512_loadu_si512(from);
-        __m512bh w1 = (__m512bh)_mm512_loadu_si512(from + COLUMNS);
-        _mm_prefetch((const char *)from + AHEAD, _MM_HINT_T0);
-        _mm_prefetch((const char *)from + AHEAD + 64, _MM_HINT_T0);
-        for (int i = 0; i < rows; i++) {
-            int32_t pair;
-            memcpy(&pair, x + i * x_stride + k, sizeof pair);
-            __m512bh v = (__m512bh)_mm512_set1_epi32(pair);
-            sums[i][0] = _mm512_dpbf16_ps(sums[i][0], v, w0);
-            sums[i][1] = _mm512_dpbf16_ps(sums[i][1], v, w1);
-        }
-    }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < VECTORS; j++) {
-            __m256i rounded = (__m256i)_mm512_cvtneps_pbh(sums[i][j]);
-            _mm256_storeu_si256((__m256i *)(y + i * y_stride + j * LANES), rounded);
-        }
-}
-#else
-/* Both numbers of a pair are widened in registers, one by a shift and one by a mask. x was before: it is
- * read for every panel. Its rows lie [k][row], so that one address is enough for all. */
-typedef float factor;
-
-static inline __attribute__((always_inline)) void tile(
-    int rows, const uint16_t *panel, int64_t in, const factor *x, int64_t unused, uint16_t *y,
-    int64_t y_stride) {
-    (void)unused;
-    floats sums[ROWS][VECTORS] = {0};
-    for (int64_t k = 0; k < in; k += PAIR) {
-        const uint16_t *from = panel + k * COLUMNS;
-        for (int64_t ahead = 0; ahead < COLUMNS * PAIR; ahead += 32)
-            __builtin_prefetch(from + AHEAD / 2 + ahead, 0, 3);
-        floats w[VECTORS];
-        for (int j = 0; j < VECTORS; j++) w[j] = (floats)(read_words(from + j * LANES * PAIR) << 16);
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < VECTORS; j++) sums[i][j] += x[k * rows + i] * w[j];
-        for (int j = 0; j < VECTORS; j++)
-            w[j] = (floats)(read_words(from + j * LANES * PAIR) & 0xffff0000u);
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < VECTORS; j++) sums[i][j] += x[(k + 1) * rows + i] * w[j];
-    }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < VECTORS; j++) write_bfloats(y + i * y_stride + j * LANES, sums[i][j]);
-}
-#endif
-
-/* Blocks of rows are as equal as can be: 16 are 8 and 8. */
-static int64_t begin_of(int64_t block, int64_t blocks, int64_t rows) { return rows * block / blocks; }
-
-/* One panel of y for all rows. The compiler sees each number of rows as a constant. */
-static void multiply_panel(const uint16_t *panel, int64_t in, uint16_t *y, int64_t y_stride,
-                           const factor *x, int64_t x_stride, int64_t rows) {
-    int64_t blocks = (rows + ROWS - 1) / ROWS;
-    for (int64_t block = 0; block < blocks; block++) {
-        int64_t first = begin_of(block, blocks, rows);
-        const factor *xs = x + first * x_stride;
-        uint16_t *ys = y + first * y_stride;
-        switch (begin_of(block + 1, blocks, rows) - first) {
-            case 1: tile(1, panel, in, xs, x_stride, ys, y_stride); break;
-            case 2: tile(2, panel, in, xs, x_stride, ys, y_stride); break;
-            case 3: tile(3, panel, in, xs, x_stride, ys, y_stride); break;
-            case 4: tile(4, panel, in, xs, x_stride, ys, y_stride); break;
-            case 5: tile(5, panel, in, xs, x_stride, ys, y_stride); break;
-#if ROWS > 5
-            case 6: tile(6, panel, in, xs, x_stride, ys, y_stride); break;
-#endif
-#if ROWS > 6
-            case 7: tile(7, panel, in, xs, x_stride, ys, y_stride); break;
-            case 8: tile(8, panel, in, xs, x_stride, ys, y_stride); break;
-            case 9: tile(9, panel, in, xs, x_stride, ys, y_stride); break;
-            case 10: tile(10, panel, in, xs, x_stride, ys, y_stride); break;
-            case 11: tile(11, panel, in, xs, x_stride, ys, y_stride); break;
-            case 12: tile(12, panel, in, xs, x_stride, ys, y_stride); break;
-#endif
-        }
-    }
-}
-
-#ifdef __AVX512BF16__
-float *room_to_widen(int64_t in) {
-    (void)in;
-    return NULL;
-}
-
-void team_linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *y, int64_t y_stride,
-                          const uint16_t *x, int64_t x_stride, int64_t rows, float *room) {
-    (void)room;
-#pragma omp for schedule(static)
+/* From what pack_linear made to [out * in] numbers of eight bits and [out * groups] scales. `in` is a
+ * multiple of TOGETHER. */
+void quantise_linear(const uint16_t *packed, int64_t out, int64_t in, uint8_t *quantised, uint16_t *scales) {
+#pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < out; panel += COLUMNS)
-        multiply_panel(packed + panel * in, in, y + panel, y_stride, x, x_stride, rows);
+        quantise_panel(packed + panel * in, in, quantised + panel * in, scales + panel * groups_of(in));
 }
-#else
-#define MOST_WIDENED 240 /* rows of x at once: what they take stays in the second cache, or near it */
-#define AT_ONCE 64       /* numbers of a row that one thread widens */
 
-float *room_to_widen(int64_t in) {
+float *room_for(int64_t in) {
     static _Thread_local float *room; /* kept for the thread's life: it is asked for at every layer */
     static _Thread_local int64_t size;
-    int64_t wanted = MOST_WIDENED * in;
+    int64_t wanted = MOST_ROWS * in;
     if (wanted > size) {
         free(room);
         room = aligned_alloc(64, (size_t)(wanted * (int64_t)sizeof *room + 63) / 64 * 64);
@@ -163,38 +52,91 @@ float *room_to_widen(int64_t in) {
     return room;
 }
 
-/* Numbers `begin` to `end` of each row, one block of rows after the other: [block][k][row]. */
-static void widen(float *room, const uint16_t *x, int64_t x_stride, int64_t rows, int64_t in,
-                  int64_t begin, int64_t end) {
-    int64_t blocks = (rows + ROWS - 1) / ROWS;
-    for (int64_t block = 0; block < blocks; block++) {
-        int64_t first = begin_of(block, blocks, rows), count = begin_of(block + 1, blocks, rows) - first;
-        for (int64_t i = 0; i < count; i++)
-            for (int64_t k = begin; k < end; k++)
-                room[first * in + k * count + i] = widen_bf16(x[(first + i) * x_stride + k]);
-    }
-}
-
-void team_linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *y, int64_t y_stride,
-                          const uint16_t *x, int64_t x_stride, int64_t rows, float *room) {
-    for (int64_t first = 0; first < rows; first += MOST_WIDENED) {
-        int64_t count = rows - first < MOST_WIDENED ? rows - first : MOST_WIDENED;
-        /* The barrier at the end of each loop is needed: all of x is read for each panel, and is
-         * overwritten by the next round, or by the next layer. */
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < in; k += AT_ONCE)
-            widen(room, x + first * x_stride, x_stride, count, in, k, k + AT_ONCE < in ? k + AT_ONCE : in);
-#pragma omp for schedule(static)
-        for (int64_t panel = 0; panel < out; panel += COLUMNS)
-            multiply_panel(packed + panel * in, in, y + first * y_stride + panel, y_stride, room, in, count);
-    }
-}
+/* The compiler sees each number of rows as a constant. */
+#if ROWS == 12
+#define CASES(CASE) \
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#elif ROWS == 6
+#define CASES(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#else
+#define CASES(CASE) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5)
 #endif
 
+/* One panel of y for all rows. */
+static void multiply_panel(const struct linear *linear, int64_t panel, uint16_t *y, int64_t y_stride,
+                           const factor *x, int64_t x_stride, int64_t rows) {
+    const uint16_t *packed = (const uint16_t *)linear->packed + panel * linear->in;
+    for (int64_t block = 0; block < blocks_of(rows); block++) {
+        int64_t first = begin_of(block, rows);
+        const factor *xs = x + first * x_stride;
+        uint16_t *ys = y + first * y_stride + panel;
+#define CASE(count) \
+    case count: multiply_bfloat16(count, packed, linear->in, xs, x_stride, ys, y_stride); break;
+        switch (begin_of(block + 1, rows) - first) { CASES(CASE) }
+#undef CASE
+    }
+}
+
+static void multiply_quantised_panel(const struct linear *linear, int64_t panel, uint16_t *y,
+                                     int64_t y_stride, struct quantised x, int64_t rows) {
+    int64_t in = linear->in;
+    const uint8_t *packed = (const uint8_t *)linear->packed + panel * in;
+    const uint16_t *w_scales = linear->scales + panel * groups_of(in);
+    for (int64_t block = 0; block < blocks_of(rows); block++) {
+        int64_t first = begin_of(block, rows), group = first * groups_of(in);
+        const int32_t *xs = x.words + first * in / TOGETHER;
+        uint16_t *ys = y + first * y_stride + panel;
+#define CASE(count)                                                                               \
+    case count:                                                                                   \
+        multiply_int8(count, packed, w_scales, in, xs, x.scales + group, x.starts + group, ys, y_stride); \
+        break;
+        switch (begin_of(block + 1, rows) - first) { CASES(CASE) }
+#undef CASE
+    }
+}
+
+/* The barrier at the end of each loop is needed: all of x is read for each panel,
+ * and is overwritten by the next round, or by the next layer. */
+static void team_multiply(const struct linear *linear, uint16_t *y, int64_t y_stride, const uint16_t *x,
+                          int64_t x_stride, int64_t rows, float *room) {
+    int64_t out = linear->out, in = linear->in;
+    if (linear->scales) {
+        struct quantised quantised = quantised_in(room, rows, in);
+#pragma omp for schedule(static)
+        for (int64_t group = 0; group < groups_of(in); group++)
+            quantise_rows(quantised, x, x_stride, rows, in, group);
+#pragma omp for schedule(static)
+        for (int64_t panel = 0; panel < out; panel += COLUMNS)
+            multiply_quantised_panel(linear, panel, y, y_stride, quantised, rows);
+        return;
+    }
+#if WIDENS
+#pragma omp for schedule(static)
+    for (int64_t k = 0; k < in; k += AT_ONCE)
+        widen(room, x, x_stride, rows, in, k, k + AT_ONCE < in ? k + AT_ONCE : in);
+    x_stride = in;
+    const float *xs = room;
+#else
+    const uint16_t *xs = x;
+#endif
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < out; panel += COLUMNS)
+        multiply_panel(linear, panel, y, y_stride, xs, x_stride, rows);
+}
+
+void team_linear(const struct linear *linear, uint16_t *y, int64_t y_stride, const uint16_t *x,
+                 int64_t x_stride, int64_t rows, float *room) {
+    int64_t most = WIDENS || linear->scales ? MOST_ROWS : rows;
+    for (int64_t first = 0; first < rows; first += most) {
+        int64_t count = rows - first < most ? rows - first : most;
+        team_multiply(linear, y + first * y_stride, y_stride, x + first * x_stride, x_stride, count, room);
+    }
+}
+
 /* `out` is a multiple of COLUMNS, `in` of PAIR; strides are in elements. */
-void linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *y, int64_t y_stride,
-                     const uint16_t *x, int64_t x_stride, int64_t rows) {
-    float *room = room_to_widen(in);
-#pragma omp parallel if (rows * out * in >= SMALL_WORK)
-    team_linear_bfloat16(packed, out, in, y, y_stride, x, x_stride, rows, room);
+void linear_forward(const struct linear *linear, uint16_t *y, int64_t y_stride, const uint16_t *x,
+                    int64_t x_stride, int64_t rows) {
+    float *room = room_for(linear->in);
+#pragma omp parallel if (rows * linear->out * linear->in >= SMALL_WORK)
+    team_linear(linear, y, y_stride, x, x_stride, rows, room);
 }

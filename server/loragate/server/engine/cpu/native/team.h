@@ -26,10 +26,17 @@ struct lora_batch {
     const int64_t *rank;
 };
 
-/* linear.c: `room` is of the thread that begins the team, by `room_to_widen` for at least as large an `in`. */
-float *room_to_widen(int64_t in);
-void team_linear_bfloat16(const uint16_t *packed, int64_t out, int64_t in, uint16_t *y, int64_t y_stride,
-                          const uint16_t *x, int64_t x_stride, int64_t rows, float *room);
+/* Weights as `pack_linear` lays them out or, where there are scales, `quantise_linear`. */
+struct linear {
+    int64_t out, in;
+    const void *packed;
+    const uint16_t *scales; /* bfloat16 */
+};
+
+/* linear.c: `room` is of the thread that begins the team, by `room_for` at least as large an `in`. */
+float *room_for(int64_t in);
+void team_linear(const struct linear *linear, uint16_t *y, int64_t y_stride, const uint16_t *x,
+                 int64_t x_stride, int64_t rows, float *room);
 
 /* lora.c */
 void team_lora_add_bfloat16(const struct lora_layer *layer, const struct lora_batch *batch, uint16_t *y,
