@@ -283,6 +283,7 @@ class VllmEngine:
         self._cast = _lora_cast(llm)
         self._tokenizer = llm.renderer.get_tokenizer()
         self._parser_class = _tool_parser(config)
+        self._parser_name = config.tool_call_parser
         # Counts of alternatives are bounded by what the engine was started with.
         defaults = llm.model_config.get_diff_sampling_param()
         self._model = ServedModel(
@@ -432,7 +433,11 @@ class VllmEngine:
                 "This server has no tool parser; set engine.tool_call_parser.", param="tools"
             )
         return VllmTools(
-            self._parser_class, self._tokenizer, self._llm.model_config, request, prompt_ids
+            self._parser_class,
+            self._parser_name,
+            self._tokenizer,
+            self._llm.model_config,
+            request,
         )
 
 

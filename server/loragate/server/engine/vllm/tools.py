@@ -1,9 +1,11 @@
 """Tool calls: what a chat request's tools ask of sampling, and telling calls from text.
 
-Both are vLLM's parsers' work, one for each family of models.
+What the model has to write is vLLM's work, by a parser for each family of models. Of what it then
+writes, see `call_formats`.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,14 +21,35 @@ from vllm.tool_parsers.abstract_tool_parser import Tool
 
 from loragate.server.core import (
     ChatRequest,
-    Delta,
     SamplingParams,
     StructuredOutput,
-    ToolCallDelta,
     ToolChoice,
 )
+from loragate.server.engine.vllm.call_formats import (
+    BareJson,
+    Call,
+    CallFormat,
+    GlmXml,
+    ListedJson,
+    MistralCalls,
+    NamedArguments,
+    OtherCalls,
+    PythonCalls,
+    QwenXml,
+    RequiredCalls,
+    TaggedJson,
+)
+from loragate.server.engine.vllm.call_reader import CallReader, CallRules
 from loragate.server.engine.vllm.translation import REFUSALS
 from loragate.server.errors import InvalidRequest
+
+_TAGGED_JSON = ("hermes", "qwen3_json")
+_BARE_JSON = ("llama3_json", "llama4_json")
+_QWEN_XML = ("qwen3_coder", "qwen3_xml")
+_GLM_XML = ("glm45", "glm47")
+_PYTHON = ("pythonic", "llama4_pythonic")
+# Where a parser keeps how its calls begin.
+_BEGIN = re.compile(r"bot_token|(tool_?calls?_|.*_)?(start|begin)_token", re.IGNORECASE)
 
 
 class VllmTools:
@@ -35,16 +58,27 @@ class VllmTools:
     def __init__(
         self,
         parser_class: type[Parser],
+        parser_name: str,
         tokenizer: TokenizerLike,
-        model_config: ModelConfig,
+        model_config: ModelConfig | None,
         request: ChatRequest,
-        prompt_ids: Sequence[int],
     ) -> None:
         self._parser_class = parser_class
+        self._parser_name = parser_name
         self._tokenizer = tokenizer
         self._model_config = model_config
-        self._prompt_ids = list(prompt_ids)
-        asked = _chat_request(request)
+        choice = request.tool_choice
+        self._forced = choice if choice and choice.kind in ("required", "named") else None
+        names = [tool.name for tool in request.tools]
+        if self._forced and self._forced.kind == "named":
+            names = [self._forced.name]
+        self._rules = CallRules(
+            names,
+            is_forced=self._forced is not None,
+            several=request.parallel_tool_calls,
+            has_short_ids=parser_name == "mistral",
+        )
+        asked = _chat_request(request, is_forced=self._forced is not None)
         try:
             adjusted = self._new_parser(asked).adjust_request(asked)
         except REFUSALS as error:
@@ -53,49 +87,59 @@ class VllmTools:
         self._request = adjusted
 
     def bind(self, sampling: SamplingParams) -> SamplingParams:
+        """A forced call goes before whatever else the text is to look like, which goes before what
+        holds the calls that the model may make to their schemas.
+        """
         outputs = self._request.structured_outputs
+        is_free = sampling.structured is None or self._forced is not None
         return replace(
             sampling,
-            structured=sampling.structured if outputs is None else _constraint(outputs),
+            structured=_constraint(outputs) if outputs and is_free else sampling.structured,
             skip_special_tokens=sampling.skip_special_tokens and self._request.skip_special_tokens,
         )
 
-    def parser(self) -> "VllmToolCallParser":
-        return VllmToolCallParser(self._new_parser(self._request), self._request, self._prompt_ids)
+    def parser(self) -> CallReader:
+        return CallReader(self._format(), self._rules)
+
+    def _format(self) -> CallFormat:
+        names, name = self._rules.names, self._parser_name
+        parser = self._new_parser(self._request).tool_parser
+        writes_json = parser is not None and parser.supports_required_and_named
+        if self._forced is not None and writes_json:
+            named = self._forced.kind == "named"
+            return NamedArguments(self._forced.name) if named else RequiredCalls(names)
+        if name in _TAGGED_JSON:
+            return TaggedJson(names)
+        if name in _BARE_JSON:
+            return BareJson(names)
+        if name == "phi4_mini_json":
+            return ListedJson(names)
+        if name == "mistral":
+            return MistralCalls(names)
+        if name in _QWEN_XML:
+            return QwenXml(names, self._read_whole)
+        if name in _GLM_XML:
+            return GlmXml(names, self._read_whole)
+        if name in _PYTHON:
+            return PythonCalls(names, self._read_whole)
+        begins = [
+            value
+            for key, value in vars(parser).items()
+            if isinstance(value, str) and value and _BEGIN.fullmatch(key)
+        ]
+        return OtherCalls(names, self._read_whole, begins)
+
+    def _read_whole(self, text: str) -> tuple[str, Sequence[Call]]:
+        parser = self._new_parser(self._request)
+        try:
+            _, content, calls = parser.parse(text, self._request, enable_auto_tools=True)
+        except Exception:  # noqa: BLE001 - of texts that it was not made for it raises anything
+            return text, ()
+        return content or "", [Call(call.name, call.arguments, call.id) for call in calls or ()]
 
     def _new_parser(self, request: VllmChatRequest) -> Parser:
         tools: list[Tool] = list(request.tools or ())
         return self._parser_class(self._tokenizer, tools, model_config=self._model_config)
-
-
-class VllmToolCallParser:
-    """A `ToolCallParser` over vLLM's streaming parser of one model family."""
-
-    def __init__(self, parser: Parser, request: VllmChatRequest, prompt_ids: list[int]) -> None:
-        self._parser = parser
-        self._request = request
-        self._prompt_ids = prompt_ids
-
-    def push(self, delta: Delta) -> tuple[str, tuple[ToolCallDelta, ...]]:
-        message = self._parser.parse_delta(
-            delta.text,
-            list(delta.token_ids),
-            self._request,
-            prompt_token_ids=self._prompt_ids,
-            finished=delta.finish_reason is not None,
-        )
-        if message is None:
-            return "", ()
-        calls = tuple(
-            ToolCallDelta(
-                index=call.index,
-                id=call.id,
-                name=call.function.name if call.function else None,
-                arguments=(call.function.arguments or "") if call.function else "",
-            )
-            for call in message.tool_calls
-        )
-        return message.content or "", calls
 
 
 def _constraint(outputs: StructuredOutputsParams) -> StructuredOutput:
@@ -105,8 +149,10 @@ def _constraint(outputs: StructuredOutputsParams) -> StructuredOutput:
     return StructuredOutput("json_schema", schema, param="tools")
 
 
-def _chat_request(request: ChatRequest) -> VllmChatRequest:
-    """Carries over what vLLM's parsers look at: tools, choice, and whether text is constrained."""
+def _chat_request(request: ChatRequest, *, is_forced: bool) -> VllmChatRequest:
+    """Carries over what vLLM's parsers look at. Forced calls are all held to their schemas: a small
+    model that has to call writes anything otherwise.
+    """
     return VllmChatRequest.model_validate(
         {
             "messages": [{"role": "user", "content": ""}],
@@ -117,7 +163,7 @@ def _chat_request(request: ChatRequest) -> VllmChatRequest:
                         "name": tool.name,
                         "description": tool.description,
                         "parameters": msgspec.json.decode(tool.parameters),
-                        "strict": tool.strict,
+                        "strict": tool.strict or is_forced,
                     },
                 }
                 for tool in request.tools
