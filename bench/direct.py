@@ -95,6 +95,7 @@ async def _directly(engine: Engine, count: int, turn: int) -> list[Stream]:
             request = EngineRequest(f"{count}-{turn}-{index}-{repeat}", prompt, sampling)
             async for _ in engine.generate(request):
                 answer.arrivals.append(time.perf_counter())
+            answer.tokens, answer.ended = len(answer.arrivals), answer.arrivals[-1]
             answers.append(answer)
         return answers
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -27,6 +27,7 @@ class Door:
     url: str
     model: str
     key: str | None = None
+    more: Mapping[str, object] = field(default_factory=dict)  # in the body of each request
 
     @property
     def host(self) -> str:
@@ -42,8 +43,11 @@ class Stream:
     """One answer. Times are seconds of `time.perf_counter`."""
 
     started: float
-    arrivals: list[float] = field(default_factory=list)  # of each token
+    # Of each token. llama.cpp sends no part of a character: those that it held back are in none.
+    arrivals: list[float] = field(default_factory=list)
     version: str | None = None  # what the server says that it served
+    tokens: int = 0  # that the server has counted, as it says at the end
+    ended: float = 0.0
 
     @property
     def first_token(self) -> float:
@@ -68,6 +72,8 @@ async def stream(
         "temperature": 0,
         "ignore_eos": True,
         "stream": True,
+        "stream_options": {"include_usage": True},
+        **door.more,
     }
     answer = Stream(time.perf_counter())
     if under_way is not None:
@@ -96,10 +102,13 @@ async def _read(reader: asyncio.StreamReader, answer: Stream) -> None:
     if b" 200 " not in status:
         raise RefusedError((status + await reader.read()).decode())
     async for line in reader:
-        # Lines between are the lengths of chunks; both servers send an event in a chunk of its own.
+        # Lines between are the lengths of chunks; each server sends an event in a chunk of its own.
         if line.startswith(b"data: {"):
             now = time.perf_counter()
-            if json.loads(line[6:])["choices"]:
+            event = json.loads(line[6:])
+            if usage := event.get("usage"):  # of no token: the last event
+                answer.tokens, answer.ended = usage["completion_tokens"], now
+            elif event["choices"]:
                 answer.arrivals.append(now)
         elif line.lower().startswith(b"x-loragate-adapter:"):
             answer.version = line.split(b":", 1)[1].strip().decode()
@@ -129,6 +138,6 @@ async def closed_loop(
 
 def rate(answers: Sequence[Stream]) -> float:
     """Tokens per second over the whole of it."""
-    tokens = sum(len(answer.arrivals) for answer in answers)
+    tokens = sum(answer.tokens for answer in answers)
     begin = min(answer.started for answer in answers)
-    return tokens / (max(answer.arrivals[-1] for answer in answers) - begin)
+    return tokens / (max(answer.ended for answer in answers) - begin)
