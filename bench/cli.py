@@ -39,7 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=9, help="of each command (default 9)")
     options = parser.parse_args()
-    print(f"{processor.head(None)}\n")
+    print(f"{processor.measure(None)}\n")
     print("| command | processor time, s | until it ends, s |\n|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="bench-cli-") as folder:
         home, versions = _furnish(Path(folder))

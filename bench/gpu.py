@@ -14,8 +14,9 @@ import torch
 
 from bench import processor
 from bench.adapters import make_adapter
+from bench.measures import Case, Results
 from bench.servers import Bounds, loragate, model_path, stock_vllm
-from bench.serving import Case, Results, measure_server, print_results
+from bench.serving import measure_server, print_results
 
 
 def main() -> None:
@@ -47,7 +48,8 @@ async def _measure(rounds: int, count: int, rank: int, streams: list[int]) -> No
                 async with start(adapters, bounds=bounds) as running:
                     await measure_server(running, cases, results[running.name])
     has_gpu = torch.cuda.is_available()
-    print_results(results, torch.cuda.get_device_name() if has_gpu else processor.head(None))
+    machine = torch.cuda.get_device_name() if has_gpu else str(processor.measure(None))
+    print_results(results, machine)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import ctypes
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -45,20 +46,36 @@ def limit_to(isa: str | None) -> None:
     }
 
 
-def head(isa: str | None) -> str:
-    """A line for the top of a table. Takes some seconds, of a machine that does nothing else."""
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What it is, and in billions a second the bytes that it reads and the operations it makes."""
+
+    name: str  # with its cores and instructions
+    reads: float
+    own: float  # of our kernel, with bfloat16 weights
+    torch_bfloat16: float
+    torch_float32: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}; reads {self.reads:.1f} GB/s; bfloat16 weights by our kernel "
+            f"{self.own:.0f} GFLOP/s, by torch {self.torch_bfloat16:.0f}, float32 by torch "
+            f"{self.torch_float32:.0f}"
+        )
+
+
+def measure(isa: str | None) -> Processor:
+    """The head of a table. Takes some seconds, of a machine that does nothing else."""
     built = native_library.build(Home.from_environment().cache, isa or "auto")
     limited = "" if isa is None else ", of more that the processor has"
     cores = psutil.cpu_count(logical=True)
-    read = _READ_BYTES / _fastest(_reading()) / 1e9
     operations = 2 * _ROWS * _IN * _OUT
-    own = operations / _fastest(_multiplying(native_library.load(built.library))) / 1e9
-    torch_float32 = operations / _fastest(_multiplying_by_torch(torch.float32)) / 1e9
-    torch_bfloat16 = operations / _fastest(_multiplying_by_torch(torch.bfloat16)) / 1e9
-    return (
-        f"{cpu_model()}, {cores} cores, {built.isa.description}{limited}; reads {read:.1f} GB/s; "
-        f"bfloat16 weights by our kernel {own:.0f} GFLOP/s, by torch {torch_bfloat16:.0f}, float32 "
-        f"by torch {torch_float32:.0f}"
+    return Processor(
+        f"{cpu_model()}, {cores} cores, {built.isa.description}{limited}",
+        reads=_READ_BYTES / _fastest(_reading()) / 1e9,
+        own=operations / _fastest(_multiplying(native_library.load(built.library))) / 1e9,
+        torch_bfloat16=operations / _fastest(_multiplying_by_torch(torch.bfloat16)) / 1e9,
+        torch_float32=operations / _fastest(_multiplying_by_torch(torch.float32)) / 1e9,
     )
 
 

