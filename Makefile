@@ -29,7 +29,7 @@ OUT := proto
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
 	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-bombs bench-cli \
-	bench-train loadtest structure check fmt generate lock clean
+	bench-train bench-rivals loadtest structure check fmt generate lock clean
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ coverage: setup ## Run the tests and show which lines of server/, adapters/ and 
 
 bench: setup ## Measure speed beside stock vLLM (20 minutes; ARGS="--rounds 1 --large" and others)
 	$(BIN)/python -m bench.serving $(ARGS)
+
+bench-rivals: setup ## Measure speed beside stock vLLM and llama.cpp (45 minutes; ARGS="--rounds 1")
+	$(BIN)/python -m bench.rivals $(ARGS)
 
 bench-direct: setup ## Measure what HTTP and the gateway cost, against the engine alone
 	$(BIN)/python -m bench.direct $(ARGS)

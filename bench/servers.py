@@ -1,4 +1,6 @@
-"""Stock vLLM's own OpenAI server, and loragate, each started as a user would, set up alike."""
+"""Stock vLLM's own OpenAI server, llama.cpp's, and loragate, each started as a user would, set up
+alike.
+"""
 
 import asyncio
 import json
@@ -64,6 +66,7 @@ class Running:
     grpc: str  # host and port; empty where there is none
     process: subprocess.Popen[bytes]
     doors: Mapping[str, Door]  # by adapter, and "base"
+    started: float  # by `time.perf_counter`
     seconds_to_healthy: float
     admin: Mapping[str, str]  # headers
     log: Path
@@ -108,6 +111,32 @@ async def stock_vllm(
     url = f"http://127.0.0.1:{port}"
     doors = {name: Door(url, name) for name in ("base", *adapters)}
     async with _running("vllm", command, environment, url, "/health", doors, {}) as running:
+        yield running
+
+
+@asynccontextmanager
+async def llama_cpp(
+    server: Path, model: Path, adapters: Mapping[str, Path], slots: int
+) -> AsyncIterator[Running]:
+    """`llama-server` with files of its own form, nothing tuned but what it cannot know: how many
+    requests there are at once, and how many cores there are.
+    """
+    port = free_port()
+    command = [
+        str(server), "--model", str(model), "--host", "127.0.0.1", "--port", str(port),
+        "--threads", str(len(os.sched_getaffinity(0))), "--parallel", str(slots),
+        "--ctx-size", str(slots * MAX_MODEL_LEN), "--flash-attn", "on",
+    ]  # fmt: skip
+    if adapters:
+        command += ["--lora", ",".join(str(path) for path in adapters.values())]
+    url = f"http://127.0.0.1:{port}"
+    # A request that names no adapter has all of them added, --lora-init-without-apply or not.
+    doors = {
+        "base": Door(url, "base", more={"lora": [{"id": 0, "scale": 0.0}]} if adapters else {})
+    }
+    for number, name in enumerate(adapters):
+        doors[name] = Door(url, name, more={"lora": [{"id": number, "scale": 1.0}]})
+    async with _running("llama.cpp", command, {}, url, "/health", doors, {}) as running:
         yield running
 
 
@@ -243,7 +272,7 @@ async def _running(
     try:
         await _until_healthy(process, url + health, Path(log))
         seconds = time.perf_counter() - started
-        yield Running(name, url, grpc, process, doors, seconds, admin, Path(log))
+        yield Running(name, url, grpc, process, doors, started, seconds, admin, Path(log))
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -61,8 +61,8 @@ async def _measure(rounds: int, seconds: float, only: str | None) -> None:
         for number in range(rounds):
             if only != "loragate":
                 async with stock_vllm(steady) as running, httpx.AsyncClient(timeout=60) as http:
-                    load = _stock_loader(http, running, swapped)
-                    ratios["vllm"].append(await _stall(running, list(steady), seconds, load))
+                    load = stock_loader(http, running, swapped)
+                    ratios["vllm"].append(await stall(running, list(steady), seconds, load))
                     _say(number, running, ratios["vllm"][-1])
             if only != "vllm":
                 versions = {"swapped": swapped}
@@ -72,7 +72,7 @@ async def _measure(rounds: int, seconds: float, only: str | None) -> None:
                 ):
                     firsts["idle"] += [await _promote(http, running, v) for v in (2, 3, 4)]
                     load = _promoter(http, running, 5)
-                    ratios["loragate"].append(await _stall(running, list(steady), seconds, load))
+                    ratios["loragate"].append(await stall(running, list(steady), seconds, load))
                     _say(number, running, ratios["loragate"][-1])
                     busy = range(5 + int(seconds), 8 + int(seconds))
                     async with _steady(running, list(steady)):
@@ -80,7 +80,9 @@ async def _measure(rounds: int, seconds: float, only: str | None) -> None:
         _print(ratios, firsts)
 
 
-def _stock_loader(http: httpx.AsyncClient, running: Running, adapters: Sequence[Path]) -> Load:
+def stock_loader(http: httpx.AsyncClient, running: Running, adapters: Sequence[Path]) -> Load:
+    """Of these folders in turn, each time under a new name."""
+
     async def load(number: int) -> None:
         path = adapters[number % len(adapters)]
         body = {"lora_name": f"swapped{number}", "lora_path": str(path)}
@@ -88,6 +90,32 @@ def _stock_loader(http: httpx.AsyncClient, running: Running, adapters: Sequence[
         answer.raise_for_status()
 
     return load
+
+
+def publisher(http: httpx.AsyncClient, running: Running, adapters: Sequence[Path]) -> Load:
+    """Of these folders in turn: sent over HTTP as the next version, then promoted."""
+
+    contents = [
+        [("files", (path.name, path.read_bytes())) for path in sorted(folder.iterdir())]
+        for folder in adapters
+    ]
+
+    async def load(number: int) -> None:
+        files = contents[number % len(contents)]
+        answer = await http.post(_url(running, "versions"), files=files, headers=running.admin)
+        answer.raise_for_status()
+        version = int(answer.json()["version"].removeprefix("v"))
+        await set_champion(http, running, version)
+        await serving(running, "swapped", version)
+
+    return load
+
+
+async def add_tenant(http: httpx.AsyncClient, running: Running) -> None:
+    """The one that a publisher publishes for."""
+    url = f"{running.url}/admin/v1/tenants"
+    answer = await http.post(url, json={"tenant": "swapped"}, headers=running.admin)
+    answer.raise_for_status()
 
 
 def _promoter(http: httpx.AsyncClient, running: Running, first: int) -> Load:
@@ -100,11 +128,15 @@ def _promoter(http: httpx.AsyncClient, running: Running, first: int) -> Load:
 
 async def set_champion(http: httpx.AsyncClient, running: Running, version: int) -> None:
     answer = await http.put(
-        f"{running.url}/admin/v1/tenants/swapped/adapters/adapter/aliases/champion",
+        _url(running, "aliases/champion"),
         json={"version": f"v{version}", "reason": "benchmark"},
         headers=running.admin,
     )
     answer.raise_for_status()
+
+
+def _url(running: Running, what: str) -> str:
+    return f"{running.url}/admin/v1/tenants/swapped/adapters/adapter/{what}"
 
 
 async def _promote(http: httpx.AsyncClient, running: Running, version: int) -> float:
@@ -118,7 +150,7 @@ async def _promote(http: httpx.AsyncClient, running: Running, version: int) -> f
             return answer.arrivals[0] - begin
 
 
-async def _stall(
+async def stall(
     running: Running, names: Sequence[str], seconds: float, load: Load
 ) -> tuple[float, float]:
     """The 99th percentile of the gaps in seconds, without loads and with."""
