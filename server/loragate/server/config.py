@@ -43,6 +43,7 @@ class ServerConfig(Section, frozen=True):
     cors_origins: tuple[str, ...] | str = ()
     max_body_bytes: int = 4 * 2**20
     max_adapter_bytes: int = 2 * 2**30
+    lora_path_root: str = ""
     max_connections: int = 1000
     head_timeout_seconds: float = 10.0
     body_timeout_seconds: float = 30.0
@@ -342,6 +343,11 @@ def _check(config: Config) -> None:
         (
             engine.max_cpu_loras >= engine.max_loras,
             "engine.max_cpu_loras has to be at least engine.max_loras",
+        ),
+        (
+            server.lora_path_root == "" or Path(server.lora_path_root).is_absolute(),
+            f"server.lora_path_root is '{server.lora_path_root}'; it has to be a path from the "
+            "root, or empty",
         ),
         (engine.model.strip() != "", "engine.model is empty; it has to name the base model"),
         (

@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from loragate.adapters.errors import StoreError
@@ -121,6 +122,18 @@ class Administration:
             return version
         finally:
             await _in_thread(self._files_pool, received.remove)
+
+    async def publish_folder(
+        self, adapter: AdapterName, find: Callable[[], Path]
+    ) -> AdapterVersion:
+        """Publishes a folder of this machine, which `find` names in the thread that reads it."""
+
+        def publish() -> AdapterVersion:
+            return self._registry.versions.publish(adapter, find(), self._actor)
+
+        version = await _in_thread(self._files_pool, publish)
+        await self._follow()
+        return version
 
     async def adapters(
         self, tenant: str | None = None, page: Page = FIRST_PAGE

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from loragate.server.admin.administration import Administration
+from loragate.server.admin.lora_folders import LoraFolders
 from loragate.server.app.data_plane import DataPlane
 from loragate.server.app.foundation import Foundation
 from loragate.server.app.live_registry import LiveRegistry
 from loragate.server.app.server import Server
 from loragate.server.config import are_metrics_closed, cors_origins
 from loragate.server.http import admin_routes
+from loragate.server.http.lora_routes import build_lora_router
 from loragate.server.http.server import HttpOptions, build_http
 from loragate.server.merged.engine_status import EngineStatus
 from loragate.server.rpc.server import GrpcOptions, build_server
@@ -49,12 +51,20 @@ def build_transports(
         ),
         threads=threads,
     )
+    http_administration = administration("http")
     admin = admin_routes.build_router(
-        administration("http"),
+        http_administration,
         foundation.admin_key,
         threads,
         is_tenant_key=authenticator.is_tenant_key,
         max_adapter_bytes=config.server.max_adapter_bytes,
+    )
+    lora = build_lora_router(
+        LoraFolders(
+            http_administration, config.server.lora_path_root, config.engine.load_timeout_seconds
+        ),
+        admin_routes.admin_guard(foundation.admin_key, authenticator.is_tenant_key),
+        threads,
     )
     http = build_http(
         services=data_plane.services,
@@ -67,7 +77,7 @@ def build_transports(
             cors_origins=cors_origins(config.server),
         ),
         threads=threads,
-        routers=[admin],
+        routers=[admin, lora],
     )
     return Server(
         config=config.server,

@@ -36,7 +36,7 @@ from loragate.server.admin.views import (
     UsageView,
 )
 from loragate.server.concurrency.fair_threads import FairThreads
-from loragate.server.http.guarded_routes import guarded_by, sent_key
+from loragate.server.http.guarded_routes import Guard, guarded_by, sent_key
 from loragate.server.http.multipart_files import read_files
 from loragate.server.http.trial_routes import add_trials
 
@@ -74,6 +74,24 @@ def _in_utc(moment: datetime) -> datetime:
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 
 
+# It tells clients what to send, and checks nothing.
+ADMIN_KEY_HEADER = HTTPBearer(
+    auto_error=False, scheme_name="AdminKey", description="The admin key."
+)
+
+
+def admin_guard(admin_key: str, is_tenant_key: Callable[[str], bool] | None = None) -> Guard:
+    """Lets in whoever holds the admin key."""
+
+    @contextmanager
+    def for_the_admin(request: Request) -> Iterator[str]:
+        check_admin_key(sent_key(request), admin_key, is_tenant_key)
+        request.state.is_operator = True  # not before: a stranger learns no host or path
+        yield ""
+
+    return for_the_admin
+
+
 def build_router(
     administration: Administration,
     admin_key: str,
@@ -84,19 +102,10 @@ def build_router(
 ) -> APIRouter:
     """All routes of `/admin/v1`. `is_tenant_key` tells a tenant's key from an unknown one."""
 
-    @contextmanager
-    def for_the_admin(request: Request) -> Iterator[str]:
-        check_admin_key(sent_key(request), admin_key, is_tenant_key)
-        request.state.is_operator = True  # not before: a stranger learns no host or path
-        yield ""
-
-    said_to_clients = HTTPBearer(  # it checks nothing
-        auto_error=False, scheme_name="AdminKey", description="The admin key."
-    )
     router = APIRouter(
         prefix="/admin/v1",
-        dependencies=[Depends(said_to_clients)],
-        route_class=guarded_by(for_the_admin, threads),
+        dependencies=[Depends(ADMIN_KEY_HEADER)],
+        route_class=guarded_by(admin_guard(admin_key, is_tenant_key), threads),
     )
     _add_revision(router, administration)
     _add_tenants(router, administration)
