@@ -634,6 +634,13 @@ async def test_no_response_can_be_fetched_later(served: Served) -> None:
         assert "keeps no responses" in reply.json()["error"]["message"]
 
 
+async def test_embeddings_are_refused_with_where_to_go(
+    client: openai.AsyncOpenAI,
+) -> None:
+    with pytest.raises(openai.NotFoundError, match="give no embeddings"):
+        await client.embeddings.create(model="support", input="hi")
+
+
 # ---- tenants, limits, and clients that leave
 
 

@@ -31,7 +31,7 @@ from starlette.types import ASGIApp
 from loragate.adapters.errors import LoragateError
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import BASE, Caller, ChatRequest, CompletionRequest
-from loragate.server.errors import InvalidRequest, PermissionDenied, Unauthenticated
+from loragate.server.errors import InvalidRequest, PermissionDenied, RouteNotFound, Unauthenticated
 from loragate.server.gateway.bounds import MOST_NAME_CHARACTERS
 from loragate.server.gateway.routing import ModelCard
 from loragate.server.gateway.services import TenantServices
@@ -157,6 +157,14 @@ def _data_plane(services: TenantServices, threads: FairThreads) -> tuple[APIRout
         return await answer(body, request)
 
     add_responses(router, services.gateway, threads)
+
+    @router.post("/embeddings", summary="Refused: the models here generate text")
+    async def embeddings() -> Response:
+        raise RouteNotFound(
+            "The models here generate text and give no embeddings; run a model that was trained "
+            "for embeddings on a server of its own, such as `vllm serve MODEL --runner pooling`, "
+            "and send /v1/embeddings there."
+        )
 
     @router.post("/feedback", summary="Say how good an answer was")
     async def feedback(body: FeedbackBody, request: Request) -> Response:
