@@ -87,6 +87,25 @@ async def test_a_version_that_the_engine_refuses_does_not_take_over(
         assert answer.headers["x-loragate-adapter"] == "acme/support@v1"
 
 
+async def test_only_adapters_of_tenants_are_loaded_and_only_with_the_admin_key(
+    root: Path, serve_with: ServeWith
+) -> None:
+    async with serving(root, serve_with) as served:
+        assert "acme/support" in refusal_of(
+            await load(served, "good", "greeter"), 400, "invalid_name"
+        )
+        refusal_of(await load(served, "good", "acme/base"), 400, "base_model_name")
+        refusal_of(await load(served, "good", "nobody/x"), 404, "tenant_not_found")
+        refusal_of(await load(served, "good", is_3d_lora_weight=True), 400, "invalid_value")
+        refusal_of(await load(served, "good", lora_pth="x"), 400, "unknown_parameter")
+        refusal_of(await unload(served, "acme/unknown"), 404, "adapter_not_found")
+        for path in (LOAD, UNLOAD):
+            body = {"lora_name": str(SUPPORT), "lora_path": "good"}
+            refusal_of(await served.post(path, body), 403, "permission_denied")
+            refusal_of(await served.client.post(path, json=body), 401, "invalid_api_key")
+        assert (await served.chat(max_tokens=1)).status_code == 200
+
+
 async def test_only_folders_below_the_root_are_read(root: Path, serve_with: ServeWith) -> None:
     async with serving(root, serve_with) as served:
         for path in (
@@ -107,31 +126,9 @@ async def test_only_folders_below_the_root_are_read(root: Path, serve_with: Serv
         assert _adapters(served) == [str(SUPPORT)]
 
 
-async def test_what_no_adapter_can_be_called_is_refused(root: Path, serve_with: ServeWith) -> None:
-    async with serving(root, serve_with) as served:
-        assert "acme/support" in refusal_of(
-            await load(served, "good", "greeter"), 400, "invalid_name"
-        )
-        refusal_of(await load(served, "good", "acme/base"), 400, "base_model_name")
-        refusal_of(await load(served, "good", "nobody/x"), 404, "tenant_not_found")
-        refusal_of(await load(served, "good", is_3d_lora_weight=True), 400, "invalid_value")
-        refusal_of(await load(served, "good", lora_pth="x"), 400, "unknown_parameter")
-        refusal_of(await unload(served, "acme/unknown"), 404, "adapter_not_found")
-
-
 async def test_no_folder_is_read_unless_the_server_is_set_to(root: Path, served: Served) -> None:
     message = refusal_of(await load(served, root / "good"), 400, "invalid_value")
     assert "server.lora_path_root" in message
-
-
-async def test_only_the_admin_key_loads_and_unloads(root: Path, serve_with: ServeWith) -> None:
-    async with serving(root, serve_with) as served:
-        for path in (LOAD, UNLOAD):
-            body = {"lora_name": str(SUPPORT), "lora_path": "good"}
-            reply = await served.post(path, body)
-            refusal_of(reply, 403, "permission_denied")
-            refusal_of(await served.client.post(path, json=body), 401, "invalid_api_key")
-        assert (await served.chat(max_tokens=1)).status_code == 200
 
 
 class TestWithAnEngineThatTakesItsTime:
