@@ -29,7 +29,7 @@ BASE = ChatRequest("base", (HI,))
 TEXT = CompletionRequest("base", ("hi",))
 TOOL = Tool("f", parameters='{"a": 1}')
 CALL = ToolCall("1", "f", "{}")
-DEEP = ToolCall("1", "f", '{"a":' + "[" * 200 + "]" * 200 + "}")
+WIDE = ToolCall("1", "f", '{"a":[' + "1," * 140_000 + "1]}")
 
 
 def chat(**sampling: object) -> ChatRequest:
@@ -60,7 +60,7 @@ TOO_MANY: list[tuple[ChatRequest | CompletionRequest, str, str]] = [
         "response_format",
     ),
     (
-        replace(BASE, messages=(Message("assistant", "", tool_calls=(DEEP,)),)),
+        replace(BASE, messages=(Message("assistant", "", tool_calls=(WIDE,)),)),
         "messages[0].tool_calls",
         "messages[0].tool_calls",
     ),

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from loragate.server.core import (
     ChatRequest,
@@ -20,13 +21,12 @@ from loragate.server.core import (
     ToolCall,
 )
 from loragate.server.errors import InvalidRequest
-from loragate.server.gateway import bounds
+from loragate.server.gateway import bounds, fields
 from loragate.server.gateway.bounds import check_characters, check_count
 from loragate.server.gateway.json_shape import check_json, is_too_deep
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_INT64 = 2**63
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,7 @@ class RequestLimits:
 
 def validate(request: Request, limits: RequestLimits) -> None:
     """Raises InvalidRequest for the first thing that is wrong."""
+    _check_fields(request, limits)
     _check_sampling(request.sampling, limits)
     _check_options(request.options)
     if isinstance(request, ChatRequest):
@@ -56,27 +57,25 @@ def validate(request: Request, limits: RequestLimits) -> None:
         )
 
 
+def _check_fields(request: Request, limits: RequestLimits) -> None:
+    """By the table's rows."""
+    call: fields.Call = "chat" if isinstance(request, ChatRequest) else "completion"
+    for row in fields.served(call):
+        home, _, attribute = row.into.rpartition(".")
+        noun = request if not home else request.sampling if home == "sampling" else request.options
+        value: Any = getattr(noun, attribute) if attribute else None
+        if row.range is not None:
+            _within(row.name, value, row.range, limits)
+        if row.most is not None and isinstance(value, tuple):
+            check_count(row.name, len(value), row.most)
+        if row.kind == "integers":
+            check_token_ids(row.name, value, limits.vocab_size)
+
+
 def _check_sampling(sampling: SamplingParams, limits: RequestLimits) -> None:
-    _within("n", sampling.n, 1, limits.max_choices)
-    _within("max_tokens", sampling.max_tokens, 0, _INT64)
-    _within("min_tokens", sampling.min_tokens, 0, _INT64)
-    _within("temperature", sampling.temperature, 0, 10)
-    _within("top_p", sampling.top_p, 0, 1, low_excluded=True)
-    _within("top_k", sampling.top_k, -1, _INT64)
-    _within("min_p", sampling.min_p, 0, 1)
-    _within("presence_penalty", sampling.presence_penalty, -2, 2)
-    _within("frequency_penalty", sampling.frequency_penalty, -2, 2)
-    _within("repetition_penalty", sampling.repetition_penalty, 0, 10, low_excluded=True)
-    _within("seed", sampling.seed, -_INT64, _INT64 - 1)
-    _within("logprobs", sampling.logprobs, 0, limits.max_logprobs)
-    _within("prompt_logprobs", sampling.prompt_logprobs, 0, limits.max_logprobs)
     if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
         raise InvalidRequest("min_tokens is larger than max_tokens.", param="min_tokens")
-    for param, texts, most_texts in (
-        ("stop", sampling.stop, bounds.MOST_STOPS),
-        ("bad_words", sampling.bad_words, bounds.MOST_BAD_WORDS),
-    ):
-        check_count(param, len(texts), most_texts)
+    for param, texts in (("stop", sampling.stop), ("bad_words", sampling.bad_words)):
         check_characters(param, texts, bounds.MOST_SHORT_TEXT)
         if not all(texts):
             raise InvalidRequest(f"{param} has an empty string.", param=param)
@@ -88,32 +87,20 @@ def _check_sampling(sampling: SamplingParams, limits: RequestLimits) -> None:
         )
     if sampling.logprob_token_ids and sampling.logprobs is None:
         raise InvalidRequest("logprob_token_ids needs logprobs.", param="logprob_token_ids")
-    for param, ids, most_ids in (
-        ("stop_token_ids", sampling.stop_token_ids, bounds.MOST_STOP_TOKENS),
-        ("allowed_token_ids", sampling.allowed_token_ids, bounds.MOST_ALLOWED_TOKENS),
-        ("logprob_token_ids", sampling.logprob_token_ids, bounds.MOST_LOGPROB_TOKENS),
-    ):
-        check_count(param, len(ids), most_ids)
-        check_token_ids(param, ids, limits.vocab_size)
     check_count("logit_bias", len(sampling.logit_bias), bounds.MOST_LOGIT_BIASES)
     _check_logit_bias(sampling.logit_bias, limits.vocab_size)
     if sampling.structured is not None:
         _check_structured(sampling.structured)
 
 
-def _within(
-    param: str,
-    value: float | None,
-    low: float,
-    high: float,
-    *,
-    low_excluded: bool = False,
-) -> None:
+def _within(param: str, value: float | None, allowed: fields.Range, limits: RequestLimits) -> None:
     if value is None:
         return
+    low, most = allowed.least, allowed.most
+    high: float = getattr(limits, most) if isinstance(most, str) else most
     # Compared before it is shown: a whole number of JSON may be too large for a float.
-    if not low <= value <= high or (low_excluded and value == low):
-        above = "above" if low_excluded else "at least"
+    if not low <= value <= high or (allowed.is_above and value == low):
+        above = "above" if allowed.is_above else "at least"
         raise InvalidRequest(
             f"{param} has to be {above} {_shown(low)} and at most {_shown(high)}, not "
             f"{_shown(value)}.",
@@ -125,7 +112,7 @@ def _shown(value: float) -> str:
     """A whole number of JSON may have any number of digits."""
     if isinstance(value, float):
         return f"{value:g}"
-    if abs(value) <= _INT64:
+    if abs(value) <= fields.INT64:
         return str(value)
     return "a far larger number" if value > 0 else "a far smaller one"
 
@@ -184,7 +171,6 @@ def _check_options(options: Options) -> None:
         raise InvalidRequest(
             "stream_options only make sense with stream set to true.", param="stream_options"
         )
-    _within("truncate_prompt_tokens", options.truncate_prompt_tokens, -1, _INT64)
     if options.truncate_prompt_tokens == 0:
         raise InvalidRequest(
             "truncate_prompt_tokens of 0 would leave nothing of the prompt.",
@@ -195,8 +181,6 @@ def _check_options(options: Options) -> None:
 def _check_chat(request: ChatRequest) -> None:
     if not request.messages:
         raise InvalidRequest("messages is empty; send at least one.", param="messages")
-    check_count("messages", len(request.messages), bounds.MOST_MESSAGES)
-    check_count("tools", len(request.tools), bounds.MOST_TOOLS)
     for position, message in enumerate(request.messages):
         _check_message(message, position)
     if request.sampling.max_tokens == 0:
@@ -261,7 +245,6 @@ def _check_tool(tool: Tool) -> None:
 
 
 def _check_completion(request: CompletionRequest, limits: RequestLimits) -> None:
-    check_count("prompt", len(request.prompts), bounds.MOST_PROMPTS)
     if not request.prompts:
         raise InvalidRequest("prompt is empty; send at least one.", param="prompt")
     for prompt in request.prompts:

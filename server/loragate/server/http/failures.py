@@ -3,8 +3,9 @@
 import logging
 import math
 import re
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from fastapi import Request, Response
@@ -95,31 +96,44 @@ def _meant(error: Exception) -> Exception:
 _TYPE_TAG = re.compile(r"str|int|list\[.*|constrained-.*|function-.*|literal\[.*|.*Body|.*Part")
 
 
-def _invalid(problem: MutableMapping[str, object]) -> InvalidRequest:
-    location = problem["loc"]
-    parts: tuple[int | str, ...] = location[1:] if isinstance(location, tuple) else ()
-    path = ""
-    for position, part in enumerate(parts, start=1):
-        names_field = position == len(parts) and problem["type"] == "extra_forbidden"
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif names_field or not _TYPE_TAG.fullmatch(part):
-            path += f".{part}" if path else part
+def _invalid(problem: MutableMapping[str, Any]) -> InvalidRequest:
+    path = _path(problem["loc"][1:])
     match problem["type"]:
         case "missing" if path:
             return InvalidRequest(
                 f"{path} is missing.", param=path, code="missing_required_parameter"
             )
-        case "extra_forbidden":
+        case "unknown_parameter" as code:
+            path, meant = _inside(path, problem["ctx"]["name"]), problem["ctx"]["meant"]
+            hint = f"did you mean {_inside(path.rpartition('.')[0], meant)}?" if meant else ""
             return InvalidRequest(
-                f"{path} is no parameter of this call; check its spelling.",
+                f"{path} is no parameter of this call; {hint or 'check its spelling.'}",
                 param=path,
-                code="unknown_parameter",
+                code=code,
+            )
+        case "unsupported_parameter" as code:
+            path = _inside(path, problem["ctx"]["name"])
+            return InvalidRequest(
+                f"{path} is not served: {problem['ctx']['says']}.", param=path, code=code
             )
         case _:
             return InvalidRequest(
                 f"{path or 'The body'}: {problem['msg']}.", param=path or None, code="invalid_type"
             )
+
+
+def _path(location: Sequence[int | str]) -> str:
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif not _TYPE_TAG.fullmatch(part):
+            path = _inside(path, part)
+    return path
+
+
+def _inside(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def retry_after_header(seconds: float) -> int:

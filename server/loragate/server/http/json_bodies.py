@@ -100,5 +100,5 @@ def read_json(data: bytes, reader: TypeAdapter[T]) -> T:
     try:
         return reader.validate_python(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = error.errors(include_url=False, include_input=False)[0]
         raise RequestValidationError([first | {"loc": ("body", *first["loc"])}]) from None

@@ -1,8 +1,8 @@
 """OpenAI's request bodies as pydantic models, with vLLM's additions, and their way into core types.
 
-Types are strict ("8" is no number) and unknown fields are refused by name: a misspelt parameter
-must not look as if it had worked. Fields that OpenAI's clients send but that mean nothing here are
-accepted and ignored; fields that would silently change the answer are refused with a reason.
+Which fields there are, and what comes of each, `gateway.fields` says; here is how JSON writes those
+that are no plain values. Types are strict ("8" is no number) and unknown fields are refused by
+name: a misspelt parameter must not look as if it had worked.
 
 Every list and mapping has a bound, and a list ends at its first bad item: pydantic would describe
 each of a million, which takes minutes and gigabytes.
@@ -10,60 +10,113 @@ each of a million, which takes minutes and gigabytes.
 
 import json
 import re
-from typing import Annotated, Literal, cast
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
     Message,
-    Options,
-    SamplingParams,
     StructuredOutput,
     Tool,
     ToolCall,
     ToolChoice,
 )
 from loragate.server.errors import InvalidRequest
-from loragate.server.gateway import bounds
+from loragate.server.gateway import bounds, fields
 
-_MOST_FIELDS = 128  # of an object whose unknown fields are each an error
+R = TypeVar("R", ChatRequest, CompletionRequest)
+_MOST_FIELDS = 128  # of an object of which each may have to be likened to others
+# What OpenAI answers and its clients send back, and how the Responses API calls the same.
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal"})
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 AnyObject = dict[str, object]  # of decoded JSON, so nothing in it needs to be looked at again
 
 
+def _whole(value: object) -> object:
+    """What many languages write of a whole number: 4.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _wholes(value: object) -> object:
+    return list(map(_whole, value)) if isinstance(value, list) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class Body(BaseModel):
-    """A whole body: a field that is not known is refused by its name."""
+    """A whole body. What is null was not said; a field that is not known is refused by its name,
+    with the one that was perhaps meant.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    refused: ClassVar[Mapping[str, fields.Refused]] = {}
+
     @model_validator(mode="before")
     @classmethod
-    def _has_few_fields(cls, value: object) -> object:
-        if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+    def _only_what_is_known(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        if len(value) > _MOST_FIELDS:
             raise PydanticCustomError(
                 "too_many_fields",
                 "Input should have at most {most} fields, not {count}",
                 {"most": _MOST_FIELDS, "count": len(value)},
             )
-        return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        said: dict[str, object] = {}
+        for name, given in value.items():
+            if name in known:
+                if given is not None:
+                    said[name] = given
+            elif (row := cls.refused.get(name)) is None:
+                meant = fields.spelled_like(name, known)
+                raise PydanticCustomError(
+                    "unknown_parameter", "unknown", {"name": name, "meant": meant}
+                )
+            elif not row.passes(given, value):
+                raise PydanticCustomError(
+                    "unsupported_parameter", "not served", {"name": name, "says": row.says}
+                )
+        return said
 
 
 class _Part(BaseModel):
-    """What clients echo back of earlier answers has fields of no use here: they are ignored."""
+    """What clients echo back of earlier answers has fields of no use here: they are ignored, and
+    so is what is null.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: object) -> object:
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        return {name: given for name, given in value.items() if given is not None}
+
 
 class TextPart(_Part):
-    """A piece of a message's content. Only `text` is served; the rest is refused by its type."""
+    """A piece of a message's content. Only text is served; the rest is refused by its type."""
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 Parts = Annotated[list[TextPart], Field(max_length=bounds.MOST_CONTENT_PARTS, fail_fast=True)]
@@ -71,7 +124,7 @@ Parts = Annotated[list[TextPart], Field(max_length=bounds.MOST_CONTENT_PARTS, fa
 
 class FunctionCallBody(_Part):
     name: str
-    arguments: str = "{}"
+    arguments: str | AnyObject = "{}"
 
 
 class ToolCallBody(_Part):
@@ -86,6 +139,7 @@ ToolCalls = Annotated[list[ToolCallBody], Field(max_length=bounds.MOST_TOOL_CALL
 class MessageBody(_Part):
     role: str
     content: str | Parts | None = None
+    refusal: str | None = None
     name: str | None = None
     tool_calls: ToolCalls | None = None
     tool_call_id: str | None = None
@@ -120,6 +174,10 @@ class NamedToolChoiceBody(_Part):
     function: NamedFunctionBody
 
 
+Alternatives = Annotated[list[str], Field(max_length=bounds.MOST_CHOICES_OF_TEXT, fail_fast=True)]
+Structures = Annotated[list[AnyObject], Field(max_length=bounds.MOST_TOOLS, fail_fast=True)]
+
+
 class JsonSchemaBody(_Part):
     name: str | None = None
     description: str | None = None
@@ -128,15 +186,19 @@ class JsonSchemaBody(_Part):
 
 
 class ResponseFormatBody(Body):
-    type: Literal["text", "json_object", "json_schema"]
+    """Of a structural tag, vLLM's newer form has a `format`, the older one the other two."""
+
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaBody | None = None
-
-
-Alternatives = Annotated[list[str], Field(max_length=bounds.MOST_CHOICES_OF_TEXT, fail_fast=True)]
+    format: AnyObject | None = None
+    structures: Structures | None = None
+    triggers: Alternatives | None = None
 
 
 class StructuredOutputsBody(Body):
-    """vLLM's own constraints; exactly one."""
+    """vLLM's own constraints; exactly one. The rest is taken and not looked at, as vLLM does it
+    with the grammars that serve here.
+    """
 
     json_: AnyObject | str | None = Field(default=None, alias="json")
     regex: str | None = None
@@ -144,6 +206,9 @@ class StructuredOutputsBody(Body):
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: str | None = None
+    disable_any_whitespace: bool | None = Field(default=None, description="Ignored.")
+    disable_additional_properties: bool | None = Field(default=None, description="Ignored.")
+    whitespace_pattern: str | None = Field(default=None, description="Ignored.")
 
 
 class StreamOptionsBody(Body):
@@ -153,205 +218,130 @@ class StreamOptionsBody(Body):
 
 
 Stops = Annotated[list[str], Field(max_length=bounds.MOST_STOPS, fail_fast=True)]
-BadWords = Annotated[list[str], Field(max_length=bounds.MOST_BAD_WORDS, fail_fast=True)]
-StopTokens = Annotated[list[int], Field(max_length=bounds.MOST_STOP_TOKENS, fail_fast=True)]
-AllowedTokens = Annotated[list[int], Field(max_length=bounds.MOST_ALLOWED_TOKENS, fail_fast=True)]
-LogprobTokens = Annotated[list[int], Field(max_length=bounds.MOST_LOGPROB_TOKENS, fail_fast=True)]
+StopTokens = Annotated[
+    list[int],
+    Field(max_length=bounds.MOST_STOP_TOKENS, fail_fast=True),
+    BeforeValidator(_wholes),
+]
 LogitBias = Annotated[dict[str, float], Field(max_length=bounds.MOST_LOGIT_BIASES)]
+Texts = Annotated[list[str], Field(max_length=bounds.MOST_PROMPTS, fail_fast=True)]
+TokenIds = Annotated[
+    list[int],
+    Field(max_length=bounds.MOST_PROMPT_TOKENS, fail_fast=True),
+    BeforeValidator(_wholes),
+]
+Prompts = Annotated[list[TokenIds], Field(max_length=bounds.MOST_PROMPTS, fail_fast=True)]
+
+# Of the fields whose values are no plain ones.
+_TYPES: Mapping[str, object] = {
+    "messages": Messages,
+    "prompt": str | Texts | TokenIds | Prompts,
+    "stop": str | Stops,
+    "logit_bias": LogitBias,
+    "response_format": ResponseFormatBody,
+    "structured_outputs": StructuredOutputsBody,
+    "tools": Tools,
+    "tool_choice": Literal["none", "auto", "required"] | NamedToolChoiceBody,
+    "chat_template_kwargs": AnyObject,
+    "documents": Documents,
+    "truncation_side": Literal["left", "right"],
+    "stream_options": StreamOptionsBody,
+}
 
 
-class _GenerationBody(Body):
-    """The fields that chat and text completions share."""
-
-    model: str = Field(
-        max_length=bounds.MOST_NAME_CHARACTERS,
-        examples=["support"],
-        description="NAME, NAME@alias, NAME@v3, or base.",
-    )
-    frequency_penalty: float | None = None
-    logit_bias: LogitBias | None = None
-    max_tokens: int | None = None
-    n: int | None = 1
-    presence_penalty: float | None = None
-    seed: int | None = None
-    stop: str | Stops | None = None
-    stream: bool | None = False
-    stream_options: StreamOptionsBody | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    user: str | None = None
-    response_format: ResponseFormatBody | None = None
-    # vLLM's additions
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int = 0
-    stop_token_ids: StopTokens | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
-    allowed_token_ids: AllowedTokens | None = None
-    bad_words: BadWords | None = None
-    prompt_logprobs: int | None = None
-    logprob_token_ids: LogprobTokens | None = None
-    truncate_prompt_tokens: int | None = None
-    truncation_side: Literal["left", "right"] | None = None
-    structured_outputs: StructuredOutputsBody | None = None
-    cache_salt: str | None = None
-    return_token_ids: bool | None = None
-    return_tokens_as_token_ids: bool | None = None
-    # Accepted, without effect here.
-    metadata: AnyObject | None = Field(default=None, description="Ignored.")
-    store: bool | None = Field(default=None, description="Ignored: nothing is stored.")
-    service_tier: str | None = Field(default=None, description="Ignored.")
-    safety_identifier: str | None = Field(default=None, description="Ignored.")
-    prompt_cache_key: str | None = Field(default=None, description="Ignored.")
-    length_penalty: float | None = Field(default=None, description="Ignored: no beam search.")
-    request_id: str | None = Field(default=None, description="Ignored: send x-request-id.")
-    # Known, refused where they ask for what is not served.
-    use_beam_search: bool = Field(default=False, description="Refused when true.")
-    priority: int = Field(default=0, description="Refused unless 0: tenants are served fairly.")
-
-    def options(self) -> Options:
-        if self.use_beam_search:
-            raise InvalidRequest(
-                "Beam search is not served; leave use_beam_search out.", param="use_beam_search"
-            )
-        if self.priority:
-            raise InvalidRequest(
-                "priority is not served: every tenant has the same; leave it out.",
-                param="priority",
-            )
-        stream_options = self.stream_options or StreamOptionsBody()
-        return Options(
-            stream=bool(self.stream),
-            include_usage=stream_options.include_usage,
-            continuous_usage=stream_options.continuous_usage_stats,
-            user=self.user,
-            cache_salt=self.cache_salt or "",
-            truncate_prompt_tokens=self.truncate_prompt_tokens,
-            truncation_side=self.truncation_side or "left",
-            return_token_ids=bool(self.return_token_ids),
-            return_tokens_as_token_ids=bool(self.return_tokens_as_token_ids),
-        )
-
-    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        return SamplingParams(
-            n=1 if self.n is None else self.n,
-            max_tokens=max_tokens,
-            min_tokens=self.min_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-            stop=_stop(self.stop),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            include_stop_str_in_output=self.include_stop_str_in_output,
-            ignore_eos=self.ignore_eos,
-            skip_special_tokens=self.skip_special_tokens,
-            spaces_between_special_tokens=self.spaces_between_special_tokens,
-            logit_bias=_logit_bias(self.logit_bias or {}),
-            allowed_token_ids=tuple(self.allowed_token_ids or ()),
-            bad_words=tuple(self.bad_words or ()),
-            logprobs=logprobs,
-            logprob_token_ids=tuple(self.logprob_token_ids or ()),
-            prompt_logprobs=self.prompt_logprobs,
-            structured=_structured(self.response_format, self.structured_outputs),
-        )
+def _type_of(row: fields.Served) -> object:
+    match row.kind:
+        case "number":
+            return float
+        case "integer":
+            return Whole
+        case "boolean":
+            return bool
+        case "string":
+            return Annotated[str, Field(max_length=row.most)]
+        case "strings":
+            return Annotated[list[str], Field(max_length=row.most, fail_fast=True)]
+        case "integers":
+            bounded = Field(max_length=row.most, fail_fast=True)
+            return Annotated[list[int], bounded, BeforeValidator(_wholes)]
+        case "other":
+            return _TYPES[row.name]
 
 
-class ChatBody(_GenerationBody):
+def _body_of(call: fields.Call) -> type[Body]:
+    """A body with the fields that the table has for a call."""
+    rows: dict[str, Any] = {}
+    for row in fields.served(call):
+        kind: Any = _type_of(row)
+        if row.is_required:
+            rows[row.name] = (kind, Field(description=row.says))
+        else:
+            rows[row.name] = (kind | None, Field(default=None, description=row.says))
+    for row in fields.ignored(call):
+        rows[row.name] = (object, Field(default=None, description=f"Ignored: {row.says}"))
+    body = create_model("Fields", __base__=Body, **rows)
+    body.refused = fields.refused(call)
+    return body
+
+
+class ChatBody(_body_of("chat")):
     """`POST /v1/chat/completions` (https://platform.openai.com/docs/api-reference/chat)."""
-
-    messages: Messages
-    logprobs: bool | None = False
-    top_logprobs: int | None = None
-    max_completion_tokens: int | None = None
-    tools: Tools | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoiceBody | None = None
-    parallel_tool_calls: bool | None = True
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    add_special_tokens: bool = False
-    chat_template_kwargs: AnyObject | None = None
-    documents: Documents | None = None
-    echo: bool = False
-    modalities: Modalities | None = None
-    reasoning_effort: str | None = Field(default=None, description="Ignored.")
-    include_reasoning: bool = Field(default=True, description="Ignored.")
-    verbosity: str | None = Field(default=None, description="Ignored.")
-    chat_template: str | None = Field(
-        default=None, description="Refused: templates belong to the adapter's contract."
-    )
 
     def to_core(self) -> ChatRequest:
         """Raises InvalidRequest for what pydantic cannot see."""
-        if self.chat_template is not None:
-            raise InvalidRequest(
-                "A chat template cannot be sent with a request; it belongs to the adapter's "
-                "manifest, or to engine.chat_template.",
-                param="chat_template",
-            )
-        if self.top_logprobs is not None and not self.logprobs:
+        said = _Said(self, "chat")
+        has_scores, alternatives = bool(said.of("logprobs")), said.of("top_logprobs")
+        if alternatives and not has_scores:
             raise InvalidRequest("top_logprobs needs logprobs set to true.", param="top_logprobs")
-        kwargs = dict(self.chat_template_kwargs or {})
-        if self.documents is not None:
-            kwargs["documents"] = list(self.documents)
-        max_tokens = self.max_tokens
-        if self.max_completion_tokens is not None:
-            max_tokens = self.max_completion_tokens
-        return ChatRequest(
-            model=self.model,
-            messages=tuple(_message(body, i) for i, body in enumerate(self.messages)),
-            sampling=self.sampling(max_tokens, (self.top_logprobs or 0) if self.logprobs else None),
-            options=self.options(),
-            tools=tuple(_tool(body) for body in self.tools or ()),
-            tool_choice=_tool_choice(self.tool_choice),
-            parallel_tool_calls=self.parallel_tool_calls is not False,
-            add_generation_prompt=self.add_generation_prompt,
-            continue_final_message=self.continue_final_message,
-            add_special_tokens=self.add_special_tokens,
-            template_kwargs=kwargs,
-            echo=self.echo,
-        )
+        said.put("sampling.logprobs", (alternatives or 0) if has_scores else None)
+        variables: dict[str, object] = dict(said.of("chat_template_kwargs") or {})
+        if said.of("documents") is not None:
+            variables["documents"] = said.of("documents")
+        said.put("template_kwargs", variables)
+        return said.request(ChatRequest("", ()))
 
 
-Texts = Annotated[list[str], Field(max_length=bounds.MOST_PROMPTS, fail_fast=True)]
-TokenIds = Annotated[list[int], Field(max_length=bounds.MOST_PROMPT_TOKENS, fail_fast=True)]
-Prompts = Annotated[list[TokenIds], Field(max_length=bounds.MOST_PROMPTS, fail_fast=True)]
-
-
-class CompletionBody(_GenerationBody):
+class CompletionBody(_body_of("completion")):
     """`POST /v1/completions` (https://platform.openai.com/docs/api-reference/completions)."""
-
-    prompt: str | Texts | TokenIds | Prompts
-    max_tokens: int | None = 16
-    echo: bool | None = False
-    logprobs: int | None = None
-    add_special_tokens: bool = True
-    best_of: int | None = Field(default=None, description="Refused unless equal to n.")
-    suffix: str | None = Field(default=None, description="Refused: no model here fills in.")
 
     def to_core(self) -> CompletionRequest:
         """Raises InvalidRequest for what pydantic cannot see."""
-        if self.suffix:
-            raise InvalidRequest("suffix is not served; leave it out.", param="suffix")
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidRequest("best_of is not served; ask for n instead.", param="best_of")
-        sampling = self.sampling(self.max_tokens, self.logprobs)
-        return CompletionRequest(
-            model=self.model,
-            prompts=_prompts(self.prompt),
-            sampling=sampling,
-            options=self.options(),
-            echo=bool(self.echo),
-            add_special_tokens=self.add_special_tokens,
+        return _Said(self, "completion").request(CompletionRequest("", ()))
+
+
+class _Said:
+    """What a body says, on its way into a request. What it does not say stays as it is there."""
+
+    def __init__(self, body: Body, call: fields.Call) -> None:
+        """Raises InvalidRequest."""
+        self._body = body
+        self._nouns: dict[str, dict[str, Any]] = {"": {}, "sampling": {}, "options": {}}
+        for row in fields.served(call):
+            value = self.of(row.name)
+            if value is not None and row.into not in ("", "options"):
+                convert = _CONVERSIONS.get(row.name, _plain)
+                self.put(row.into, convert(value))
+        self.put(
+            "sampling.structured",
+            _structured(self.of("response_format"), self.of("structured_outputs")),
         )
+        options: StreamOptionsBody = self.of("stream_options") or StreamOptionsBody()
+        self.put("options.include_usage", options.include_usage)
+        self.put("options.continuous_usage", options.continuous_usage_stats)
+
+    def of(self, name: str) -> Any:
+        """The value of one of the call's fields; None where it was not said."""
+        return getattr(self._body, name)
+
+    def put(self, into: str, value: object) -> None:
+        home, _, attribute = into.rpartition(".")
+        self._nouns[home][attribute] = value
+
+    def request(self, unsaid: R) -> R:
+        """The request `unsaid`, but for what was said."""
+        sampling = replace(unsaid.sampling, **self._nouns["sampling"])
+        options = replace(unsaid.options, **self._nouns["options"])
+        return replace(unsaid, sampling=sampling, options=options, **self._nouns[""])
 
 
 def _prompts(
@@ -365,8 +355,12 @@ def _prompts(
     return tuple(item if isinstance(item, str) else tuple(item) for item in several)
 
 
-def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+def _stop(stop: str | list[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
@@ -392,6 +386,9 @@ def _structured(
             )
     if response_format is not None and response_format.type == "json_object":
         constraints.append(StructuredOutput("json_object"))
+    if response_format is not None and response_format.type == "structural_tag":
+        tag = response_format.model_dump(exclude_unset=True)
+        constraints.append(StructuredOutput("structural_tag", json_text(tag)))
     if response_format is not None and response_format.type == "json_schema":
         body = response_format.json_schema
         if body is None or body.schema_ is None:
@@ -443,29 +440,49 @@ def json_text(value: object) -> str:
         return json.dumps(value)
 
 
+def _messages(bodies: list[MessageBody]) -> tuple[Message, ...]:
+    return tuple(_message(body, position) for position, body in enumerate(bodies))
+
+
 def _message(body: MessageBody, position: int) -> Message:
+    content = _content(body.content, position)
     return Message(
         role=body.role,
-        content=_content(body.content, position),
+        content=body.refusal if content is None else content,
         name=body.name,
         tool_calls=tuple(
-            ToolCall(call.id, call.function.name, call.function.arguments)
+            ToolCall(call.id, call.function.name, _arguments(call.function.arguments))
             for call in body.tool_calls or ()
         ),
         tool_call_id=body.tool_call_id,
     )
 
 
+def _arguments(arguments: str | AnyObject) -> str:
+    return arguments if isinstance(arguments, str) else json_text(arguments)
+
+
 def _content(content: str | list[TextPart] | None, position: int) -> str | None:
     if content is None or isinstance(content, str):
         return content
-    for part in content:
-        if part.type != "text" or part.text is None:
-            raise InvalidRequest(
-                f"This model reads text only, not '{part.type}'.",
-                param=f"messages[{position}].content",
-            )
-    return "\n".join(part.text or "" for part in content)  # as vLLM does
+    return "\n".join(_text(part, position) for part in content)  # as vLLM does
+
+
+def _text(part: TextPart, position: int) -> str:
+    if part.type not in _TEXT_PARTS:
+        raise InvalidRequest(
+            f"This model reads text only, not '{part.type}'.", param=f"messages[{position}].content"
+        )
+    text = part.refusal if part.type == "refusal" else part.text
+    if text is None:
+        raise InvalidRequest(
+            f"A part of type '{part.type}' has no text.", param=f"messages[{position}].content"
+        )
+    return text
+
+
+def _tools(bodies: list[ToolBody]) -> tuple[Tool, ...]:
+    return tuple(map(_tool, bodies))
 
 
 def _tool(body: ToolBody) -> Tool:
@@ -478,13 +495,19 @@ def _tool(body: ToolBody) -> Tool:
     )
 
 
-def _tool_choice(choice: str | NamedToolChoiceBody | None) -> ToolChoice | None:
-    match choice:
-        case None:
-            return None
-        case NamedToolChoiceBody():
-            return ToolChoice("named", choice.function.name)
-        case "none" | "auto" | "required":
-            return ToolChoice(choice)
-        case _:
-            raise InvalidRequest(f"tool_choice '{choice}' is unknown.", param="tool_choice")
+def _tool_choice(choice: Literal["none", "auto", "required"] | NamedToolChoiceBody) -> ToolChoice:
+    if isinstance(choice, NamedToolChoiceBody):
+        return ToolChoice("named", choice.function.name)
+    return ToolChoice(choice)
+
+
+# From the value of a body's field to the attribute of a request; of plain values, lists become
+# tuples. What several fields say together is put where the body is.
+_CONVERSIONS: Mapping[str, Callable[[Any], object]] = {
+    "messages": _messages,
+    "prompt": _prompts,
+    "stop": _stop,
+    "logit_bias": _logit_bias,
+    "tools": _tools,
+    "tool_choice": _tool_choice,
+}

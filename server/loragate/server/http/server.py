@@ -63,6 +63,7 @@ class TokenizeBody(ChatBody):
     model: str = Field(default=BASE, max_length=MOST_NAME_CHARACTERS)
     messages: Messages = Field(default=[])
     prompt: str | None = None
+    add_special_tokens: bool | None = None
     return_token_strs: bool | None = False
 
     def to_request(self) -> ChatRequest | CompletionRequest:
@@ -71,7 +72,7 @@ class TokenizeBody(ChatBody):
             return self.to_core()
         if self.messages:
             raise InvalidRequest("Send either prompt or messages.", param="prompt")
-        has_special = self.add_special_tokens or "add_special_tokens" not in self.model_fields_set
+        has_special = self.add_special_tokens is not False
         return CompletionRequest(self.model, (self.prompt,), add_special_tokens=has_special)
 
 

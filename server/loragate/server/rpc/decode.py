@@ -1,11 +1,14 @@
 """What clients send over gRPC, as the server's own nouns. Nothing is checked but the wire's form,
 and how many there are of each before anything is made of them.
 
+Which field becomes what, `gateway.fields` says; here is how messages write what is no plain value.
 Whether a value is in range is for the gateway to say, equally for every transport. What an unset
 field means is said once, by the defaults of the classes in `core`.
 """
 
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar, get_args
 
 from google.protobuf import struct_pb2
 from google.protobuf.message import Message as Wire
@@ -14,65 +17,94 @@ from loragate.server.core import (
     ChatRequest,
     CompletionRequest,
     Message,
-    Options,
-    SamplingParams,
     StructuredOutput,
     Tool,
     ToolCall,
     ToolChoice,
 )
 from loragate.server.errors import InvalidRequest
-from loragate.server.gateway import bounds
+from loragate.server.gateway import bounds, fields
 from loragate.server.gateway.bounds import check_characters, check_count
 from loragate.v1 import inference_pb2 as pb
 
 T = TypeVar("T")
+R = TypeVar("R", ChatRequest, CompletionRequest)
 
 
 def chat_request(wire: pb.ChatRequest, *, stream: bool) -> ChatRequest:
     """Raises InvalidRequest where a `oneof` says nothing, an enum a word not known here, or where
     there are too many of anything.
     """
-    check_characters("model", [wire.model], bounds.MOST_NAME_CHARACTERS)
-    check_count("messages", len(wire.messages), bounds.MOST_MESSAGES)
-    check_count("tools", len(wire.tools), bounds.MOST_TOOLS)
-    unset = ChatRequest("", ())
-    return ChatRequest(
-        model=wire.model,
-        messages=tuple(_turn(turn, i) for i, turn in enumerate(wire.messages)),
-        sampling=_sampling(wire.sampling, unset.sampling),
-        options=_options(wire.options, stream),
-        tools=tuple(_tool(tool) for tool in wire.tools),
-        tool_choice=_tool_choice(wire.tool_choice) if wire.HasField("tool_choice") else None,
-        parallel_tool_calls=_or(wire, "parallel_tool_calls", unset.parallel_tool_calls),
-        add_generation_prompt=_or(wire, "add_generation_prompt", unset.add_generation_prompt),
-        continue_final_message=wire.continue_final_message,
-        add_special_tokens=_or(wire, "add_special_tokens", unset.add_special_tokens),
-        template_kwargs=_struct(wire.template_kwargs),
-        echo=wire.echo,
-    )
+    return _request(wire, "chat", ChatRequest("", ()), stream)
 
 
 def completion_request(wire: pb.CompletionRequest, *, stream: bool) -> CompletionRequest:
     """Raises InvalidRequest as `chat_request` does."""
-    check_characters("model", [wire.model], bounds.MOST_NAME_CHARACTERS)
-    check_count("prompts", len(wire.prompts), bounds.MOST_PROMPTS)
     ids = sum(len(prompt.token_ids.ids) for prompt in wire.prompts)
     check_count("prompts", ids, bounds.MOST_PROMPT_TOKENS)
-    unset = CompletionRequest("", ())
-    return CompletionRequest(
-        model=wire.model,
-        prompts=tuple(_prompt(prompt) for prompt in wire.prompts),
-        sampling=_sampling(wire.sampling, unset.sampling),
-        options=_options(wire.options, stream),
-        echo=wire.echo,
-        add_special_tokens=_or(wire, "add_special_tokens", unset.add_special_tokens),
+    return _request(wire, "completion", CompletionRequest("", ()), stream)
+
+
+def _request(
+    wire: pb.ChatRequest | pb.CompletionRequest, call: fields.Call, unset: R, stream: bool
+) -> R:
+    """The request `unset`, but for what the message says."""
+    asked, options = wire.sampling, wire.options
+    said: dict[str, dict[str, Any]] = {"": {}, "sampling": {}, "options": {}}
+    messages: dict[str, Wire] = {"": wire, "sampling": asked, "options": options}
+    for home, field, attribute, most in _FIELDS[call]:
+        if _is_set(messages[home], field):
+            value = getattr(messages[home], field)
+            if most is not None and isinstance(value, str):
+                check_characters(field, [value], most)
+            elif most is not None:
+                check_count(field, len(value), most)
+            said[home][attribute] = _CONVERSIONS.get(field, _plain)(value)
+    return replace(
+        unset,
+        sampling=replace(unset.sampling, logprobs=_logprobs(asked), **said["sampling"]),
+        options=replace(
+            unset.options,
+            stream=stream,
+            include_usage=options.include_usage,
+            continuous_usage=options.continuous_usage,
+            **said["options"],
+        ),
+        **said[""],
     )
+
+
+def _fields_of(call: fields.Call) -> tuple[tuple[str, str, str, int | None], ...]:
+    """Of each field that is read by itself: the message that has it, its name there, the attribute
+    that it becomes, and how many entries or characters it may have.
+    """
+    found: dict[tuple[str, str], tuple[str, str, str, int | None]] = {}
+    for row in fields.served(call):
+        home, _, field = row.place.rpartition(".")
+        if field and row.into not in ("", "options", "sampling.logprobs"):
+            attribute = row.into.rpartition(".")[2]
+            found[home, field] = (home, field, attribute, row.most)
+    return tuple(found.values())
+
+
+def _is_set(wire: Wire, field: str) -> bool:
+    """Of an `optional` field, whether it was sent: zero is not unset."""
+    if wire.DESCRIPTOR.fields_by_name[field].has_presence:
+        return wire.HasField(field)
+    return bool(getattr(wire, field))
+
+
+def _plain(value: Any) -> object:
+    return value if isinstance(value, str | int | float) else tuple(value)
 
 
 def _or(wire: Wire, field: str, default: T) -> T:
     """The value of an `optional` field, or the default where it is unset (zero is not unset)."""
     return getattr(wire, field) if wire.HasField(field) else default
+
+
+def _messages(wire: Sequence[pb.Message]) -> tuple[Message, ...]:
+    return tuple(_turn(turn, position) for position, turn in enumerate(wire))
 
 
 def _turn(wire: pb.Message, position: int) -> Message:
@@ -87,6 +119,10 @@ def _turn(wire: pb.Message, position: int) -> Message:
     )
 
 
+def _prompts(wire: Sequence[pb.Prompt]) -> tuple[str | tuple[int, ...], ...]:
+    return tuple(map(_prompt, wire))
+
+
 def _prompt(wire: pb.Prompt) -> str | tuple[int, ...]:
     match wire.WhichOneof("prompt"):
         case "text":
@@ -97,6 +133,10 @@ def _prompt(wire: pb.Prompt) -> str | tuple[int, ...]:
             raise InvalidRequest(
                 "One of the prompts is empty; set its 'text' or its 'token_ids'.", param="prompts"
             )
+
+
+def _tools(wire: Sequence[pb.Tool]) -> tuple[Tool, ...]:
+    return tuple(map(_tool, wire))
 
 
 def _tool(wire: pb.Tool) -> Tool:
@@ -126,49 +166,8 @@ def _tool_choice(wire: pb.ToolChoice) -> ToolChoice:
             )
 
 
-def _sampling(wire: pb.SamplingParams, unset: SamplingParams) -> SamplingParams:
-    for param, count, most in (
-        ("stop", len(wire.stop), bounds.MOST_STOPS),
-        ("stop_token_ids", len(wire.stop_token_ids), bounds.MOST_STOP_TOKENS),
-        ("logit_bias", len(wire.logit_bias), bounds.MOST_LOGIT_BIASES),
-        ("allowed_token_ids", len(wire.allowed_token_ids), bounds.MOST_ALLOWED_TOKENS),
-        ("bad_words", len(wire.bad_words), bounds.MOST_BAD_WORDS),
-        ("logprob_token_ids", len(wire.logprob_token_ids), bounds.MOST_LOGPROB_TOKENS),
-        ("response_format", len(wire.response_format.choice.texts), bounds.MOST_CHOICES_OF_TEXT),
-    ):
-        check_count(param, count, most)
-    return SamplingParams(
-        n=_or(wire, "n", unset.n),
-        max_tokens=_or(wire, "max_tokens", unset.max_tokens),
-        min_tokens=wire.min_tokens,
-        temperature=_or(wire, "temperature", None),
-        top_p=_or(wire, "top_p", None),
-        top_k=_or(wire, "top_k", None),
-        min_p=_or(wire, "min_p", None),
-        presence_penalty=_or(wire, "presence_penalty", None),
-        frequency_penalty=_or(wire, "frequency_penalty", None),
-        repetition_penalty=_or(wire, "repetition_penalty", None),
-        seed=_or(wire, "seed", None),
-        stop=tuple(wire.stop),
-        stop_token_ids=tuple(wire.stop_token_ids),
-        include_stop_str_in_output=wire.include_stop_str_in_output,
-        ignore_eos=wire.ignore_eos,
-        skip_special_tokens=_or(wire, "skip_special_tokens", unset.skip_special_tokens),
-        spaces_between_special_tokens=_or(
-            wire, "spaces_between_special_tokens", unset.spaces_between_special_tokens
-        ),
-        logit_bias=dict(wire.logit_bias),
-        allowed_token_ids=tuple(wire.allowed_token_ids),
-        bad_words=tuple(wire.bad_words),
-        logprobs=_logprobs(wire),
-        logprob_token_ids=tuple(wire.logprob_token_ids),
-        prompt_logprobs=_or(wire, "prompt_logprobs", None),
-        structured=_structured(wire.response_format) if wire.HasField("response_format") else None,
-    )
-
-
 def _logprobs(wire: pb.SamplingParams) -> int | None:
-    if wire.HasField("top_logprobs") and not wire.logprobs:
+    if wire.top_logprobs and not wire.logprobs:
         raise InvalidRequest(
             "'top_logprobs' needs 'logprobs' to be true as well.", param="top_logprobs"
         )
@@ -176,6 +175,7 @@ def _logprobs(wire: pb.SamplingParams) -> int | None:
 
 
 def _structured(wire: pb.ResponseFormat) -> StructuredOutput:
+    check_count("response_format", len(wire.choice.texts), bounds.MOST_CHOICES_OF_TEXT)
     match wire.WhichOneof("format"):
         case "json_object":
             return StructuredOutput("json_object")
@@ -196,24 +196,8 @@ def _structured(wire: pb.ResponseFormat) -> StructuredOutput:
             )
 
 
-def _options(wire: pb.Options, stream: bool) -> Options:
-    return Options(
-        stream=stream,
-        include_usage=wire.include_usage,
-        continuous_usage=wire.continuous_usage,
-        user=_or(wire, "user", None),
-        cache_salt=wire.cache_salt,
-        truncate_prompt_tokens=_or(wire, "truncate_prompt_tokens", None),
-        truncation_side=_truncation_side(wire),
-        return_token_ids=wire.return_token_ids,
-        return_tokens_as_token_ids=wire.return_tokens_as_token_ids,
-    )
-
-
-def _truncation_side(wire: pb.Options) -> Literal["left", "right"]:
-    match wire.truncation_side:
-        case pb.Options.TRUNCATION_SIDE_UNSPECIFIED:
-            return Options().truncation_side
+def _truncation_side(side: int) -> Literal["left", "right"]:
+    match side:
         case pb.Options.TRUNCATION_SIDE_LEFT:
             return "left"
         case pb.Options.TRUNCATION_SIDE_RIGHT:
@@ -244,3 +228,18 @@ def _value(wire: struct_pb2.Value) -> object:
             return int(number) if number.is_integer() else number
         case _:
             return None
+
+
+_FIELDS = {call: _fields_of(call) for call in get_args(fields.Call)}
+
+# From a field of a message to an attribute; of plain values, repeated ones become tuples.
+_CONVERSIONS: Mapping[str, Callable[[Any], object]] = {
+    "messages": _messages,
+    "prompts": _prompts,
+    "tools": _tools,
+    "tool_choice": _tool_choice,
+    "template_kwargs": _struct,
+    "logit_bias": dict,
+    "response_format": _structured,
+    "truncation_side": _truncation_side,
+}
