@@ -78,6 +78,9 @@ class EmittingEngine:
     def tools(self, request: ChatRequest, prompt_ids: object) -> ToolSession:
         raise NotImplementedError
 
+    def reasoning(self, template_kwargs: object, prompt_ids: object) -> None:
+        return None
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(

@@ -67,6 +67,9 @@ class IdleEngine:
     def tools(self, request: ChatRequest, prompt_ids: object) -> ToolSession:
         raise NotImplementedError
 
+    def reasoning(self, template_kwargs: object, prompt_ids: object) -> None:
+        return None
+
 
 @dataclass
 class LoopTime:

@@ -104,6 +104,9 @@ class PacedEngine:
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> ToolSession:
         raise NotImplementedError
 
+    def reasoning(self, template_kwargs: object, prompt_ids: object) -> None:
+        return None
+
     async def _step_forever(self) -> None:
         due = time.perf_counter()
         while True:

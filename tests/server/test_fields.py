@@ -118,6 +118,7 @@ SAMPLES: Mapping[tuple[str, fields.Call], Sample] = {
     ),
     ("tool_choice", "chat"): Sample("required", {"tool_choice": {"mode": "MODE_REQUIRED"}}),
     ("parallel_tool_calls", "chat"): Sample(False, {"parallel_tool_calls": False}),
+    ("include_reasoning", "chat"): Sample(False, {"include_reasoning": False}),
     ("add_generation_prompt", "chat"): Sample(False, {"add_generation_prompt": False}),
     ("add_special_tokens", "completion"): Sample(False, {"add_special_tokens": False}),
     ("chat_template_kwargs", "chat"): Sample({"a": 1}, {"template_kwargs": {"a": 1}}),

@@ -102,6 +102,7 @@ class EloquentEngine(EchoEngine):
                     text=f"t{token}",
                     token_ids=(token,),
                     reasoning="hm" if is_first else "",
+                    reasoning_tokens=1 if is_first else 0,
                     logprobs=() if sampling.logprobs is None else scored((token,)),
                     prompt_logprobs=(None, *scored(request.prompt_ids[1:]))
                     if is_first and sampling.prompt_logprobs is not None
@@ -310,7 +311,7 @@ def told_by_http(answers: Sequence[Said]) -> Said:
     assert {answer["id"] for answer in answers} == {answers[0]["id"]}
     for answer in answers:
         if (usage := answer.get("usage")) is not None:
-            details = usage.pop("prompt_tokens_details")
+            details = usage.pop("prompt_tokens_details") | usage.pop("completion_tokens_details")
             told["usage"] = usage | details
         for piece in answer["choices"]:
             choice = told["choices"].setdefault(piece["index"], empty_choice())
@@ -380,6 +381,7 @@ def told_by_grpc(answers: Sequence[Any]) -> Said:
         if answer.HasField("usage"):
             names = ("prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens")
             told["usage"] = {name: getattr(answer.usage, name) for name in names}
+            told["usage"]["reasoning_tokens"] = answer.usage.reasoning_tokens
         for piece in answer.choices:
             choice = told["choices"].setdefault(piece.index, empty_choice())
             message = getattr(piece, "message", None) or getattr(piece, "delta", None)

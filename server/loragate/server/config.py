@@ -73,6 +73,7 @@ class EngineConfig(Section, frozen=True):
     kv_cache_gib: float = 2.0
     gpu_memory_utilization: float = 0.9
     tool_call_parser: str = "hermes"
+    reasoning_parser: str = ""
     chat_template: str = ""
     special_tokens_in_text: settings.SpecialTokensInText = "text"
     grammar_timeout_seconds: float = 10.0

@@ -101,6 +101,7 @@ class Message:
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ class ChatRequest:
     continue_final_message: bool = False
     add_special_tokens: bool = False
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    include_reasoning: bool = True
     echo: bool = False
 
 
@@ -212,6 +214,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     tool_calls: tuple[ToolCallDelta, ...] = ()
     reasoning: str = ""
+    reasoning_tokens: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
@@ -220,11 +223,14 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache."""
+    """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache, and
+    `reasoning_tokens` of the completion were thought aloud before the answer.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

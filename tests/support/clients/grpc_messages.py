@@ -47,6 +47,7 @@ def chat(request: ChatRequest) -> pb.ChatRequest:
         continue_final_message=request.continue_final_message,
         add_special_tokens=request.add_special_tokens,
         template_kwargs=json_format.ParseDict(dict(request.template_kwargs), struct_pb2.Struct()),
+        include_reasoning=request.include_reasoning,
         echo=request.echo,
     )
 
@@ -77,6 +78,7 @@ def message(turn: Message) -> pb.Message:
             for call in turn.tool_calls
         ],
         tool_call_id=turn.tool_call_id,
+        reasoning=turn.reasoning,
     )
 
 

@@ -30,6 +30,7 @@ def chat_body(request: ChatRequest) -> Body:
         "continue_final_message": request.continue_final_message,
         "add_special_tokens": request.add_special_tokens,
         "chat_template_kwargs": dict(request.template_kwargs),
+        "include_reasoning": request.include_reasoning,
         "echo": request.echo,
         "logprobs": request.sampling.logprobs is not None,
         "top_logprobs": request.sampling.logprobs,
@@ -56,6 +57,7 @@ def message(turn: Message) -> Body:
         "content": turn.content,
         "name": turn.name,
         "tool_call_id": turn.tool_call_id,
+        "reasoning_content": turn.reasoning,
         "tool_calls": [
             {
                 "id": call.id,

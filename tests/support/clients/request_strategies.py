@@ -85,6 +85,7 @@ MESSAGES = st.builds(
     name=st.none() | TEXT,
     tool_calls=TOOL_CALLS,
     tool_call_id=st.none() | TEXT,
+    reasoning=st.none() | TEXT,
 )
 TOOLS = st.builds(
     Tool,
@@ -110,6 +111,7 @@ CHATS = st.builds(
     continue_final_message=st.booleans(),
     add_special_tokens=st.booleans(),
     template_kwargs=st.dictionaries(TEXT, JSON_VALUES, max_size=3),
+    include_reasoning=st.booleans(),
     echo=st.booleans(),
 )
 COMPLETIONS = st.builds(

@@ -1,7 +1,7 @@
 """Small engines with behaviour, for tests of what stands around the engine."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from loragate.server.engine.protocol import (
     EngineRequest,
     LoadedAdapter,
     Placing,
+    ReasoningSession,
     ServedModel,
 )
 from loragate.server.errors import AdapterUnavailable, EngineDead
@@ -109,6 +110,11 @@ class EchoEngine:
 
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> "EchoTools":
         return EchoTools(request)
+
+    def reasoning(
+        self, template_kwargs: Mapping[str, object], prompt_ids: Sequence[int]
+    ) -> ReasoningSession | None:
+        return None
 
     async def _answer(self) -> None:
         if not self.is_alive:

@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from loragate.adapters.errors import InvalidAdapter
 from loragate.adapters.format.reference import Reference
+from loragate.adapters.rendering.turns import RESERVED_VARIABLES
 
 Number = int | float
 _LARGEST: Final = 2**63 - 1  # what the engine's whole numbers hold
@@ -25,7 +26,9 @@ Fact = str | int | float
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What must roll back with the weights. Sampling defaults apply where a request is silent."""
+    """What must roll back with the weights. Sampling defaults and the chat template's variables
+    apply where a request is silent.
+    """
 
     chat_template: str | None = None
     system_prompt: str | None = None
@@ -33,6 +36,7 @@ class Contract:
     max_tokens_cap: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,12 @@ class AdapterManifest:
         }
         if contract.max_tokens_cap is not None:
             numbers["max_tokens_cap"] = contract.max_tokens_cap
+        if reserved := sorted(RESERVED_VARIABLES & contract.chat_template_kwargs.keys()):
+            raise InvalidAdapter(
+                "invalid_manifest",
+                f"manifest.json's contract.chat_template_kwargs has '{reserved[0]}', which is the "
+                "rendering's own; leave it out",
+            )
         for name, value in numbers.items():
             if value > _LARGEST:
                 raise InvalidAdapter(
@@ -115,6 +125,10 @@ class _Contract(msgspec.Struct, forbid_unknown_fields=True):
     stop_token_ids: Annotated[
         tuple[Annotated[int, Meta(ge=0, lt=2**31)], ...], Meta(max_length=64)
     ] = ()
+    # Of JSON: scalars, lists and objects.
+    chat_template_kwargs: Annotated[dict[str, object], Meta(max_length=64)] = msgspec.field(
+        default_factory=dict
+    )
 
 
 class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
@@ -165,4 +179,5 @@ def _frozen(written: _Contract) -> Contract:
         max_tokens_cap=written.max_tokens_cap,
         stop=written.stop,
         stop_token_ids=written.stop_token_ids,
+        chat_template_kwargs=MappingProxyType(written.chat_template_kwargs),
     )

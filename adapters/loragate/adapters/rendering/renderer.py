@@ -23,6 +23,7 @@ from loragate.adapters.rendering.template_time import template_time
 from loragate.adapters.rendering.templates import RenderingError, Templates
 from loragate.adapters.rendering.token_bound import TokenBound, Truncation
 from loragate.adapters.rendering.turns import (
+    RESERVED_VARIABLES,
     TemplateMessage,
     describe_tools,
     has_calls,
@@ -34,9 +35,10 @@ from loragate.adapters.rendering.turns import (
 IGNORED = -100  # the label of a token that is not learnt, as PyTorch and TRL have it
 
 # Arguments of the rendering itself, which a template's variables must not shadow.
-_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {
-    "documents"
-}
+_RESERVED = (
+    RESERVED_VARIABLES
+    | frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+) - {"documents", "kwargs"}
 
 
 class TooManyTokens(LoragateError):

@@ -6,6 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 TemplateMessage = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
 
+# Names that the rendering itself gives to templates, or takes as its arguments.
+RESERVED_VARIABLES = frozenset(
+    {
+        *("messages", "tools", "add_generation_prompt", "conversation", "chat_template"),
+        *("continue_final_message", "tokenize", "return_dict", "return_tensors", "padding"),
+        *("truncation", "max_length", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+    }
+)
+
 _TOOL_PREAMBLE = """\
 You may call one or more functions to help with the user's request.
 The functions, as JSON, are inside <tools></tools>:

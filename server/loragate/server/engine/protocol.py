@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import AdapterVersion
@@ -83,6 +83,32 @@ class ToolSession(Protocol):
         ...
 
 
+class Thought(NamedTuple):
+    """What one delta says: before the answer, and of it. `tokens` are those of the reasoning."""
+
+    reasoning: str
+    content: str
+    tokens: int
+
+
+class ReasoningParser(Protocol):
+    """Splits one choice's text into what was thought aloud and the answer, as it comes."""
+
+    def push(self, delta: Delta) -> Thought: ...
+
+
+class ReasoningSession(Protocol):
+    """A chat's reasoning, in the format in which the served model thinks."""
+
+    def bind(self, sampling: SamplingParams) -> SamplingParams:
+        """Lets the text have what its parsers look for."""
+        ...
+
+    def parser(self) -> ReasoningParser:
+        """A fresh parser for one choice."""
+        ...
+
+
 class Engine(Protocol):
     """One base model in memory, with LoRA adapters that come and go."""
 
@@ -133,4 +159,10 @@ class Engine(Protocol):
 
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> ToolSession:
         """Raises InvalidRequest where a tool's schema cannot be compiled, or none may be chosen."""
+        ...
+
+    def reasoning(
+        self, template_kwargs: Mapping[str, object], prompt_ids: Sequence[int]
+    ) -> ReasoningSession | None:
+        """Of a chat that was rendered with these variables; None where no model thinks aloud."""
         ...

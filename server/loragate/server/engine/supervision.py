@@ -7,7 +7,15 @@ end with EngineDead, and nothing that they did or left undone is carried into th
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -24,6 +32,7 @@ from loragate.server.engine.protocol import (
     Engine,
     EngineRequest,
     LoadedAdapter,
+    ReasoningSession,
     ServedModel,
     ToolSession,
 )
@@ -201,6 +210,11 @@ class SupervisedEngine:
 
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> ToolSession:
         return self._current_run().engine.tools(request, prompt_ids)
+
+    def reasoning(
+        self, template_kwargs: Mapping[str, object], prompt_ids: Sequence[int]
+    ) -> ReasoningSession | None:
+        return self._current_run().engine.reasoning(template_kwargs, prompt_ids)
 
     def _current_run(self) -> EngineRun:
         if self._run is None or not self._run.is_alive:

@@ -357,6 +357,13 @@ SERVED: Final = (
         most=bounds.MOST_MESSAGES,
         message="",
     ),
+    Served(
+        "include_reasoning",
+        "boolean",
+        "include_reasoning",
+        "False: what the model thinks aloud is not sent.",
+        _CHAT,
+    ),
     Served("echo", "boolean", "echo", "Puts what the answer goes on with in front of it."),
     Served(
         "truncate_prompt_tokens",
@@ -424,7 +431,6 @@ IGNORED: Final = (
     Ignored("media_io_kwargs", "text alone is served."),
     Ignored("prediction", "it makes answers faster elsewhere.", _CHAT),
     Ignored("reasoning_effort", "set the template's variable by chat_template_kwargs.", _CHAT),
-    Ignored("include_reasoning", "what an answer has of it comes.", _CHAT),
     Ignored("verbosity", "say it in a message.", _CHAT),
 )
 

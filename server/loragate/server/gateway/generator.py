@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from loragate.server.admission.admission import Reservation
-from loragate.server.core import Delta, Request, SamplingParams
+from loragate.server.core import ChatRequest, Delta, Request, SamplingParams
 from loragate.server.engine.protocol import (
     Engine,
     EngineRequest,
     LoadedAdapter,
+    ReasoningParser,
+    ReasoningSession,
     ToolCallParser,
     ToolSession,
 )
@@ -80,9 +82,11 @@ class Generator:
             for i, ids in enumerate(prepared.prompt_ids)
             for j, one_of_them in enumerate(_one_by_one(sampling))
         ]
-        merged = merge(streams)
-        tools = prepared.tools
-        return merged if tools is None else _split_tool_calls(merged, tools)
+        deltas = merge(streams)
+        if prepared.reasoning is not None:
+            is_told = isinstance(request, ChatRequest) and request.include_reasoning
+            deltas = _split_reasoning(deltas, prepared.reasoning, is_told=is_told)
+        return deltas if prepared.tools is None else _split_tool_calls(deltas, prepared.tools)
 
 
 def _one_by_one(sampling: SamplingParams) -> Sequence[SamplingParams]:
@@ -136,6 +140,23 @@ async def _sequence(
                 if is_refused:
                     started.prompt_tokens -= prompt_tokens
                 raise
+
+
+async def _split_reasoning(
+    deltas: AsyncGenerator[Delta, None], reasoning: ReasoningSession, *, is_told: bool
+) -> AsyncGenerator[Delta, None]:
+    """Tells what is thought aloud from the answer, choice by choice."""
+    parsers: dict[int, ReasoningParser] = {}
+    async with aclosing(deltas):
+        async for delta in deltas:
+            parser = parsers.get(delta.index) or parsers.setdefault(delta.index, reasoning.parser())
+            thought = parser.push(delta)
+            yield msgspec.structs.replace(
+                delta,
+                text=thought.content,
+                reasoning=thought.reasoning if is_told else "",
+                reasoning_tokens=thought.tokens,
+            )
 
 
 async def _split_tool_calls(

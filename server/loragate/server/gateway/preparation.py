@@ -1,6 +1,7 @@
 """From what a client sent to what the engine gets, within the tenant's limits."""
 
 from dataclasses import replace
+from functools import partial
 
 from loragate.adapters.registry.snapshot import Limits, SnapshotWatcher
 from loragate.adapters.rendering.renderer import Renderer
@@ -8,8 +9,9 @@ from loragate.server.admission.admission import Arrival
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import ChatRequest, Request, Route
 from loragate.server.engine.grammars.compiler import Grammars
-from loragate.server.engine.protocol import Engine, ToolSession
+from loragate.server.engine.protocol import Engine
 from loragate.server.errors import EngineDead
+from loragate.server.gateway.bounds import SMALL_PROMPT
 from loragate.server.gateway.prompting import Prepared, PromptBuilder, contract_of
 from loragate.server.gateway.request_size import is_large
 from loragate.server.gateway.validation import RequestLimits, validate
@@ -67,14 +69,14 @@ class Preparation:
     async def bind(
         self, prepared: Prepared, request: Request, arrival: Arrival, route: Route
     ) -> Prepared:
-        """With the request's tools, and with its grammar checked: both before the request holds
+        """With the request's reasoning and tools, and with its grammar checked: all before it holds
         anything that others wait for. Raises InvalidRequest where they cannot be used.
         """
         if isinstance(request, ChatRequest) and _must_call(request):
             # A call is no answer in the format asked for, so the format has nothing to say.
             free = replace(prepared.sampling, structured=None)
             prepared = replace(prepared, sampling=free)
-        prepared = await self._with_tools(request, prepared, route)
+        prepared = await self._with_sessions(request, prepared, route)
         await self._grammars.check(prepared.sampling.structured, arrival.tenant)
         return prepared
 
@@ -85,24 +87,31 @@ class Preparation:
         shortest = max(map(len, prepared.prompt_ids)) + (request.sampling.max_tokens or 1)
         return self._merged.has_room(route, shortest)
 
-    async def _with_tools(self, request: Request, prepared: Prepared, route: Route) -> Prepared:
-        if not (isinstance(request, ChatRequest) and request.tools and _calls_tools(request)):
+    async def _with_sessions(self, request: Request, prepared: Prepared, route: Route) -> Prepared:
+        if not isinstance(request, ChatRequest):
             return prepared
         try:
             with self._merged.acquire(route) as engine:
-                tools = await self._bind_tools(engine, request, prepared, route)
+                return await self._bind(engine, request, prepared, route)
         except EngineDead:
             if route.mode == "unmerged":
                 raise
-            tools = await self._bind_tools(self._engine, request, prepared, route)
-        return replace(prepared, sampling=tools.bind(prepared.sampling), tools=tools)
+            return await self._bind(self._engine, request, prepared, route)
 
-    async def _bind_tools(
+    async def _bind(
         self, engine: Engine, request: ChatRequest, prepared: Prepared, route: Route
-    ) -> ToolSession:
-        return await self.threads.do(
-            route.tenant, is_large(request), engine.tools, request, prepared.prompt_ids[0]
-        )
+    ) -> Prepared:
+        (ids,) = prepared.prompt_ids
+        for_thread = len(ids) > SMALL_PROMPT or is_large(request)
+        turn = partial(self.threads.do, route.tenant, for_thread)
+        reasoning = await turn(engine.reasoning, prepared.template_kwargs, ids)
+        if reasoning is not None:
+            sampling = reasoning.bind(prepared.sampling)
+            prepared = replace(prepared, sampling=sampling, reasoning=reasoning)
+        if not (request.tools and _calls_tools(request)):
+            return prepared
+        tools = await turn(engine.tools, request, ids)
+        return replace(prepared, sampling=tools.bind(prepared.sampling), tools=tools)
 
 
 def _calls_tools(request: ChatRequest) -> bool:
@@ -126,4 +135,4 @@ def _fit_to_budget(prepared: Prepared, request: Request, limits: Limits) -> Prep
         max_tokens=max_tokens,
         min_tokens=min(prepared.sampling.min_tokens, max_tokens),
     )
-    return Prepared(prepared.prompt_ids, sampling)
+    return replace(prepared, sampling=sampling)

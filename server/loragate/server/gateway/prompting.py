@@ -6,7 +6,7 @@ contract bind in any case.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -26,7 +26,7 @@ from loragate.server.core import (
     Tool,
     ToolCall,
 )
-from loragate.server.engine.protocol import ServedModel, ToolSession
+from loragate.server.engine.protocol import ReasoningSession, ServedModel, ToolSession
 from loragate.server.errors import ContextLengthExceeded, InvalidRequest
 from loragate.server.gateway.bounds import MOST_ANSWER_SCORES
 from loragate.server.gateway.json_shape import is_too_deep
@@ -53,12 +53,15 @@ def contract_of(snapshot: Snapshot, version: AdapterVersion | None) -> Contract:
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Prompts as the engine takes them. `sampling.max_tokens` is set and fits into the context.
-    `tools` is there once the request is bound to those it may call.
+    `tools` and `reasoning` are there once the request is bound to them, `template_kwargs` being the
+    variables that the chat template had.
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
     sampling: SamplingParams
     tools: ToolSession | None = None
+    reasoning: ReasoningSession | None = None
+    template_kwargs: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def prompt_tokens(self) -> int:
@@ -112,7 +115,7 @@ class PromptBuilder:
                 sampling, prompt_logprobs=_larger(sampling.prompt_logprobs, sampling.logprobs)
             )
         self._check_prompt_scores(sampling, sum(map(len, prompt_ids)))
-        return Prepared(prompt_ids, sampling)
+        return Prepared(prompt_ids, sampling, template_kwargs=_variables(request, contract))
 
     async def token_ids(
         self, request: Request, contract: Contract, tenant: str
@@ -185,7 +188,7 @@ class PromptBuilder:
                 add_generation_prompt=request.add_generation_prompt,
                 continue_final_message=request.continue_final_message,
                 add_special_tokens=request.add_special_tokens,
-                template_kwargs=request.template_kwargs,
+                template_kwargs=_variables(request, contract),
                 templates=self._templates if contract.chat_template else None,
                 template_seconds=base_seconds,
                 most_tokens=self._most_tokens(request),
@@ -275,6 +278,13 @@ class PromptBuilder:
         return {key: value for key, value in defaults.items() if getattr(sampling, key) is None}
 
 
+def _variables(request: Request, contract: Contract) -> Mapping[str, object]:
+    """Of the chat template."""
+    if not isinstance(request, ChatRequest):
+        return {}
+    return {**contract.chat_template_kwargs, **request.template_kwargs}
+
+
 def _larger(one: int | None, other: int | None) -> int | None:
     return other if one is None else max(one, other or 0)
 
@@ -293,6 +303,8 @@ def _turn(message: Message) -> dict[str, object]:
     turn: dict[str, object] = {"role": message.role, "content": message.content or ""}
     if message.name is not None:
         turn["name"] = message.name
+    if message.reasoning is not None:  # templates look for the one name or the other
+        turn |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
     if message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
     if message.tool_calls:

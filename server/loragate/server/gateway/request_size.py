@@ -41,6 +41,7 @@ def _chat_parts(request: ChatRequest) -> Iterator[int]:
 
 def _message_parts(message: Message) -> Iterator[int]:
     yield _OF_EACH + len(message.role) + len(message.content or "")
+    yield len(message.reasoning or "")
     yield len(message.name or "") + len(message.tool_call_id or "")
     for call in message.tool_calls:
         yield _OF_EACH + len(call.id) + len(call.name) + len(call.arguments)

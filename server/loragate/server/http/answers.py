@@ -39,11 +39,16 @@ class _CachedTokens(msgspec.Struct):
     cached_tokens: int
 
 
+class _ReasoningTokens(msgspec.Struct):
+    reasoning_tokens: int
+
+
 class _Usage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: _CachedTokens
+    completion_tokens_details: _ReasoningTokens | UnsetType = UNSET
 
 
 class _TopLogprob(msgspec.Struct):
@@ -93,6 +98,7 @@ class _ChatDelta(msgspec.Struct, omit_defaults=True):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # the same, by vLLM's newer name
     tool_calls: list[_ToolCallPiece] | None = None
 
 
@@ -124,6 +130,7 @@ class _Message(msgspec.Struct):
     audio: None = None
     function_call: None = None
     reasoning_content: str | None = None
+    reasoning: str | UnsetType = UNSET  # the same, by vLLM's newer name
     tool_calls: list[_WholeToolCall] | UnsetType = UNSET
 
 
@@ -254,6 +261,7 @@ class Writer:
             delta=_ChatDelta(
                 content=delta.text or None,
                 reasoning_content=delta.reasoning or None,
+                reasoning=delta.reasoning or None,
                 tool_calls=[_tool_call_piece(piece) for piece in delta.tool_calls] or None,
             ),
             logprobs=self._chat_logprobs(delta.logprobs),
@@ -270,6 +278,7 @@ class Writer:
                 role="assistant",
                 content=text if text or not choice.tool_calls else None,
                 reasoning_content=choice.reasoning or None,
+                reasoning=choice.reasoning or UNSET,
                 tool_calls=[_whole_tool_call(call) for call in choice.tool_calls] or UNSET,
             ),
             logprobs=self._chat_logprobs(choice.logprobs),
@@ -392,6 +401,7 @@ def _usage(usage: Usage) -> _Usage:
         usage.completion_tokens,
         usage.total_tokens,
         _CachedTokens(usage.cached_tokens),
+        _ReasoningTokens(usage.reasoning_tokens) if usage.reasoning_tokens else UNSET,
     )
 
 

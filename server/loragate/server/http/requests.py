@@ -140,6 +140,8 @@ class MessageBody(_Part):
     role: str
     content: str | Parts | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: object = None  # a text is vLLM's newer name for the same
     name: str | None = None
     tool_calls: ToolCalls | None = None
     tool_call_id: str | None = None
@@ -455,7 +457,14 @@ def _message(body: MessageBody, position: int) -> Message:
             for call in body.tool_calls or ()
         ),
         tool_call_id=body.tool_call_id,
+        reasoning=_reasoning(body),
     )
+
+
+def _reasoning(body: MessageBody) -> str | None:
+    if body.reasoning_content is not None:
+        return body.reasoning_content
+    return body.reasoning if isinstance(body.reasoning, str) else None
 
 
 def _arguments(arguments: str | AnyObject) -> str:

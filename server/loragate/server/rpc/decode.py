@@ -116,6 +116,7 @@ def _turn(wire: pb.Message, position: int) -> Message:
         name=_or(wire, "name", None),
         tool_calls=tuple(ToolCall(call.id, call.name, call.arguments) for call in wire.tool_calls),
         tool_call_id=_or(wire, "tool_call_id", None),
+        reasoning=_or(wire, "reasoning", None),
     )
 
 

@@ -138,6 +138,7 @@ def usage(counted: Usage) -> pb.Usage:
         completion_tokens=counted.completion_tokens,
         total_tokens=counted.total_tokens,
         cached_tokens=counted.cached_tokens,
+        reasoning_tokens=counted.reasoning_tokens,
     )
 
 

@@ -29,6 +29,7 @@ class Record:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self.reasoning_tokens = 0
         self.ttft_seconds: float | None = None
         self.duration_seconds = 0.0
         self.itl_seconds: list[float] = []
@@ -38,7 +39,9 @@ class Record:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+        return Usage(
+            self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens
+        )
 
     async def count(
         self,
@@ -62,6 +65,7 @@ class Record:
                     self.completion_tokens += len(delta.token_ids)
                     on_tokens(len(delta.token_ids))
                 self.cached_tokens += delta.cached_tokens
+                self.reasoning_tokens += delta.reasoning_tokens
                 yield delta
         finally:
             await deltas.aclose()

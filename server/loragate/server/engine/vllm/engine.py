@@ -8,7 +8,7 @@ vllm 0.26; where the two differ, a comment says so.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir
@@ -51,6 +51,7 @@ from loragate.server.engine.vllm.forkserver import (
 )
 from loragate.server.engine.vllm.int8_weights import NOTHING_ROUNDED, round_weights
 from loragate.server.engine.vllm.lora_cast import LoraCast
+from loragate.server.engine.vllm.reasoning import VllmReasoning
 from loragate.server.engine.vllm.tools import VllmTools
 from loragate.server.engine.vllm.translation import GRAMMAR_BACKEND, REFUSALS, delta, vllm_sampling
 from loragate.server.engine.vllm.worker_extension import WorkerExtension
@@ -78,6 +79,7 @@ async def run_engine(
     """
     start_forkserver()  # if nobody has
     _tool_parser(config)  # raises before anything slow
+    _reasoning_parser(config)
     args = _engine_args(config, base)
     if current_platform.is_cpu():
         await asyncio.to_thread(_add_kernels, args, cache, config)
@@ -195,6 +197,17 @@ def _tool_parser(config: EngineConfig) -> type[Parser] | None:
         ) from error
 
 
+def _reasoning_parser(config: EngineConfig) -> type[Parser] | None:
+    """Raises ConfigError."""
+    try:
+        return ParserManager.get_parser(reasoning_parser_name=config.reasoning_parser)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"engine.reasoning_parser is '{config.reasoning_parser}', which vLLM does not know: "
+            f"{error}"
+        ) from error
+
+
 def _engine_args(config: EngineConfig, base: BaseModel) -> AsyncEngineArgs:
     args = _model_args(config, base)
     args.enable_lora = True
@@ -225,7 +238,10 @@ def _model_args(config: EngineConfig, model: BaseModel) -> AsyncEngineArgs:
         # By the requests' ranks. First come, first served would take the cache from whoever came
         # last, again and again, when one tenant's long answers have filled it.
         scheduling_policy="priority",
-        structured_outputs_config=StructuredOutputsConfig(backend=GRAMMAR_BACKEND),
+        # With a parser for what is thought aloud, constraints bind the answer behind it.
+        structured_outputs_config=StructuredOutputsConfig(
+            backend=GRAMMAR_BACKEND, reasoning_parser=config.reasoning_parser
+        ),
         # loragate counts what it needs itself; vLLM's own statistics cost time at every step.
         disable_log_stats=True,
         tensor_parallel_size=config.tensor_parallel_size,
@@ -284,6 +300,7 @@ class VllmEngine:
         self._tokenizer = llm.renderer.get_tokenizer()
         self._parser_class = _tool_parser(config)
         self._parser_name = config.tool_call_parser
+        self._reasoning_class = _reasoning_parser(config)
         # Counts of alternatives are bounded by what the engine was started with.
         defaults = llm.model_config.get_diff_sampling_param()
         self._model = ServedModel(
@@ -438,6 +455,19 @@ class VllmEngine:
             self._tokenizer,
             self._llm.model_config,
             request,
+        )
+
+    def reasoning(
+        self, template_kwargs: Mapping[str, object], prompt_ids: Sequence[int]
+    ) -> VllmReasoning | None:
+        if self._reasoning_class is None:
+            return None
+        return VllmReasoning(
+            self._reasoning_class,
+            self._tokenizer,
+            self._llm.model_config,
+            template_kwargs,
+            prompt_ids,
         )
 
 
