@@ -28,8 +28,8 @@ OUT := proto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
-	bench-frontend bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-bombs bench-cli \
-	bench-train bench-rivals loadtest structure check fmt generate lock clean
+	bench-frontend bench-gateway bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-bombs \
+	bench-cli bench-train bench-rivals loadtest structure check fmt generate lock clean
 
 help: ## List the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ bench-clients: setup ## Compare vLLM's own benchmark client with the load tests 
 
 bench-frontend: setup ## Measure what one process carries over HTTP and gRPC, without an engine
 	$(BIN)/python -m bench.frontend $(ARGS)
+
+bench-gateway: setup ## Take apart what comes between a client and the engine
+	$(BIN)/python -m bench.gateway $(ARGS)
 
 bench-gpu: setup ## Measure 32 and 256 adapters of ranks 16 and 64, beside stock vLLM, on a GPU
 	$(BIN)/python -m bench.gpu $(ARGS)

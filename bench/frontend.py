@@ -27,8 +27,14 @@ from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.server.app.build import build
 from loragate.server.config import Config, EngineConfig, LimitsConfig, ServerConfig
-from loragate.server.core import ChatRequest, Delta
-from loragate.server.engine.protocol import EngineRequest, LoadedAdapter, ServedModel, ToolSession
+from loragate.server.core import ChatRequest, Delta, TokenLogprob
+from loragate.server.engine.protocol import (
+    Engine,
+    EngineRequest,
+    LoadedAdapter,
+    ServedModel,
+    ToolSession,
+)
 from loragate.v1 import inference_pb2
 
 PACE_SECONDS = 0.01
@@ -63,6 +69,10 @@ class EmittingEngine:
         self.model = ServedModel(base.name, 2 * TOKENS, 49152, 5, 1, 16)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        if request.sampling.prompt_logprobs is not None:  # the server's own probe of the model
+            scores = tuple(TokenLogprob("", each, -1.0) for each in request.prompt_ids)
+            yield Delta(index=0, prompt_logprobs=scores, finish_reason="length")
+            return
         due = time.perf_counter()
         for _ in range(TOKENS):
             due += PACE_SECONDS
@@ -166,6 +176,15 @@ def _serve(parent: Connection) -> None:
 
 
 async def _run(parent: Connection) -> None:
+    async with served_by(EmittingEngine) as doors:
+        parent.send(doors)
+        asyncio.get_running_loop().add_reader(parent.fileno(), _answer, parent)
+        await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def served_by(make_engine: Callable[[BaseModel], Engine]) -> AsyncIterator[dict[str, str]]:
+    """The whole server around such an engine: addresses by protocol, and a tenant's key."""
     config = Config(
         server=ServerConfig(http="127.0.0.1:0", grpc="127.0.0.1:0", log_level="error"),
         engine=EngineConfig(max_num_seqs=1024),
@@ -176,22 +195,18 @@ async def _run(parent: Connection) -> None:
         home = Home(Path(folder)).ensure()
         with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
             key = registry.tenants.create("bench").key
-        engine = EmittingEngine(base)
+        engine = make_engine(base)
 
         @asynccontextmanager
-        async def start() -> AsyncIterator[EmittingEngine]:
+        async def start() -> AsyncIterator[Engine]:
             yield engine
 
         async with build(config, home, base, start) as server, server.listening():
-            parent.send(
-                {
-                    "http": f"127.0.0.1:{server.http_port}",
-                    "grpc": f"127.0.0.1:{server.grpc_port}",
-                    "key": key,
-                }
-            )
-            asyncio.get_running_loop().add_reader(parent.fileno(), _answer, parent)
-            await asyncio.Event().wait()
+            yield {
+                "http": f"127.0.0.1:{server.http_port}",
+                "grpc": f"127.0.0.1:{server.grpc_port}",
+                "key": key,
+            }
 
 
 def _answer(parent: Connection) -> None:
