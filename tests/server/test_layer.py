@@ -25,7 +25,7 @@ from vllm.model_executor.models import llama
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
 from loragate.server.engine.cpu import elementwise, linear
-from loragate.server.engine.cpu.decoder_layer import FusedLayer, fuse
+from loragate.server.engine.cpu.decoder_layer import FusedLayer, Workspace, fuse
 from loragate.server.engine.cpu.linear import is_worth_it, shorten_calls
 from loragate.server.engine.cpu.lora_kernel import LoraKernel
 from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper, lay_out_for_reading
@@ -173,7 +173,7 @@ def test_fused_layer_gives_the_same_numbers_as_its_parts(
             return layer(positions, x.clone(), None if is_first else residual.clone())
 
     by_parts = run()
-    fuse(library, kernel, layer)
+    fuse(library, kernel, Workspace(), layer)
     assert isinstance(layer.forward, FusedLayer)
     fused = run()
 
@@ -190,7 +190,7 @@ def test_layer_of_a_merged_model_is_fused_without_adapters(
     x, residual = torch.randn(2, 5, 64).bfloat16()
     by_parts = layer(torch.arange(5), x.clone(), residual.clone())
 
-    fuse(library, kernel, layer)
+    fuse(library, kernel, Workspace(), layer)
 
     assert isinstance(layer.forward, FusedLayer)
     fused = layer(torch.arange(5), x.clone(), residual.clone())
@@ -208,7 +208,7 @@ def test_batch_of_more_dimensions_goes_the_way_of_vllm(
     monkeypatch.setattr(layer, "forward", lambda _positions, x, _residual: asked.append(x))
     x = torch.zeros(1, 3, 64).bfloat16()
 
-    fuse(library, kernel, layer)
+    fuse(library, kernel, Workspace(), layer)
     assert isinstance(layer.forward, FusedLayer)
     layer(torch.arange(3), x, None)
 
@@ -247,7 +247,7 @@ def test_layer_that_does_more_stays_as_it_is(
 ) -> None:
     layer = make_layer(kind, changes)
 
-    fuse(library, kernel, layer)
+    fuse(library, kernel, Workspace(), layer)
 
     assert not isinstance(layer.forward, FusedLayer)
 
@@ -258,6 +258,6 @@ def test_layer_with_adapters_of_another_dtype_stays_as_it_is(
     layer = make_layer()
     adapt(layer, torch.float32)
 
-    fuse(library, kernel, layer)
+    fuse(library, kernel, Workspace(), layer)
 
     assert not isinstance(layer.forward, FusedLayer)

@@ -8,7 +8,8 @@ there is Python between them, and for each of them threads begin and end. See na
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
@@ -17,6 +18,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
+from loragate.server.engine.cpu.attention import straight
 from loragate.server.engine.cpu.linear import PackedLinear, packed
 from loragate.server.engine.cpu.lora_kernel import Layer, LoraKernel
 from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper
@@ -58,6 +60,45 @@ class _Linear:
         return _Projection(self.linear.address, self.lora and self.lora.address)
 
 
+class _Shape(NamedTuple):
+    heads_in: int  # of queries, keys and values
+    query_heads: int
+    head_width: int
+    wide: int  # gate and up of the MLP
+    narrow: int
+
+
+class _Buffers:
+    """What one step's layers compute in, one after the other."""
+
+    def __init__(self, rows: int, shape: _Shape) -> None:
+        new = partial(torch.empty, dtype=torch.bfloat16)
+        self.rows, self.shape = rows, shape
+        self.qkv = new((rows, shape.heads_in * shape.head_width))
+        self.attended = new((rows, shape.query_heads * shape.head_width))
+        self._wide, self._narrow = new((rows, shape.wide)), new((rows, shape.narrow))
+        kv_heads = (shape.heads_in - shape.query_heads) // 2
+        by_head = self.qkv.view(rows, shape.heads_in, shape.head_width)
+        self.q, self.k, self.v = by_head.split([shape.query_heads, kv_heads, kv_heads], dim=1)
+        self.out = self.attended.view(rows, shape.query_heads, shape.head_width)
+        buffers = self.qkv, self.attended, self._wide, self._narrow
+        self.addresses = tuple(each.data_ptr() for each in buffers)
+
+
+class Workspace:
+    """Memory that a model's layers share, kept from step to step while as many tokens come."""
+
+    def __init__(self) -> None:
+        self._buffers: _Buffers | None = None
+
+    def take(self, rows: int, shape: _Shape) -> _Buffers:
+        """Overwritten by whoever takes it next."""
+        kept = self._buffers
+        if kept is None or kept.rows != rows or kept.shape != shape:
+            kept = self._buffers = _Buffers(rows, shape)
+        return kept
+
+
 class FusedLayer:
     """What a decoder layer does, for bfloat16 hidden states of [tokens, hidden].
 
@@ -68,12 +109,13 @@ class FusedLayer:
         self,
         library: ctypes.CDLL,
         kernel: LoraKernel,
+        workspace: Workspace,
         layer: LlamaDecoderLayer,
         linears: Sequence[_Linear],
     ) -> None:
         attention = cast("LlamaAttention", layer.self_attn)
         rotary = cast("RotaryEmbedding", attention.rotary_emb)
-        qkv, _, gate_up, down = (each.linear for each in linears)
+        _, _, gate_up, down = (each.linear for each in linears)
         self._layer = _Layer(
             *(each.projection for each in linears),
             layer.input_layernorm.weight.data_ptr(),
@@ -84,12 +126,19 @@ class FusedLayer:
             layer.input_layernorm.variance_epsilon,
         )
         self._address, self._batch = ctypes.addressof(self._layer), kernel.batch_address
-        self._kept = linears, kernel
-        self._qkv_width, self._wide = qkv.out_features, gate_up.out_features
-        self._narrow = down.in_features
-        self._parts = [attention.q_size, attention.kv_size, attention.kv_size]
+        self._shape = _Shape(
+            attention.num_heads + 2 * attention.num_kv_heads,
+            attention.num_heads,
+            attention.head_dim,
+            gate_up.out_features,
+            down.in_features,
+        )
+        self._workspace = workspace
+        table = rotary._match_cos_sin_cache_dtype(torch.empty(0, dtype=torch.bfloat16))
+        self._table = table.data_ptr()
+        self._kept = linears, kernel, table
+        self._straight = straight(attention.attn)
         self._attention = attention.attn
-        self._rotary = rotary
         self._forward = layer.forward
         self._before = library.layer_before_attention
         self._before.argtypes, self._before.restype = (*[_POINTER] * 7, _NUMBER), None
@@ -105,29 +154,33 @@ class FusedLayer:
         if residual is None:  # the first layer
             residual, hidden_states = hidden_states.clone(), torch.zeros_like(hidden_states)
         rows, x, kept = len(hidden_states), hidden_states.data_ptr(), residual.data_ptr()
-        qkv = hidden_states.new_empty((rows, self._qkv_width))
-        table = self._rotary._match_cos_sin_cache_dtype(qkv)
+        buffers = self._workspace.take(rows, self._shape)
+        qkv, attended, wide, narrow = buffers.addresses
         self._before(
-            self._address, self._batch, x, kept,
-            qkv.data_ptr(), positions.data_ptr(), table.data_ptr(), rows,
-        )  # fmt: skip
-        attended = self._attention(*qkv.split(self._parts, dim=-1))
-        wide = hidden_states.new_empty((rows, self._wide))
-        narrow = hidden_states.new_empty((rows, self._narrow))
-        self._after(
-            self._address, self._batch, attended.data_ptr(), x, kept,
-            wide.data_ptr(), narrow.data_ptr(), rows,
-        )  # fmt: skip
+            self._address, self._batch, x, kept, qkv, positions.data_ptr(), self._table, rows
+        )
+        if self._straight is not None:
+            self._straight(buffers.q, buffers.k, buffers.v, buffers.out)
+        else:
+            parts = (part.flatten(1) for part in (buffers.q, buffers.k, buffers.v))
+            buffers.attended.copy_(self._attention(*parts))
+        self._after(self._address, self._batch, attended, x, kept, wide, narrow, rows)
         return hidden_states, residual
 
 
-def fuse(library: ctypes.CDLL, kernel: LoraKernel, layer: torch.nn.Module) -> None:
-    """Lets the layer compute by `FusedLayer`, if it is of the kind that there is code for."""
+def fuse(
+    library: ctypes.CDLL, kernel: LoraKernel, workspace: Workspace, layer: torch.nn.Module
+) -> None:
+    """Lets the layer compute by `FusedLayer`, if it is of the kind that there is code for. Layers
+    that never compute at the same time may share `workspace`.
+    """
     if type(layer) is not LlamaDecoderLayer or not _is_plain(layer):
         return
     linears = [_linear(layer.get_submodule(name)) for name in _LINEARS]
     if all(linears):
-        layer.forward = FusedLayer(library, kernel, layer, cast("list[_Linear]", linears))
+        layer.forward = FusedLayer(
+            library, kernel, workspace, layer, cast("list[_Linear]", linears)
+        )
 
 
 def _is_plain(layer: LlamaDecoderLayer) -> bool:

@@ -75,8 +75,9 @@ class InCoreExecutor(UniProcExecutor):
 
     def _fuse_layers(self, library: ctypes.CDLL) -> None:
         assert GroupedPunicaWrapper.kernel is not None
+        workspace = decoder_layer.Workspace()
         for module in self.driver_worker.get_model().modules():
-            decoder_layer.fuse(library, GroupedPunicaWrapper.kernel, module)
+            decoder_layer.fuse(library, GroupedPunicaWrapper.kernel, workspace, module)
 
     def shutdown(self) -> None:
         """Ends this process, the last thing that vLLM wants of it.
