@@ -50,7 +50,7 @@ def main() -> None:
     server = context.Process(target=_serve, args=(theirs,), daemon=True)
     server.start()
     try:
-        print(processor.head(None))
+        print(processor.measure(None))
         asyncio.run(_measure(ours, options.requests))
     finally:
         server.terminate()

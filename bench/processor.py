@@ -14,6 +14,7 @@ import torch
 from loadtests.surroundings import cpu_model
 from loragate.adapters.home import Home
 from loragate.server.engine.cpu import native_library
+from loragate.server.engine.cpu.huge_pages import HugePages
 from loragate.server.engine.cpu.linear import PackedLinear
 
 _READ_BYTES = 2**30
@@ -91,12 +92,12 @@ def _fastest(work: Callable[[], object]) -> float:
 
 
 def _reading() -> Callable[[], object]:
-    numbers = torch.ones(_READ_BYTES // 4)
+    numbers = HugePages().empty((_READ_BYTES // 4,), torch.float32).fill_(1)
     return numbers.sum
 
 
 def _multiplying(library: ctypes.CDLL) -> Callable[[], object]:
-    linear = PackedLinear(library, torch.randn(_OUT, _IN).bfloat16())
+    linear = PackedLinear(library, HugePages(), torch.randn(_OUT, _IN).bfloat16())
     x = torch.randn(_ROWS, _IN).bfloat16()
     return lambda: linear.multiply(x, None)
 

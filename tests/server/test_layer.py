@@ -26,6 +26,7 @@ from vllm.model_executor.models.llama import LlamaDecoderLayer
 
 from loragate.server.engine.cpu import elementwise, linear
 from loragate.server.engine.cpu.decoder_layer import FusedLayer, Workspace, fuse
+from loragate.server.engine.cpu.huge_pages import HugePages
 from loragate.server.engine.cpu.linear import is_worth_it, shorten_calls
 from loragate.server.engine.cpu.lora_kernel import LoraKernel
 from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper, lay_out_for_reading
@@ -56,7 +57,7 @@ def installed(library: ctypes.CDLL) -> Iterator[None]:
     dispatch, ops = utils.dispatch_cpu_unquantized_gemm, dict(op_registry_oot)
     rotary_embedding._ROPE_DICT.clear()  # else vLLM hands out those of other kernels
     elementwise.register(library)
-    linear.register(library)
+    linear.register(library, HugePages())
     yield
     utils.dispatch_cpu_unquantized_gemm = dispatch
     op_registry_oot.clear()
@@ -127,7 +128,10 @@ def adapt(layer: LlamaDecoderLayer, dtype: torch.dtype = torch.bfloat16) -> None
         adapted = from_layer(layer.get_submodule(name), SLOTS, config, parts, None)
         assert isinstance(adapted, BaseLinearLayerWithLoRA)
         adapted.set_mapping(punica)
-        adapted.lora_b_stacked = tuple(map(lay_out_for_reading, adapted.lora_b_stacked))
+        memory = HugePages()
+        adapted.lora_b_stacked = tuple(
+            lay_out_for_reading(stack, memory) for stack in adapted.lora_b_stacked
+        )
         for stack in (*adapted.lora_a_stacked, *adapted.lora_b_stacked):
             stack.normal_(std=0.1)
         shorten_calls(adapted)

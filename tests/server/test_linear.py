@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loragate.server.engine.cpu.huge_pages import HugePages
 from loragate.server.engine.cpu.linear import AdaptedLinear, PackedLinear, covers
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def test_product_is_that_of_the_weights(
     bias = torch.randn(32 * panels).bfloat16() if has_bias else None
     x = torch.randn(rows, 2 * pairs + stride).bfloat16()[:, : 2 * pairs]
 
-    y = PackedLinear(library, weight)(x, torch.empty(0), bias)
+    y = PackedLinear(library, HugePages(), weight)(x, torch.empty(0), bias)
 
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     assert y.dtype is torch.bfloat16
@@ -63,7 +64,7 @@ def test_product_with_weights_of_eight_bits_is_near_that_of_the_weights(
     weight = (torch.randn(32 * panels, 4 * fours) * largest).bfloat16()
     x = torch.randn(rows, 4 * fours).bfloat16()
     weight[0], x[0, :3] = 0, 100  # as some of a layer's inputs are
-    linear = PackedLinear(library, weight)
+    linear = PackedLinear(library, HugePages(), weight)
 
     assert linear.quantise()
 
@@ -78,7 +79,7 @@ def test_product_with_weights_of_eight_bits_is_near_that_of_the_weights(
 def test_product_with_weights_of_eight_bits_keeps_numbers_that_are_none(
     library: ctypes.CDLL,
 ) -> None:
-    linear = PackedLinear(library, torch.randn(32, 64).bfloat16())
+    linear = PackedLinear(library, HugePages(), torch.randn(32, 64).bfloat16())
     linear.quantise()
     x = torch.randn(3, 64).bfloat16()
     x[0, 5], x[1, 5] = float("nan"), float("inf")
@@ -90,7 +91,7 @@ def test_product_with_weights_of_eight_bits_keeps_numbers_that_are_none(
 
 
 def test_weights_are_rounded_where_they_are_looked_up(library: ctypes.CDLL) -> None:
-    linear = PackedLinear(library, torch.randn(32, 64).bfloat16())
+    linear = PackedLinear(library, HugePages(), torch.randn(32, 64).bfloat16())
     address, x = linear.address, torch.randn(2, 64).bfloat16()
     exact = linear.multiply(x, None)
 
@@ -102,13 +103,13 @@ def test_weights_are_rounded_where_they_are_looked_up(library: ctypes.CDLL) -> N
 
 
 def test_rows_that_do_not_fill_words_stay_as_they_are(library: ctypes.CDLL) -> None:
-    linear = PackedLinear(library, torch.randn(32, 66).bfloat16())
+    linear = PackedLinear(library, HugePages(), torch.randn(32, 66).bfloat16())
     assert not linear.quantise()
 
 
 @pytest.mark.parametrize("bits", [16, 8])
 def test_row_does_not_depend_on_its_company(library: ctypes.CDLL, bits: int) -> None:
-    linear = PackedLinear(library, torch.randn(96, 64).bfloat16())
+    linear = PackedLinear(library, HugePages(), torch.randn(96, 64).bfloat16())
     if bits == 8:
         linear.quantise()
     x = torch.randn(50, 64).bfloat16()
@@ -120,7 +121,7 @@ def test_row_does_not_depend_on_its_company(library: ctypes.CDLL, bits: int) -> 
 
 
 def test_leading_dimensions_are_kept(library: ctypes.CDLL) -> None:
-    linear = PackedLinear(library, torch.randn(32, 64).bfloat16())
+    linear = PackedLinear(library, HugePages(), torch.randn(32, 64).bfloat16())
     assert linear(torch.randn(2, 3, 64).bfloat16(), torch.empty(0), None).shape == (2, 3, 32)
 
 

@@ -18,6 +18,7 @@ from vllm.platforms import current_platform
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from loragate.server.engine.cpu import decoder_layer, elementwise, linear, native_library
+from loragate.server.engine.cpu.huge_pages import HugePages
 from loragate.server.engine.cpu.lora_kernel import LoraKernel
 from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper, lay_out_for_reading
 from loragate.server.engine.cpu.scheduler import throttling_probes
@@ -39,6 +40,7 @@ class InCoreExecutor(UniProcExecutor):
         current_platform.opaque_attention_op = lambda: False
         options = self.vllm_config.additional_config
         library, multiplies = None, False
+        memory = HugePages()
         if isinstance(options, dict) and KERNELS in options:
             library = native_library.load(Path(options[KERNELS]))
             GroupedPunicaWrapper.kernel = LoraKernel(library)
@@ -46,13 +48,13 @@ class InCoreExecutor(UniProcExecutor):
             # oneDNN has no weights of eight bits, however fast it is in bfloat16.
             multiplies = linear.is_worth_it() or INT8 in options
             if multiplies:
-                linear.register(library)
+                linear.register(library, memory)
         self._ranks = WeakKeyDictionary[LoRAModel, int]()  # what has left the engine is forgotten
         GroupedPunicaWrapper.rank_of = self._rank_of
         scheduling = self.vllm_config.scheduler_config  # vLLM makes its scheduler after this
         scheduling.scheduler_cls = throttling_probes(scheduling.get_scheduler_cls())
         super()._init_executor()
-        self._lay_out_adapters()
+        self._lay_out_adapters(memory)
         if library is not None and multiplies:
             self._fuse_layers(library)
 
@@ -66,11 +68,14 @@ class InCoreExecutor(UniProcExecutor):
             self._ranks[adapter] = max(map(_rank, adapter.loras.values()))
         return self._ranks[adapter]
 
-    def _lay_out_adapters(self) -> None:
+    def _lay_out_adapters(self, memory: HugePages) -> None:
         """Before any adapter is there, so that nobody holds on to the old memory."""
         for module in self.driver_worker.get_model().modules():
             if isinstance(module, BaseLinearLayerWithLoRA):
-                module.lora_b_stacked = tuple(map(lay_out_for_reading, module.lora_b_stacked))
+                module.lora_a_stacked = tuple(map(memory.copy, module.lora_a_stacked))
+                module.lora_b_stacked = tuple(
+                    lay_out_for_reading(stack, memory) for stack in module.lora_b_stacked
+                )
                 linear.shorten_calls(module)
 
     def _fuse_layers(self, library: ctypes.CDLL) -> None:

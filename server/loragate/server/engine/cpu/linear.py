@@ -20,6 +20,8 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
+from loragate.server.engine.cpu.huge_pages import HugePages
+
 _PAIR = 2  # as in native/linear_bfloat16.h
 _MOST_TOGETHER = 4  # as in native/linear_int8.h
 # Others may do more than multiply.
@@ -41,9 +43,10 @@ class _Weights(ctypes.Structure):
 class PackedLinear:
     """`x Wᵀ + bias` for bfloat16 x of [..., in], and W of [out, in], which it has a copy of."""
 
-    def __init__(self, library: ctypes.CDLL, weight: torch.Tensor) -> None:
+    def __init__(self, library: ctypes.CDLL, memory: HugePages, weight: torch.Tensor) -> None:
         self.out_features, self.in_features = weight.shape
-        self._packed = torch.empty_like(weight)
+        self._packed = memory.empty((self.out_features, self.in_features), weight.dtype)
+        self._memory = memory
         self._scales: torch.Tensor | None = None
         pack = library.pack_linear
         pack.argtypes, pack.restype = (_POINTER, _NUMBER, _NUMBER, _POINTER), None
@@ -85,9 +88,10 @@ class PackedLinear:
         """
         if self._scales is not None or self.in_features % _MOST_TOGETHER:
             return self._scales is not None
-        packed = torch.empty(self._packed.shape, dtype=torch.uint8)
+        shape = (self.out_features, self.in_features)
+        packed = self._memory.empty(shape, torch.uint8)
         groups = self._library.linear_groups(_NUMBER(self.in_features))
-        scales = torch.empty(self.out_features * groups, dtype=torch.bfloat16)
+        scales = self._memory.empty((self.out_features * groups,), torch.bfloat16)
         quantise = self._library.quantise_linear
         quantise.argtypes, quantise.restype = (_POINTER, _NUMBER, _NUMBER, _POINTER, _POINTER), None
         quantise(self._packed.data_ptr(), *self._packed.shape, packed.data_ptr(), scales.data_ptr())
@@ -138,8 +142,10 @@ def packed(layer: torch.nn.Module) -> PackedLinear | None:
     return linear if isinstance(linear, PackedLinear) else None
 
 
-def register(library: ctypes.CDLL) -> None:
-    """From now on vLLM's linear layers are ours, where the kernel covers them. Once per process."""
+def register(library: ctypes.CDLL, memory: HugePages) -> None:
+    """From now on vLLM's linear layers are ours where the kernel covers them, with their weights
+    in `memory`. Once per process.
+    """
     dispatch = utils.dispatch_cpu_unquantized_gemm
 
     def dispatch_packed(layer: torch.nn.Module, remove_weight: bool) -> None:
@@ -148,7 +154,7 @@ def register(library: ctypes.CDLL) -> None:
         if not covers(library, weight):
             dispatch(layer, remove_weight)
             return
-        setattr(layer, "cpu_linear", PackedLinear(library, weight.detach()))  # noqa: B010 - vLLM's
+        setattr(layer, "cpu_linear", PackedLinear(library, memory, weight.detach()))  # noqa: B010 - vLLM's
         if remove_weight:
             empty = torch.empty(0, dtype=weight.dtype)
             layer.weight = torch.nn.Parameter(empty, requires_grad=False)

@@ -15,6 +15,7 @@ import torch
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from loragate.server.engine.cpu.huge_pages import HugePages
 from loragate.server.engine.cpu.lora_kernel import Layer, LoraKernel, Stack
 
 Rows = torch.Tensor | slice
@@ -152,12 +153,12 @@ class GroupedPunicaWrapper(PunicaWrapperCPU):
                 _add_product(y, scale * (x[rows] @ a.T), lora_b_stacked[slot, 0], rows)
 
 
-def lay_out_for_reading(stack: torch.Tensor) -> torch.Tensor:
-    """The same B, [slots, 1, out, rank], with the memory of [slots, 1, rank, out].
+def lay_out_for_reading(stack: torch.Tensor, memory: HugePages) -> torch.Tensor:
+    """The same B, [slots, 1, out, rank], with the memory of [slots, 1, rank, out], in `memory`.
 
     An output row is then a sum of whole rows of B, which a processor reads in order.
     """
-    return stack.transpose(2, 3).contiguous().transpose(2, 3)
+    return memory.copy(stack.transpose(2, 3)).transpose(2, 3)
 
 
 def _group(slots: torch.Tensor) -> Iterator[tuple[int, Rows]]:
