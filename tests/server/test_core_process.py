@@ -8,10 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine import utils as vllm_engine_utils
 
 from loragate.server.engine.vllm import engine as vllm_engine
+from loragate.server.engine.vllm.forkserver import CUDA_ENVIRONMENT, ENVIRONMENT
 from support.waiting import until, wait_for
 
 
@@ -83,3 +85,8 @@ def test_killed_server_leaves_no_core_even_while_that_starts(is_cpu: bool, tmp_p
         assert psutil.pid_exists(core)
         server.kill()
     assert wait_for(lambda: not psutil.pid_exists(core), 20)
+
+
+def test_vllm_reads_the_variables_that_are_set_for_it() -> None:
+    names = {name for name in ENVIRONMENT | CUDA_ENVIRONMENT if name.startswith("VLLM_")}
+    assert names <= envs.environment_variables.keys()

@@ -22,7 +22,6 @@ from loragate.server.engine.cpu.huge_pages import HugePages
 from loragate.server.engine.cpu.lora_kernel import LoraKernel
 from loragate.server.engine.cpu.punica_wrapper import GroupedPunicaWrapper, lay_out_for_reading
 from loragate.server.engine.cpu.scheduler import throttling_probes
-from loragate.server.logs import configure_logs
 
 # Keys in vLLM's `additional_config`: the kernels' path, and whether weights are to be rounded.
 KERNELS, INT8 = "kernels", "int8"
@@ -33,7 +32,6 @@ class InCoreExecutor(UniProcExecutor):
     """vLLM's single-process executor under a name that the CPU platform leaves alone."""
 
     def _init_executor(self) -> None:
-        configure_logs("warning")  # this process has no handlers yet
         # The platform names the class that computes LoRA; this process serves nobody but us.
         current_platform.get_punica_wrapper = lambda: _WRAPPER
         # Only a compiler needs attention as an operator of torch, which costs 20 us a layer.

@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 
 from loragate.adapters.errors import LoragateError
+from loragate.server.logs import configure_logs
 
 # The longest to import of what the core uses, most of it by the first.
 _PRELOAD = [
@@ -31,8 +32,20 @@ _PRELOAD = [
     "vllm.v1.attention.backends.cpu_attn",
     "vllm.model_executor.models.llama",
 ]
-
-
+ENVIRONMENT = {
+    # vLLM's log goes through our handlers; it reads this while it is imported.
+    "VLLM_CONFIGURE_LOGGING": "0",
+    # Compiled grammars that the core keeps for the next request. What it compiles has been tried
+    # within bounds before, so a limit on the clock of a busy machine would only end what is good.
+    "VLLM_XGRAMMAR_CACHE_MB": "128",
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
+}
+CUDA_ENVIRONMENT = {
+    # CUDA's own order is by speed, NVML's by place: where GPUs differ, 0 would be two of them.
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    # For the workers that the core makes itself; vLLM would fork, and the core has threads.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
 _ADVICE = (
     "engine.kv_cache_gib (on a GPU engine.gpu_memory_utilization) and engine.max_model_len say how "
     "much memory it takes; `loragate doctor` says how much there is."
@@ -60,17 +73,11 @@ def is_cpu_build() -> bool:
 
 def start_forkserver() -> None:
     """Starts the importing process. Call it before anything slow; again, it does nothing."""
-    # vLLM's log goes through our handlers; it reads this while it is imported.
-    os.environ.setdefault("VLLM_CONFIGURE_LOGGING", "0")
-    # Compiled grammars that the core keeps for the next request. What it compiles has been tried
-    # within bounds before, so a limit on the clock of a busy machine would only end what is good.
-    os.environ.setdefault("VLLM_XGRAMMAR_CACHE_MB", "128")
-    os.environ.setdefault("VLLM_REGEX_COMPILATION_TIMEOUT_S", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if not is_cpu_build():
-        # CUDA's own order is by speed, NVML's by place: where GPUs differ, 0 would be two of them.
-        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-        # For the workers that the core makes itself; "fork" is vLLM's default.
-        os.environ.setdefault("VLLM_WORKER_MULTIPROCESSING_METHOD", "spawn")
+        for name, value in CUDA_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         return
     # Read by OpenMP while torch is imported. vLLM would halve the threads of its worker, for a
     # second process that is not there.
@@ -180,6 +187,7 @@ def _run(
     Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
     os.environ.clear()
     os.environ.update(environment)
+    configure_logs("warning")  # this process has no handlers yet
     logging.getLogger("vllm.v1.engine.core").addFilter(_is_no_lack_of_memory)
     try:
         target(**kwargs)
