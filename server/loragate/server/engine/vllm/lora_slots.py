@@ -72,10 +72,17 @@ class WorkerLoraSlots:
             raise SlotTaken(f"slot {reserved.slot} went to {self._manager.lora_index_to_id}")
 
     def write(self, reserved: SlotReservation, part: LoRAModel) -> None:
-        """Writes some layers of an adapter. Raises SlotTaken."""
+        """Writes some layers of an adapter. Raises SlotTaken, and ValueError for what the model has
+        no place for.
+        """
         self.require(reserved)
         for name, weights in part.loras.items():
-            self._manager.modules[name].set_lora(reserved.slot, weights.lora_a, weights.lora_b)
+            module = self._manager.modules.get(name)
+            if module is not None:
+                module.set_lora(reserved.slot, weights.lora_a, weights.lora_b)
+            # Of experts that are one tensor vLLM leaves a part here, which it has put into theirs.
+            elif name.removesuffix(".base_layer") not in self._manager.modules:
+                raise ValueError(f"the model has no module {name} that could take it")
 
     def hand_over(self, reserved: SlotReservation, adapter: LoRAModel) -> None:
         """Makes the slot, whose layers are all written, the adapter's, in one step. Layers that the
@@ -147,8 +154,8 @@ class WorkerLoraSlots:
         self._forget_mapping()
 
     def _forget_mapping(self) -> None:
-        # vLLM keeps which rows use which slot from one step to the next while the batch is the same
-        # (its 0.26 does not look at the slots at all); they have moved.
+        # vLLM keeps which rows use which slot from one step to the next while the batch and the
+        # slots look the same; they have moved.
         self._manager._last_mapping = None
 
 

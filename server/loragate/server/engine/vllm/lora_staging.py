@@ -6,13 +6,16 @@ server has converted before, and the loop places some layers of it after each st
 `AdapterStaging` into its worker (`worker_extension_cls`).
 """
 
+import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from functools import wraps
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
+import msgspec
 import numpy as np
 import torch
 from vllm.lora.layers import LoRAMapping
@@ -21,6 +24,7 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 
 from loragate.adapters.format.files import WEIGHTS
+from loragate.adapters.format.peft_config import CONFIG
 from loragate.adapters.format.safetensors_header import read_data_start, read_header
 from loragate.server.engine.vllm.lora_cast import DTYPES, TRANSPOSED
 from loragate.server.engine.vllm.lora_slots import SlotReservation, SlotTaken, WorkerLoraSlots
@@ -34,6 +38,27 @@ if TYPE_CHECKING:
 _LAYERS_AT_ONCE = 8
 
 SlotCheck = Literal["idle", "step"]
+logger = logging.getLogger(__name__)
+_Given = ParamSpec("_Given")
+_Answer = TypeVar("_Answer")
+
+
+def _answered(method: Callable[_Given, _Answer]) -> Callable[_Given, _Answer | str]:
+    """The method, with what it raises as its answer: the error's name and text.
+
+    Where there are several workers vLLM stops at the first that raises and leaves the answers of
+    the others in their queues, where the next call would take them for its own.
+    """
+
+    @wraps(method)
+    def call(*arguments: _Given.args, **options: _Given.kwargs) -> _Answer | str:
+        try:
+            return method(*arguments, **options)
+        except Exception as error:  # whatever it is, `Workers` raises it again
+            logger.warning("%s failed", method.__name__, exc_info=True)
+            return f"{type(error).__name__}: {error}"
+
+    return call
 
 
 class AdapterStaging:
@@ -51,6 +76,7 @@ class AdapterStaging:
         workers = self.model_runner.lora_manager
         self._slots = WorkerLoraSlots(cast("LRUCacheLoRAModelManager", workers._adapter_manager))
         self._staged: _Placement | None = None
+        self._added: int | None = None  # what was placed last
         self._next_checked = 0
         set_active_adapters = workers.set_active_adapters
 
@@ -62,21 +88,27 @@ class AdapterStaging:
 
         workers.set_active_adapters = set_active
 
+    @_answered
     def stage_adapter(self, lora_id: int, path: str) -> None:
         """Begins to read the adapter in the folder; returns at once. One at a time: another that
         was begun and not finished is given up.
         """
         if self._staged is not None:
             self._staged.give_up()
+        self._staged = self._added = None
         self._staged = _Placement(self.model_runner.lora_manager, self._slots, lora_id, Path(path))
 
+    @_answered
     def add_staged_adapter(self, lora_id: int) -> bool | None:
         """Puts some layers of it into its slot; False says to ask again, for the next ones, None
-        that it is still being read. Only the last call makes the adapter known to requests.
+        that it is still being read. Only the last call makes the adapter known to requests; one
+        that comes after it, since another worker is not done, does nothing and is True as well.
 
         Raises what was met on the way: the adapter cannot be read, or does not fit; RuntimeError
         where another one has been staged since.
         """
+        if lora_id == self._added:
+            return True
         staged = self._staged
         if staged is None or staged.lora_id != lora_id:
             raise RuntimeError(f"adapter {lora_id} is not the one that is being placed")
@@ -87,14 +119,17 @@ class AdapterStaging:
             raise
         if is_done:
             self._staged = None  # with the file's content, which may outlive the adapter otherwise
+            self._added = lora_id
         return is_done
 
+    @_answered
     def give_up_staged_adapter(self, lora_id: int) -> None:
         """Ends a placement that nobody waits for any more. Does nothing where there is none."""
         if self._staged is not None and self._staged.lora_id == lora_id:
             self._staged.give_up()
             self._staged = None
 
+    @_answered
     def check_slot(self) -> tuple[str, ...]:
         """Compares the next slot with what was placed there, a slot a call; what is wrong.
 
@@ -130,6 +165,7 @@ class _Placement:
             str(folder), worker_manager.max_position_embeddings
         )
         self._helper.validate_legal(worker_manager.lora_config)
+        _require_patterns(self._helper, folder)
         self._layout = _Layout(weights)
         self._parts = self._place()
 
@@ -180,7 +216,6 @@ class _Placement:
     def _parse(self, tensors: dict[str, torch.Tensor]) -> LoRAModel:
         """As vLLM's worker does with a whole adapter; whole layers can be parsed alone."""
         model = self._manager.model
-        mapper = getattr(model, "hf_to_vllm_mapper", None)
         part = LoRAModel.from_lora_tensors(
             self.lora_id,
             tensors,
@@ -188,7 +223,7 @@ class _Placement:
             device="cpu",
             dtype=cast(torch.dtype, self._worker_manager.lora_config.lora_dtype),
             model_vocab_size=self._worker_manager.vocab_size,
-            weights_mapper=mapper and mapper.get_rename_mapper(),
+            weights_mapper=_renames(getattr(model, "hf_to_vllm_mapper", None)),
             skip_prefixes=getattr(model, "lora_skip_prefixes", None),
         )
         self._manager._create_merged_loras_inplace(part)
@@ -222,6 +257,28 @@ class _Layout:
         tensor, size = self._header[name], self._dtype.itemsize
         view = data[tensor.begin // size : tensor.end // size].view(tensor.shape)
         return view.T if name.endswith(TRANSPOSED) else view
+
+
+def _renames(mapper: Any) -> Any:
+    """What a model calls its modules besides the names in the file; vLLM merges q, k and v later.
+
+    `mapper` is a `WeightsMapper`, or None. 0.26 has the method under another name.
+    """
+    if mapper is None:
+        return None
+    if hasattr(mapper, "get_rename_mapper"):
+        return mapper.get_rename_mapper()
+    return mapper.get_unstacked_mapper()
+
+
+def _require_patterns(helper: PEFTHelper, folder: Path) -> None:
+    """Raises ValueError for ranks or alphas of single modules where this vLLM would scale all of
+    them alike, as 0.26 does.
+    """
+    written = msgspec.json.decode((folder / CONFIG).read_bytes(), type=dict[str, Any])
+    for field in ("rank_pattern", "alpha_pattern"):
+        if written.get(field) and not hasattr(helper, field):
+            raise ValueError(f"this version of vLLM does not know {field}; install a newer one")
 
 
 def _layer(name: str) -> str:
