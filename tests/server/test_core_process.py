@@ -12,6 +12,9 @@ from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine import utils as vllm_engine_utils
 
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.server.config import EngineConfig
+from loragate.server.engine.memory import MemoryRequirement
 from loragate.server.engine.vllm import engine as vllm_engine
 from loragate.server.engine.vllm.forkserver import CUDA_ENVIRONMENT, ENVIRONMENT
 from support.waiting import until, wait_for
@@ -90,3 +93,11 @@ def test_killed_server_leaves_no_core_even_while_that_starts(is_cpu: bool, tmp_p
 def test_vllm_reads_the_variables_that_are_set_for_it() -> None:
     names = {name for name in ENVIRONMENT | CUDA_ENVIRONMENT if name.startswith("VLLM_")}
     assert names <= envs.environment_variables.keys()
+
+
+def test_merged_models_cache_is_divided_among_the_gpus(tmp_path: Path) -> None:
+    """vLLM's setting is of each GPU."""
+    config = EngineConfig(tensor_parallel_size=2)
+    need = MemoryRequirement(weights_bytes=0, kv_cache_bytes=2**30)
+    args = vllm_engine._merged_args(config, BaseModel("merged", tmp_path, "sha256:0"), need)
+    assert args.kv_cache_memory_bytes == 2**29

@@ -1,10 +1,15 @@
 """Which GPU's memory is measured: always that which CUDA would use."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
+from loragate.adapters.base_models.preparation import BaseModel
+from loragate.server.config import Config, ConfigError, EngineConfig
 from loragate.server.engine.gpus import GpuMemory, Gpus, GpusUnknown
+from loragate.server.engine.memory import GPU_PROCESS_BYTES, PROCESS_BYTES
+from loragate.server.merged import vllm_backend
 from support.engines.nvml import Gpu, Instance, Nvml, Process
 
 SMALL = Gpu("GPU-aaaa1111", free=10, total=20)
@@ -103,3 +108,33 @@ def test_nvml_is_left_as_it_was_found_also_after_an_error() -> None:
     with pytest.raises(GpusUnknown):
         Gpus(nvml, {"CUDA_VISIBLE_DEVICES": ""}).memory()
     assert nvml.open == 0
+
+
+@pytest.mark.parametrize(
+    ("is_cpu", "allowance"), [(True, PROCESS_BYTES), (False, 3 * GPU_PROCESS_BYTES)]
+)
+def test_merged_model_is_allowed_a_process_on_each_of_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_cpu: bool, allowance: int
+) -> None:
+    monkeypatch.setattr(vllm_backend, "is_cpu_build", lambda: is_cpu)
+    config = Config(engine=EngineConfig(tensor_parallel_size=3))
+    budget = vllm_backend.merged_budget(config, BaseModel("base", tmp_path, "sha256:0"))
+    assert budget.process_bytes == allowance
+
+
+@pytest.mark.parametrize(
+    ("is_cpu", "engine", "wrong"),
+    [
+        (True, EngineConfig(tensor_parallel_size=2), "tensor_parallel_size is 2"),
+        (False, EngineConfig(dtype="float32"), "dtype is 'float32'"),
+        (False, EngineConfig(weights="int8"), "weights is 'int8'"),
+    ],
+)
+def test_setting_that_the_installed_vllm_has_not_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, is_cpu: bool, engine: EngineConfig, wrong: str
+) -> None:
+    monkeypatch.setattr(vllm_backend, "is_cpu_build", lambda: is_cpu)
+    with pytest.raises(ConfigError, match=wrong):
+        vllm_backend.require_fitting(engine)
+    monkeypatch.setattr(vllm_backend, "is_cpu_build", lambda: not is_cpu)
+    vllm_backend.require_fitting(engine)

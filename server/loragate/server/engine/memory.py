@@ -9,7 +9,7 @@ from loragate.adapters.format.safetensors_header import read_header
 
 # An allowance, on CPU: the core's own heap, and what its first steps allocate.
 PROCESS_BYTES = 2**30
-# An allowance, on CUDA: the context, captured graphs, and what a step of the engine allocates.
+# An allowance, for each GPU: CUDA's context, captured graphs, and what a step allocates.
 GPU_PROCESS_BYTES = 2 * 2**30
 _GIB = 2**30
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})

@@ -32,6 +32,16 @@ from loragate.server.merged.merging import run_merge
 
 def require_fitting(engine: EngineConfig) -> None:
     """Raises ConfigError for settings that the vLLM which is installed can do nothing with."""
+    if engine.dtype == "float32" and not is_cpu_build():
+        raise ConfigError(
+            "engine.dtype is 'float32', and vLLM computes adapters on a GPU in 16 bits only; set "
+            "it to 'bfloat16' or 'float16', or to 'auto'."
+        )
+    if engine.weights == "int8" and not is_cpu_build():
+        raise ConfigError(
+            "engine.weights is 'int8', which is for a CPU; set it to 'dtype', and on a GPU "
+            "engine.quantization."
+        )
     if engine.tensor_parallel_size > 1 and is_cpu_build():
         raise ConfigError(
             f"engine.tensor_parallel_size is {engine.tensor_parallel_size}, and the vLLM that is "
@@ -100,7 +110,10 @@ def merged_budget(config: Config, base: BaseModel) -> MemoryBudget:
         base_need=_need_on_cpu(config.engine, base) if is_cpu else _need_on_gpu(config.engine),
         # The base model in float32, its sum with the adapter, and what was written, loaded again.
         merging_bytes=3 * weights_bytes(base.path, "float32"),
-        process_bytes=PROCESS_BYTES if is_cpu else GPU_PROCESS_BYTES,
+        # Each GPU has a process of its own.
+        process_bytes=PROCESS_BYTES
+        if is_cpu
+        else config.engine.tensor_parallel_size * GPU_PROCESS_BYTES,
         is_gpu=not is_cpu,
     )
 

@@ -98,12 +98,7 @@ async def run_merged_engine(
 ) -> AsyncIterator["VllmEngine"]:
     """As `run_engine`, for a merged model: without adapters, with a cache of its own size."""
     start_forkserver()
-    args = _model_args(config, merged)
-    # Its cache is another one, so another context may fit; whatever is longer is answered unmerged.
-    args.max_model_len = _WHAT_FITS
-    # Without LoRA vLLM would compile the graph on CPU, for a minute; see `_add_kernels`.
-    args.enforce_eager = current_platform.is_cpu()
-    args.kv_cache_memory_bytes = need.kv_cache_bytes
+    args = _merged_args(config, merged, need)
     if current_platform.is_cpu():
         args.worker_extension_cls = _name_of(WeightRounding)
         await asyncio.to_thread(_add_kernels, args, cache, config)
@@ -224,6 +219,19 @@ def _engine_args(config: EngineConfig, base: BaseModel) -> AsyncEngineArgs:
 
 def _name_of(extension: type) -> str:
     return f"{extension.__module__}.{extension.__qualname__}"
+
+
+def _merged_args(
+    config: EngineConfig, merged: BaseModel, need: MemoryRequirement
+) -> AsyncEngineArgs:
+    args = _model_args(config, merged)
+    # Its cache is another one, so another context may fit; whatever is longer is answered unmerged.
+    args.max_model_len = _WHAT_FITS
+    # Without LoRA vLLM would compile the graph on CPU, for a minute; see `_add_kernels`.
+    args.enforce_eager = current_platform.is_cpu()
+    # vLLM's is for each GPU, and each has its share of the heads.
+    args.kv_cache_memory_bytes = need.kv_cache_bytes // config.tensor_parallel_size
+    return args
 
 
 def _model_args(config: EngineConfig, model: BaseModel) -> AsyncEngineArgs:
