@@ -22,6 +22,7 @@ import psutil
 
 from bench.streams import Door
 from loadtests.ports import free_port
+from loragate.adapters.format.ready_file import ReadyForm
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.registry import Registry
@@ -229,7 +230,9 @@ def _publish_by(
 def publish(home: Home, versions: Mapping[str, Sequence[Path]]) -> dict[str, str]:
     """Each tenant's adapter, with these versions, the first promoted; returns keys by tenant."""
     keys: dict[str, str] = {}
-    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+    store = ArtifactStore(home.artifacts)
+    store.want_ready(ReadyForm("BF16", transposes_b=True))  # as a server that has run before says
+    with Registry(home.database_url, store) as registry:
         keys["nobody"] = registry.tenants.create("nobody").key
         for tenant, folders in versions.items():
             keys[tenant] = registry.tenants.create(tenant).key

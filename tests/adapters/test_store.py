@@ -10,15 +10,20 @@ from pathlib import Path
 import pytest
 
 from loragate.adapters.errors import StoreError
-from loragate.adapters.format.files import inspect
+from loragate.adapters.format.files import WEIGHTS, inspect
+from loragate.adapters.format.ready_file import LAYOUT, ReadyForm, read_ready
 from loragate.adapters.store import ArtifactStore
+from support.concurrent_processes import run_together
 from support.models.one_layer import WriteAdapter
+
+SERVED = ReadyForm("BF16", transposes_b=True)
 
 # Puts a folder whose weights are a pipe by the time they are copied: the copy waits half-way.
 STUCK_PUT = """
 import os, sys
 from pathlib import Path
-from loragate.adapters.format.files import inspect
+from loragate.adapters.format.files import WEIGHTS, inspect
+from loragate.adapters.format.ready_file import LAYOUT, ReadyForm, read_ready
 from loragate.adapters.store import ArtifactStore
 folder, root = map(Path, sys.argv[1:])
 files = inspect(folder)
@@ -43,6 +48,21 @@ except StoreError as error:
     print(error)
 """
 
+
+GET_READY = """
+import sys
+from pathlib import Path
+from loragate.adapters.format.ready_file import ReadyForm
+from loragate.adapters.store import ArtifactStore
+root, digest = sys.argv[1:]
+store = ArtifactStore(Path(root))
+print("ready", flush=True)
+input()
+for _ in range(20):
+    path, adapter = store.ready(digest, ReadyForm("BF16", transposes_b=True))
+    assert store.renews(digest, ReadyForm("BF16", transposes_b=True)) is False
+print(len(adapter.tensors))
+"""
 
 SCRATCHING = """
 import os, signal, sys
@@ -231,3 +251,179 @@ def test_store_that_cannot_be_looked_at_is_a_store_error(tmp_path: Path):
             ask("a" * 64)
     with pytest.raises(StoreError), store.scratch():
         pass
+
+
+def put(store: ArtifactStore, write_adapter: WriteAdapter) -> str:
+    return store.put(inspect(write_adapter()))
+
+
+def test_artifact_is_made_ready_for_the_form_that_is_wanted(
+    store: ArtifactStore, write_adapter: WriteAdapter
+):
+    digest = put(store, write_adapter)
+    folder = store.path(digest).with_name(f"{digest}.ready")
+    store.get_ready(digest)
+    assert not folder.exists()
+
+    store.want_ready(SERVED)
+    store.get_ready(digest)
+
+    assert [path.name for path in folder.iterdir()] == [SERVED.file_name]
+    store.verify(digest)  # it lies beside the artifact and is no part of it
+    assert store.digests() == [digest]
+
+
+def test_ready_file_is_read_without_the_artifact(store: ArtifactStore, write_adapter: WriteAdapter):
+    digest = put(store, write_adapter)
+    store.want_ready(SERVED)
+    store.get_ready(digest)
+    for file in store.path(digest).iterdir():
+        file.unlink()
+
+    found = store.ready(digest, SERVED)
+
+    assert found is not None
+    assert found[1] == read_ready(found[0])
+
+
+def test_absent_ready_file_is_made_of_a_sound_artifact_alone(
+    store: ArtifactStore, write_adapter: WriteAdapter
+):
+    digest = put(store, write_adapter)
+    assert store.ready(digest, SERVED) is not None
+    shutil.rmtree(store.path(digest).with_name(f"{digest}.ready"))
+    damage(store.path(digest) / WEIGHTS)
+
+    with pytest.raises(StoreError, match="is damaged"):
+        store.ready(digest, SERVED)
+
+
+def test_each_form_has_a_file_of_its_own(store: ArtifactStore, write_adapter: WriteAdapter):
+    digest = put(store, write_adapter)
+    forms = [SERVED, ReadyForm("BF16", transposes_b=False), ReadyForm("F16", transposes_b=True)]
+
+    found = [store.ready(digest, form) for form in forms]
+
+    assert [each and each[1].form for each in found] == forms
+    assert len({each and each[0].read_bytes() for each in found}) == 3
+
+
+def test_damaged_ready_file_is_told_and_made_again(
+    store: ArtifactStore, write_adapter: WriteAdapter, caplog: pytest.LogCaptureFixture
+):
+    digest = put(store, write_adapter)
+    found = store.ready(digest, SERVED)
+    assert found is not None
+    sound = found[0].read_bytes()
+    damage(found[0])
+
+    assert store.ready(digest, SERVED) == found
+
+    assert found[0].read_bytes() == sound
+    assert "is damaged and is made again" in caplog.text
+
+
+def test_damaged_ready_file_of_a_damaged_artifact_is_not_made_again(
+    store: ArtifactStore, write_adapter: WriteAdapter
+):
+    digest = put(store, write_adapter)
+    found = store.ready(digest, SERVED)
+    assert found is not None
+    damage(found[0])
+    damage(store.path(digest) / WEIGHTS)
+
+    with pytest.raises(StoreError, match=f"the artifact {digest} is damaged"):
+        store.ready(digest, SERVED)
+
+
+def test_processes_that_make_it_at_once_end_with_one_whole_file(
+    store: ArtifactStore, write_adapter: WriteAdapter, tmp_path: Path
+):
+    digest = put(store, write_adapter)
+
+    said = run_together(GET_READY, *[[str(tmp_path / "artifacts"), digest]] * 2)
+
+    assert said == ["2\n", "2\n"]
+    folder = store.path(digest).with_name(f"{digest}.ready")
+    assert [path.name for path in folder.iterdir()] == [SERVED.file_name]
+    assert not store.sweep()
+
+
+@pytest.mark.parametrize("is_orphan", [False, True])
+def test_ready_files_go_with_their_artifact(
+    store: ArtifactStore, write_adapter: WriteAdapter, tmp_path: Path, is_orphan: bool
+):
+    digest = put(store, write_adapter)
+    store.want_ready(SERVED)
+    store.get_ready(digest)
+
+    if is_orphan:
+        assert store.remove_orphan(digest, -1)
+    else:
+        store.remove(digest)
+
+    assert store.sweep() == 2
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == ["ready-form"]
+
+
+def test_file_of_an_older_layout_goes_when_it_is_made_in_this_one(
+    store: ArtifactStore, write_adapter: WriteAdapter
+):
+    digest = put(store, write_adapter)
+    folder = store.path(digest).with_name(f"{digest}.ready")
+    folder.mkdir()
+    (folder / f"{SERVED}.{LAYOUT - 1}").write_bytes(b"as it was")
+
+    store.ready(digest, SERVED)
+
+    assert [path.name for path in folder.iterdir()] == [SERVED.file_name]
+
+
+def test_ready_file_that_cannot_be_kept_is_told_and_not_needed(
+    store: ArtifactStore, write_adapter: WriteAdapter, caplog: pytest.LogCaptureFixture
+):
+    digest = put(store, write_adapter)
+    store.want_ready(SERVED)
+    store.path(digest).with_name(f"{digest}.ready").write_text("in the way")
+
+    store.get_ready(digest)
+    assert store.ready(digest, SERVED) is None
+
+    assert "cannot be kept" in caplog.text
+    assert not store.sweep()
+
+
+def test_ready_file_that_is_not_its_artifact_s_is_told_and_replaced(
+    store: ArtifactStore, write_adapter: WriteAdapter
+):
+    digest, other = put(store, write_adapter), store.put(inspect(write_adapter("other", seed=1)))
+    found, wrong = store.ready(digest, SERVED), store.ready(other, SERVED)
+    assert found is not None
+    assert wrong is not None
+    found[0].chmod(0o600)
+    sound = found[0].read_bytes()
+    found[0].write_bytes(wrong[0].read_bytes())
+
+    assert store.renews(digest, SERVED)
+
+    assert found[0].read_bytes() == sound
+    assert not store.renews(digest, SERVED)
+
+
+def test_wanted_form_that_is_none_is_as_if_nobody_wanted_one(
+    store: ArtifactStore, write_adapter: WriteAdapter, tmp_path: Path
+):
+    digest = put(store, write_adapter)
+    (tmp_path / "artifacts" / "ready-form").write_text("a later one")
+    store.get_ready(digest)
+    assert not store.path(digest).with_name(f"{digest}.ready").exists()
+    store.want_ready(SERVED)
+    store.get_ready(digest)
+    assert store.path(digest).with_name(f"{digest}.ready").exists()
+
+
+def damage(path: Path) -> None:
+    path.chmod(0o600)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Set
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +13,7 @@ import pytest
 from loragate.adapters.errors import StoreError, VersionRetired
 from loragate.adapters.format.files import inspect
 from loragate.adapters.format.publish_check import PublishCheck
+from loragate.adapters.format.ready_file import ReadyForm, read_ready
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.states import AdapterState, move
 from loragate.adapters.rendering.renderer import Renderer
@@ -67,6 +68,9 @@ class States:
             self.states[version.lora_id] = PUBLISHED
             self.reasons[version.lora_id] = reason
 
+    def set_ready(self, version: AdapterVersion, actor: str, reason: str = "") -> AdapterState:
+        return self.set(version, READY, actor, reason)
+
     def state(self, version: AdapterVersion) -> AdapterState:
         return self.states.get(version.lora_id, PUBLISHED)
 
@@ -109,6 +113,7 @@ class Machine:
     def publish(self, tenant: str = "acme") -> AdapterVersion:
         self.made += 1
         digest = self.store.put(inspect(write_adapter(self.folder / f"v{self.made}", self.made)))
+        self.store.get_ready(digest)
         return AdapterVersion(tenant, "support", self.made, digest, self.made)
 
     async def load(self, version: AdapterVersion) -> None:
@@ -131,12 +136,23 @@ class Machine:
 
 
 def machine_of(
-    tmp_path: Path, engine: EchoEngine, *, timeout_seconds: float = 30.0, max_resident: int = 4
+    tmp_path: Path,
+    engine: EchoEngine,
+    *,
+    timeout_seconds: float = 30.0,
+    max_resident: int = 4,
+    max_rank: int | None = None,
 ) -> Machine:
     registry, store = States(), SlowStore(tmp_path / "store")
     probe = Probe(engine, Renderer(byte_tokenizer()))
     loader = Loader(
-        *(engine, SimpleNamespace(states=registry), store, PublishCheck(None, None), probe),  # pyright: ignore[reportArgumentType]
+        *(
+            engine,
+            SimpleNamespace(states=registry, aliases=registry),
+            store,
+            PublishCheck(None, max_rank),
+            probe,
+        ),  # pyright: ignore[reportArgumentType]
         timeout_seconds=timeout_seconds,
     )
     queue = FairQueue(permits=9, slots=2, bounds=QueueBounds(9, 9, 5), turn_seconds=0)
@@ -147,6 +163,31 @@ def machine_of(
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     return machine_of(tmp_path, EchoEngine())
+
+
+@dataclass
+class ReadingEngine(EchoEngine):
+    """Reads ready files, as vLLM's does: each has to be whole when it is loaded."""
+
+    ready: list[bytes | None] = field(default_factory=list)
+
+    async def load(self, adapter: LoadedAdapter) -> None:
+        if adapter.ready is not None:
+            read_ready(adapter.ready)
+        self.ready.append(adapter.ready and adapter.ready.read_bytes())
+        await super().load(adapter)
+
+
+@pytest.fixture
+async def reading(tmp_path: Path) -> Machine:
+    machine = machine_of(tmp_path, ReadingEngine(replace(TINY_MODEL, ready_form=FORM)))
+    await machine.loader.warm()
+    return machine
+
+
+def ready_file(machine: Machine, version: AdapterVersion) -> Path:
+    folder = machine.store.path(version.digest)
+    return folder.with_name(f"{folder.name}.ready") / FORM.file_name
 
 
 # ---- whose fault it is

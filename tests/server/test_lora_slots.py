@@ -5,6 +5,7 @@ them. Each adapter's weights are its own id, so a look at a slot says whose they
 """
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +24,12 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.models.utils import WeightsMapper
 
+from loragate.adapters.format.ready_file import ReadyForm, write_ready
 from loragate.server.engine.vllm import lora_staging
 from loragate.server.engine.vllm.lora_staging import AdapterStaging
 from loragate.server.engine.vllm.workers import WorkerFault, Workers
 
-SLOTS, RESIDENTS, LAYERS, PARTS = 3, 6, 20, 3
+SLOTS, RESIDENTS, LAYERS = 3, 6, 20
 PLACED = 90  # ids of what is placed while the residents run
 NAMES = [f"model.layers.{number:02}.q_proj" for number in range(LAYERS)]
 
@@ -66,6 +68,7 @@ def worker_manager() -> LRUCacheWorkerLoRAManager:
 
 
 def write(folder: Path, lora_id: int, layers: int = LAYERS) -> str:
+    folder.mkdir(exist_ok=True)
     tensors = {}
     for name in NAMES[:layers]:
         tensors[f"base_model.model.{name}.lora_A.weight"] = np.full((2, 4), lora_id, np.float32)
@@ -73,7 +76,14 @@ def write(folder: Path, lora_id: int, layers: int = LAYERS) -> str:
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    return str(folder)
+    return make_ready(folder)
+
+
+def make_ready(folder: Path) -> str:
+    path = folder / "ready"
+    path.unlink(missing_ok=True)
+    write_ready(folder, path, ReadyForm("F32", transposes_b=True))
+    return str(path)
 
 
 class Worker(AdapterStaging):
@@ -106,12 +116,12 @@ class Worker(AdapterStaging):
         self.go_on_until(lora_id, lambda is_done: is_done is True)
 
     def go_on_until(self, lora_id: int, holds: Callable[[bool | str | None], bool]) -> None:
-        for _ in range(100_000):
-            answer = self.add_staged_adapter(lora_id)
-            if holds(answer):
-                return
+        deadline = time.monotonic() + 20
+        while not holds(answer := self.add_staged_adapter(lora_id)):
             assert not isinstance(answer, str), answer
-        raise AssertionError("the placement does not end")
+            assert time.monotonic() < deadline, "the placement does not end"
+            if answer is None:
+                time.sleep(0.001)  # the thread that reads wants Python's lock as well
 
 
 @pytest.fixture(scope="module")
@@ -198,12 +208,13 @@ def test_placement_that_fails_half_way_leaves_nothing(worker: Worker, tmp_path: 
 
 
 def test_part_that_lies_in_another_module_is_left_alone(worker: Worker, tmp_path: Path) -> None:
-    tensors = load_file(f"{write(tmp_path, PLACED)}/adapter_model.safetensors")
+    write(tmp_path, PLACED)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
     for letter in "AB":
         name = f"base_model.model.{NAMES[0]}{{}}.lora_{letter}.weight"
         tensors[name.format(".base_layer")] = tensors[name.format("")]
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    worker.place(PLACED, str(tmp_path))
+    worker.place(PLACED, make_ready(tmp_path))
     worker.step(PLACED)
 
 
@@ -234,13 +245,15 @@ def test_modules_that_the_model_calls_otherwise_are_found(
 def test_ranks_of_single_modules_are_refused_where_vllm_would_not_scale_by_them(
     worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
 ) -> None:
-    folder = write(tmp_path, PLACED)
+    write(tmp_path, PLACED)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, field: {"q_proj": 1}}))
-    assert worker.stage_adapter(PLACED, folder) is None
+    ready = make_ready(tmp_path)
+    worker.place(PLACED, ready)
     of_026 = SimpleNamespace(r=2, validate_legal=lambda config: None)
-    monkeypatch.setattr(lora_staging.PEFTHelper, "from_local_dir", lambda *given: of_026)
-    assert f"does not know {field}" in str(worker.stage_adapter(PLACED, folder))
+    monkeypatch.setattr(lora_staging.PEFTHelper, "from_dict", lambda *given: of_026)
+    assert worker.stage_adapter(PLACED + 1, ready) is None
+    worker.go_on_until(PLACED + 1, lambda answer: f"does not know {field}" in str(answer))
 
 
 def test_slots_that_move_end_what_vllm_remembers_of_the_batch(
@@ -256,6 +269,31 @@ def test_layers_that_an_adapter_leaves_alone_are_cleared(worker: Worker, tmp_pat
     worker.place(PLACED, write(tmp_path, PLACED, layers=12))
     assert worker.weights(PLACED) == {float(PLACED), 0.0}
     assert all(not worker.check_slot() for _ in range(SLOTS))
+
+
+def test_layer_that_no_adapter_ever_had_is_not_written_to(tmp_path: Path) -> None:
+    worker = Worker()
+    untouched = worker.manager.modules[NAMES[-1]]
+    worker.place(1, write(tmp_path / "first", 1, layers=LAYERS - 1))
+    assert untouched.lora_a_stacked[0]._version == untouched.lora_b_stacked[0]._version == 0
+    worker.place(2, write(tmp_path / "all", 2))
+    worker.place(3, write(tmp_path / "most", 3, layers=LAYERS - 1))
+    for lora_id in (4, 5, 1):
+        worker.place(lora_id, write(tmp_path / f"{lora_id}", lora_id, layers=LAYERS - 1))
+    assert not untouched.lora_a_stacked[0].any()
+
+
+def test_file_that_changed_since_the_server_read_it_is_not_placed(
+    worker: Worker, tmp_path: Path
+) -> None:
+    ready = Path(write(tmp_path, PLACED))
+    content = bytearray(ready.read_bytes())
+    content[-5] ^= 1
+    ready.write_bytes(content)
+    worker.stage_adapter(PLACED, str(ready))
+    fault = f"OSError: [Errno 5] {ready}: its checksum is not that of its content"
+    worker.go_on_until(PLACED, lambda answer: answer == fault)
+    assert not worker.manager._active_adapters.pinned_items
 
 
 @pytest.mark.parametrize("row", [0, 1])
@@ -356,10 +394,11 @@ async def test_adapter_that_all_workers_refuse_hurts_no_other(
 ) -> None:
     executor = MultiprocExecutor(Worker(), Worker())
     workers = Workers(executor.collective_rpc)
-    folder = Path(write(tmp_path, PLACED))
-    (folder / "adapter_config.json").write_text('{"r": 64, "lora_alpha": 2, "target_modules": []}')
+    write(tmp_path, PLACED)
+    written = '{"r": 64, "lora_alpha": 2, "target_modules": []}'
+    (tmp_path / "adapter_config.json").write_text(written)
     with pytest.raises(WorkerFault, match="LoRA rank 64 is greater than max_lora_rank"):
-        await workers.place(PLACED, folder)
+        await workers.place(PLACED, Path(make_ready(tmp_path)))
     await workers.place(PLACED + 1, Path(folders[PLACED + 1]))
     assert await workers.check_slot() == []
 

@@ -3,6 +3,9 @@
 A folder appears whole, by one rename, or not at all. The store knows nothing of tenants or
 versions. Whoever puts an artifact records it elsewhere and then says so with `settle`; what stays
 unsettled for long was put by somebody who died in between, and `remove_orphan` takes it.
+
+Beside an artifact's folder lies another, ``<digest>.ready``, with what was made of it for engines,
+a file for each form; it goes with the artifact, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -17,16 +21,27 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from loragate.adapters.errors import StoreError
 from loragate.adapters.format.files import AdapterFiles, SourceFile
 from loragate.adapters.format.merged_files import MergedFiles
+from loragate.adapters.format.ready_file import (
+    LAYOUT,
+    ReadyAdapter,
+    ReadyFileDamaged,
+    ReadyForm,
+    read_ready,
+    write_ready,
+)
 
+logger = logging.getLogger(__name__)
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _INCOMING: Final = ".incoming-"
+_READY: Final = ".ready"
+_READY_FORM: Final = "ready-form"  # the name of the file that says for which form to get ready
 _CHUNK_BYTES: Final = 1 << 20
 # The mark of an unsettled artifact: a bit of its folder's mode, so that it comes with the rename
 # that makes the folder appear and goes with the folder. Between owner and kernel it means nothing
@@ -103,6 +118,65 @@ class ArtifactStore:
                 f"{folder} and publish its folder again, or restore it from a backup"
             )
 
+    def ready(self, digest: str, form: ReadyForm) -> tuple[Path, ReadyAdapter] | None:
+        """The artifact as an engine of this form reads it: a file, whose checksum is right, and
+        what it says. It is made where it is absent or damaged, of the artifact, which is verified
+        then. None where it cannot be kept here, which is logged; the artifact is sound then.
+
+        Raises StoreError where the artifact is missing or damaged, or cannot be read, and
+        InvalidAdapter where it is no adapter.
+        """
+        path = self._ready_path(digest, form)
+        try:
+            return path, read_ready(path)
+        except FileNotFoundError:
+            pass
+        except (OSError, ReadyFileDamaged) as error:
+            logger.warning("%s is damaged and is made again: %s", path, error)
+        self.verify(digest)
+        if not self._make_ready(digest, form):
+            return None
+        try:
+            return path, read_ready(path)
+        except (OSError, ReadyFileDamaged) as error:
+            raise StoreError(
+                f"{path} does not hold what was written there a moment ago ({error}); check the "
+                "disk, or whether somebody removes files there"
+            ) from error
+
+    def get_ready(self, digest: str) -> None:
+        """Makes now what `ready` would have to make later, for the form that was last said to be
+        wanted. For whoever has just put the artifact; where it cannot be kept, that is logged.
+        """
+        form = self._wanted_form()
+        if form is not None and not self._ready_path(digest, form).exists():
+            self._make_ready(digest, form)
+
+    def renews(self, digest: str, form: ReadyForm) -> bool:
+        """Makes the file of the form anew; whether it was another one, of the same artifact, as no
+        sound machine leaves it. Raises StoreError as `ready` does.
+        """
+        path = self._ready_path(digest, form)
+        self.verify(digest)
+        try:
+            before = path.read_bytes()
+        except OSError:
+            return False
+        return self._make_ready(digest, form) and path.read_bytes() != before
+
+    def want_ready(self, form: ReadyForm) -> None:
+        """Whoever publishes from now on gets artifacts ready for engines of this form. Where that
+        cannot be kept it is logged.
+        """
+        if self._wanted_form() == form:
+            return
+        try:
+            with self.scratch() as folder:
+                (folder / _READY_FORM).write_text(str(form))
+                os.replace(folder / _READY_FORM, self._root / _READY_FORM)
+        except (OSError, StoreError) as error:
+            logger.warning("adapters are not made ready for the engine at publish: %s", error)
+
     def settle(self, digest: str) -> None:
         """Somebody's record refers to the artifact from now on: it is no orphan any more."""
         self._set_mode(digest, _FOLDER_MODE)
@@ -178,13 +252,62 @@ class ArtifactStore:
             ) from error
 
     def _move_out(self, digest: str) -> bool:
-        doomed = self._root / f"{_INCOMING}{os.getpid()}-{secrets.token_hex(8)}"
+        # The artifact last: should this process die in between, the next try finds it.
+        with suppress(FileNotFoundError):
+            self._ready_folder(digest).rename(self._new_incoming())
         try:
-            self._folder(digest).rename(doomed)
+            self._folder(digest).rename(self._new_incoming())
         except FileNotFoundError:
             return False
         _sync_folder(self._root)
         return True
+
+    def _make_ready(self, digest: str, form: ReadyForm) -> bool:
+        """Whether it is there now, whole. Raises InvalidAdapter."""
+        path = self._ready_path(digest, form)
+        try:
+            with self._incoming() as incoming:
+                made = incoming / form.file_name
+                write_ready(self._folder(digest), made, form)
+                made.chmod(0o444)
+                # Nothing is removed meanwhile, so that no file comes to lie beside no artifact.
+                # Not synced: after a power cut the checksum tells, and the artifact is there.
+                with _locked(self._root, fcntl.LOCK_SH):
+                    if not self._folder(digest).is_dir():
+                        return False
+                    path.parent.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+                    os.replace(made, path)
+            self._forget_older_layouts(path.parent)
+        except OSError as error:
+            logger.warning(
+                "%s cannot be kept (%s), so each load of the adapter makes it again; make room "
+                "there, or the folder writable for this user",
+                *(path, error.strerror or error),
+            )
+            return False
+        return True
+
+    def _forget_older_layouts(self, folder: Path) -> None:
+        for path in folder.iterdir():
+            layout = path.name.rpartition(".")[2]
+            if layout.isdecimal() and int(layout) < LAYOUT:
+                path.unlink(missing_ok=True)
+
+    def _wanted_form(self) -> ReadyForm | None:
+        try:
+            return ReadyForm.parse((self._root / _READY_FORM).read_text())
+        except (OSError, ValueError):  # nobody has said so, or what they said is damaged
+            return None
+
+    def _ready_folder(self, digest: str) -> Path:
+        folder = self._folder(digest)
+        return folder.with_name(f"{folder.name}{_READY}")
+
+    def _ready_path(self, digest: str, form: ReadyForm) -> Path:
+        return self._ready_folder(digest) / form.file_name
+
+    def _new_incoming(self) -> Path:
+        return self._root / f"{_INCOMING}{os.getpid()}-{secrets.token_hex(8)}"
 
     def _artifacts(self) -> list[os.DirEntry[str]]:
         try:
@@ -213,7 +336,7 @@ class ArtifactStore:
 
     @contextmanager
     def _incoming(self) -> Iterator[Path]:
-        folder = self._root / f"{_INCOMING}{os.getpid()}-{secrets.token_hex(8)}"
+        folder = self._new_incoming()
         # A lock on the folder tells `sweep` that its owner lives: the kernel drops it with the
         # process, and unlike a process id it means the same in every container that shares the
         # store. The lock on the root closes the moment between making the folder and locking it.

@@ -16,7 +16,15 @@ from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.format.peft_config import CONFIG, AdapterConfig, read_config
 from loragate.adapters.format.safetensors_header import Tensor, read_header
 
-__all__ = ["CONFIG", "MANIFEST", "WEIGHTS", "AdapterFiles", "SourceFile", "inspect"]
+__all__ = [
+    "CONFIG",
+    "MANIFEST",
+    "WEIGHTS",
+    "AdapterFiles",
+    "SourceFile",
+    "inspect",
+    "read_manifest",
+]
 
 WEIGHTS: Final = "adapter_model.safetensors"
 MANIFEST: Final = "manifest.json"
@@ -55,7 +63,8 @@ def inspect(folder: Path) -> AdapterFiles:
     try:
         files = _files(folder)
         config = read_config(folder / CONFIG)
-        manifest = _read_manifest(files, config)
+        manifest_file = next((file.path for file in files if file.name == MANIFEST), None)
+        manifest = read_manifest(manifest_file and manifest_file.read_bytes(), config)
         tensors = read_header(folder / WEIGHTS)
     except OSError as error:
         raise InvalidAdapter(
@@ -107,12 +116,12 @@ def _check_entry(entry: Path) -> None:
         )
 
 
-def _read_manifest(files: tuple[SourceFile, ...], config: AdapterConfig) -> AdapterManifest:
+def read_manifest(text: bytes | None, config: AdapterConfig) -> AdapterManifest:
+    """What the file says, or, without one, what the configuration does. Raises InvalidAdapter."""
     derived = AdapterManifest(config.rank, config.alpha, config.target_modules)
-    path = next((file.path for file in files if file.name == MANIFEST), None)
-    if path is None:
+    if text is None:
         return derived
-    manifest = AdapterManifest.from_json(path.read_bytes(), derived)
+    manifest = AdapterManifest.from_json(text, derived)
     manifest.check_bounds()
     for name in ("rank", "alpha"):
         if getattr(manifest, name) != getattr(derived, name):

@@ -78,11 +78,16 @@ class _Written(msgspec.Struct):
 
 
 def read_config(path: Path) -> AdapterConfig:
+    """Raises what `parse_config` raises, and OSError."""
+    return parse_config(path.read_bytes())
+
+
+def parse_config(text: bytes) -> AdapterConfig:
     """Raises InvalidAdapter: ``invalid_config``, ``not_lora``, ``invalid_rank`` or
     ``invalid_pattern``.
     """
     try:
-        settings = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+        settings = msgspec.json.decode(text, type=dict[str, object])
         kind = msgspec.convert(settings, _Kind).peft_type
         if kind != "LORA":
             raise InvalidAdapter(

@@ -60,6 +60,7 @@ class Catalog:
         # What was copied is what counts, should the folder have changed under us.
         stored = inspect(self._store.path(digest))
         self._publish_check.check(stored)
+        self._store.get_ready(digest)  # here, where no requests run, and not when it is promoted
         with self._database.changing() as session:
             live_tenant(session, adapter.tenant)
             self._store.path(digest)  # a collection may have been faster: then publish again

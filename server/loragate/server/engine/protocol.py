@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from loragate.adapters.errors import LoragateError
+from loragate.adapters.format.ready_file import ReadyForm
 from loragate.adapters.names import AdapterVersion
 from loragate.server.core import (
     ChatRequest,
@@ -21,7 +22,9 @@ LAST_RANK = 100  # of requests that give way to all others
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """The base model as the engine holds it. Lengths are in tokens."""
+    """The base model as the engine holds it. Lengths are in tokens. `ready_form` is that of the
+    ready files which the engine loads adapters from; None where it reads artifacts themselves.
+    """
 
     name: str
     max_model_len: int
@@ -30,14 +33,19 @@ class ServedModel:
     max_loras: int
     max_lora_rank: int
     default_sampling: Mapping[str, float | int] = field(default_factory=dict)
+    ready_form: ReadyForm | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedAdapter:
-    """An adapter version in the engine. `path` stays as it is until `unload` has returned."""
+    """An adapter version in the engine. `path`, its artifact, stays as it is until `unload` has
+    returned. `ready` is its ready file in the engine's form, until `load` has returned; without
+    one the engine makes its own, for this load.
+    """
 
     version: AdapterVersion
     path: Path
+    ready: Path | None = None
 
 
 Placing = Callable[[LoadedAdapter], AbstractAsyncContextManager[None]]

@@ -27,6 +27,7 @@ from loragate.adapters.errors import (
 )
 from loragate.adapters.format.files import inspect
 from loragate.adapters.format.publish_check import PublishCheck
+from loragate.adapters.format.ready_file import ReadyAdapter
 from loragate.adapters.format.reference import Reference
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.registry import Registry
@@ -172,13 +173,15 @@ class Loader:
             logger.debug("%s is drained: %s", version, error)
 
     async def set_ready(self, version: AdapterVersion, why: str = "") -> None:
-        """READY, wherever the registry had it. Raises VersionRetired and StoreError."""
+        """READY, wherever the registry had it, and what every alias means that is to mean it.
+        Raises VersionRetired and StoreError.
+        """
         try:
-            await self.set_state(version, AdapterState.READY, why)
+            await self._set_ready(version, why)
         except IllegalMove as error:
             if error.current != AdapterState.READY:
                 await self._set_loading(version)
-                await self.set_state(version, AdapterState.READY, why)
+                await self._set_ready(version, why)
 
     async def say_unsaid(self) -> None:
         """Tells the registry what it could not be told when it happened. Raises StoreError."""
@@ -205,7 +208,7 @@ class Loader:
 
     async def _load_again(self, version: AdapterVersion, placing: Placing) -> LoadedAdapter:
         """What passed once: its content needs no second check, if it still is that content."""
-        adapter = await self._on_disk(version, self._verify)
+        adapter, _ = await self._on_disk(version, self._get_ready)
         try:
             async with placing(adapter):
                 await self._put_in(adapter)
@@ -255,16 +258,23 @@ class Loader:
                 "(engine.load_timeout_seconds), so the engine is stuck or far too slow",
             ) from error
 
-    def _verify(self, version: AdapterVersion) -> LoadedAdapter:
-        """Hashes the files. Raises StoreError where they are not what was published."""
-        self._store.verify(version.digest)
-        return LoadedAdapter(version, self._store.path(version.digest))
+    def _get_ready(self, version: AdapterVersion) -> tuple[LoadedAdapter, ReadyAdapter | None]:
+        """Where the engine is to read the version, and what the ready file says where it reads
+        one. That is found sound by its checksum, which takes a millisecond; without one the
+        artifact is, by its digest. Raises StoreError where neither is what was published.
+        """
+        path, form = self._store.path(version.digest), self._engine.model.ready_form
+        if form is None:
+            self._store.verify(version.digest)
+        elif (found := self._store.ready(version.digest, form)) is not None:
+            return LoadedAdapter(version, path, found[0]), found[1]
+        return LoadedAdapter(version, path), None
 
     def _check_on_disk(self, version: AdapterVersion) -> tuple[LoadedAdapter, Reference | None]:
         """Raises InvalidAdapter for what its content is, StoreError for what became of it here."""
-        adapter = self._verify(version)
         try:
-            files = inspect(adapter.path)
+            adapter, ready = self._get_ready(version)
+            files = inspect(adapter.path) if ready is None else ready.files(adapter.path)
             self._publish_check.check_header(files)
         except InvalidAdapter as error:
             if isinstance(error.__cause__, OSError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from loragate.server.engine.cpu.isa import Isa, cpu_flags, usable
 
 _FOLDER = Path(__file__).parent / "native"
-_SOURCES = ("lora.c", "linear.c", "elementwise.c", "layer.c", "cast.c")
+_SOURCES = ("lora.c", "linear.c", "elementwise.c", "layer.c")
 _FLAGS = ("-O3", "-mtune=native", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 _COMPILERS = ("cc", "gcc", "clang")
 _BUILD_SECONDS = 60

@@ -31,8 +31,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.errors import StoreError
-from loragate.adapters.format.files import WEIGHTS
-from loragate.adapters.format.peft_config import CONFIG
+from loragate.adapters.format.ready_file import ReadyForm, write_ready
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.server.config import ConfigError, EngineConfig
 from loragate.server.core import ChatRequest, Delta
@@ -50,7 +49,6 @@ from loragate.server.engine.vllm.forkserver import (
     start_forkserver,
 )
 from loragate.server.engine.vllm.int8_weights import NOTHING_ROUNDED, round_weights
-from loragate.server.engine.vllm.lora_cast import LoraCast
 from loragate.server.engine.vllm.reasoning import VllmReasoning
 from loragate.server.engine.vllm.tools import VllmTools
 from loragate.server.engine.vllm.translation import GRAMMAR_BACKEND, REFUSALS, delta, vllm_sampling
@@ -65,6 +63,7 @@ _KILL_AGAIN_SECONDS = 0.1
 _WHAT_FITS = -1  # vLLM's word for the longest context of which one request fits into its cache
 # How errors of the disk and the memory begin or read, in Python's words and in torch's.
 _WORDS_OF_THE_MACHINE = ("[Errno ", "MemoryError", "out of memory", "can't allocate memory")
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -288,15 +287,10 @@ def _cost_of_none(wanted_isa: str) -> str:
     return "at a tenth of the speed in bfloat16, at a third with engine.dtype = 'float32'"
 
 
-def _lora_cast(llm: AsyncLLM) -> LoraCast:
-    options, dtype = llm.vllm_config.additional_config, llm.model_config.dtype
+def _ready_form(llm: AsyncLLM) -> ReadyForm:
+    dtype = llm.model_config.dtype
     assert isinstance(dtype, torch.dtype)  # vLLM has resolved the names by now
-    library = (
-        native_library.load(Path(options[KERNELS]))
-        if isinstance(options, dict) and KERNELS in options
-        else None
-    )
-    return LoraCast(dtype, transposes_b=current_platform.is_cpu(), library=library)
+    return ReadyForm(_DTYPES[dtype], transposes_b=current_platform.is_cpu())
 
 
 class VllmEngine:
@@ -305,7 +299,7 @@ class VllmEngine:
     def __init__(self, llm: AsyncLLM, config: EngineConfig, base: BaseModel) -> None:
         self._llm = llm
         self._workers = Workers(llm.collective_rpc)
-        self._cast = _lora_cast(llm)
+        self._ready_form = _ready_form(llm)
         self._tokenizer = llm.renderer.get_tokenizer()
         self._parser_class = _tool_parser(config)
         self._parser_name = config.tool_call_parser
@@ -320,6 +314,7 @@ class VllmEngine:
             max_loras=config.max_loras,
             max_lora_rank=config.max_lora_rank,
             default_sampling={key: defaults[key] for key in _SAMPLING_DEFAULTS if key in defaults},
+            ready_form=self._ready_form,
         )
 
     @property
@@ -395,9 +390,13 @@ class VllmEngine:
 
     async def load(self, adapter: LoadedAdapter) -> None:
         try:
+            if adapter.ready is not None:
+                await self._workers.place(adapter.version.lora_id, adapter.ready)
+                return
             with temporary_folder("staged") as folder:
-                staged = await asyncio.to_thread(self._stage, adapter.path, folder)
-                await self._workers.place(adapter.version.lora_id, staged)
+                made = folder / self._ready_form.file_name
+                await asyncio.to_thread(write_ready, adapter.path, made, self._ready_form)
+                await self._workers.place(adapter.version.lora_id, made)
         except OSError as error:
             raise StoreError(
                 f"{adapter.version} cannot be put into the engine's dtype in {gettempdir()} "
@@ -419,14 +418,6 @@ class VllmEngine:
     async def check_slots(self) -> None:
         if faults := await self._workers.check_slot():
             raise SlotFault(f"weights in the engine are not what was placed: {faults}")
-
-    def _stage(self, source: Path, folder: Path) -> Path:
-        """Where the adapter lies as the engine wants it: in `folder`, or where it is anyway."""
-        if self._cast.needs_no_conversion(source / WEIGHTS):
-            return source
-        self._cast.write(source / WEIGHTS, folder / WEIGHTS)
-        (folder / CONFIG).symlink_to(source / CONFIG)
-        return folder
 
     async def unload(self, adapter: LoadedAdapter) -> None:
         try:

@@ -7,10 +7,10 @@ belongs to a reservation, under an id that no request can have; only once its la
 does it become the adapter's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
@@ -42,6 +42,12 @@ class WorkerLoraSlots:
         self._manager = manager
         self._owners = count(-1, -1)
         self._reserved: SlotReservation | None = None
+        # By name, the layers in which any slot may hold more than zeros. Adapters hardly ever have
+        # embeddings or a head, whose slots are megabytes each and need not be cleared, nor ever be
+        # given memory.
+        self._ever_set = {name for name, layer in manager.modules.items() if not _is_clear(layer)}
+        for name, layer in manager.modules.items():
+            layer.set_lora = self._noting(name, layer.set_lora)  # vLLM calls it too
 
     def reserve(self) -> SlotReservation:
         """Takes a free slot, or that of the adapter that ran longest ago. One at a time; an earlier
@@ -60,6 +66,13 @@ class WorkerLoraSlots:
         self._set_owner(reserved.slot, reserved.owner)
         self._reserved = reserved
         return reserved
+
+    def _noting(self, name: str, set_lora: Callable[..., None]) -> Callable[..., None]:
+        def set_and_note(*arguments: Any, **options: Any) -> None:
+            self._ever_set.add(name)
+            set_lora(*arguments, **options)
+
+        return set_and_note
 
     def require(self, reserved: SlotReservation) -> None:
         """Raises SlotTaken unless the slot is still the reservation's. Ask before each write."""
@@ -84,13 +97,17 @@ class WorkerLoraSlots:
             elif name.removesuffix(".base_layer") not in self._manager.modules:
                 raise ValueError(f"the model has no module {name} that could take it")
 
+    def clear(self, reserved: SlotReservation, names: Iterable[str]) -> None:
+        """Clears the layers that an adapter has not. Raises SlotTaken."""
+        self.require(reserved)
+        for name in self._ever_set.intersection(names):
+            self._manager.modules[name].reset_lora(reserved.slot)
+
     def hand_over(self, reserved: SlotReservation, adapter: LoRAModel) -> None:
-        """Makes the slot, whose layers are all written, the adapter's, in one step. Layers that the
-        adapter has not are cleared. Raises SlotTaken.
+        """Makes the slot, whose layers are all written or cleared, the adapter's, in one step.
+        Raises SlotTaken.
         """
         self.require(reserved)
-        for name in self._manager.modules.keys() - adapter.loras.keys():
-            self._manager.modules[name].reset_lora(reserved.slot)
         if len(self._manager) + 1 > self._manager.capacity:
             self._manager.remove_oldest_adapter()
         self._manager.add_adapter(adapter)
@@ -157,6 +174,15 @@ class WorkerLoraSlots:
         # vLLM keeps which rows use which slot from one step to the next while the batch and the
         # slots look the same; they have moved.
         self._manager._last_mapping = None
+
+
+def _is_clear(layer: torch.nn.Module) -> bool:
+    """False where it is not known, too."""
+    stacks: list[torch.Tensor] = []
+    for name in ("lora_a_stacked", "lora_b_stacked"):
+        stack = getattr(layer, name, None)
+        stacks += [stack] if isinstance(stack, torch.Tensor) else stack or ()
+    return bool(stacks) and not any(stack.any() for stack in stacks)
 
 
 def _holds(module: BaseLinearLayerWithLoRA, slot: int, weights: LoRALayerWeights | None) -> bool:

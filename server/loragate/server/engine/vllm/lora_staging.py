@@ -1,17 +1,19 @@
 """Loads adapters inside vLLM's worker, beside its steps instead of between them.
 
 vLLM's own `add_lora` reads, converts and places an adapter in the engine's loop, at once: every
-stream of every tenant waits meanwhile, for some fifty milliseconds. Here a thread reads what the
-server has converted before, and the loop places some layers of it after each step. vLLM mixes
+stream of every tenant waits meanwhile, for some fifty milliseconds. Here a thread reads the
+adapter's ready file, and the loop places some layers of it after each step. vLLM mixes
 `AdapterStaging` into its worker (`worker_extension_cls`).
 """
 
+import errno
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import wraps
-from itertools import groupby
+from itertools import chain, groupby
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
@@ -23,10 +25,13 @@ from vllm.lora.lora_model import LoRAModel
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.request import LoRARequest
 
-from loragate.adapters.format.files import WEIGHTS
-from loragate.adapters.format.peft_config import CONFIG
-from loragate.adapters.format.safetensors_header import read_data_start, read_header
-from loragate.server.engine.vllm.lora_cast import DTYPES, TRANSPOSED
+from loragate.adapters.format.ready_file import (
+    ReadyAdapter,
+    ReadyFileDamaged,
+    ReadyTensor,
+    layer_of,
+    require_sound,
+)
 from loragate.server.engine.vllm.lora_slots import SlotReservation, SlotTaken, WorkerLoraSlots
 
 if TYPE_CHECKING:
@@ -34,8 +39,9 @@ if TYPE_CHECKING:
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-# Placed after one step: five milliseconds, with 14 matrices of rank 16 a layer.
-_LAYERS_AT_ONCE = 8
+# Placed after one step: a millisecond, with 14 matrices of rank 16 a layer.
+_LAYERS_AT_ONCE = 4
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 SlotCheck = Literal["idle", "step"]
 logger = logging.getLogger(__name__)
@@ -90,7 +96,7 @@ class AdapterStaging:
 
     @_answered
     def stage_adapter(self, lora_id: int, path: str) -> None:
-        """Begins to read the adapter in the folder; returns at once. One at a time: another that
+        """Begins to read the adapter's ready file; returns at once. One at a time: another that
         was begun and not finished is given up.
         """
         if self._staged is not None:
@@ -151,7 +157,7 @@ class _Placement:
         worker_manager: "LRUCacheWorkerLoRAManager",
         slots: WorkerLoraSlots,
         lora_id: int,
-        folder: Path,
+        path: Path,
     ) -> None:
         self._worker_manager = worker_manager
         self._manager = cast("LRUCacheLoRAModelManager", worker_manager._adapter_manager)
@@ -159,14 +165,7 @@ class _Placement:
         self._reserved: SlotReservation | None = None
         self.lora_id = lora_id
         self._content: Future[np.ndarray] = Future()
-        weights = folder / WEIGHTS
-        threading.Thread(target=self._read, args=(weights,), name="read", daemon=True).start()
-        self._helper = PEFTHelper.from_local_dir(
-            str(folder), worker_manager.max_position_embeddings
-        )
-        self._helper.validate_legal(worker_manager.lora_config)
-        _require_patterns(self._helper, folder)
-        self._layout = _Layout(weights)
+        threading.Thread(target=self._read, args=(path,), name="read", daemon=True).start()
         self._parts = self._place()
 
     def go_on(self) -> bool | None:
@@ -187,9 +186,14 @@ class _Placement:
             self._reserved = None
 
     def _read(self, path: Path) -> None:
-        # Nothing else in this thread: it would take Python's lock from the engine's loop.
+        # Only what gives up Python's lock: it would take it from the engine's loop.
         try:
-            self._content.set_result(np.fromfile(path, np.uint8))
+            content = np.fromfile(path, np.uint8)
+            # Of the bytes that are placed: those that the server has read may have been others.
+            require_sound(content.data)
+            self._content.set_result(content)
+        except ReadyFileDamaged as error:
+            self._content.set_exception(OSError(errno.EIO, f"{path}: {error}"))
         except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
             self._content.set_exception(error)
 
@@ -202,14 +206,21 @@ class _Placement:
         while not self._content.done():
             yield None
         content = self._content.result()
+        ready = _ReadyContent(content)
+        written = msgspec.json.decode(ready.adapter.config, type=dict[str, Any])
+        longest = {"vllm_max_position_embeddings": self._worker_manager.max_position_embeddings}
+        self._helper = PEFTHelper.from_dict(written | longest)
+        self._helper.validate_legal(self._worker_manager.lora_config)
+        _require_patterns(self._helper, written)
+        yield None  # what came before takes as long as a part of the layers
         reserved = self._reserved = self._slots.reserve()
         adapter = LoRAModel(self.lora_id, self._helper.r, {})
-        for index, names in enumerate(self._layout.names_by_layers(_LAYERS_AT_ONCE)):
-            if index:
-                yield False
-            part = self._parse(self._layout.tensors(names, content))
+        for tensors in ready.by_layers(_LAYERS_AT_ONCE):
+            part = self._parse(tensors)
             self._slots.write(reserved, part)
             adapter.loras.update(part.loras)
+            yield False
+        self._slots.clear(reserved, self._manager.modules.keys() - adapter.loras.keys())
         self._slots.hand_over(reserved, adapter)
         self._reserved = None
 
@@ -230,33 +241,34 @@ class _Placement:
         return part
 
 
-class _Layout:
-    """Where a file's tensors lie, all of one dtype."""
+class _ReadyContent:
+    """A ready file in memory: its tensors are views of that."""
 
-    def __init__(self, path: Path) -> None:
-        self._header = read_header(path)
-        [self._dtype] = {DTYPES[tensor.dtype] for tensor in self._header.values()}
-        with path.open("rb") as file:
-            self._start = read_data_start(file)
+    def __init__(self, content: np.ndarray) -> None:
+        self.adapter = ReadyAdapter.read_head(content.data)
+        self._dtype = _DTYPES[self.adapter.form.dtype]
+        self._data = torch.from_numpy(content[self.adapter.data_start :]).view(self._dtype)
+        self._layers = [
+            list(each)
+            for _, each in groupby(self.adapter.tensors, lambda tensor: layer_of(tensor.name))
+        ]
 
-    def names_by_layers(self, count: int) -> Iterator[list[str]]:
-        """Names in the file, of so many layers of the model at once.
+    def by_layers(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
+        """By their names in the adapter, of so many layers of the model at once."""
+        begin = 0
+        for first in range(0, len(self._layers), count):
+            tensors = dict[str, torch.Tensor]()
+            for tensor in chain.from_iterable(self._layers[first : first + count]):
+                end = begin + prod(tensor.shape)
+                tensors[tensor.name] = self._view(tensor, begin, end)
+                begin = end
+            yield tensors
 
-        What vLLM merges, such as q, k and v, lies in one layer.
-        """
-        layers = [list(names) for _, names in groupby(sorted(self._header), key=_layer)]
-        for first in range(0, len(layers), count):
-            yield [name for names in layers[first : first + count] for name in names]
-
-    def tensors(self, names: Iterable[str], content: np.ndarray) -> dict[str, torch.Tensor]:
-        """Views of the file's `content`, by their names in the adapter."""
-        data = torch.from_numpy(content[self._start :]).view(self._dtype)
-        return {name.removesuffix(TRANSPOSED): self._tensor(name, data) for name in names}
-
-    def _tensor(self, name: str, data: torch.Tensor) -> torch.Tensor:
-        tensor, size = self._header[name], self._dtype.itemsize
-        view = data[tensor.begin // size : tensor.end // size].view(tensor.shape)
-        return view.T if name.endswith(TRANSPOSED) else view
+    def _view(self, tensor: ReadyTensor, begin: int, end: int) -> torch.Tensor:
+        view = self._data[begin:end]
+        if self.adapter.is_transposed(tensor):
+            return view.view(tensor.shape[::-1]).T
+        return view.view(tensor.shape)
 
 
 def _renames(mapper: Any) -> Any:
@@ -271,17 +283,10 @@ def _renames(mapper: Any) -> Any:
     return mapper.get_unstacked_mapper()
 
 
-def _require_patterns(helper: PEFTHelper, folder: Path) -> None:
+def _require_patterns(helper: PEFTHelper, written: Mapping[str, Any]) -> None:
     """Raises ValueError for ranks or alphas of single modules where this vLLM would scale all of
     them alike, as 0.26 does.
     """
-    written = msgspec.json.decode((folder / CONFIG).read_bytes(), type=dict[str, Any])
     for field in ("rank_pattern", "alpha_pattern"):
         if written.get(field) and not hasattr(helper, field):
             raise ValueError(f"this version of vLLM does not know {field}; install a newer one")
-
-
-def _layer(name: str) -> str:
-    """`model.layers.7` of `model.layers.7.mlp.up_proj.lora_A.weight`."""
-    parts = name.split(".")
-    return ".".join(parts[: 1 + next((i for i, part in enumerate(parts) if part.isdigit()), -1)])

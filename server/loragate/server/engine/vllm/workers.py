@@ -22,12 +22,12 @@ class Workers:
     def __init__(self, call_all: CallAll) -> None:
         self._call_all = call_all
 
-    async def place(self, lora_id: int, staged: Path) -> None:
-        """Puts the adapter in that folder into a slot of each worker. Whoever is cancelled here
+    async def place(self, lora_id: int, ready: Path) -> None:
+        """Puts the adapter of that ready file into a slot of each worker. Whoever is cancelled here
         leaves no slot behind that is half written and kept.
         """
         try:
-            await self._call("stage_adapter", lora_id, str(staged))
+            await self._call("stage_adapter", lora_id, str(ready))
             # The engine answers between two steps, so each call is a part in another one. Each
             # worker reads for itself and may be done some calls before another.
             while not all(answers := await self._call("add_staged_adapter", lora_id)):
