@@ -4,6 +4,7 @@ from loragate.adapters.errors import (
     AliasMovedOn,
     AliasNotFound,
     AliasNotServing,
+    IllegalMove,
     NothingToRollBack,
     VersionFailed,
     VersionInUse,
@@ -101,6 +102,96 @@ def test_version_that_was_rolled_back_while_it_loaded_is_not_made_to_serve(
         registry.aliases.set_serving(SUPPORT, "challenger", 2, "server")
 
     assert champion(registry) == versions[0]
+
+
+@pytest.fixture
+def swap(registry: Registry, versions: list[AdapterVersion]) -> AdapterVersion:
+    """v1 is champion; v2 is to be, and loads."""
+    let_serve(registry, SUPPORT, "champion", 1)
+    version = registry.aliases.set(SUPPORT, "champion", 2)
+    registry.states.set(version, AdapterState.LOADING, "server")
+    return version
+
+
+def states(registry: Registry, versions: list[AdapterVersion]) -> list[AdapterState]:
+    return [registry.snapshot().state(version) for version in versions]
+
+
+def test_version_that_becomes_ready_serves_at_once_by_all_aliases_that_wait_for_it(
+    registry: Registry, versions: list[AdapterVersion], swap: AdapterVersion
+):
+    registry.aliases.set(SUPPORT, "challenger", 2)
+    registry.aliases.set(SUPPORT, "newest", 3)
+    seen = registry.audit.list(limit=1)[0].id
+
+    assert registry.aliases.set_ready(swap, "server") is AdapterState.READY
+
+    served = registry.snapshot()
+    assert served.resolve("acme", "support", "champion") == swap
+    assert served.resolve("acme", "support", "challenger") == swap
+    assert [target.alias for target in served.unserved_aliases()] == ["newest"]
+    assert states(registry, versions)[:3] == ["DRAINING", "READY", "PUBLISHED"]
+    told = registry.audit.after(seen)
+    assert [(row.subject, row.to_state or row.action) for row in told] == [
+        (str(swap), "READY"),
+        (f"{SUPPORT}@challenger", "alias.serve"),
+        (f"{SUPPORT}@champion", "alias.serve"),
+        (str(versions[0]), "DRAINING"),
+    ]
+    assert (told[2].from_version, told[2].to_version, told[2].digest) == (1, 2, swap.digest)
+
+
+@pytest.mark.parametrize("wish", ["pin", "alias", "alias that is to mean it"])
+def test_version_that_is_wanted_otherwise_is_not_drained_when_its_alias_moves(
+    registry: Registry, versions: list[AdapterVersion], swap: AdapterVersion, wish: str
+):
+    match wish:
+        case "pin":
+            registry.pins.add(SUPPORT, "v1")
+        case "alias":
+            let_serve(registry, SUPPORT, "stable", 1)
+        case _:
+            registry.aliases.set(SUPPORT, "stable", 1)
+
+    registry.aliases.set_ready(swap, "server")
+
+    assert champion(registry) == swap
+    assert states(registry, versions)[:2] == ["READY", "READY"]
+
+
+def test_version_that_was_rolled_back_while_it_loaded_becomes_ready_and_serves_nothing(
+    registry: Registry, versions: list[AdapterVersion], swap: AdapterVersion
+):
+    registry.aliases.rollback(SUPPORT)
+
+    registry.aliases.set_ready(swap, "server")
+
+    assert champion(registry) == versions[0]
+    assert states(registry, versions)[:2] == ["READY", "READY"]
+
+
+def test_version_that_is_not_loading_moves_no_alias(
+    registry: Registry, versions: list[AdapterVersion]
+):
+    let_serve(registry, SUPPORT, "champion", 1)
+    registry.aliases.set(SUPPORT, "champion", 2)
+    revision = registry.revision()
+
+    with pytest.raises(IllegalMove):
+        registry.aliases.set_ready(versions[1], "server")
+
+    assert champion(registry) == versions[0]
+    assert registry.revision() == revision
+
+
+def test_alias_of_a_deleted_tenant_moves_no_more(
+    registry: Registry, versions: list[AdapterVersion], swap: AdapterVersion
+):
+    registry.tenants.delete("acme")
+
+    registry.aliases.set_ready(swap, "server")
+
+    assert registry.audit.list(f"{SUPPORT}@champion", limit=1)[0].action != "alias.serve"
 
 
 def test_serving_the_same_again_changes_nothing(registry: Registry, versions: list[AdapterVersion]):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from loragate.adapters.names import AdapterName
+from loragate.adapters.format.ready_file import ReadyForm
+from loragate.adapters.names import AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import AdapterState, Registry
 from loragate.adapters.store import ArtifactStore
 from support.models.one_layer import WriteAdapter
@@ -101,6 +102,34 @@ def test_killed_swap_serves_the_old_version_or_the_new_one(
     assert outcomes == {True, False}
 
 
+def test_killed_end_of_a_load_is_told_with_its_alias_and_what_that_replaced_or_not_at_all(
+    open_registry: Open, kill: Kill, points: Points
+):
+    outcomes: set[bool] = set()
+
+    def begin() -> tuple[AdapterVersion, AdapterVersion]:
+        """The version that serves, and the other one, which is to serve and is LOADING."""
+        with open_registry() as registry:
+            registry.states.reset("server")
+            old = registry.snapshot().resolve("acme", "support", "champion")
+            new = registry.aliases.set(SUPPORT, "champion", 3 - old.number)
+            make_ready(registry, old)
+            registry.states.set(new, AdapterState.LOADING, "server")
+            return old, new
+
+    begin()
+    for call in points(kill(changes.become_ready, AT_ITS_END), 5):
+        old, new = begin()
+        kill(changes.become_ready, call)
+        with open_registry() as registry:
+            snapshot = registry.snapshot()
+        serves_new = snapshot.resolve("acme", "support", "champion") == new
+        states = (snapshot.state(old), snapshot.state(new))
+        assert states == (("DRAINING", "READY") if serves_new else ("READY", "LOADING"))
+        outcomes.add(serves_new)
+    assert outcomes == {True, False}
+
+
 def test_killed_publication_leaves_a_whole_version_or_none(
     open_registry: Open,
     kill: Kill,
@@ -108,6 +137,7 @@ def test_killed_publication_leaves_a_whole_version_or_none(
     store: ArtifactStore,
     write_adapter: WriteAdapter,
 ):
+    store.want_ready(ReadyForm("BF16", transposes_b=True))
     folder = write_adapter("first", seed=100)
     calls = kill(changes.publish, AT_ITS_END, folder)
     outcomes: set[bool] = set()
@@ -134,6 +164,10 @@ def test_killed_publication_leaves_a_whole_version_or_none(
         registry.artifacts.collect_orphans(orphans_after_seconds=0)
         published = {version.digest for version in registry.snapshot().versions()}
     assert {*store.digests()} == published  # and nothing stays for ever
+    ready = {
+        path.name.removesuffix(".ready") for path in store.path(again.digest).parent.glob("*.ready")
+    }
+    assert again.digest in ready <= published
 
 
 def test_killed_move_leaves_the_old_state_or_the_new_one(

@@ -33,7 +33,7 @@ ADMIN = f"/admin/v1/tenants/{SUPPORT.tenant}/adapters/{SUPPORT.name}"
 AT_REST = {AdapterState.PUBLISHED, AdapterState.READY, AdapterState.RETIRED, AdapterState.FAILED}
 
 NOT_WISHED = "@champion alias.set written"
-SERVED = "@champion alias.serve committed"
+SERVED = "@{new} READY committed"  # in one with the alias
 PROMOTION = (
     NOT_WISHED,
     "@champion alias.set committed",
@@ -44,10 +44,10 @@ PROMOTION = (
     "@{new} score",
     "@{new} scored",
     "@{new} READY written",
-    "@{new} READY committed",
     "@champion alias.serve written",
-    SERVED,
     "@{old} DRAINING written",
+    SERVED,
+    "@champion alias.serve committed",
     "@{old} DRAINING committed",
     "@{old} unload",
     "@{old} unloaded",

@@ -25,13 +25,14 @@ from loragate.server.errors import AdapterUnavailable, EngineDead, MachineFault
 from loragate.server.residency.loader import Loader
 from loragate.server.residency.probe import Probe
 from loragate.server.residency.residency import Residency
-from support.engines.echo_engine import EchoEngine
+from support.engines.echo_engine import TINY_MODEL, EchoEngine
 from support.models.one_layer import write_adapter
 from support.models.tokenizers import byte_tokenizer
 from support.waiting import until
 
 PUBLISHED, LOADING, READY = AdapterState.PUBLISHED, AdapterState.LOADING, AdapterState.READY
 FAILED, RETIRED = AdapterState.FAILED, AdapterState.RETIRED
+FORM = ReadyForm("BF16", transposes_b=True)
 
 
 @dataclass
@@ -546,3 +547,101 @@ async def test_files_are_read_while_another_adapter_is_put_into_the_engine(
 @asynccontextmanager
 async def _at_once(adapter: LoadedAdapter) -> AsyncIterator[None]:
     yield
+
+
+# ---- ready files
+
+
+async def test_version_that_was_published_ready_is_loaded_without_its_artifact(
+    reading: Machine,
+) -> None:
+    version = reading.publish()
+    for file in reading.store.path(version.digest).iterdir():
+        file.unlink()
+
+    await reading.load(version)
+    await reading.residency.drain(version)
+    await reading.load(version)
+
+    assert reading.registry.state(version) is READY
+    assert reading.store.verified == []
+    assert reading.engine.loads == [str(version)] * 2
+
+
+async def test_byte_that_flips_in_a_ready_file_is_mended_before_each_load(
+    reading: Machine,
+) -> None:
+    version = reading.publish()
+    path = ready_file(reading, version)
+    sound = path.read_bytes()
+    for loads in (1, 2):  # also of what has passed before
+        path.chmod(0o600)
+        path.write_bytes(sound[:-3] + bytes([sound[-3] ^ 8]) + sound[-2:])
+
+        await reading.load(version)
+
+        assert reading.store.verified == [version.digest] * loads
+        assert isinstance(reading.engine, ReadingEngine)
+        assert reading.engine.ready == [sound] * loads
+        await reading.residency.drain(version)
+
+
+async def test_version_from_before_ready_files_gets_one_at_its_first_load(
+    reading: Machine,
+) -> None:
+    version = reading.publish()
+    ready_file(reading, version).unlink()
+
+    await reading.load(version)
+    await reading.residency.drain(version)
+    await reading.load(version)
+
+    assert reading.store.verified == [version.digest]
+    assert read_ready(ready_file(reading, version)).form == FORM
+
+
+async def test_version_is_loaded_where_no_ready_file_can_be_kept(reading: Machine) -> None:
+    version = reading.publish()
+    ready_file(reading, version).unlink()
+    ready_file(reading, version).parent.rmdir()
+    ready_file(reading, version).parent.write_text("in the way")
+
+    await reading.load(version)
+    await reading.residency.drain(version)
+    await reading.load(version)
+
+    assert reading.store.verified == [version.digest] * 2
+    assert isinstance(reading.engine, ReadingEngine)
+    assert reading.engine.ready == [None, None]
+
+
+async def test_refusal_of_a_ready_file_of_other_weights_is_the_machines_fault(
+    reading: Machine,
+) -> None:
+    version, other = reading.publish(), reading.publish()
+    path = ready_file(reading, version)
+    sound = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(ready_file(reading, other).read_bytes())
+    reading.engine.refused = {str(version)}
+
+    with pytest.raises(MachineFault):
+        await reading.load(version)
+
+    assert reading.registry.state(version) is PUBLISHED
+    assert "was made again" in reading.registry.reason(version)
+    assert path.read_bytes() == sound
+    reading.engine.refused.clear()
+    reading.loader.try_again(version)
+    await reading.load(version)
+
+
+async def test_ready_version_is_checked_against_the_model_that_is_served(
+    reading: Machine, tmp_path: Path
+) -> None:
+    version = reading.publish()
+    served = machine_of(tmp_path, reading.engine, max_rank=1)
+
+    with pytest.raises(AdapterUnavailable, match="needs rank 2"):
+        await served.load(version)
+    assert served.registry.state(version) is FAILED

@@ -35,6 +35,11 @@ def serve_the_wish(registry: Registry, _folder: Path) -> None:
     registry.aliases.set_serving(SUPPORT, "champion", target.desired.number, "server")
 
 
+def become_ready(registry: Registry, _folder: Path) -> None:
+    [target] = registry.snapshot().desired_aliases()
+    registry.aliases.set_ready(target.desired, "server")
+
+
 def publish(registry: Registry, folder: Path) -> None:
     registry.versions.publish(SUPPORT, folder)
 
@@ -50,7 +55,7 @@ def collect(registry: Registry, _folder: Path) -> None:
 
 CHANGES = {
     change.__name__: change
-    for change in (promote_the_other, serve_the_wish, publish, drain_v2, collect)
+    for change in (promote_the_other, serve_the_wish, become_ready, publish, drain_v2, collect)
 }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from loragate.adapters.errors import (
     AliasMovedOn,
     NothingToRollBack,
     NotServedMerged,
+    VersionNotFound,
     VersionNotReady,
 )
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion, parse_alias
@@ -28,13 +30,13 @@ from loragate.adapters.registry.rows import (
     version_row,
 )
 from loragate.adapters.registry.states import AdapterState
-from loragate.adapters.registry.tables import Adapters, Aliases, Audit, Versions
-from loragate.adapters.registry.transitions import move_version
+from loragate.adapters.registry.tables import Adapters, Aliases, Audit, Tenants, Versions
+from loragate.adapters.registry.transitions import move_version, state_of
 
 ALIAS_ACTIONS: Final = "alias."
 """How those of the audit rows begin that are an alias's history; `rollback` reads all of it."""
 SET_ALIAS: Final = "alias.set"
-_SERVE: Final = "alias.serve"
+_SERVED: Final = "alias.serve"
 _DELETE: Final = "alias.delete"
 _ROLLBACK: Final = "alias.rollback"
 
@@ -85,23 +87,36 @@ class Aliasing:
             found = existing_alias_row(session, row, adapter, alias)
             version = existing_version_row(session, row, adapter, number)
             _require_ready(session, adapter, found, version)
-            before = found.serving_id
-            if before != version.id:
-                found.serving_id = version.id
-                found.serving_mode = found.desired_mode
-                found.updated_at = wall_clock()
-                record(
-                    session,
-                    actor,
-                    _SERVE,
-                    f"{adapter}@{alias}",
-                    touched=[row],
-                    from_version=_number(session, before),
-                    to_version=number,
-                    digest=version.digest,
-                    reason=reason,
-                )
+            if found.serving_id != version.id:
+                _serve(session, row, found, version, actor, reason)
             return version_of(adapter.tenant, adapter.name, version)
+
+    def set_ready(self, version: AdapterVersion, actor: str, reason: str = "") -> AdapterState:
+        """The version is in the engine and checked: READY. From now on requests go to it by every
+        alias that is to mean it, and what one of these has served is DRAINING, where no other alias
+        and no pin wants it in the engine. ``reason`` is the state's.
+
+        Returns the state that it came to, RETIRED as in `Transitions.set`; raises IllegalMove and
+        VersionNotFound.
+        """
+        # One change of three kinds, not three: between the end of the check and the first request
+        # by the alias nothing happens outside of the registry, so nothing has to be durable before
+        # something else. LOADING has to be before the engine reads files, which a collection would
+        # take else; and what is DRAINING is PUBLISHED only when the engine has let go of it.
+        with self._database.changing_states() as session:
+            row = session.get(Versions, version.lora_id)
+            if row is None:
+                raise VersionNotFound(version.tenant, version.name, version.version)
+            adapter = session.get_one(Adapters, row.adapter_id)
+            move_version(session, adapter, row, AdapterState.READY, actor, reason)
+            replaced: set[int] = set()
+            for alias in _unserved(session, row):
+                if alias.serving_id is not None:
+                    replaced.add(alias.serving_id)
+                _serve(session, adapter, alias, row, actor, "")
+            for version_id in sorted(replaced):
+                _let_drain(session, adapter, session.get_one(Versions, version_id), actor)
+            return state_of(adapter, row)
 
     def rollback(self, adapter: AdapterName, actor: str = "cli") -> AdapterVersion:
         """Let the champion point back to the version that served before; again goes further back,
@@ -180,6 +195,53 @@ def set_desired(
     )
 
 
+def _serve(
+    session: Session, row: Adapters, alias: Aliases, version: Versions, actor: str, reason: str
+) -> None:
+    before = alias.serving_id
+    alias.serving_id = version.id
+    alias.serving_mode = alias.desired_mode
+    alias.updated_at = wall_clock()
+    record(
+        session,
+        actor,
+        _SERVED,
+        f"{row.tenant_id}/{row.name}@{alias.name}",
+        touched=[row],
+        from_version=_number(session, before),
+        to_version=version.number,
+        digest=version.digest,
+        reason=reason,
+    )
+
+
+def _unserved(session: Session, version: Versions) -> Sequence[Aliases]:
+    """The aliases that are to mean the version and do not yet; none of a deleted tenant."""
+    return session.scalars(
+        select(Aliases)
+        .join(Adapters, Adapters.id == Aliases.adapter_id)
+        .join(Tenants, Tenants.id == Adapters.tenant_id)
+        .where(
+            Aliases.adapter_id == version.adapter_id,
+            Aliases.desired_id == version.id,
+            or_(Aliases.serving_id.is_(None), Aliases.serving_id != version.id),
+            Tenants.deleted_at.is_(None),
+        )
+        .order_by(Aliases.name)
+    ).all()
+
+
+def _let_drain(session: Session, adapter: Adapters, version: Versions, actor: str) -> None:
+    """What aliases mean, or are to, and what is pinned stays as it is."""
+    meant = select(Aliases.name).where(
+        Aliases.adapter_id == adapter.id,
+        or_(Aliases.desired_id == version.id, Aliases.serving_id == version.id),
+    )
+    is_wanted = version.pinned_at is not None or session.scalars(meant).first() is not None
+    if version.state == AdapterState.READY and not is_wanted:
+        move_version(session, adapter, version, AdapterState.DRAINING, actor)
+
+
 def _require_ready(
     session: Session, adapter: AdapterName, alias: Aliases, version: Versions
 ) -> None:
@@ -211,7 +273,7 @@ def _earlier_champions(session: Session, adapter: AdapterName) -> list[int]:
     served: set[int] = set()
     for row in rows:
         match row.action, row.to_version:
-            case (str(action), int(number)) if action == _SERVE:
+            case (str(action), int(number)) if action == _SERVED:
                 served.add(number)
             case (str(action), int(number)) if action == _ROLLBACK:
                 del numbers[_last_index(numbers, number) + 1 :]

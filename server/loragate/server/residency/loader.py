@@ -97,8 +97,12 @@ class Loader:
         return version.lora_id in self._passed
 
     async def warm(self) -> None:
-        """Gets ready for the first check. Raises MachineFault, EngineDead and TimeoutError."""
+        """Gets ready for the first check, and says in which form publishers are to leave adapters.
+        Raises MachineFault, EngineDead and TimeoutError.
+        """
         async with asyncio.timeout(self._timeout_seconds):
+            if (form := self._engine.model.ready_form) is not None:
+                await asyncio.to_thread(self._store.want_ready, form)
             await self._probe.warm()
 
     async def load(self, version: AdapterVersion, placing: Placing) -> LoadedAdapter:
@@ -153,6 +157,10 @@ class Loader:
 
     async def set_state(self, version: AdapterVersion, state: AdapterState, why: str = "") -> None:
         await asyncio.to_thread(self._registry.states.set, version, state, ACTOR, why)
+        self._unsaid.pop(version.lora_id, None)
+
+    async def _set_ready(self, version: AdapterVersion, why: str) -> None:
+        await asyncio.to_thread(self._registry.aliases.set_ready, version, ACTOR, why)
         self._unsaid.pop(version.lora_id, None)
 
     async def begin_drain(self, version: AdapterVersion) -> None:
@@ -281,6 +289,19 @@ class Loader:
                 raise StoreError(str(error)) from error
             raise
         return adapter, files.manifest.reference
+
+    def _verify(self, version: AdapterVersion) -> None:
+        """Looks whether it was the version that was refused. Raises StoreError where the files
+        here are not what was published, or make another ready file than there was.
+        """
+        form = self._engine.model.ready_form
+        if form is None:
+            self._store.verify(version.digest)
+        elif self._store.renews(version.digest, form):
+            raise StoreError(
+                f"the ready file of {version} was not what its artifact makes, and was made again; "
+                "check this machine's memory and disk"
+            )
 
     async def _on_disk(
         self, version: AdapterVersion, work: Callable[[AdapterVersion], _Result]

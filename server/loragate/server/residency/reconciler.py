@@ -1,9 +1,10 @@
 """Makes what the registry targets come true: promotions, rollbacks and retirements.
 
 An alias is to mean another version: that one is loaded beside the old, checked and warmed by the
-check; then the alias moves, in one transaction; then the old version's requests end, and only then
-is it taken out of the engine. Whatever fails leaves the alias where it was, and is tried again by
-itself. Each target goes its own way: one that waits or fails holds up no other.
+check; then the alias moves, in the transaction in which the version becomes READY; then the old
+version's requests end, and only then is it taken out of the engine. Whatever fails leaves the alias
+where it was, and is tried again by itself. Each target goes its own way: one that waits or fails
+holds up no other.
 """
 
 import asyncio
@@ -202,8 +203,7 @@ class AliasReconciler:
     async def _attempt(self, key: _TargetKey, target: DesiredAlias) -> None:
         try:
             await self._try_to_serve(key, target)
-            with suppress(LoragateError):  # else the target would look open still
-                await self._snapshots.refresh()
+            await self._look_again()  # else the target would look open still
         finally:
             del self._attempts[key]
             self._changed.set()  # others may have waited for the end of this one
@@ -211,7 +211,7 @@ class AliasReconciler:
     async def _try_to_serve(self, key: _TargetKey, target: DesiredAlias) -> None:
         version, name = target.desired, AdapterName(target.adapter.tenant, target.adapter.name)
         try:
-            await self._serve(name, target)
+            await self._serve(name, key, target)
         except AliasMovedOn:
             pass  # somebody asked for another meanwhile, which comes next
         except EngineDead as error:
@@ -224,15 +224,22 @@ class AliasReconciler:
             self._target_retries.forget(key)
             logger.info("%s@%s serves %s", name, target.alias, version.version)
 
-    async def _serve(self, name: AdapterName, target: DesiredAlias) -> None:
+    async def _serve(self, name: AdapterName, key: _TargetKey, target: DesiredAlias) -> None:
         version = target.desired
         self._loader.try_again(version)
         async with self._residency.acquire(Route(version.tenant, version)):
             await self._loader.yield_to_engine()
+            await self._look_again()
+            if _is_served(self._snapshots.current, key):
+                return  # by its load
             # It is refused where the alias is to mean another version by now.
             await asyncio.to_thread(
                 self._registry.aliases.set_serving, name, target.alias, version.number, ACTOR
             )
+
+    async def _look_again(self) -> None:
+        with suppress(LoragateError):
+            await self._snapshots.refresh()
 
     # ---- drains
 
@@ -288,8 +295,10 @@ class AliasReconciler:
 
     async def _take_out(self, version: AdapterVersion) -> None:
         await self._loader.yield_to_engine()
-        await self._loader.begin_drain(version)
-        await self._loader.yield_to_engine()
+        # The change that moved its alias has said so, unless something else ended its time.
+        if self._snapshots.current.state(version) is not AdapterState.DRAINING:
+            await self._loader.begin_drain(version)
+            await self._loader.yield_to_engine()
         async with self._residency.drained(version, lambda: self._is_meant(version)) as is_out:
             if is_out:
                 await self._loader.yield_to_engine()
