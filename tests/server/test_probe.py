@@ -47,10 +47,12 @@ class ScoringEngine(EchoEngine):
     adapted: Score = trained
     tells_nothing: bool = False
     scored: list[bool] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)  # of prompts, in tokens
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         score = self.base if request.adapter is None else self.adapted
         self.scored.append(request.adapter is not None)
+        self.lengths.append(len(request.prompt_ids))
         entries = [
             None if self.tells_nothing else TokenLogprob("", token, score(token))
             for token in request.prompt_ids[1:]
@@ -82,6 +84,22 @@ async def test_adapter_that_says_what_the_base_says_is_refused() -> None:
 
 async def test_adapter_without_a_reference_needs_only_an_effect() -> None:
     assert await refusal(ScoringEngine(adapted=lambda token: base(token) - 0.5), None) is None
+
+
+async def test_prompt_is_read_no_further_than_it_takes_to_see_an_effect() -> None:
+    engine = ScoringEngine()
+    assert await refusal(engine, None) is None
+    whole, begun = engine.lengths
+    assert begun < whole / 2
+
+
+async def test_effect_that_only_the_last_tokens_show_is_seen() -> None:
+    [prompt] = Probe(ScoringEngine(), Renderer(byte_tokenizer()))._prompts
+    late = prompt[-1]
+    assert late not in prompt[:6]
+    engine = ScoringEngine(adapted=lambda token: base(token) + (1.0 if token == late else 0.0))
+    assert await refusal(engine, None) is None
+    assert engine.lengths == [len(prompt), 6, len(prompt)]
 
 
 async def test_adapter_that_matches_its_reference_passes() -> None:

@@ -8,6 +8,7 @@ the training, the engine's have to be the same.
 """
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
@@ -20,6 +21,8 @@ from loragate.server.errors import InvalidRequest, MachineFault
 
 # Two kinds of text, in one short prompt: on a CPU each token of it takes about a millisecond.
 _PROMPTS = ('Which documents do I need? {"city": "Paris", "population":',)
+# So many tokens of it are scored first; mostly they show an effect, and the others are left.
+_FIRST_TOKENS = 6
 # In nats. Rounding between two runs in bfloat16 stays well below; trained adapters are far above.
 _LEAST_EFFECT = 0.02
 # How much weaker or stronger than in training an adapter has to be for its scale to be suspected.
@@ -52,8 +55,7 @@ class Probe:
         prompts. MachineFault and EngineDead say nothing about the adapter.
         """
         await self.warm()
-        scores = await self._score_adapter(self._prompts, adapter)
-        effect = max(differences(scores, self._base))
+        effect = await self._effect(adapter)
         if not effect >= _LEAST_EFFECT:
             raise InvalidAdapter(
                 "no_effect",
@@ -63,6 +65,23 @@ class Probe:
             )
         if reference is not None:
             await self._compare(adapter, reference)
+
+    async def _effect(self, adapter: LoadedAdapter) -> float:
+        """The largest difference from the base model; of the first tokens alone, where that is
+        enough already: what comes after a token changes nothing of its score, and each token more
+        makes a step longer, for whose end others wait.
+        """
+        effect, seen = -math.inf, 0
+        for prompt_ids in self._prompts:
+            base = self._base[seen : seen + len(prompt_ids) - 1]
+            seen += len(base)
+            for ids in (prompt_ids[:_FIRST_TOKENS], prompt_ids):
+                scores = await self._score_adapter([ids], adapter)
+                if scores:
+                    effect = max(effect, *differences(scores, base[: len(scores)]))
+                if effect >= _LEAST_EFFECT:
+                    return effect
+        return effect
 
     async def _compare(self, adapter: LoadedAdapter, reference: Reference) -> None:
         self._check_prompts(reference)
