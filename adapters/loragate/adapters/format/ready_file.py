@@ -33,7 +33,7 @@ LAYOUT: Final = 1
 
 _ITEM_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
 _NUMBER_BYTES: Final = 8  # of the checksum, and of the head's length
-_CHUNK_BYTES: Final = 4 << 20
+_CHUNK_BYTES: Final = 1 << 20
 _ALIGNMENT_BYTES: Final = 64
 
 
