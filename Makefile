@@ -27,7 +27,7 @@ PROTOS := $(addprefix proto/loragate/v1/,inference.proto registry.proto experime
 OUT := proto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow coverage bench bench-direct \
+.PHONY: help setup demo demo-ab demo-train demo-adapters serve test test-slow test-clients coverage bench bench-direct \
 	bench-frontend bench-gateway bench-swap bench-many-swaps bench-soak bench-starvation bench-registry bench-bombs \
 	bench-cli bench-train bench-rivals loadtest structure check fmt generate lock clean
 
@@ -76,6 +76,9 @@ test: setup ## Run the tests but the slow ones, with the real engine and model
 test-slow: setup ## Run what takes minutes more: long churn, kills by the hundred, two processes
 	$(BIN)/loragate model prepare
 	$(BIN)/pytest -m slow --timeout 1200
+
+test-clients: setup ## Run real clients, pinned, against a server (ARGS=quick, or their names)
+	$(BIN)/python tests/clients/run.py $(ARGS)
 
 coverage: setup ## Run the tests and show which lines of server/, adapters/ and trainer/ they reach
 	$(BIN)/loragate model prepare
@@ -161,4 +164,4 @@ lock: setup ## Compile requirements.txt from pyproject.toml
 		--no-header --no-annotate --output-file requirements.txt
 
 clean: ## Remove the virtual environment and what tests left
-	rm -rf $(VENV) .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-clients .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache
