@@ -115,7 +115,7 @@ async def test_merged_model_is_listed_while_it_serves_and_only_then(served: Serv
         async with asyncio.timeout(2):
             while name not in (cards := await listed()):  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
-        assert cards[name] == cards["support@v1"] | {"id": name}
+        assert cards[name] == cards["support@v1"] | {"id": name, "root": f"acme/{name}"}
         got = await served.client.get(f"/v1/models/{name}", headers=served.auth)
         assert got.json() == cards[name]
         assert await told_on_grpc() == set(cards)
