@@ -14,7 +14,8 @@ class Target:
     http: str
     grpc: str
     key: str
-    model: str  # an adapter of the key's tenant, or the base model
+    model: str  # an adapter of the key's tenant
+    tokenizer: str  # a folder
 
     @property
     def base_url(self) -> str:

@@ -22,6 +22,8 @@ ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / ".venv-clients"
 NODE = "node"
 QUICK = ("openai", "instructor", "pydantic-ai")  # each of some 50 MB
+# Without a folder of wheels, torch's CPU build comes from where torch publishes it.
+_TORCH = () if os.environ.get("UV_FIND_LINKS") else ("--torch-backend", "cpu")
 Target = Mapping[str, str]
 
 
@@ -89,7 +91,7 @@ def _environment(name: str) -> Path:
     python = folder / "bin" / "python"
     if not _is_made(folder, pins):
         _uv("venv", "--quiet", "--clear", "--python", sys.executable, folder)
-        _uv("pip", "install", "--quiet", "--python", python, "--requirement", pins)
+        _uv("pip", "install", "--quiet", "--python", python, *_TORCH, "--requirement", pins)
         _note(folder, pins)
     return python
 
@@ -127,15 +129,7 @@ def _uv(*arguments: str | Path) -> None:
 
 def lock() -> int:
     for source in sorted((HERE / "requirements").glob("*.in")):
-        # Another environment may be of another Python, on another system.
-        options = [
-            "--quiet",
-            "--no-header",
-            "--no-annotate",
-            "--universal",
-            "--python-version",
-            "3.11",
-        ]
+        options = ["--quiet", "--no-header", "--no-annotate", "--python-version", "3.11", *_TORCH]
         _uv("pip", "compile", *options, source, "--output-file", source.with_suffix(".txt"))
     return 0
 

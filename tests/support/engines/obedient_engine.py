@@ -45,9 +45,12 @@ class ObedientEngine(EchoEngine):
             async for delta in super().generate(request):
                 yield delta
             return
+        prompt = _prompt_logprobs(request)
         for index in range(request.sampling.n):
-            for delta in _answer(request):
+            for i, delta in enumerate(_answer(request)):
                 await asyncio.sleep(0)
+                if i == 0 and prompt is not None:
+                    delta = msgspec.structs.replace(delta, prompt_logprobs=prompt)
                 yield msgspec.structs.replace(delta, index=index)
 
     def tools(self, request: ChatRequest, prompt_ids: Sequence[int]) -> "ObedientTools":
@@ -103,10 +106,17 @@ def _said(text: str, sampling: SamplingParams) -> list[Delta]:
 
 
 def _logprobs(ids: Sequence[int], sampling: SamplingParams) -> tuple[TokenLogprob, ...]:
-    if sampling.logprobs is None:
-        return ()
+    return () if sampling.logprobs is None else _scored(ids, sampling.logprobs)
+
+
+def _prompt_logprobs(request: EngineRequest) -> tuple[TokenLogprob | None, ...] | None:
+    top = request.sampling.prompt_logprobs
+    return None if top is None else (None, *_scored(request.prompt_ids[1:], top))
+
+
+def _scored(ids: Sequence[int], top: int) -> tuple[TokenLogprob, ...]:
+    """Any token is as likely as any other, and the likeliest."""
     chosen = [TokenLogprob(cast(str, _TOKENIZER.decode([i])), i, -0.25, rank=1) for i in ids]
-    top = sampling.logprobs
     return tuple(
         TokenLogprob(t.token, t.token_id, t.logprob, (t,) * min(top, 1), 1) for t in chosen
     )

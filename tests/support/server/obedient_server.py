@@ -1,7 +1,7 @@
 """A server whose engine does what it is told, on ports of its own, until its input ends.
 
 `python -m support.server.obedient_server FOLDER` prints one line of JSON once it is there: its
-addresses, a tenant's key, and a model of that tenant.
+addresses, a tenant's key, a model of that tenant, and a folder with its tokenizer.
 """
 
 import asyncio
@@ -47,7 +47,8 @@ async def _serve(folder: Path) -> None:
             "http": f"http://127.0.0.1:{server.http_port}",
             "grpc": f"127.0.0.1:{server.grpc_port}",
         }
-        print(json.dumps(addresses | {"key": served.keys["acme"], "model": "support"}), flush=True)
+        asked = {"key": served.keys["acme"], "model": "support", "tokenizer": str(folder / "tiny")}
+        print(json.dumps(addresses | asked), flush=True)
         await asyncio.to_thread(sys.stdin.read)  # until whoever started it is gone
 
 
