@@ -64,10 +64,14 @@ _OF_AN_ALIAS: Final = (
     Aliases.desired_mode,
     Aliases.serving_mode,
 )
+# Made once: to put the options together takes as long as the database does, at each change.
+_REVISION: Final = select(Revision.value)
+_ENTRIES: Final = select(Versions).options(load_only(*_OF_AN_ENTRY))
+_POINTERS: Final = select(Aliases).options(load_only(*_OF_AN_ALIAS)).order_by(Aliases.name)
 
 
 def read_revision(session: Session) -> int:
-    return session.scalars(select(Revision.value)).one()
+    return session.scalars(_REVISION).one()
 
 
 def read_snapshot(session: Session, before: Snapshot) -> Snapshot:
@@ -143,8 +147,7 @@ def _shelves(
         id_: {lora_id: entry.version for lora_id, entry in entries[id_].items()} for id_ in names
     }
     aliases: dict[int, dict[str, AliasVersions]] = {id_: {} for id_ in names}
-    pointers = select(Aliases).options(load_only(*_OF_AN_ALIAS)).order_by(Aliases.name)
-    for alias in session.scalars(pointers.where(Aliases.adapter_id.in_(changed))):
+    for alias in session.scalars(_POINTERS.where(Aliases.adapter_id.in_(changed))):
         if (id_ := alias.adapter_id) in names and _is_name(alias.name):
             try:
                 aliases[id_][alias.name] = alias_versions(alias, versions[id_])
@@ -177,7 +180,7 @@ def _entries(
     """By their adapters' rows and oldest first, each with why it could not be read, or ""."""
 
     def read(which: ColumnElement[bool]) -> list[tuple[int, VersionEntry, str]]:
-        rows = session.scalars(select(Versions).options(load_only(*_OF_AN_ENTRY)).where(which))
+        rows = session.scalars(_ENTRIES.where(which))
         return [
             (row.adapter_id, _entry(*names[row.adapter_id], row), "")
             for row in rows
