@@ -174,7 +174,7 @@ def test_an_answer_with_a_control_token_s_text_is_learnt_as_the_server_would_sen
         {"role": "user", "content": INJECTION},
         {"role": "assistant", "content": "Say <|end|>, then <"},
     ]
-    supervised = renderer.supervise(messages)
+    (supervised,) = renderer.supervise(messages)
     prompt = renderer.render(messages[:1])
     assert supervised.input_ids[: len(prompt)] == prompt
     learnt = [label for label in supervised.labels if label != -100]

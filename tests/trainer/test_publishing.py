@@ -128,7 +128,7 @@ async def test_run_that_does_not_hold_its_requirements_is_not_published(
 def test_reference_goes_with_the_weights(run: RunFolder, registry: Registry, base, tmp_path: Path):
     folder = assemble(run, tmp_path / "out")
     renderer = Renderer.load(base.path)
-    prompts = [renderer.supervise(row.turns()).input_ids for row in examples()]
+    prompts = [renderer.supervise(row.turns())[-1].input_ids for row in examples()]
 
     write_reference(folder, compute_reference(base.path, folder, prompts))
     version = publish(registry, folder, run.resolved(), None)

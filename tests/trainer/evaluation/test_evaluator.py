@@ -58,7 +58,7 @@ async def test_loss_and_forgetting_are_those_of_transformers_and_peft(base, adap
     renderer = Renderer.load(base.path)
     nats, tokens = 0.0, 0
     for row in ROWS:
-        supervised = renderer.supervise(row.turns())
+        (supervised,) = renderer.supervise(row.turns())
         count = sum(label != IGNORED for label in supervised.labels)
         ids, labels = (torch.tensor([each]) for each in (supervised.input_ids, supervised.labels))
         nats += float(model(input_ids=ids, labels=labels).loss.detach()) * count
@@ -70,7 +70,7 @@ async def test_loss_and_forgetting_are_those_of_transformers_and_peft(base, adap
 
 def test_losses_do_not_depend_on_what_else_is_in_the_batch(base):
     renderer = Renderer.load(base.path)
-    rows = [renderer.supervise(row.turns()) for row in ROWS]
+    rows = [each for row in ROWS for each in renderer.supervise(row.turns())]
     model = load_float32(base.path)
 
     together = row_losses(model, rows)

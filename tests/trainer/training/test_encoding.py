@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,21 +58,30 @@ def test_rows_that_are_too_long_are_left_out_whole_and_counted() -> None:
     short, long = examples(1)[0], conversation([("x" * 300, "y")])
     rows = Encoder(RENDERER, 200, "drop").encode([short, long, long], "train")
     assert rows.too_long == 2
-    assert rows == type(rows)(Encoder(RENDERER, 200).encode([short], "train").rows, 2)
+    assert rows == replace(Encoder(RENDERER, 200).encode([short], "train"), too_long=2)
 
 
-def test_a_template_that_never_ends_a_turn_is_refused() -> None:
-    endless = Renderer(
-        byte_tokenizer(TEMPLATE), "{% for message in messages %}{{ message.content }}\n{% endfor %}"
-    )
-    with pytest.raises(TrainingError, match="never learn to stop"):
-        Encoder(endless, 200).encode(examples(1), "train")
+ENDLESS = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_row() -> None:
+def test_where_a_template_never_ends_a_turn_the_tokenizer_s_end_of_a_text_is_learnt() -> None:
+    endless = Renderer(byte_tokenizer(TEMPLATE), ENDLESS)
+    encoded = Encoder(endless, 200).encode(examples(1), "train")
+    assert encoded.rows[0].labels[-1] == endless.tokenizer.eos_token_id
+    assert encoded.ends == {endless.tokenizer.eos_token_id}
+
+
+def test_where_nothing_ends_a_turn_the_row_is_refused() -> None:
+    tokenizer = byte_tokenizer(TEMPLATE)
+    tokenizer.eos_token = None
+    with pytest.raises(TrainingError, match=r"row 1: .* never learn to stop; set the tokenizer's"):
+        Encoder(Renderer(tokenizer, ENDLESS), 200).encode(examples(1), "train")
+
+
+def test_rows_whose_earlier_turns_a_template_rewrites_are_refused_each_by_number() -> None:
     forgetful = Renderer(byte_tokenizer(TEMPLATE), "{{ messages[-1].content }}<|end|>")
-    with pytest.raises(TrainingError, match="row 1 of train cannot be rendered"):
-        Encoder(forgetful, 200).encode(examples(1), "train")
+    with pytest.raises(TrainingError, match=r"7 rows of train .* row 1: .*; row 5: .*and 2 more"):
+        Encoder(forgetful, 200).encode(examples(7), "train")
 
 
 def test_the_system_prompt_comes_before_conversations_that_have_none() -> None:

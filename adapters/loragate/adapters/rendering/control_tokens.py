@@ -42,6 +42,10 @@ class ControlTokens:
         self._starts = {text[:end] for text in self._control for end in range(1, len(text))}
         self._longest = max(map(len, self._control), default=0)
 
+    @property
+    def ids(self) -> frozenset[int]:
+        return frozenset(self._control.values())
+
     def find(self, *values: object) -> Hidden | None:
         """None where no text within the values has anything of a control token."""
         return Hidden(self) if any(map(self._has_control, _texts(values))) else None
@@ -238,7 +242,7 @@ def _one_of(texts: Iterable[str]) -> str:
         by_first.setdefault(text[0], []).append(text)
     branches: list[str] = []
     for begun_alike in by_first.values():
-        start = _common_start(min(begun_alike), max(begun_alike))
+        start = common_start(min(begun_alike), max(begun_alike))
         rest = _one_of(text[len(start) :] for text in begun_alike)
         branches.append(re.escape(start) + rest)
     if not branches:
@@ -246,7 +250,7 @@ def _one_of(texts: Iterable[str]) -> str:
     return f"(?:{'|'.join(branches)}){'?' if '' in alternatives else ''}"
 
 
-def _common_start(one: str, other: str) -> str:
+def common_start(one: str, other: str) -> str:
     length = 0
     while length < min(len(one), len(other)) and one[length] == other[length]:
         length += 1

@@ -7,32 +7,29 @@ requests or models beyond the tokenizer it is given.
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from loragate.adapters.child_process.process import ChildUnavailable
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.rendering.control_tokens import ControlTokens, Hidden
-from loragate.adapters.rendering.template_time import template_time
+from loragate.adapters.rendering.supervision import (
+    IGNORED,
+    EndIds,
+    Supervised,
+    Supervision,
+    read_end_ids,
+)
 from loragate.adapters.rendering.templates import RenderingError, Templates
 from loragate.adapters.rendering.token_bound import TokenBound, Truncation
-from loragate.adapters.rendering.turns import (
-    RESERVED_VARIABLES,
-    TemplateMessage,
-    describe_tools,
-    has_calls,
-    shows_calls,
-    with_known_roles,
-    written_out,
-)
+from loragate.adapters.rendering.turns import RESERVED_VARIABLES, TemplateMessage
+from loragate.adapters.rendering.writing import Writer
 
-IGNORED = -100  # the label of a token that is not learnt, as PyTorch and TRL have it
+__all__ = ["IGNORED", "Renderer", "RenderingError", "Supervised", "TooManyTokens"]
 
 # Arguments of the rendering itself, which a template's variables must not shadow.
 _RESERVED = (
@@ -53,14 +50,6 @@ class TooManyTokens(LoragateError):
         return f"the text has {self.fewest} tokens or more, and may have {self.most}"
 
 
-@dataclass(frozen=True, slots=True)
-class Supervised:
-    """A conversation for training: a label is the id where the loss counts, or `IGNORED`."""
-
-    input_ids: tuple[int, ...]
-    labels: tuple[int, ...]
-
-
 class Renderer:
     """Renders with one tokenizer, by its own template unless a call brings another.
 
@@ -73,10 +62,19 @@ class Renderer:
         tokenizer: PreTrainedTokenizerBase,
         chat_template: str | None = None,
         special_tokens_in_text: Literal["text", "control"] = "text",
+        *,
+        variables: Mapping[str, object] | None = None,
+        end_ids: Iterable[int] = (),
     ) -> None:
+        """`variables` are the template's where a call does not say otherwise. `end_ids` end an
+        answer, as the tokenizer's own end of a text does.
+        """
         self.tokenizer = tokenizer
         self._template = chat_template or _own_template(tokenizer)
         self._special_tokens_in_text = special_tokens_in_text
+        self._variables = dict(variables or {})
+        own = cast(int | None, tokenizer.eos_token_id)
+        self.ends = EndIds(own, frozenset(end_ids) | ({own} if own is not None else set()))
 
     @cached_property
     def special_token_ids(self) -> Mapping[str, int]:
@@ -108,10 +106,20 @@ class Renderer:
         model_path: Path,
         chat_template: str | None = None,
         special_tokens_in_text: Literal["text", "control"] = "text",
+        *,
+        variables: Mapping[str, object] | None = None,
     ) -> "Renderer":
-        """Loads the tokenizer of a model directory. No network is used."""
+        """Loads the tokenizer of a model directory, and which tokens end the model's answers. No
+        network is used.
+        """
         tokenizer = AutoTokenizer.from_pretrained(str(model_path), local_files_only=True)
-        return cls(tokenizer, chat_template, special_tokens_in_text)
+        return cls(
+            tokenizer,
+            chat_template,
+            special_tokens_in_text,
+            variables=variables,
+            end_ids=read_end_ids(model_path),
+        )
 
     def render(
         self,
@@ -136,92 +144,24 @@ class Renderer:
         stopped, and taken to refuse. One that is not to be trusted is rendered by `templates`, to
         the same text: apart, and within their bounds.
         """
-        template = chat_template or self._template
-        if not template:
-            raise RenderingError(
-                "This model has no chat template, so messages cannot be rendered; "
-                "use /v1/completions, or set engine.chat_template."
-            )
-        variables: dict[str, Any] = dict(template_kwargs or {})
+        template = self._template_or(chat_template)
+        variables = {**self._variables, **(template_kwargs or {})}
         if taken := sorted(_RESERVED & variables.keys()):
             raise RenderingError(f"A chat template's variable cannot be named '{taken[0]}'.")
         hidden = self._hidden(messages, tools, variables)
         if hidden is not None:
             messages, tools, variables = hidden.hide([list(messages), list(tools), variables])
 
-        def write(turns: Sequence[TemplateMessage]) -> str:
-            listing = tools
-            if tools and "tools" not in template:
-                turns, listing = describe_tools(turns, tools), ()
-            try:
-                return self._write(
-                    template,
-                    turns,
-                    listing,
-                    variables,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    template_seconds=template_seconds,
-                    templates=templates,
-                )
-            except ChildUnavailable:
-                raise
-            # Templates are programs of the model's makers: they raise what they like
-            # (TemplateError, TypeError on a missing field, …), all of it the request's fault here.
-            except Exception as error:
-                said = str(error) if hidden is None else hidden.show(str(error))
-                raise RenderingError(f"The chat template refuses these messages: {said}") from error
-
-        turns = with_known_roles(messages, template)
-        if has_calls(turns) and "tool_calls" not in template:
-            turns = written_out(turns)
-        text = write(turns)
-        if not shows_calls(text, turns):
-            with suppress(RenderingError):  # then the template has its reasons
-                text = write(written_out(turns))
-        if not _is_unicode(text):
-            raise RenderingError(
-                "The messages hold half of a surrogate pair (such as \\ud800 alone), which is no "
-                "character; leave it out."
-            )
+        writer = Writer(
+            self.tokenizer, template, tools, variables, hidden, template_seconds, templates
+        )
+        text = writer.write(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        _require_unicode(text)
         return self._encode(text, hidden, add_special_tokens, most_tokens, truncation)
-
-    def _write(
-        self,
-        template: str,
-        messages: Sequence[TemplateMessage],
-        tools: Sequence[Mapping[str, object]],
-        variables: dict[str, Any],
-        *,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-        template_seconds: float | None,
-        templates: Templates | None,
-    ) -> str:
-        """Raises whatever the template does."""
-        conversation: list[Any] = [dict(message) for message in messages]
-        listing: list[Any] | None = [dict(tool) for tool in tools] or None
-        if templates is not None:
-            return templates.render(
-                template,
-                conversation,
-                tools=listing,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                variables={**self.tokenizer.special_tokens_map, **variables},
-            )
-        limit = nullcontext() if template_seconds is None else template_time(template_seconds)
-        with limit:
-            text = self.tokenizer.apply_chat_template(
-                conversation,
-                tools=listing,
-                chat_template=template,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tokenize=False,
-                **variables,
-            )
-        return str(text)
 
     def _hidden(self, *values: object) -> Hidden | None:
         """None where the values can be rendered as they are."""
@@ -230,32 +170,44 @@ class Renderer:
         return self._control_tokens.find(*values)
 
     def supervise(
-        self, messages: Sequence[TemplateMessage], *, chat_template: str | None = None
-    ) -> Supervised:
-        """Returns a conversation's ids with a loss on the assistant's turns and their end-of-turn.
+        self,
+        messages: Sequence[TemplateMessage],
+        *,
+        tools: Sequence[Mapping[str, object]] = (),
+        unlearnt: Collection[int] = (),
+    ) -> tuple[Supervised, ...]:
+        """Returns rows that teach each turn of the assistant but those at the indices `unlearnt`.
 
-        Each assistant turn is found as the difference between two renderings of the same prefix,
-        so no template needs generation markers. Raises RenderingError where a template is not
-        prefix-stable, that is, where it rewrites earlier turns.
+        What precedes a turn in a row are the ids that `render` gives for the messages before it.
+        Turns share a row where that is so for all of them. Raises RenderingError where a turn
+        cannot be told from what precedes it.
         """
-        ids: tuple[int, ...] = ()
-        labels: list[int] = []
-        for end, message in enumerate(messages, start=1):
-            if message["role"] != "assistant":
-                continue
-            prompt = self.render(messages[: end - 1], chat_template=chat_template)
-            full = self.render(
-                messages[:end], chat_template=chat_template, add_generation_prompt=False
+        template = self._template_or(None)
+        hidden = self._hidden(messages, tools, self._variables)
+        turns, listing, variables = list(messages), list(tools), dict(self._variables)
+        if hidden is not None:
+            turns, listing, variables = hidden.hide([turns, listing, variables])
+        writer = Writer(self.tokenizer, template, listing, variables, hidden)
+
+        def encode(text: str, before: int) -> tuple[int, ...]:
+            _require_unicode(text)
+            # As `render` does for the messages up to there, which may have nothing that hides.
+            own = (
+                None if hidden is None else self._hidden(messages[:before], tools, self._variables)
             )
-            if full[: len(prompt)] != prompt or prompt[: len(ids)] != ids:
-                raise RenderingError(
-                    "The chat template changes earlier turns when later ones follow, so the "
-                    f"assistant's turn {end} cannot be told apart for training."
-                )
-            labels += [IGNORED] * (len(prompt) - len(ids))
-            labels += self._until_end_of_turn(full[len(prompt) :])
-            ids = full
-        return Supervised(ids, tuple(labels))
+            return self._encode(text, hidden if own is not None else None, False, None, None)
+
+        return Supervision(writer, encode, self.decode, self.ends, self._control_tokens.ids).rows(
+            turns, unlearnt
+        )
+
+    def changes_with(self, variable: str, value: object) -> bool:
+        """Whether a variable of the chat template changes how it asks for an answer."""
+        question = [{"role": "user", "content": "Hello"}]
+        if variable not in self._template:
+            return False
+        changed = self.render(question, template_kwargs={variable: value})
+        return changed != self.render(question)
 
     def encode(
         self,
@@ -298,19 +250,24 @@ class Renderer:
     def template_hash(self) -> str:
         return hashlib.sha256(self._template.encode()).hexdigest()
 
-    def _until_end_of_turn(self, answer: tuple[int, ...]) -> list[int]:
-        """Labels up to the end-of-turn token; what the template adds behind it is not learnt."""
-        end = self.tokenizer.eos_token_id
-        stop = answer.index(end) + 1 if end in answer else len(answer)
-        return [*answer[:stop], *([IGNORED] * (len(answer) - stop))]
+    def _template_or(self, chat_template: str | None) -> str:
+        template = chat_template or self._template
+        if not template:
+            raise RenderingError(
+                "This model has no chat template, so messages cannot be rendered; "
+                "use /v1/completions, or set engine.chat_template."
+            )
+        return template
 
 
-def _is_unicode(text: str) -> bool:
+def _require_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise RenderingError(
+            "The messages hold half of a surrogate pair (such as \\ud800 alone), which is no "
+            "character; leave it out."
+        ) from None
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:

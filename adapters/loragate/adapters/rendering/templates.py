@@ -32,6 +32,10 @@ class RenderingError(LoragateError):
     """The chat template refuses these messages, or there is none; the message says which."""
 
 
+class TemplateTooCostly(RenderingError):
+    """The template takes too long or too much memory over these messages."""
+
+
 class Templates:
     """Renders templates in child processes, which start with their first use: close it.
 
@@ -75,15 +79,15 @@ class Templates:
         except ChildRefused as error:
             raise RenderingError(str(error)) from None
         except ChildTooSlow as error:
-            raise RenderingError(
+            raise TemplateTooCostly(
                 f"it computes for more than {error.seconds:g} s, so it may never end"
             ) from None
         except ChildOutOfMemory as error:
-            raise RenderingError(
+            raise TemplateTooCostly(
                 f"it needs more than {error.memory_bytes // 2**20} MiB of memory"
             ) from None
         except (ChildDied, RecursionError):
-            raise RenderingError("the process that renders it came to its end over it") from None
+            raise TemplateTooCostly("the process that renders it came to its end over it") from None
         return str(text)
 
     def try_out(self, template: str, system_prompt: str | None) -> None:

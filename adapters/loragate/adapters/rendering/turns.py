@@ -1,8 +1,9 @@
 """Turns as a chat template can read them, where it has no place for what they are or hold."""
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 TemplateMessage = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
 
@@ -28,17 +29,164 @@ To call a function, answer with its name and arguments as JSON inside <tool_call
 
 _RESPONSE = "<tool_response>\n{content}\n</tool_response>"
 
+# How templates read a turn's reasoning where they do not call it reasoning_content.
+_READS_THINKING = re.compile(r"""\.thinking\b|\[['"]thinking['"]\]|['"]thinking['"] in """)
+
+_SHORT_ID = 9
+SYSTEM_ROLES = frozenset({"system", "developer"})
+
+
+def template_turn(
+    role: str,
+    content: str,
+    *,
+    name: str | None = None,
+    reasoning: str | None = None,
+    tool_call_id: str | None = None,
+    calls: Sequence[tuple[str, str, Mapping[str, object]]] = (),
+) -> dict[str, object]:
+    """One turn as chat templates read it; `calls` are ids, functions' names and arguments."""
+    turn: dict[str, object] = {"role": role, "content": content}
+    if name is not None:
+        turn["name"] = name
+    if reasoning is not None:  # templates look for the one name or the other
+        turn |= {"reasoning_content": reasoning, "reasoning": reasoning}
+    if tool_call_id is not None:
+        turn["tool_call_id"] = tool_call_id
+    if calls:
+        turn["tool_calls"] = [
+            {
+                "id": call_id,
+                "type": "function",
+                "function": {"name": function, "arguments": arguments},
+            }
+            for call_id, function, arguments in calls
+        ]
+    return turn
+
 
 def with_known_roles(
     messages: Sequence[TemplateMessage], template: str
 ) -> Sequence[TemplateMessage]:
-    """A developer is the system to a template that does not know the role."""
+    """A developer is the system to a template that does not know the role; the two are one turn."""
     if "'developer'" in template or '"developer"' in template:
         return messages
+    turns: list[TemplateMessage] = []
+    for message in messages:
+        if message["role"] != "developer":
+            turns.append(message)
+        elif turns and turns[-1]["role"] == "system":
+            content = f"{turns[-1].get('content') or ''}\n\n{message.get('content') or ''}"
+            turns[-1] = {**turns[-1], "content": content}
+        else:
+            turns.append({**message, "role": "system"})
+    return turns
+
+
+def with_known_names(
+    messages: Sequence[TemplateMessage], template: str
+) -> Sequence[TemplateMessage]:
+    """Some templates call a turn's reasoning its thinking."""
+    if not _READS_THINKING.search(template):
+        return messages
     return [
-        {**message, "role": "system"} if message["role"] == "developer" else message
+        {**message, "thinking": message["reasoning_content"]}
+        if message.get("reasoning_content")
+        else message
         for message in messages
     ]
+
+
+def begins_with_system(messages: Sequence[TemplateMessage]) -> bool:
+    return bool(messages) and messages[0]["role"] == "system"
+
+
+def shows_system(text: str, messages: Sequence[TemplateMessage]) -> bool:
+    """Whether the text that a template made of the messages has anything of their system message,
+    if they begin with one.
+    """
+    if not begins_with_system(messages):
+        return True
+    lines = [line.strip() for line in str(messages[0].get("content") or "").splitlines()]
+    said = [line for line in lines if line]
+    return not said or any(line in text for line in said)
+
+
+def other_ways(messages: Sequence[TemplateMessage]) -> Iterator[Sequence[TemplateMessage]]:
+    """The messages, and then the same conversation in other ways that templates may take: calls
+    with short ids, without an empty content, with arguments as text, written out as text; and each
+    of these with the system message in the first question.
+    """
+    if not has_calls(messages):
+        yield messages
+        if begins_with_system(messages):
+            yield _system_in_question(messages)
+        return
+    ways = [
+        messages,
+        _each(messages, _with_short_ids),
+        _each(messages, _without_empty_content),
+        _each(messages, _with_arguments_as_text),
+        _each(_each(messages, _without_empty_content), _with_arguments_as_text),
+        written_out(messages),
+    ]
+    yield from ways
+    if begins_with_system(messages):
+        yield from map(_system_in_question, ways)
+
+
+def _system_in_question(messages: Sequence[TemplateMessage]) -> Sequence[TemplateMessage]:
+    system, *others = messages
+    for number, message in enumerate(others):
+        if message["role"] == "user":
+            content = f"{system.get('content') or ''}\n\n{message.get('content') or ''}"
+            return [*others[:number], {**message, "content": content}, *others[number + 1 :]]
+    return [{**system, "role": "user"}, *others]
+
+
+def _each(
+    messages: Sequence[TemplateMessage], change: Callable[[TemplateMessage], TemplateMessage]
+) -> Sequence[TemplateMessage]:
+    return [change(message) for message in messages]
+
+
+def _with_short_ids(message: TemplateMessage) -> TemplateMessage:
+    """Some templates take ids of nine letters and digits alone."""
+    changed = dict(message)
+    if message.get("tool_call_id"):
+        changed["tool_call_id"] = _short_id(message["tool_call_id"])
+    if message.get("tool_calls"):
+        changed["tool_calls"] = [
+            {**call, "id": _short_id(call.get("id"))} for call in _calls(message)
+        ]
+    return changed
+
+
+def _short_id(call_id: object) -> str:
+    text = str(call_id)
+    is_short = len(text) == _SHORT_ID and text.isascii() and text.isalnum()
+    return text if is_short else hashlib.sha256(text.encode()).hexdigest()[:_SHORT_ID]
+
+
+def _without_empty_content(message: TemplateMessage) -> TemplateMessage:
+    if message.get("tool_calls") and not message.get("content"):
+        return {**message, "content": None}
+    return message
+
+
+def _with_arguments_as_text(message: TemplateMessage) -> TemplateMessage:
+    if not message.get("tool_calls"):
+        return message
+    calls: list[object] = []
+    for call in _calls(message):
+        function = call["function"]
+        assert isinstance(function, Mapping)
+        arguments = function.get("arguments")
+        text = (
+            arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        )
+        calls.append({**call, "function": {**function, "arguments": text}})
+    return {**message, "tool_calls": calls}
 
 
 def describe_tools(
@@ -108,7 +256,13 @@ def _written_out(message: TemplateMessage) -> TemplateMessage:
 
 
 def _functions(message: TemplateMessage) -> Iterator[Mapping[str, object]]:
+    for call in _calls(message):
+        function = call["function"]
+        assert isinstance(function, Mapping)
+        yield function
+
+
+def _calls(message: TemplateMessage) -> Sequence[Mapping[str, object]]:
     calls = message.get("tool_calls") or ()
     assert isinstance(calls, Sequence)
-    for call in calls:
-        yield call["function"]
+    return calls

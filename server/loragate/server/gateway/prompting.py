@@ -16,6 +16,7 @@ from loragate.adapters.registry.snapshot import Snapshot
 from loragate.adapters.rendering.renderer import Renderer, RenderingError, TooManyTokens
 from loragate.adapters.rendering.templates import Templates
 from loragate.adapters.rendering.token_bound import Truncation
+from loragate.adapters.rendering.turns import SYSTEM_ROLES, template_turn
 from loragate.server.concurrency.fair_threads import FairThreads
 from loragate.server.core import (
     ChatRequest,
@@ -177,7 +178,7 @@ class PromptBuilder:
     ) -> tuple[int, ...]:
         """A template of the contract's own has its own time, the model's `base_seconds`."""
         turns = [_turn(message) for message in request.messages]
-        if contract.system_prompt and turns[0]["role"] not in ("system", "developer"):
+        if contract.system_prompt and turns[0]["role"] not in SYSTEM_ROLES:
             turns.insert(0, {"role": "system", "content": contract.system_prompt})
         wants_tools = request.tool_choice is None or request.tool_choice.kind != "none"
         try:
@@ -300,23 +301,14 @@ def _most_scored_tokens(request: Request, prompts: int) -> int | None:
 
 
 def _turn(message: Message) -> dict[str, object]:
-    turn: dict[str, object] = {"role": message.role, "content": message.content or ""}
-    if message.name is not None:
-        turn["name"] = message.name
-    if message.reasoning is not None:  # templates look for the one name or the other
-        turn |= {"reasoning_content": message.reasoning, "reasoning": message.reasoning}
-    if message.tool_call_id is not None:
-        turn["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        turn["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": _arguments(call)},
-            }
-            for call in message.tool_calls
-        ]
-    return turn
+    return template_turn(
+        message.role,
+        message.content or "",
+        name=message.name,
+        reasoning=message.reasoning,
+        tool_call_id=message.tool_call_id,
+        calls=[(call.id, call.name, _arguments(call)) for call in message.tool_calls or ()],
+    )
 
 
 def _arguments(call: ToolCall) -> dict[str, object]:

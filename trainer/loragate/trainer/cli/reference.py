@@ -58,7 +58,7 @@ def reference(
     template = inspect(folder).manifest.contract.chat_template or shared.read_template()
     base = find(model or DEFAULT_MODEL, Home.from_environment().models)
     renderer = Renderer.load(base.path, template, shared.special_tokens_in_text)
-    prompts = (renderer.supervise(chat.turns()).input_ids for chat in read_examples(chats))
+    prompts = (renderer.supervise(chat.turns())[-1].input_ids for chat in read_examples(chats))
     computed = compute_reference(base.path, folder, prompts)
     write_reference(folder, computed)
     tokens = sum(len(prompt.token_ids) for prompt in computed.prompts)

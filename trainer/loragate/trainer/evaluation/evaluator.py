@@ -42,6 +42,7 @@ from loragate.trainer.evaluation.evaluation import (
 from loragate.trainer.evaluation.losses import (
     Loss,
     adapted,
+    conversation_losses,
     general_paragraphs,
     row_losses,
     supervised_text,
@@ -188,7 +189,8 @@ def _measure_losses(
 ) -> Mapping[str, _Losses]:
     wanted = [comparison.renderer.supervise(row.turns()) for row in rows]
     texts = [supervised_text(comparison.renderer, paragraph) for paragraph in general]
-    task = progress.add_task("Losses", total=len(comparison.systems) * (len(rows) + len(texts)))
+    count = sum(map(len, wanted))
+    task = progress.add_task("Losses", total=len(comparison.systems) * (count + len(texts)))
 
     def done(count: int) -> None:
         progress.advance(task, count)
@@ -199,7 +201,9 @@ def _measure_losses(
         model = load_float32(path, comparison.device)
         for each in group:
             with nullcontext(model) if each.adapter is None else adapted(model, each.adapter) as m:
-                losses[each.name] = _Losses(row_losses(m, wanted, done), row_losses(m, texts, done))
+                losses[each.name] = _Losses(
+                    conversation_losses(m, wanted, done), row_losses(m, texts, done)
+                )
     return losses
 
 

@@ -86,6 +86,20 @@ def row_losses(
     return [losses[index] for index in range(len(rows))]
 
 
+def conversation_losses(
+    model: nn.Module,
+    conversations: Sequence[Sequence[Supervised]],
+    done: Callable[[int], None] = lambda _rows: None,
+) -> list[Loss]:
+    """As `row_losses`, of conversations that are one row or several."""
+    rows = [row for conversation in conversations for row in conversation]
+    losses = iter(row_losses(model, rows, done))
+    return [
+        Loss(sum(one.nats for one in each), sum(one.tokens for one in each))
+        for each in ([next(losses) for _ in conversation] for conversation in conversations)
+    ]
+
+
 def _losses(model: nn.Module, ids: Tensor, mask: Tensor, labels: Tensor) -> Iterator[Loss]:
     """`ids`, `mask` and `labels` are int64 of (rows, length)."""
     # The logits at a position predict the next token, so they are compared one label further on.

@@ -102,7 +102,7 @@ def _prompts(
         renderer.encode(text, add_special_tokens=True)
         for text in general_paragraphs()[:_GENERAL_PARAGRAPHS]
     ]
-    held_out = [renderer.supervise(row.turns()).input_ids for row in rows[:_ROWS]]
+    held_out = [renderer.supervise(row.turns())[-1].input_ids for row in rows[:_ROWS]]
     return [
         ids[:_PROMPT_TOKENS]
         for ids in (*(each.token_ids for each in reference), *held_out, *general)

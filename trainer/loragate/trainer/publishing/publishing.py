@@ -56,7 +56,7 @@ def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
     ):
         folder = assemble(run.folder, scratch / "adapter", evaluation)
         if wanted.reference_prompts:
-            prompts = [renderer.supervise(row.turns()).input_ids for row in rows]
+            prompts = [renderer.supervise(row.turns())[-1].input_ids for row in rows]
             reference = compute_reference(base.path, folder, prompts, wanted.reference_prompts)
             write_reference(folder, reference)
         version = publish(registry, folder, run.settings, evaluation)
@@ -97,7 +97,7 @@ def assemble(run: RunFolder, out: Path, evaluation: Evaluation | None = None) ->
             result.metrics | (evaluation.figures() if evaluation is not None else {})
         ),
         lineage=MappingProxyType(_lineage(run, settings, result)),
-        contract=_contract(run, settings),
+        contract=_contract(run, settings, result),
     )
     (out / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return out
@@ -123,13 +123,14 @@ def publish(
     return version
 
 
-def _contract(run: RunFolder, settings: RunFile) -> Contract:
+def _contract(run: RunFolder, settings: RunFile, result: RunResult) -> Contract:
     return Contract(
         chat_template=template_of(settings, run.root),
         system_prompt=settings.data.system_prompt or None,
         sampling_defaults=MappingProxyType(msgspec.to_builtins(settings.publish.sampling)),
         max_tokens_cap=settings.publish.max_tokens_cap,
         stop=settings.publish.stop,
+        stop_token_ids=result.stop_token_ids,
     )
 
 

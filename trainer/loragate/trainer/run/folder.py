@@ -71,6 +71,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     continued_from: str
     chat_template_hash: str
     tokenizer_hash: str
+    # Tokens that end learnt turns, at which an engine does not stop by the model's own settings.
+    stop_token_ids: tuple[int, ...] = ()
     packages: dict[str, str]
     machine: str
 

@@ -6,16 +6,18 @@ refused, or left out and counted.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from loragate.adapters.rendering.renderer import IGNORED, Renderer, RenderingError
+from loragate.adapters.rendering.renderer import IGNORED, Renderer, RenderingError, Supervised
 from loragate.trainer.data.example import Example
 from loragate.trainer.errors import TrainingError
+
+_SHOWN: Final = 5  # refused rows in an error's sentence
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """One conversation. Each id has a label: the same where it is learnt, else `IGNORED`."""
+    """Tokens to learn from. Each id has a label: the same where it is learnt, else `IGNORED`."""
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -28,10 +30,17 @@ class EncodedRow:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """The rows of one split, and how many conversations were too long to be among them."""
+    """The rows of one split. A conversation is several where its template writes earlier turns
+    otherwise once later ones follow.
+
+    `too_long` rows are not among them. `ends` are the tokens that end their learnt turns.
+    `lost_reasoning` rows had reasoning for which the template has no place.
+    """
 
     rows: tuple[EncodedRow, ...]
     too_long: int = 0
+    ends: frozenset[int] = frozenset()
+    lost_reasoning: int = 0
 
     @property
     def tokens(self) -> int:
@@ -52,34 +61,35 @@ class Encoder:
     system_prompt: str = ""
 
     def encode(self, examples: Iterable[Example], split: str) -> EncodedRows:
-        """Raises TrainingError naming the row, from 1, that cannot be trained."""
-        rows: list[EncodedRow] = []
+        """Raises TrainingError naming the rows, from 1, that cannot be trained."""
+        rows: list[Supervised] = []
         too_long: list[tuple[int, int]] = []
+        refused: list[str] = []
         for number, example in enumerate(examples, start=1):
-            row = self._row(example, f"row {number} of {split}")
-            if len(row.ids) > self.max_tokens:
-                too_long.append((number, len(row.ids)))
-            else:
-                rows.append(row)
+            try:
+                found = self.rows_of(example)
+            except RenderingError as error:
+                refused.append(f"row {number}: {error}")
+                continue
+            for row in found:
+                if len(row.input_ids) > self.max_tokens:
+                    too_long.append((number, len(row.input_ids)))
+                else:
+                    rows.append(row)
+        if refused:
+            raise TrainingError(_refusal(refused, split))
         if too_long and self.too_long == "refuse":
             raise TrainingError(self._too_long(too_long, split))
-        return EncodedRows(tuple(rows), len(too_long))
+        return EncodedRows(
+            tuple(EncodedRow(row.input_ids, row.labels) for row in rows),
+            len(too_long),
+            frozenset().union(*(row.ends for row in rows)),
+            sum(row.lost_reasoning for row in rows),
+        )
 
-    def _row(self, example: Example, place: str) -> EncodedRow:
-        try:
-            supervised = self.renderer.supervise(
-                example.with_system_prompt(self.system_prompt).turns()
-            )
-        except RenderingError as error:
-            raise TrainingError(f"{place} cannot be rendered: {error}") from error
-        row = EncodedRow(supervised.input_ids, supervised.labels)
-        if self.renderer.tokenizer.eos_token_id not in row.labels:
-            raise TrainingError(
-                f"{place} has no end-of-turn token to learn, so the adapter would never learn to "
-                "stop; the chat template has to end an assistant's turn with the tokenizer's "
-                "end-of-sequence token"
-            )
-        return row
+    def rows_of(self, example: Example) -> tuple[Supervised, ...]:
+        """Raises RenderingError."""
+        return self.renderer.supervise(example.with_system_prompt(self.system_prompt).turns())
 
     def _too_long(self, too_long: Sequence[tuple[int, int]], split: str) -> str:
         longest_row, longest = max(too_long, key=lambda one: one[1])
@@ -88,3 +98,9 @@ class Encoder:
             f"longest (row {longest_row}) has {longest}; raise [data] max_tokens, shorten them, or "
             "leave them out with [data] too_long = 'drop'"
         )
+
+
+def _refusal(refused: Sequence[str], split: str) -> str:
+    count = "1 row" if len(refused) == 1 else f"{len(refused)} rows"
+    more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+    return f"{count} of {split} cannot be learnt: {'; '.join(refused[:_SHOWN])}{more}"

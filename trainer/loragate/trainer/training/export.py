@@ -258,6 +258,7 @@ def _result(
         continued_from=str(plan.parent.version) if plan.parent else "",
         chat_template_hash=plan.renderer.template_hash(),
         tokenizer_hash=tokenizer_hash(plan.base.path),
+        stop_token_ids=tuple(sorted(plan.training.ends - plan.renderer.ends.ids)),
         packages=package_versions(),
         machine=machine.describe(),
     )
