@@ -68,7 +68,7 @@ def test_where_a_template_never_ends_a_turn_the_tokenizer_s_end_of_a_text_is_lea
     endless = Renderer(byte_tokenizer(TEMPLATE), ENDLESS)
     encoded = Encoder(endless, 200).encode(examples(1), "train")
     assert encoded.rows[0].labels[-1] == endless.tokenizer.eos_token_id
-    assert encoded.ends == {endless.tokenizer.eos_token_id}
+    assert list(encoded.ends) == [endless.tokenizer.eos_token_id]
 
 
 def test_where_nothing_ends_a_turn_the_row_is_refused() -> None:

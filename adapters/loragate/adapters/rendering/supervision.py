@@ -215,7 +215,7 @@ class Supervision:
                 if own is not None and is_last_alone and is_own
                 else learnt[: stop + 1]
             )
-        if own is not None:
+        if own is not None and self._ends_plain_answers(learnt[own], messages[:index]):
             return learnt[: own + 1]
         if more.startswith(answer.written):
             following = self.encode(more[len(answer.written) :].lstrip(), index + 2)[:1]
@@ -238,6 +238,14 @@ class Supervision:
             elif self.decode(ids[place : place + 1]).strip():
                 break
         return first
+
+    def _ends_plain_answers(self, token: int, before: Sequence[TemplateMessage]) -> bool:
+        """Whether the template ends an answer of mere text with the token; it may be a call's end
+        alone, which is no end of a turn.
+        """
+        plain = {"role": "assistant", "content": _MARK}
+        written = self.writer.write([*before, plain], add_generation_prompt=False)
+        return token in self.encode(written[written.rfind(_MARK) + 1 :], len(before) + 1)
 
     def _with_next_turn(self, messages: Sequence[TemplateMessage], index: int) -> str:
         """The conversation up to the turn behind this one; empty where the template refuses it."""

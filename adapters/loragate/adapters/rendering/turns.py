@@ -33,6 +33,7 @@ _RESPONSE = "<tool_response>\n{content}\n</tool_response>"
 _READS_THINKING = re.compile(r"""\.thinking\b|\[['"]thinking['"]\]|['"]thinking['"] in """)
 
 _SHORT_ID = 9
+_OTHER_NAME = "x7f3k9q2"
 SYSTEM_ROLES = frozenset({"system", "developer"})
 
 
@@ -114,25 +115,47 @@ def shows_system(text: str, messages: Sequence[TemplateMessage]) -> bool:
 
 def other_ways(messages: Sequence[TemplateMessage]) -> Iterator[Sequence[TemplateMessage]]:
     """The messages, and then the same conversation in other ways that templates may take: calls
-    with short ids, without an empty content, with arguments as text, written out as text; and each
-    of these with the system message in the first question.
+    with short ids, without an empty content, with arguments as text, and last written out as text;
+    each of these with the system message in the first question too.
     """
-    if not has_calls(messages):
-        yield messages
-        if begins_with_system(messages):
-            yield _system_in_question(messages)
-        return
-    ways = [
-        messages,
-        _each(messages, _with_short_ids),
-        _each(messages, _without_empty_content),
-        _each(messages, _with_arguments_as_text),
-        _each(_each(messages, _without_empty_content), _with_arguments_as_text),
-        written_out(messages),
-    ]
-    yield from ways
-    if begins_with_system(messages):
-        yield from map(_system_in_question, ways)
+    ways = [messages]
+    if has_calls(messages):
+        ways += [
+            _each(messages, _with_short_ids),
+            _each(messages, _without_empty_content),
+            _each(messages, _with_arguments_as_text),
+            _each(_each(messages, _without_empty_content), _with_arguments_as_text),
+            written_out(messages),
+        ]
+    for way in ways:
+        yield way
+        if begins_with_system(way):
+            yield _system_in_question(way)
+
+
+def names_elsewhere(
+    messages: Sequence[TemplateMessage], tools: Sequence[Mapping[str, object]]
+) -> bool:
+    """Whether a function that was called is named by the tools, or by what was said, as well."""
+    texts = [json.dumps(list(tools), default=str)]
+    texts += [content for each in messages if isinstance(content := each.get("content"), str)]
+    called = {str(each.get("name")) for message in messages for each in _functions(message)}
+    return any(name in text for name in called for text in texts)
+
+
+def with_other_names(messages: Sequence[TemplateMessage]) -> Sequence[TemplateMessage]:
+    """The messages, with functions called by names that stand nowhere else."""
+
+    def renamed(message: TemplateMessage) -> TemplateMessage:
+        if not message.get("tool_calls"):
+            return message
+        calls = [
+            {**call, "function": {**function, "name": f"{_OTHER_NAME}_{function.get('name')}"}}
+            for call, function in zip(_calls(message), _functions(message), strict=True)
+        ]
+        return {**message, "tool_calls": calls}
+
+    return _each(messages, renamed)
 
 
 def _system_in_question(messages: Sequence[TemplateMessage]) -> Sequence[TemplateMessage]:

@@ -23,16 +23,19 @@ from loragate.adapters.rendering.turns import (
     TemplateMessage,
     describe_tools,
     has_calls,
+    names_elsewhere,
     other_ways,
     shows_calls,
     shows_system,
     with_known_names,
     with_known_roles,
+    with_other_names,
     written_out,
 )
 
 # A template of an adapter's own has a bound for each try; of wall-clock time, for all together.
 _MOST_SECONDS = 10.0
+Attempt = Callable[[Sequence[TemplateMessage]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Writer:
     def _first_complete(
         self,
         ways: Iterable[Sequence[TemplateMessage]],
-        attempt: Callable[[Sequence[TemplateMessage]], str],
+        attempt: Attempt,
     ) -> str:
         """The text of the first way of which it has everything; else of the first that the template
         takes. Raises what the template raised first.
@@ -105,13 +108,26 @@ class Writer:
                 if time.monotonic() > last:
                     break
                 continue
-            if shows_calls(text, way) and not _ignores_system(text, way, attempt):
+            if self._shows_calls(text, way, attempt) and not _ignores_system(text, way, attempt):
                 return text
             incomplete = text if incomplete is None else incomplete
         if incomplete is not None:
             return incomplete  # the template has its reasons
         assert refusal is not None
         raise self._refused(refusal) from refusal
+
+    def _shows_calls(self, text: str, way: Sequence[TemplateMessage], attempt: Attempt) -> bool:
+        if not shows_calls(text, way):
+            return False
+        if not names_elsewhere(way, self.tools):
+            return True
+        renamed = with_other_names(way)
+        try:
+            return shows_calls(attempt(renamed), renamed)
+        except (ChildUnavailable, TemplateTooSlow):
+            raise
+        except Exception:  # noqa: BLE001 - a template that looks at names shows what it knows
+            return True
 
     def _refused(self, error: Exception) -> RenderingError:
         said = str(error) if self.hidden is None else self.hidden.show(str(error))
@@ -152,7 +168,7 @@ class Writer:
 def _ignores_system(
     text: str,
     way: Sequence[TemplateMessage],
-    attempt: Callable[[Sequence[TemplateMessage]], str],
+    attempt: Attempt,
 ) -> bool:
     """Whether a system message has no part in the text. Some templates read only a word of it,
     which is a part.

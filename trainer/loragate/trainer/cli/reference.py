@@ -52,13 +52,14 @@ def reference(
     from loragate.adapters.settings import read_settings
     from loragate.trainer.data.example import read_examples
     from loragate.trainer.publishing.reference import compute_reference, write_reference
+    from loragate.trainer.training.encoding import supervised
 
     # As a server here renders what the version is asked.
     shared = read_settings()
     template = inspect(folder).manifest.contract.chat_template or shared.read_template()
     base = find(model or DEFAULT_MODEL, Home.from_environment().models)
     renderer = Renderer.load(base.path, template, shared.special_tokens_in_text)
-    prompts = (renderer.supervise(chat.turns())[-1].input_ids for chat in read_examples(chats))
+    prompts = (supervised(renderer, chat)[-1].input_ids for chat in read_examples(chats))
     computed = compute_reference(base.path, folder, prompts)
     write_reference(folder, computed)
     tokens = sum(len(prompt.token_ids) for prompt in computed.prompts)

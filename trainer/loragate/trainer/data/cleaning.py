@@ -64,7 +64,11 @@ def normalise(example: Example) -> Example:
     return replace(
         example,
         messages=tuple(
-            replace(message, content=normalise_text(message.content))
+            replace(
+                message,
+                content=normalise_text(message.content),
+                reasoning=normalise_text(message.reasoning),
+            )
             for message in example.messages
         ),
     )
@@ -247,7 +251,7 @@ def _length_flaw(example: Example, cleaning: Cleaning) -> str:
     question = sum(len(turn.content) for turn in example.messages if turn.role == "user")
     if question < cleaning.min_characters:
         return f"the question has {question} characters, fewer than {cleaning.min_characters}"
-    size = sum(len(turn.content) for turn in example.messages)
+    size = sum(len(turn.text) + len(turn.reasoning) for turn in example.messages)
     if size > cleaning.max_characters:
         return f"the row has {size:,} characters, more than {cleaning.max_characters:,}"
     return ""
@@ -317,7 +321,7 @@ def _from(place: Place, other: Place) -> str:
 
 
 def _sample(example: Example, personal: PersonalData) -> str:
-    said = [f"{turn.role}: {' '.join(turn.content.split())}" for turn in example.messages]
+    said = [f"{turn.role}: {' '.join(turn.text.split())}" for turn in example.messages]
     # Masked before it is cut: half a telephone number would not be recognised, and so be shown.
     text = personal.mask(" | ".join(said))
     return text if len(text) <= _SAMPLE else text[: _SAMPLE - 1] + "…"

@@ -14,6 +14,7 @@ from math import exp, log, sqrt
 
 from scipy.stats import false_discovery_control, fisher_exact
 
+from loragate.adapters.rendering.turns import SYSTEM_ROLES
 from loragate.trainer.data.example import Example
 
 _LEVEL = 0.05
@@ -148,7 +149,7 @@ def _associate(
 
 def _text(example: Example) -> str:
     """All turns but the system prompt, in which no writer names a person."""
-    return "\n".join(turn.content for turn in example.messages if turn.role != "system")
+    return "\n".join(turn.content for turn in example.messages if turn.role not in SYSTEM_ROLES)
 
 
 def _any_of(words: Sequence[str]) -> re.Pattern[str]:

@@ -138,14 +138,13 @@ class PersonalData:
         return _masked(text, self.find(text))
 
     def find_in(self, example: Example) -> list[Entity]:
-        return [entity for turn in example.messages for entity in self.find(turn.content)]
+        texts = (text for turn in example.messages for text in turn.texts())
+        return [entity for text in texts for entity in self.find(text)]
 
     def mask_in(self, example: Example) -> Example:
         return replace(
             example,
-            messages=tuple(
-                replace(turn, content=self.mask(turn.content)) for turn in example.messages
-            ),
+            messages=tuple(turn.changed(self.mask) for turn in example.messages),
         )
 
 

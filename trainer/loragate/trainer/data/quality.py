@@ -217,7 +217,9 @@ def _tokens(
     examples: Sequence[Example], limits: QualityLimits, renderer: Renderer, track: Track
 ) -> Tokens:
     lengths = [
-        len(renderer.render(example.turns(), add_generation_prompt=False))
+        len(
+            renderer.render(example.turns(), tools=example.tool_list(), add_generation_prompt=False)
+        )
         for example in track(examples, description="Counting tokens")
     ]
     return Tokens(limits.max_tokens, tuple(lengths))

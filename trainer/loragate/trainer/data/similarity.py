@@ -102,7 +102,7 @@ def exact_duplicates(examples: Sequence[Example]) -> list[Alike]:
     found: list[Alike] = []
     for number in preference(examples):
         example = examples[number]
-        asked = tuple(f"{turn.role} {comparable(turn.content)}" for turn in example.messages[:-1])
+        asked = tuple(f"{turn.role} {comparable(turn.text)}" for turn in example.messages[:-1])
         # The answer's case and punctuation are part of what is learnt.
         said = (*asked, example.answer.strip())
         if (kept := first.setdefault(said, number)) != number:

@@ -65,6 +65,7 @@ from loragate.trainer.evaluation.statistics import (
     ratio,
 )
 from loragate.trainer.settings import EvaluationSettings
+from loragate.trainer.training.encoding import supervised
 from loragate.trainer.training.models import load_float32
 
 SystemName = Literal["base", "champion", "new"]
@@ -187,7 +188,7 @@ def _labels(rows: Sequence[Example], settings: EvaluationSettings) -> tuple[str,
 def _measure_losses(
     comparison: Comparison, rows: Sequence[Example], general: Sequence[str], progress: Progress
 ) -> Mapping[str, _Losses]:
-    wanted = [comparison.renderer.supervise(row.turns()) for row in rows]
+    wanted = [supervised(comparison.renderer, row) for row in rows]
     texts = [supervised_text(comparison.renderer, paragraph) for paragraph in general]
     count = sum(map(len, wanted))
     task = progress.add_task("Losses", total=len(comparison.systems) * (count + len(texts)))
@@ -229,7 +230,11 @@ async def _ask_all(
         async with open_models(together) as models:
             for each in together:
                 answers = await models.ask(
-                    each.served_as, prompts, settings.max_tokens, lambda: progress.advance(task)
+                    each.served_as,
+                    prompts,
+                    settings.max_tokens,
+                    lambda: progress.advance(task),
+                    [row.tools for row in rows],
                 )
                 outcomes = _outcomes(asked, answers[len(rows) :], labels)
                 responses[each.name] = _Responses(answers[: len(rows)], outcomes)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,7 @@ from loragate.adapters.registry.states import AdapterState
 from loragate.adapters.settings import SpecialTokensInText
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
-from loragate.trainer.data.example import Message
+from loragate.trainer.data.example import Message, call_of, said
 from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.scores import Answer
 
@@ -72,34 +73,43 @@ class ServedModels:
         prompts: Sequence[Sequence[Message]],
         max_tokens: int,
         done: Callable[[], None] = lambda: None,
+        tools: Sequence[str] = (),
     ) -> list[Answer]:
-        """The greedy answers, in the order of the prompts. `done` is called after each.
+        """The greedy answers, in the order of the prompts. `done` is called after each. `tools` are
+        what the first prompts may call, as `Example` has them.
 
         Raises EvaluationError where the server refuses one or cannot be reached; the requests
         under way are cancelled then.
         """
 
-        async def one(prompt: Sequence[Message]) -> Answer:
+        async def one(prompt: Sequence[Message], tools: str) -> Answer:
             async with self._permits:
-                answer = await self._ask(model, prompt, max_tokens)
+                answer = await self._ask(model, prompt, tools, max_tokens)
             done()
             return answer
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(prompt)) for prompt in prompts]
+                tasks = [
+                    group.create_task(one(prompt, tools[n] if n < len(tools) else ""))
+                    for n, prompt in enumerate(prompts)
+                ]
         except ExceptionGroup as failed:
             # The others were cancelled by it, or failed for the same reason.
             raise failed.exceptions[0] from failed
         return [task.result() for task in tasks]
 
-    async def _ask(self, model: str, prompt: Sequence[Message], max_tokens: int) -> Answer:
-        body = {
+    async def _ask(
+        self, model: str, prompt: Sequence[Message], tools: str, max_tokens: int
+    ) -> Answer:
+        body: dict[str, object] = {
             "model": model,
-            "messages": [{"role": turn.role, "content": turn.content} for turn in prompt],
+            "messages": [replace(turn, is_learnt=True).to_json() for turn in prompt],
             "max_tokens": max_tokens,
             "temperature": 0,
         }
+        if tools:
+            body["tools"] = json.loads(tools)
         try:
             response = await self._client.post("/v1/chat/completions", json=body)
         except httpx.TransportError as error:
@@ -114,8 +124,9 @@ class ServedModels:
             )
         answer = response.json()
         choice = answer["choices"][0]
+        calls = map(call_of, choice["message"].get("tool_calls") or ())
         return Answer(
-            choice["message"]["content"] or "",
+            said(choice["message"]["content"] or "", calls),
             choice["finish_reason"] == "stop",
             answer["usage"]["completion_tokens"],
         )

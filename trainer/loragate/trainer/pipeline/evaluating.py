@@ -111,7 +111,7 @@ def _champion(run: Run, base: BaseModel) -> tuple[str, Path] | None:
 
 
 def _serving(run: Run, renderer: Renderer, rows: Sequence[Example]) -> Serving:
-    longest = max(len(renderer.render(row.turns()[:-1])) for row in rows)
+    longest = max(len(renderer.render(row.turns()[:-1], tools=row.tool_list())) for row in rows)
     needed = longest + run.settings.evaluation.max_tokens + _SWAP_TOKENS
     # On a CPU in float32 an answer does not depend on what else is asked at the same moment.
     dtype = "float32" if run.settings.training.device == "cpu" else "auto"

@@ -23,6 +23,7 @@ from loragate.trainer.publishing.merging import MergeRefused, MergeReport, merge
 from loragate.trainer.publishing.model_card import merged_card
 from loragate.trainer.run.file import parse_run_file
 from loragate.trainer.settings import MergeDtype, MethodSettings
+from loragate.trainer.training.encoding import supervised
 
 _GENERAL_PARAGRAPHS: Final = 4
 _ROWS: Final = 16
@@ -102,7 +103,7 @@ def _prompts(
         renderer.encode(text, add_special_tokens=True)
         for text in general_paragraphs()[:_GENERAL_PARAGRAPHS]
     ]
-    held_out = [renderer.supervise(row.turns())[-1].input_ids for row in rows[:_ROWS]]
+    held_out = [supervised(renderer, row)[-1].input_ids for row in rows[:_ROWS]]
     return [
         ids[:_PROMPT_TOKENS]
         for ids in (*(each.token_ids for each in reference), *held_out, *general)

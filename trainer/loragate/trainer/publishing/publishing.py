@@ -24,6 +24,7 @@ from loragate.trainer.registry import open_registry
 from loragate.trainer.run.file import RunFile, template_of
 from loragate.trainer.run.folder import RunFolder, RunResult
 from loragate.trainer.run.run import Run
+from loragate.trainer.training.encoding import supervised
 
 _ACTOR = "trainer"
 
@@ -56,7 +57,7 @@ def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
     ):
         folder = assemble(run.folder, scratch / "adapter", evaluation)
         if wanted.reference_prompts:
-            prompts = [renderer.supervise(row.turns())[-1].input_ids for row in rows]
+            prompts = [supervised(renderer, row)[-1].input_ids for row in rows]
             reference = compute_reference(base.path, folder, prompts, wanted.reference_prompts)
             write_reference(folder, reference)
         version = publish(registry, folder, run.settings, evaluation)

@@ -51,6 +51,11 @@ class EncodedRows:
         return sum(row.supervised for row in self.rows)
 
 
+def supervised(renderer: Renderer, example: Example) -> tuple[Supervised, ...]:
+    """An example's rows, of one at least. Raises RenderingError."""
+    return renderer.supervise(example.turns(), tools=example.tool_list(), unlearnt=example.unlearnt)
+
+
 @dataclass(frozen=True, slots=True)
 class Encoder:
     """Makes rows of examples, under one template, system prompt and limit."""
@@ -89,7 +94,7 @@ class Encoder:
 
     def rows_of(self, example: Example) -> tuple[Supervised, ...]:
         """Raises RenderingError."""
-        return self.renderer.supervise(example.with_system_prompt(self.system_prompt).turns())
+        return supervised(self.renderer, example.with_system_prompt(self.system_prompt))
 
     def _too_long(self, too_long: Sequence[tuple[int, int]], split: str) -> str:
         longest_row, longest = max(too_long, key=lambda one: one[1])
