@@ -30,6 +30,8 @@ _SHARED: Final = {
     "LORAGATE_ENGINE_CHAT_TEMPLATE": ("engine", "chat_template"),
     "LORAGATE_ENGINE_SPECIAL_TOKENS_IN_TEXT": ("engine", "special_tokens_in_text"),
     "LORAGATE_ENGINE_MAX_LORA_RANK": ("engine", "max_lora_rank"),
+    "LORAGATE_ENGINE_REASONING_PARSER": ("engine", "reasoning_parser"),
+    "LORAGATE_ENGINE_TOOL_CALL_PARSER": ("engine", "tool_call_parser"),
 }
 
 
@@ -41,6 +43,8 @@ class _Engine(msgspec.Struct):
     chat_template: str = ""
     special_tokens_in_text: SpecialTokensInText = "text"
     max_lora_rank: MaxLoraRank = DEFAULT_MAX_LORA_RANK
+    reasoning_parser: str = ""
+    tool_call_parser: str = ""
 
 
 class _Tree(msgspec.Struct):
@@ -58,6 +62,8 @@ class SharedSettings:
     chat_template: str
     special_tokens_in_text: SpecialTokensInText
     max_lora_rank: int
+    reasoning_parser: str = ""
+    tool_call_parser: str = ""  # empty: the server's default
 
     def database_url(self, home: Home) -> str:
         return self.registry_url or home.database_url
@@ -85,6 +91,8 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> SharedSettings
         str(Path(template).absolute()) if template else "",
         found.engine.special_tokens_in_text,
         found.engine.max_lora_rank,
+        found.engine.reasoning_parser,
+        found.engine.tool_call_parser,
     )
 
 

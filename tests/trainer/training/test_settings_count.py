@@ -38,6 +38,7 @@ CHANGES: dict[str, tuple[object, dict[str, dict[str, object]]]] = {
     "data.max_tokens": (70, {"data": {"too_long": "drop"}}),
     "data.replay_share": (0.5, {"data": {"replay": "old"}}),
     "model.chat_template": ("template.jinja", {}),
+    "model.chat_template_kwargs": ({"tone": "dry"}, {"model": {"chat_template": "tone.jinja"}}),
     "method.name": ("rslora", {}),
     "method.rank": (16, {}),
     "method.alpha": (3.0, {}),
@@ -107,6 +108,7 @@ def changed(runs: TinyRuns, setting: str, value: object) -> tuple[RunFile, RunFi
 def test_a_changed_setting_reaches_what_does_the_work(runs: TinyRuns, setting: str) -> None:
     write_splits(runs.root / "old", seed=5)
     (runs.root / "template.jinja").write_text(TEMPLATE.replace("<|turn|>", "<|turn|> "))
+    (runs.root / "tone.jinja").write_text("{{ tone }}" + TEMPLATE)
     before, after = changed(runs, setting, CHANGES[setting][0])
     assert given_to_libraries(runs, before) != given_to_libraries(runs, after)
 

@@ -36,6 +36,10 @@ class ModelSettings(Section, frozen=True):
     continue_from: str = ""
     # A file with a chat template that replaces the model's own. It becomes part of the contract.
     chat_template: str = ""
+    # Variables of the template, for its rows and, by the contract, for requests. "auto": those of
+    # the version that training goes on from; else enable_thinking = false where the template has
+    # that switch and no row has reasoning, or none.
+    chat_template_kwargs: dict[str, object] | Auto = "auto"
 
 
 MethodName = Literal["lora", "rslora", "qlora", "full"]

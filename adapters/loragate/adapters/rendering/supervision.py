@@ -56,7 +56,6 @@ class _Answer:
     """What a template writes of an answer behind its prompt."""
 
     text: str
-    written: str  # the whole conversation up to its end
     shows_reasoning: bool
 
 
@@ -84,7 +83,7 @@ class Supervision:
             ids = self.encode(prompt, index)
             answer = self._answer(messages, index, prompt)
             learnt = self._answer_ids(answer, prompt, ids, index)
-            learnt = self._ended(learnt, ids, messages, index, answer)
+            learnt = self._ended(learnt, ids, messages, index)
             before = rows[-1] if rows else Supervised((), ())
             if rows and ids[: len(before.input_ids)] == before.input_ids:
                 rows.pop()
@@ -107,7 +106,8 @@ class Supervision:
         """
         refusal: RenderingError | None = None
         first: _Answer | None = None
-        for message, reasoning in _with_reasoning_placed(messages[index], prompt):
+        ways = _with_reasoning_placed(messages[index], prompt, may_be_inline=self._knows_thoughts)
+        for message, reasoning in ways:
             try:
                 answer = self._written(messages[:index], message, reasoning, prompt, index)
             except RenderingError as error:
@@ -120,6 +120,11 @@ class Supervision:
             assert refusal is not None
             raise refusal
         return first
+
+    @property
+    def _knows_thoughts(self) -> bool:
+        added = cast(Mapping[str, int], self.writer.tokenizer.added_tokens_encoder)
+        return "</think>" in self.writer.template or "</think>" in added
 
     def _written(
         self,
@@ -134,7 +139,7 @@ class Supervision:
             text = whole[len(prompt) :]
         else:
             text = self._behind_opening(before, message, prompt, whole, index)
-        return _Answer(text, whole, not reasoning or reasoning in text)
+        return _Answer(text, not reasoning or reasoning in text)
 
     def _behind_opening(
         self,
@@ -194,7 +199,6 @@ class Supervision:
         asked: tuple[int, ...],
         messages: Sequence[TemplateMessage],
         index: int,
-        answer: _Answer,
     ) -> tuple[int, ...]:
         """Up to the token that ends the turn, which comes last: one at which the engine ends an
         answer; else the template's own; else the engine's, which the template leaves out. `asked`
@@ -217,10 +221,9 @@ class Supervision:
             )
         if own is not None and self._ends_plain_answers(learnt[own], messages[:index]):
             return learnt[: own + 1]
-        if more.startswith(answer.written):
-            following = self.encode(more[len(answer.written) :].lstrip(), index + 2)[:1]
-            if self.ends.ids.issuperset(following) and following:
-                return (*learnt, *following)
+        following = self._following(messages, index)
+        if following in self.ends.ids:
+            return (*learnt, cast(int, following))
         if self.ends.own is None:
             raise RenderingError(
                 "nothing ends an answer: neither the chat template nor the tokenizer has a token "
@@ -246,6 +249,16 @@ class Supervision:
         plain = {"role": "assistant", "content": _MARK}
         written = self.writer.write([*before, plain], add_generation_prompt=False)
         return token in self.encode(written[written.rfind(_MARK) + 1 :], len(before) + 1)
+
+    def _following(self, messages: Sequence[TemplateMessage], index: int) -> int | None:
+        """The token with which the template begins the turn behind this one, if it is told."""
+        # Without reasoning, which a template may leave out once the next turn is there.
+        turns = [*messages[:index], _without_reasoning(messages[index]), *messages[index + 1 :]]
+        alone = self.writer.write(turns[: index + 1], add_generation_prompt=False)
+        more = self._with_next_turn(turns, index)
+        if not more.startswith(alone):
+            return None
+        return next(iter(self.encode(more[len(alone) :].lstrip(), index + 2)), None)
 
     def _with_next_turn(self, messages: Sequence[TemplateMessage], index: int) -> str:
         """The conversation up to the turn behind this one; empty where the template refuses it."""
@@ -278,21 +291,18 @@ def _left_open(prompt: str, asked: str, header: str, question: str) -> str | Non
 
 
 def _with_reasoning_placed(
-    message: TemplateMessage, prompt: str
+    message: TemplateMessage, prompt: str, *, may_be_inline: bool
 ) -> list[tuple[TemplateMessage, str]]:
     """A turn as it is, and in other ways in which a template may show its reasoning, each with the
     reasoning to look for; the last is without it.
     """
     reasoning = str(message.get("reasoning_content") or "").strip()
     content = str(message.get("content") or "")
-    bare = {
-        name: value
-        for name, value in message.items()
-        if name not in ("reasoning_content", "reasoning", "thinking")
-    }
+    bare = _without_reasoning(message)
     if reasoning:
         ways: list[tuple[TemplateMessage, str]] = [(message, reasoning)]
-        if not prompt.rstrip().endswith("</think>"):  # the prompt says that there is none
+        # A prompt that ends a thought says that there is none.
+        if may_be_inline and not prompt.rstrip().endswith("</think>"):
             inline = f"<think>\n{reasoning}\n</think>\n\n{content}"
             ways.append(({**bare, "content": inline}, reasoning))
         return [*ways, (bare, reasoning)]
@@ -301,9 +311,16 @@ def _with_reasoning_placed(
         return [
             (message, found[1].strip()),
             ({**bare, **split, "reasoning": split["reasoning_content"]}, found[1].strip()),
-            ({**bare, "content": split["content"]}, found[1].strip()),
+            (bare, found[1].strip()),
         ]
     return [(message, "")]
+
+
+def _without_reasoning(message: TemplateMessage) -> TemplateMessage:
+    names = ("reasoning_content", "reasoning", "thinking")
+    bare = {name: value for name, value in message.items() if name not in names}
+    found = _INLINE.match(str(message.get("content") or ""))
+    return bare if found is None else {**bare, "content": found[2].lstrip()}
 
 
 def read_end_ids(model_path: Path) -> frozenset[int]:

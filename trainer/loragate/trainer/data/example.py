@@ -61,6 +61,11 @@ class Message:
         return said(self.content, self.calls)
 
     @property
+    def thinks(self) -> bool:
+        """Whether it has reasoning, of its own or within its content."""
+        return bool(self.reasoning) or (self.role == "assistant" and "</think>" in self.content)
+
+    @property
     def is_empty(self) -> bool:
         return not self.content.strip() and not self.calls and self.role != "tool"
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -47,7 +47,8 @@ _ANSWER_SECONDS: Final = 600.0
 class Serving:
     """How the temporary server runs. `source` is a base model that was prepared under `models`,
     or a folder that holds one; `chat_template` is a file that replaces the model's own.
-    `max_model_len` is in tokens.
+    `max_model_len` is in tokens. All is asked with `chat_template_kwargs`. An empty parser is
+    the server's default.
     """
 
     source: str
@@ -56,6 +57,9 @@ class Serving:
     dtype: str = "auto"
     chat_template: str = ""
     special_tokens_in_text: SpecialTokensInText = "text"
+    chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    reasoning_parser: str = ""
+    tool_call_parser: str = ""
 
 
 class ServedModels:
@@ -63,8 +67,15 @@ class ServedModels:
     most `concurrency` requests are under way at once.
     """
 
-    def __init__(self, client: httpx.AsyncClient, concurrency: int) -> None:
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        concurrency: int,
+        chat_template_kwargs: Mapping[str, object] | None = None,
+    ) -> None:
+        """`chat_template_kwargs` go with each question, to the base model as to the others."""
         self._client = client
+        self._chat_template_kwargs = dict(chat_template_kwargs or {})
         self._permits = asyncio.Semaphore(concurrency)
 
     async def ask(
@@ -108,6 +119,8 @@ class ServedModels:
             "max_tokens": max_tokens,
             "temperature": 0,
         }
+        if self._chat_template_kwargs:
+            body["chat_template_kwargs"] = self._chat_template_kwargs
         if tools:
             body["tools"] = json.loads(tools)
         try:
@@ -133,11 +146,16 @@ class ServedModels:
 
 
 @asynccontextmanager
-async def running(url: str, key: str, concurrency: int) -> AsyncIterator[ServedModels]:
+async def running(
+    url: str,
+    key: str,
+    concurrency: int,
+    chat_template_kwargs: Mapping[str, object] | None = None,
+) -> AsyncIterator[ServedModels]:
     """The models of the server at `url`, asked with a tenant's key."""
     headers = {"authorization": f"Bearer {key}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=_ANSWER_SECONDS) as client:
-        yield ServedModels(client, concurrency)
+        yield ServedModels(client, concurrency, chat_template_kwargs)
 
 
 @asynccontextmanager
@@ -157,7 +175,9 @@ async def started(
             address = f"127.0.0.1:{_free_port()}"
             async with (
                 _server(home, address, _environment(serving, adapters)),
-                running(f"http://{address}", key, concurrency) as models,
+                running(
+                    f"http://{address}", key, concurrency, serving.chat_template_kwargs
+                ) as models,
             ):
                 await asyncio.to_thread(_require_serving, registry, adapters)
                 yield models
@@ -195,7 +215,10 @@ def _environment(serving: Serving, adapters: Mapping[str, Path]) -> dict[str, st
         "LORAGATE_ENGINE_CHAT_TEMPLATE": serving.chat_template,
         "LORAGATE_ENGINE_SPECIAL_TOKENS_IN_TEXT": serving.special_tokens_in_text,
         "LORAGATE_SERVER_LOG_LEVEL": "warning",
-    }
+        "LORAGATE_ENGINE_REASONING_PARSER": serving.reasoning_parser,
+    } | (
+        {"LORAGATE_ENGINE_TOOL_CALL_PARSER": parser} if (parser := serving.tool_call_parser) else {}
+    )
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from loragate.trainer.publishing.publishing import assemble
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import Run
+from loragate.trainer.settings import resolved
 
 _SWAP_TOKENS: Final = 64  # that a swapped name may add to a prompt
 _BLOCK: Final = 128  # tokens; the length limit is a multiple of it
@@ -122,13 +123,16 @@ def _serving(run: Run, renderer: Renderer, rows: Sequence[Example]) -> Serving:
         dtype,
         run.shared.chat_template,
         run.shared.special_tokens_in_text,
+        resolved(run.settings.model.chat_template_kwargs),
+        run.shared.reasoning_parser,
+        run.shared.tool_call_parser,
     )
 
 
 def _open_models(serving: Serving, remote: Remote | None, concurrency: int) -> OpenModels:
     def open_them(systems: Sequence[System]) -> AbstractAsyncContextManager[ServedModels]:
         if remote is not None:
-            return running(remote.url, remote.key, concurrency)
+            return running(remote.url, remote.key, concurrency, serving.chat_template_kwargs)
         adapters = {each.served_as: each.adapter for each in systems if each.adapter}
         is_base = any(each.name == "base" for each in systems)
         source = serving.source if is_base else str(systems[0].model)

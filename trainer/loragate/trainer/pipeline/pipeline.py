@@ -20,7 +20,7 @@ from loragate.trainer.run.folder import RunResult, write_whole
 from loragate.trainer.run.run import Run
 from loragate.trainer.training import machine
 from loragate.trainer.training.checkpoints import Checkpoints
-from loragate.trainer.training.plan import TrainingPlan, longest_row, make_plan
+from loragate.trainer.training.plan import TrainingPlan, longest_row, make_plan, notes_of
 from loragate.trainer.training.train import train
 
 
@@ -88,6 +88,8 @@ def plan_training(run: Run, splits: SplitFolder) -> TrainingPlan:
         run = run.resolved()
     plan = make_plan(run, splits)
     _require_rank(run, plan)
+    for note in notes_of(plan, run.shared):
+        run.say(note)
     if machine.is_first_process():
         run.folder.write_resolved(plan.settings)
     return plan

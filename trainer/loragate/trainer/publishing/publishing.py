@@ -24,6 +24,7 @@ from loragate.trainer.registry import open_registry
 from loragate.trainer.run.file import RunFile, template_of
 from loragate.trainer.run.folder import RunFolder, RunResult
 from loragate.trainer.run.run import Run
+from loragate.trainer.settings import resolved
 from loragate.trainer.training.encoding import supervised
 
 _ACTOR = "trainer"
@@ -132,6 +133,7 @@ def _contract(run: RunFolder, settings: RunFile, result: RunResult) -> Contract:
         max_tokens_cap=settings.publish.max_tokens_cap,
         stop=settings.publish.stop,
         stop_token_ids=result.stop_token_ids,
+        chat_template_kwargs=MappingProxyType(dict(resolved(settings.model.chat_template_kwargs))),
     )
 
 

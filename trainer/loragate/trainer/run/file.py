@@ -15,6 +15,7 @@ import msgspec
 import tomli_w
 from msgspec import Meta
 
+from loragate.adapters.rendering.turns import RESERVED_VARIABLES
 from loragate.trainer.data.settings import (
     BadRows,
     Cleaning,
@@ -158,6 +159,12 @@ def _check_together(run: RunFile) -> None:
         )
     if not method.target_modules:
         raise RunFileError("[method] target_modules is empty, so there is nothing to learn")
+    kwargs = run.model.chat_template_kwargs
+    if kwargs != "auto" and (reserved := sorted(RESERVED_VARIABLES & kwargs.keys())):
+        raise RunFileError(
+            f"[model] chat_template_kwargs has '{reserved[0]}', which is the rendering's own; "
+            "leave it out"
+        )
     if method.name == "full" and run.model.continue_from:
         raise RunFileError(
             "[model] continue_from goes on with an adapter's weights, and [method] name = 'full' "

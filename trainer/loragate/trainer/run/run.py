@@ -109,11 +109,17 @@ class Run:
         return [row.with_system_prompt(data.system_prompt) for row in splits.splits["test"]]
 
     def renderer(self, base: BaseModel) -> Renderer:
-        """Renders with the base's tokenizer and the run's chat template, if it has one. Raises
-        RunFileError where the template cannot be read.
+        """Renders with the base's tokenizer, and the run's chat template and variables, if it has
+        them. Raises RunFileError where the template cannot be read.
         """
         template = template_of(self.settings, self.root)
-        return Renderer.load(base.path, template, self.shared.special_tokens_in_text)
+        given = self.settings.model.chat_template_kwargs
+        return Renderer.load(
+            base.path,
+            template,
+            self.shared.special_tokens_in_text,
+            variables={} if given == "auto" else given,
+        )
 
 
 def duration(seconds: float) -> str:

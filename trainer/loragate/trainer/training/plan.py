@@ -7,7 +7,8 @@ rows, and that depends on the longest row that is allowed.
 import json
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,9 +16,11 @@ import msgspec
 from transformers import AutoConfig, PretrainedConfig
 
 from loragate.adapters.base_models.preparation import BaseModel
+from loragate.adapters.format.files import inspect
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterVersion
-from loragate.adapters.rendering.renderer import Renderer
+from loragate.adapters.rendering.renderer import IGNORED, Renderer
+from loragate.adapters.settings import SharedSettings
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.data.example import Example
 from loragate.trainer.data.settings import QualityLimits
@@ -85,10 +88,14 @@ def make_plan(run: Run, splits: SplitFolder) -> TrainingPlan:
     config = AutoConfig.from_pretrained(str(base.path), local_files_only=True)
     settings = resolve_model(given, run.root, config, parent)
     data = settings.data
-    renderer = run.renderer(base)
+    train = splits.splits["train"]
+    kwargs = _chat_template_kwargs(settings, run.renderer(base), train, parent)
+    model = msgspec.structs.replace(settings.model, chat_template_kwargs=kwargs)
+    settings = msgspec.structs.replace(settings, model=model)
+    renderer = replace(run, settings=settings).renderer(base)
     encoder = Encoder(renderer, resolved(data.max_tokens), data.too_long, data.system_prompt)
-    replayed = _replayed(data, len(splits.splits["train"]), settings.seed)
-    training = encoder.encode((*splits.splits["train"], *replayed), "train")
+    replayed = _replayed(data, len(train), settings.seed)
+    training = encoder.encode((*train, *replayed), "train")
     validation = encoder.encode(splits.splits["validation"], "validation")
     for rows, name in ((training, "train"), (validation, "validation")):
         if not rows.rows:
@@ -110,6 +117,40 @@ def make_plan(run: Run, splits: SplitFolder) -> TrainingPlan:
         ),
         processes=processes,
     )
+
+
+def notes_of(plan: TrainingPlan, shared: SharedSettings) -> list[str]:
+    """Sentences on what the rows have and the adapter will not learn, or not serve."""
+    notes: list[str] = []
+    if lost := plan.training.lost_reasoning:
+        notes.append(
+            f"note: the reasoning of {lost} rows is not learnt, since the chat template has no "
+            "place for it; see `loragate data preview`"
+        )
+    learnt = [label for label in plan.training.rows[0].labels if label != IGNORED]
+    if "</think>" in plan.renderer.decode(learnt) and not shared.reasoning_parser:
+        notes.append(
+            "note: answers begin with reasoning, which a server gives apart from the answer only "
+            "with an engine.reasoning_parser, such as 'qwen3' or 'deepseek_r1' (loragate.toml)"
+        )
+    return notes
+
+
+def _chat_template_kwargs(
+    settings: RunFile, renderer: Renderer, examples: Sequence[Example], parent: Parent | None
+) -> dict[str, object]:
+    """The variables of the chat template. Where no row has reasoning and the template can be told
+    so, the prompt says it: the answer then begins with its text.
+    """
+    given = settings.model.chat_template_kwargs
+    if given != "auto":
+        return given
+    if parent:
+        return dict(inspect(parent.folder).manifest.contract.chat_template_kwargs)
+    thinks = any(message.thinks for example in examples for message in example.messages)
+    if not thinks and renderer.changes_with("enable_thinking", False):
+        return {"enable_thinking": False}
+    return {}
 
 
 def _replayed(data: DataSettings, new: int, seed: int) -> list[Example]:
