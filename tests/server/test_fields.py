@@ -122,6 +122,9 @@ SAMPLES: Mapping[tuple[str, fields.Call], Sample] = {
     ("add_generation_prompt", "chat"): Sample(False, {"add_generation_prompt": False}),
     ("add_special_tokens", "completion"): Sample(False, {"add_special_tokens": False}),
     ("chat_template_kwargs", "chat"): Sample({"a": 1}, {"template_kwargs": {"a": 1}}),
+    ("reasoning_effort", "chat"): Sample(
+        "none", {"template_kwargs": {"reasoning_effort": "none", "enable_thinking": False}}
+    ),
     ("documents", "chat"): Sample(
         [{"title": "t"}], {"template_kwargs": {"documents": [{"title": "t"}]}}
     ),

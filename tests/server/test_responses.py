@@ -520,13 +520,100 @@ async def test_items_of_every_kind_become_messages(served: Served) -> None:
     assert await messages_of(served, input=items, instructions="Be short.") == [
         ("system", "Be short.\n\nUse metres."),
         ("user", "How far?"),
-        ("assistant", "I cannot say."),
+        ("assistant", "I \ncannot say."),  # parts, joined as those of a chat
         ("tool", "2"),
         ("tool", "1"),
     ]
     engine = served.engine
     assert isinstance(engine, ScriptedEngine)
     assert [call.id for call in engine.asked[-1].messages[2].tool_calls] == ["a", "b"]
+
+
+def thought(text: str | None, **more: object) -> dict[str, object]:
+    content = [{"type": "reasoning_text", "text": text}] if text else None
+    return {"type": "reasoning", "id": "rs_1", "summary": [], "content": content, **more}
+
+
+CALL = {"type": "function_call", "call_id": "a", "name": "get_time", "arguments": "{}"}
+SUMMARY = [{"type": "summary_text", "text": "short"}, {"type": "summary_text", "text": "er"}]
+
+
+@pytest.mark.parametrize(
+    ("items", "thoughts"),
+    [
+        ([thought("hm"), CALL], ["hm"]),
+        ([thought("hm"), {"role": "assistant", "content": "ok"}, CALL], ["hm"]),
+        ([{"role": "assistant", "content": "ok"}, thought("hm"), CALL], ["hm"]),
+        ([thought("hm"), {"role": "assistant", "content": "ok"}, thought("so"), CALL], ["hm\nso"]),
+        ([thought("one"), thought("two"), CALL], ["one\ntwo"]),
+        ([thought(None, summary=SUMMARY), CALL], ["short\ner"]),
+        ([thought("hm", summary=SUMMARY), CALL], ["hm"]),
+        ([thought(None, encrypted_content="x"), CALL], [None]),
+        ([thought("lost"), {"role": "user", "content": "and?"}, CALL], [None]),
+        ([CALL, thought("lost")], [None]),
+    ],
+)
+async def test_thoughts_go_back_with_what_they_came_before(
+    served: Served, items: list[dict[str, object]], thoughts: list[str | None]
+) -> None:
+    body = {"input": [{"role": "user", "content": "hi"}, *items], "tools": [TOOL]}
+    reply = await served.post(RESPONSES, GOOD | body)
+    assert reply.status_code == 200, reply.text
+    engine = served.engine
+    assert isinstance(engine, ScriptedEngine)
+    turns = [m for m in engine.asked[-1].messages if m.role == "assistant"]
+    assert [turn.reasoning for turn in turns] == thoughts
+
+
+@pytest.mark.parametrize("effort", [None, "none", "minimal", "low", "medium", "high", "xhigh"])
+async def test_the_effort_of_thinking_is_the_template_s_to_follow(
+    served: Served, effort: str | None
+) -> None:
+    await served.post(RESPONSES, GOOD | {"tools": [TOOL], "reasoning": {"effort": effort}})
+    await served.chat(reasoning_effort=effort, tools=[{"type": "function", "function": TOOL}])
+    engine = served.engine
+    assert isinstance(engine, ScriptedEngine)
+    said = {"reasoning_effort": effort, "enable_thinking": effort != "none"} if effort else {}
+    assert [asked.template_kwargs for asked in engine.asked] == [said, said]
+
+
+async def test_what_a_client_says_to_the_template_itself_goes_before_the_effort(
+    served: Served,
+) -> None:
+    body = {"reasoning": {"effort": "high"}, "chat_template_kwargs": {"enable_thinking": False}}
+    await served.post(RESPONSES, GOOD | {"tools": [TOOL], **body})
+    engine = served.engine
+    assert isinstance(engine, ScriptedEngine)
+    assert engine.asked[-1].template_kwargs["enable_thinking"] is False
+
+
+async def test_a_whole_number_may_be_written_as_many_languages_do(served: Served) -> None:
+    numbers: dict[str, object] = {"max_output_tokens": 20.0, "top_k": 4.0, "seed": 7.0}
+    numbers |= {"priority": 0.0, "max_tool_calls": 2.0, "top_logprobs": 1.0}
+    numbers |= {"stop_token_ids": [5.0], "include": ["message.output_text.logprobs"]}
+    reply = await served.post(RESPONSES, GOOD | numbers)
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["max_output_tokens"] == 20
+    sampling = served.engine.seen[0].sampling
+    assert (sampling.top_k, sampling.seed, sampling.stop_token_ids) == (4, 7, (5,))
+
+
+@pytest.mark.parametrize("field", ["max_output_tokens", "top_k", "seed", "top_logprobs"])
+@pytest.mark.parametrize("value", [4.5, "4", True])
+async def test_what_is_no_whole_number_is_refused(
+    served: Served, field: str, value: object
+) -> None:
+    refusal_of(await served.post(RESPONSES, GOOD | {field: value}), field)
+
+
+async def test_vllm_s_additions_have_the_effect_that_they_have_on_a_chat(served: Served) -> None:
+    body = {"logit_bias": {"5": -1}, "structured_outputs": {"regex": "a+"}, "request_id": "r"}
+    reply = await served.post(RESPONSES, GOOD | body)
+    assert reply.status_code == 200, reply.text
+    sampling = served.engine.seen[0].sampling
+    assert sampling.logit_bias == {5: -1}
+    assert sampling.structured is not None
+    assert sampling.structured.value == "a+"
 
 
 async def test_a_long_input_is_cut_where_truncation_is_auto(served: Served) -> None:
@@ -586,7 +673,12 @@ BAD: Sequence[tuple[dict, str, str]] = [
     ({"text": {"format": {"type": "json_schema", "schema": {}, "x": 1}}}, "text.format.x", "x"),
     ({"max_output_tokens": 0}, "max_output_tokens", "max_output_tokens has to be"),
     ({"max_tokens": 5}, "max_tokens", "no parameter"),
-    ({"messages": []}, "messages", "no parameter"),
+    ({"messages": []}, "messages", "use input"),
+    ({"response_format": {"type": "text"}}, "response_format", "use text.format"),
+    ({"enable_response_messages": True}, "enable_response_messages", "/tokenize"),
+    ({"kv_transfer_params": {}}, "kv_transfer_params", "leave it out"),
+    ({"reasoning": {"effort": "extra"}}, "reasoning.effort", "'max'"),
+    ({"stream": False, "stream_options": {}}, "stream_options", "set to true"),
     ({"top_logprobs": 9, "include": ["message.output_text.logprobs"]}, "top_logprobs", "top_logp"),
     ({"temperature": 99}, "temperature", "temperature"),
     ({"metadata": {"a": 1}}, "metadata.a", "string"),

@@ -39,7 +39,7 @@ from support.server.small_server import Served, bearer, on_a_socket
 # ---- requests: that gRPC carries every field is for test_grpc_messages to show
 
 # Other names of what is there, and ways of saying the same.
-ALIASES = {"max_completion_tokens", "response_format", "documents"}
+ALIASES = {"max_completion_tokens", "response_format", "documents", "reasoning_effort"}
 JSON_TOOLS = st.builds(
     lambda tool, schema: replace(tool, parameters=msgspec.json.encode(schema).decode()),
     TOOLS,

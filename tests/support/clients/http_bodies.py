@@ -132,7 +132,7 @@ def structured_outputs(structured: StructuredOutput | None) -> Body | None:
 
 def options(asked: Options) -> Body:
     return {
-        "stream": asked.stream,
+        "stream": asked.stream or None,  # false would contradict the options of a stream
         "stream_options": {
             "include_usage": asked.include_usage,
             "continuous_usage_stats": asked.continuous_usage,

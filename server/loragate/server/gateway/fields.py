@@ -349,6 +349,14 @@ SERVED: Final = (
         _CHAT,
     ),
     Served(
+        "reasoning_effort",
+        "other",
+        "template_kwargs",
+        "The template's variable of that name; enable_thinking, if it has that: all but none.",
+        _CHAT,
+        message="",
+    ),
+    Served(
         "documents",
         "other",
         "template_kwargs",
@@ -430,7 +438,6 @@ IGNORED: Final = (
     Ignored("mm_processor_kwargs", "text alone is served."),
     Ignored("media_io_kwargs", "text alone is served."),
     Ignored("prediction", "it makes answers faster elsewhere.", _CHAT),
-    Ignored("reasoning_effort", "set the template's variable by chat_template_kwargs.", _CHAT),
     Ignored("verbosity", "say it in a message.", _CHAT),
 )
 

@@ -122,8 +122,8 @@ def check_token_ids(param: str, ids: Sequence[int], vocab_size: int) -> None:
     for token_id in (min(ids, default=0), max(ids, default=0)):  # the quickest way to look at all
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(
-                f"{param} has {_shown(token_id)}, which is no token: ids go from 0 to "
-                f"{vocab_size - 1}.",
+                f"{param} has {_shown(token_id)}, which is out of vocabulary: the ids of its "
+                f"{vocab_size} tokens go from 0 to {vocab_size - 1}.",
                 param=param,
             )
 

@@ -242,6 +242,9 @@ class Writer:
         return chunks
 
     def _chunk(self, choices: list[_ChatChunkChoice | _TextChoice], usage: Usage | None) -> _Answer:
+        """Where a chat's token ids were asked for, its first chunk alone says those of its prompt,
+        and the others do not name them, as in vLLM.
+        """
         made = self._generation
         of_prompt = None if self._is_chat else UNSET
         return _Answer(
@@ -251,7 +254,7 @@ class Writer:
             model=made.model,
             choices=choices,
             usage=_usage(usage) if usage else None if self._options.include_usage else UNSET,
-            prompt_token_ids=of_prompt,
+            prompt_token_ids=UNSET if self._options.return_token_ids else of_prompt,
             prompt_logprobs=of_prompt,
         )
 
@@ -374,7 +377,10 @@ class Writer:
             logprobs.top_logprobs.append(
                 None
                 if entry is None
-                else {self._token(top): _finite(top.logprob) for top in entry.top}
+                # The chosen one first, as in vLLM: it may be none of the likeliest.
+                else {self._token(each): _finite(each.logprob) for each in (entry, *entry.top)}
+                if entry.top
+                else {}
             )
         return logprobs
 

@@ -219,6 +219,7 @@ class StreamOptionsBody(Body):
     include_obfuscation: bool | None = None
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Stops = Annotated[list[str], Field(max_length=bounds.MOST_STOPS, fail_fast=True)]
 StopTokens = Annotated[
     list[int],
@@ -246,6 +247,7 @@ _TYPES: Mapping[str, object] = {
     "tool_choice": Literal["none", "auto", "required"] | NamedToolChoiceBody,
     "chat_template_kwargs": AnyObject,
     "documents": Documents,
+    "reasoning_effort": Effort,
     "truncation_side": Literal["left", "right"],
     "stream_options": StreamOptionsBody,
 }
@@ -296,7 +298,7 @@ class ChatBody(_body_of("chat")):
         if alternatives and not has_scores:
             raise InvalidRequest("top_logprobs needs logprobs set to true.", param="top_logprobs")
         said.put("sampling.logprobs", (alternatives or 0) if has_scores else None)
-        variables: dict[str, object] = dict(said.of("chat_template_kwargs") or {})
+        variables = with_effort(said.of("chat_template_kwargs"), said.of("reasoning_effort"))
         if said.of("documents") is not None:
             variables["documents"] = said.of("documents")
         said.put("template_kwargs", variables)
@@ -325,9 +327,11 @@ class _Said:
                 self.put(row.into, convert(value))
         self.put(
             "sampling.structured",
-            _structured(self.of("response_format"), self.of("structured_outputs")),
+            structured_of(self.of("response_format"), self.of("structured_outputs")),
         )
-        options: StreamOptionsBody = self.of("stream_options") or StreamOptionsBody()
+        options: StreamOptionsBody | None = self.of("stream_options")
+        check_stream_options(options, self.of("stream"))
+        options = options or StreamOptionsBody()
         self.put("options.include_usage", options.include_usage)
         self.put("options.continuous_usage", options.continuous_usage_stats)
 
@@ -344,6 +348,24 @@ class _Said:
         sampling = replace(unsaid.sampling, **self._nouns["sampling"])
         options = replace(unsaid.options, **self._nouns["options"])
         return replace(unsaid, sampling=sampling, options=options, **self._nouns[""])
+
+
+def with_effort(variables: AnyObject | None, effort: str | None) -> AnyObject:
+    """A template's variables and those that say how much to think, as vLLM has them: templates know
+    the one or the other, or neither. What the client says of them itself goes first.
+    """
+    of_effort = {"reasoning_effort": effort, "enable_thinking": effort != "none"} if effort else {}
+    return {**of_effort, **(variables or {})}
+
+
+def check_stream_options(options: StreamOptionsBody | None, stream: bool | None) -> None:
+    """Raises InvalidRequest where there is to be no stream, though they ask for nothing, as vLLM
+    and OpenAI do. Those that ask for something are looked at where all transports' are.
+    """
+    if options is not None and stream is False:
+        raise InvalidRequest(
+            "stream_options only make sense with stream set to true.", param="stream_options"
+        )
 
 
 def _prompts(
@@ -365,18 +387,19 @@ def _plain(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _logit_bias(bias: dict[str, float]) -> dict[int, float]:
-    for token_id in bias:
-        if not _TOKEN_ID.fullmatch(token_id):
-            raise InvalidRequest(
-                f"The keys of logit_bias have to be token ids, such as '42', not "
-                f"'{token_id[:40]}'.",
-                param="logit_bias",
-            )
+def logit_bias_of(bias: dict[str, float]) -> dict[int, float]:
+    wrong = [f"'{token_id[:40]}'" for token_id in bias if not _TOKEN_ID.fullmatch(token_id)]
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise InvalidRequest(
+            f"The keys of logit_bias have to be token ids, such as '42', not "
+            f"{', '.join(wrong[:8])}{more}.",
+            param="logit_bias",
+        )
     return {int(token_id): value for token_id, value in bias.items()}
 
 
-def _structured(
+def structured_of(
     response_format: ResponseFormatBody | None, outputs: StructuredOutputsBody | None
 ) -> StructuredOutput | None:
     constraints: list[StructuredOutput] = []
@@ -516,7 +539,7 @@ _CONVERSIONS: Mapping[str, Callable[[Any], object]] = {
     "messages": _messages,
     "prompt": _prompts,
     "stop": _stop,
-    "logit_bias": _logit_bias,
+    "logit_bias": logit_bias_of,
     "tools": _tools,
     "tool_choice": _tool_choice,
 }

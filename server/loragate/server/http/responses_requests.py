@@ -9,7 +9,7 @@ send instead. `null` means that a field was not said.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,14 +25,22 @@ from loragate.server.core import (
     ToolChoice,
 )
 from loragate.server.errors import InvalidRequest
-from loragate.server.gateway import bounds
+from loragate.server.gateway import bounds, fields
 from loragate.server.http.requests import (
     AnyObject,
     Body,
+    Effort,
+    LogitBias,
     Stops,
     StopTokens,
     StreamOptionsBody,
+    StructuredOutputsBody,
+    Whole,
+    check_stream_options,
     json_text,
+    logit_bias_of,
+    structured_of,
+    with_effort,
 )
 from loragate.server.http.responses_objects import Echo
 
@@ -40,7 +48,7 @@ LOGPROBS: Final = "message.output_text.logprobs"
 ENCRYPTED_REASONING: Final = "reasoning.encrypted_content"
 NOTHING_STORED: Final = "This server keeps no responses"
 _ROLES = frozenset({"user", "assistant", "system", "developer"})
-_TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
+_TEXT_PARTS = frozenset({"input_text", "output_text", "text", "reasoning_text", "summary_text"})
 # What the stages behind this one call the fields of a chat request.
 _NAMES: Mapping[str, str] = {
     "messages": "input",
@@ -79,6 +87,7 @@ class ItemBody(_Known):
     name: str | None = None
     arguments: str | None = None
     output: str | Parts | None = None
+    summary: Parts | None = None
 
 
 Items = Annotated[list[ItemBody], Field(max_length=bounds.MOST_MESSAGES, fail_fast=True)]
@@ -122,9 +131,25 @@ class TextBody(Body):
 
 
 class ReasoningBody(_Known):
-    effort: str | None = None
+    effort: Effort | None = Field(
+        default=None, description="The template's variables reasoning_effort and enable_thinking."
+    )
     summary: str | None = Field(default=None, description="Ignored: reasoning comes whole.")
 
+
+# Fields of OpenAI's and of vLLM's, of which only these values ask for nothing.
+_REFUSED: Final = (
+    fields.Refused("enable_response_messages", "ask /tokenize for token ids", harmless=(False,)),
+    fields.Refused("previous_input_messages", "send the whole conversation as input"),
+    fields.Refused("context_management", "leave it out, or set truncation to auto"),
+    fields.Refused("background_options", "leave it out, and stream a long answer"),
+    fields.Refused("moderation", "leave it out"),
+    fields.Refused("logprobs", f"ask for {LOGPROBS} by include, and for top_logprobs"),
+    fields.Refused("response_format", "use text.format"),
+    fields.Refused("reasoning_effort", "use reasoning.effort"),
+    fields.Refused("messages", "use input"),
+)
+_REFUSED_AS_OF_CHATS: Final = ("watermarking", "vllm_xargs", "kv_transfer_params", "extra_body")
 
 Includes = Annotated[list[str], Field(max_length=32, fail_fast=True)]
 Metadata = Annotated[dict[str, str], Field(max_length=16)]
@@ -145,18 +170,18 @@ class ResponsesBody(Body):
     parallel_tool_calls: bool | None = None
     text: TextBody | None = None
     reasoning: ReasoningBody | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: Whole | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = None
     include: Includes | None = None
     truncation: Literal["auto", "disabled"] | None = None
     stream: bool | None = None
     stream_options: StreamOptionsBody | None = None
     user: str | None = None
     # vLLM's additions
-    seed: int | None = None
-    top_k: int | None = None
+    seed: Whole | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -168,13 +193,23 @@ class ResponsesBody(Body):
     include_stop_str_in_output: bool | None = None
     cache_salt: str | None = None
     chat_template_kwargs: AnyObject | None = None
+    include_reasoning: bool | None = None
+    logit_bias: LogitBias | None = None
+    structured_outputs: StructuredOutputsBody | None = None
     # Accepted, without effect here; the answer says some of them again.
     metadata: Metadata | None = Field(default=None, description="Comes back with the answer.")
     safety_identifier: str | None = Field(default=None, description="Ignored.")
     prompt_cache_key: str | None = Field(default=None, description="Ignored.")
     prompt_cache_retention: str | None = Field(default=None, description="Ignored.")
+    prompt_cache_options: object = Field(default=None, description="Ignored.")
     service_tier: str | None = Field(default=None, description="Ignored.")
-    max_tool_calls: int | None = Field(
+    request_id: object = Field(default=None, description="Ignored: send the header x-request-id.")
+    session_id: object = Field(
+        default=None, description="Ignored: send the header x-conversation-id."
+    )
+    media_io_kwargs: object = Field(default=None, description="Ignored: text alone is served.")
+    mm_processor_kwargs: object = Field(default=None, description="Ignored: text alone is served.")
+    max_tool_calls: Whole | None = Field(
         default=None, description="Ignored: it counts calls of hosted tools, of which are none."
     )
     # Known, refused where they ask for what is not served.
@@ -185,13 +220,19 @@ class ResponsesBody(Body):
         default=None, description="Refused: nothing is kept."
     )
     prompt: AnyObject | None = Field(default=None, description="Refused: nothing is kept.")
-    priority: int | None = Field(default=None, description="Refused unless 0.")
+    priority: Whole | None = Field(default=None, description="Refused unless 0.")
+
+    refused: ClassVar[Mapping[str, fields.Refused]] = {
+        **{row.name: row for row in _REFUSED},
+        **{name: fields.refused("chat")[name] for name in _REFUSED_AS_OF_CHATS},
+    }
 
     def to_core(self) -> tuple[ChatRequest, Echo]:
         """The request, and what its answer says of it. Raises InvalidRequest for what pydantic
         cannot see.
         """
         self._refuse_state()
+        check_stream_options(self.stream_options, self.stream)
         tools, choice = self._tools()
         conversation = _Conversation()
         if self.instructions:
@@ -217,7 +258,10 @@ class ResponsesBody(Body):
             tools=tools,
             tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls is not False,
-            template_kwargs=dict(self.chat_template_kwargs or {}),
+            include_reasoning=self.include_reasoning is not False,
+            template_kwargs=with_effort(
+                self.chat_template_kwargs, self.reasoning.effort if self.reasoning else None
+            ),
         )
         return request, self._echo()
 
@@ -271,6 +315,7 @@ class ResponsesBody(Body):
             ignore_eos=bool(self.ignore_eos),
             skip_special_tokens=self.skip_special_tokens is not False,
             include_stop_str_in_output=bool(self.include_stop_str_in_output),
+            logit_bias=logit_bias_of(self.logit_bias or {}),
             logprobs=self._logprobs(),
             structured=self._structured(),
         )
@@ -292,7 +337,12 @@ class ResponsesBody(Body):
     def _structured(self) -> StructuredOutput | None:
         chosen = self.text.format if self.text is not None else None
         if chosen is None or chosen.type == "text":
-            return None
+            return structured_of(None, self.structured_outputs)
+        if self.structured_outputs is not None:
+            raise InvalidRequest(
+                "Only one constraint on the output is possible: text.format or structured_outputs.",
+                param="structured_outputs",
+            )
         if chosen.type == "json_object":
             return StructuredOutput("json_object", param="text.format")
         if chosen.schema_ is None:
@@ -360,6 +410,12 @@ class _Draft:
     content: str | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)
     tool_call_id: str | None = None
+    reasoning: str | None = None
+
+    def think(self, thoughts: Sequence[str]) -> None:
+        """Before what it says or calls next."""
+        before = [self.reasoning] if self.reasoning else []
+        self.reasoning = "\n".join([*before, *thoughts]) or None
 
     def message(self) -> Message:
         return Message(
@@ -367,14 +423,18 @@ class _Draft:
             content=self.content,
             tool_calls=tuple(self.tool_calls),
             tool_call_id=self.tool_call_id,
+            reasoning=self.reasoning,
         )
 
 
 class _Conversation:
-    """Items joined into messages: an assistant's text and the calls after it are one."""
+    """Items joined into messages: an assistant's thoughts, its text and the calls after it are one.
+    Thoughts that nothing of the assistant's follows are left out.
+    """
 
     def __init__(self) -> None:
         self.messages: list[_Draft] = []
+        self._thoughts: list[str] = []  # of the assistant, before its next item
         self._called: set[str] = set()
         self._is_instructed = False
 
@@ -394,7 +454,7 @@ class _Conversation:
             case "function_call_output":
                 self._add_output(item, param)
             case "reasoning":
-                pass  # templates leave the thoughts of earlier turns out
+                self._add_reasoning(item, param)
             case "item_reference" | None if item.id is not None:
                 raise InvalidRequest(
                     f"{NOTHING_STORED}, so {param} refers to nothing; send the item itself. "
@@ -426,12 +486,28 @@ class _Conversation:
             self.messages[0].content = f"{self.messages[0].content}\n\n{content}"
             return
         self.messages.append(_Draft(role, content))
+        if role == "assistant":
+            self.messages[-1].think(self._thoughts)
+        self._thoughts.clear()
+
+    def _add_reasoning(self, item: ItemBody, param: str) -> None:
+        """Whole, or where a client has only that, its summary. What is encrypted was not so here.
+        Whether the thoughts of earlier turns are read again, the template decides.
+        """
+        if item.content:
+            thought = _text(item.content, f"{param}.content")
+        else:
+            thought = _text(item.summary or "", f"{param}.summary")
+        if thought:
+            self._thoughts.append(thought)
 
     def _add_call(self, item: ItemBody, param: str) -> None:
         call_id, name = _needed(item.call_id, param, "call_id"), _needed(item.name, param, "name")
         arguments = _needed(item.arguments, param, "arguments")
         if not self.messages or self.messages[-1].role != "assistant":
             self.messages.append(_Draft("assistant"))
+        self.messages[-1].think(self._thoughts)
+        self._thoughts.clear()
         calls = self.messages[-1].tool_calls
         if len(calls) >= bounds.MOST_TOOL_CALLS:
             raise InvalidRequest(
@@ -469,7 +545,8 @@ def _text(content: str | list[PartBody] | None, param: str) -> str:
         raise InvalidRequest(f"{param} is missing.", param=param, code="missing_required_parameter")
     if isinstance(content, str):
         return content
-    return "".join(_part_text(part, f"{param}[{i}]") for i, part in enumerate(content))
+    # As in a chat's messages.
+    return "\n".join(_part_text(part, f"{param}[{i}]") for i, part in enumerate(content))
 
 
 def _part_text(part: PartBody, param: str) -> str:
