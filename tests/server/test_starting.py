@@ -98,6 +98,30 @@ async def test_probes_hear_that_the_server_starts_and_others_to_come_again(
         assert answer.headers["x-request-id"]
 
 
+PAGE = "https://page.example"
+
+
+class TestWithPages:
+    @pytest.fixture
+    def config(self) -> Config:
+        http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        return small_config(server=ServerConfig(http=http, grpc=grpc, cors_origins=(PAGE,)))
+
+    async def test_a_page_hears_that_the_server_starts(
+        self, starting: Starting, client: httpx.AsyncClient
+    ) -> None:
+        await answered(client, "/livez", 200)
+        headers = {"origin": PAGE, "access-control-request-method": "POST"}
+        asked = await client.options("/v1/chat/completions", headers=headers)
+        assert asked.status_code == 200
+        answer = await client.post("/v1/chat/completions", json={}, headers={"origin": PAGE})
+        assert answer.status_code == 503
+        for each in (asked, answer):
+            assert each.headers["access-control-allow-origin"] == PAGE
+        other = await client.get("/v1/models", headers={"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
 async def test_server_takes_over_its_port_without_a_gap(
     starting: Starting, client: httpx.AsyncClient, config: Config, furnished: Furnished
 ) -> None:

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loragate.server.errors import BodyTooLarge, ClientTooSlow, HeadersTooLarge, UrlTooLong
@@ -21,6 +22,21 @@ _MOST_HEADERS = 100
 _MOST_HEADER_BYTES = 32_768
 _MOST_ADDRESS_BYTES = 8192
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def open_to_pages(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Lets pages of these origins call. Put it outside of all else: a browser shows its page no
+    error that comes without these headers, and asks beforehand without a key.
+    """
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["*"],
+    )
 
 
 class Envelope:

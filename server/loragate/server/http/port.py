@@ -11,11 +11,11 @@ import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from loragate.server.config import ConfigError, ServerConfig, split_address
+from loragate.server.config import ConfigError, ServerConfig, cors_origins, split_address
 from loragate.server.errors import Starting
 from loragate.server.http.connections import ConnectionBounds, bounded_connections
 from loragate.server.http.failures import send_error
-from loragate.server.http.middleware import Envelope
+from loragate.server.http.middleware import Envelope, open_to_pages
 
 _CUT_OFF_SECONDS = 1  # for what was cut off to tell its client
 _COME_AGAIN_SECONDS = 5.0
@@ -25,7 +25,8 @@ class HttpPort:
     """A socket that listens, and the application that its requests go to."""
 
     def __init__(self, listener: socket.socket, config: ServerConfig) -> None:
-        self._app: ASGIApp = Envelope(_answer_while_starting)
+        starting = Envelope(_answer_while_starting)
+        self._app: ASGIApp = open_to_pages(starting, cors_origins(config))
         self._listener = listener
         self._running: asyncio.Task[None] | None = None
         self._web = _Uvicorn(

@@ -24,7 +24,6 @@ from fastapi.security import HTTPBearer
 from fastapi_swagger import patch_fastapi
 from pydantic import Field
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp
 
@@ -39,7 +38,13 @@ from loragate.server.http.failures import answer_error
 from loragate.server.http.feedback import FeedbackBody
 from loragate.server.http.generation import GenerationResponse
 from loragate.server.http.guarded_routes import arrival_of, guarded_by, sent_key
-from loragate.server.http.middleware import BodyLimit, Envelope, HeadLimit, PlainForm
+from loragate.server.http.middleware import (
+    BodyLimit,
+    Envelope,
+    HeadLimit,
+    PlainForm,
+    open_to_pages,
+)
 from loragate.server.http.requests import Body, ChatBody, CompletionBody, Messages, TokenIds
 from loragate.server.http.responses_routes import add_responses
 from loragate.server.telemetry.health import Health
@@ -116,17 +121,7 @@ def build_http(
     app.add_middleware(PlainForm)
     app.add_middleware(HeadLimit)
     app.add_middleware(Envelope)
-    if options.cors_origins:
-        # Outermost: a browser shows its page no error that comes without these headers, and asks
-        # beforehand without a key.
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=options.cors_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["*"],
-        )
-    return app
+    return open_to_pages(app, options.cors_origins)
 
 
 def _data_plane(services: TenantServices, threads: FairThreads) -> tuple[APIRouter, APIRouter]:
