@@ -7,6 +7,7 @@ arguments of XML have, and formats that are not known here, are left to vLLM's w
 """
 
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -422,7 +423,9 @@ def _read_list(text: str, begin: int, names: Collection[str], *, is_last: bool) 
 def _call_of(value: object, names: Collection[str]) -> Call | None:
     if not isinstance(value, dict):
         return None
-    arguments = value.get("arguments", value.get("parameters"))
+    arguments = value.get("arguments")
+    if arguments is None:
+        arguments = value.get("parameters")
     return checked(value.get("name"), arguments, names)
 
 
@@ -436,8 +439,15 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON")
 
 
+def _finite(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):  # too large, and could not be written as JSON again
+        _refuse(number)
+    return value
+
+
 # Models write line breaks into strings as they are.
-_decoder = json.JSONDecoder(strict=False, parse_constant=_refuse)
+_decoder = json.JSONDecoder(strict=False, parse_constant=_refuse, parse_float=_finite)
 
 
 def _decode(text: str, at: int) -> tuple[object, int] | None:
