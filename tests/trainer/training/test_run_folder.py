@@ -74,7 +74,8 @@ def test_all_that_a_run_made_goes_and_another_begins(runs: TinyRuns) -> None:
     (folder.evaluation).mkdir()
     (folder.evaluation / "report.html").write_text("x")
     begin(run, overwrite=True)
-    assert files(folder.root) == {folder.run_file.name, folder.mark.name}
+    kept = (folder.run_file, folder.inputs_file, folder.mark)
+    assert files(folder.root) == {path.name for path in kept}
     assert train_run(run).steps == 1
 
 

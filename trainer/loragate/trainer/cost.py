@@ -7,6 +7,7 @@ and one that does not fit does not end the others.
 from __future__ import annotations
 
 import dataclasses
+import math
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -245,8 +246,8 @@ def _shortened(plan: TrainingPlan) -> TrainingPlan:
 
 
 def _validations(plan: TrainingPlan, schedule: Schedule) -> int:
-    """How many there are: one before the first step, then one every `evaluate_every` steps."""
-    return 1 + schedule.steps // resolved(plan.settings.training.evaluate_every)
+    """How many: one before the first step, one every `evaluate_every` steps, one at the end."""
+    return 1 + math.ceil(schedule.steps / resolved(plan.settings.training.evaluate_every))
 
 
 def _requests(prices: CostSettings, plan: TrainingPlan) -> tuple[RequestCost, ...]:

@@ -80,7 +80,8 @@ class TrainingSettings(Section, frozen=True):
 
     epochs: Positive = 3.0
     max_steps: Whole = 0
-    batch_size: Count = 8
+    # "auto": 8; where memory holds fewer, 4, 2 or 1, with as many more batches a step.
+    batch_size: Count | Auto = "auto"
     gradient_accumulation: Count = 1
     # "auto": 2e-4 for an adapter, 2e-5 for the whole model.
     learning_rate: Positive | Auto = "auto"
@@ -114,7 +115,8 @@ class EvaluationSettings(Section, frozen=True):
     """
 
     max_rows: Whole = 200  # of the test split that are asked; 0: all
-    max_tokens: Count = 128  # of an answer
+    # Of an answer. "auto": room for the longest that the data have, and a quarter more.
+    max_tokens: Count | Auto = "auto"
     labels: tuple[str, ...] = ()
     confidence: Annotated[float, Meta(gt=0.5, lt=1)] = 0.95
     resamples: Annotated[int, Meta(ge=100)] = 2000

@@ -22,6 +22,7 @@ def add_to(app: typer.Typer) -> None:
         "train",
         epilog=examples(
             "loragate train examples/train/support.toml",
+            "loragate train run.toml --check",
             "loragate train run.toml --resume",
             "loragate train run.toml --sweep learning_rate=1e-4,5e-5 --sweep rank=8,16",
             "loragate train run.toml --estimate",
@@ -52,6 +53,14 @@ def train(
         bool,
         typer.Option("--estimate", help="Only say what it would take: time, memory and money."),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only say what is wrong with it: settings, requirements, model, data, memory, "
+            "disk, registry. Makes nothing, takes seconds; ends with 1 where something is.",
+        ),
+    ] = False,
     only_train: Annotated[
         bool, typer.Option("--only-train", help="End before evaluation and publishing.")
     ] = False,
@@ -59,10 +68,15 @@ def train(
 ) -> None:
     """Make an adapter as the run file says: clean, split, train, evaluate, publish.
 
-    All that is made lies in the run's folder: the file as it was resolved, the splits and their
-    report, the log, the loss curve, the best adapter and the evaluation. Ctrl-C stops after the
-    step under way; --resume goes on from there, to the same result. A run whose evaluation does
-    not hold what [evaluation] requires is not published, and ends with 1.
+    What can be checked is checked before the first step. All that is made lies in the run's folder:
+    the file as it was resolved, the splits and their report, the log, the loss curve, the best
+    adapter and the evaluation. Ctrl-C stops after the step under way; --resume goes on from there,
+    to the same result. A run whose evaluation does not hold what [evaluation] requires is not
+    published, and ends with 1.
+
+    Started again, a run that has learnt nothing yet begins anew, with what its files say now. One
+    that has is gone on with by --resume, unless another setting or file would make another
+    training: that is refused by name, and --overwrite begins anew.
 
     The commented sample of every setting is examples/train/run.toml.
     """
@@ -84,7 +98,9 @@ def train(
     with progress_bar(console, is_hidden=as_json) as progress:
         loaded = Run.load(run, text, Home.from_environment(), progress, console.print)
         try:
-            if estimate:
+            if check:
+                _check(loaded, as_json, publishes=not only_train)
+            elif estimate:
                 _estimate(loaded, as_json)
             elif sweep:
                 _sweep(loaded, sweep, as_json, overwrite=overwrite)
@@ -146,9 +162,7 @@ def _sweep(run: "Run", choices: Sequence[str], as_json: bool, *, overwrite: bool
 
     root = run.folder.root
     run = replace(run, folder=RunFolder(root.with_name(f"{root.name}-sweep")))
-    if overwrite:
-        run.folder.clear()
-    tried = sweep(run, choices)
+    tried = sweep(run, choices, overwrite=overwrite)
     if as_json:
         print_json(
             [
@@ -165,15 +179,41 @@ def _sweep(run: "Run", choices: Sequence[str], as_json: bool, *, overwrite: bool
         _say_sweep(tried)
 
 
+def _check(run: "Run", as_json: bool, *, publishes: bool) -> None:
+    from rich.console import Console
+
+    from loragate.trainer.pipeline.checks import Check, examine
+
+    console = Console(highlight=False)
+    found: list[Check] = []
+    for each in examine(run, publishes=publishes):
+        found.append(each)
+        if not as_json:
+            mark = "[red]✗[/]" if each.problem else "[green]✓[/]"
+            console.print(mark, each.name, end="" if each.problem else "\n")
+            if each.problem:
+                console.print(f": {each.problem}", markup=False, soft_wrap=True)
+    problems = {each.name: str(each.problem) for each in found if each.problem}
+    if as_json:
+        print_json({"sound": not problems, "problems": problems})
+    elif not problems:
+        console.print("Nothing is wrong with it.")
+    if problems:
+        raise typer.Exit(1)
+
+
 def _estimate(run: "Run", as_json: bool) -> None:
     from dataclasses import asdict
 
     from rich.console import Console
 
     from loragate.trainer.cost import cost_tables, estimate
+    from loragate.trainer.pipeline.attempt import begin_estimate
+    from loragate.trainer.pipeline.checks import require_sound
     from loragate.trainer.pipeline.pipeline import ready_data
 
-    run.folder.claim()
+    require_sound(run, publishes=False)
+    begin_estimate(run)
     found = estimate(run, ready_data(run))
     found.write(run.folder)
     if as_json:
@@ -235,3 +275,6 @@ def _say_sweep(tried: Sequence["Tried"]) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(f"Best: {best.folder.root}", soft_wrap=True)
+    console.print(
+        f"Publish it with: loragate publish {best.folder.root.parent}", soft_wrap=True, markup=False
+    )

@@ -7,6 +7,7 @@ same cores and memory.
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -64,9 +65,10 @@ from loragate.trainer.evaluation.statistics import (
     exp,
     ratio,
 )
-from loragate.trainer.settings import EvaluationSettings
-from loragate.trainer.training.encoding import supervised
+from loragate.trainer.settings import EvaluationSettings, resolved
+from loragate.trainer.training.encoding import Encoder, supervised
 from loragate.trainer.training.models import load_float32
+from loragate.trainer.training.plan import with_answer_limit
 
 SystemName = Literal["base", "champion", "new"]
 _OTHER: Final = "(no label)"
@@ -136,6 +138,8 @@ async def evaluate(
     Raises EvaluationError, and InvalidRequirement before any work is done.
     """
     requirements = [Requirement.parse(sentence) for sentence in settings.require]
+    encoded = Encoder(comparison.renderer, sys.maxsize, "drop").encode(comparison.rows, "test")
+    settings = with_answer_limit(settings, [encoded])
     start = time.monotonic()
     rows = _chosen(comparison.rows, settings)
     labels = _labels(rows, settings)
@@ -232,7 +236,7 @@ async def _ask_all(
                 answers = await models.ask(
                     each.served_as,
                     prompts,
-                    settings.max_tokens,
+                    resolved(settings.max_tokens),
                     lambda: progress.advance(task),
                     [row.tools for row in rows],
                 )
@@ -351,7 +355,7 @@ def _about(
         seed=settings.seed,
         confidence=settings.confidence,
         resamples=settings.resamples,
-        max_tokens=settings.max_tokens,
+        max_tokens=resolved(settings.max_tokens),
         bleu_signature=bleu_signature(),
         served_by=comparison.served_by,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),

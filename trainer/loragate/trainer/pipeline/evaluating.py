@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.names import CHAMPION, AdapterName
@@ -15,6 +18,7 @@ from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Example
+from loragate.trainer.data.splits import SPLITS
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.evaluator import Comparison, OpenModels, System, evaluate
 from loragate.trainer.evaluation.report import write_report
@@ -24,6 +28,8 @@ from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import Run
 from loragate.trainer.settings import resolved
+from loragate.trainer.training.encoding import Encoder
+from loragate.trainer.training.plan import with_answer_limit
 
 _SWAP_TOKENS: Final = 64  # that a swapped name may add to a prompt
 _BLOCK: Final = 128  # tokens; the length limit is a multiple of it
@@ -48,9 +54,11 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
     The settings of `run` are resolved. Raises EvaluationError, and what reading the run, its data
     and its base model raises.
     """
-    settings, base = run.settings, run.base()
+    base = run.base()
     rows = run.test_rows()
     renderer = run.renderer(base)
+    run = _with_answer_limit(run, renderer)
+    settings = run.settings
     with temporary_folder("candidate") as scratch:
         comparison = Comparison(
             title=settings.publish.adapter or run.folder.root.name,
@@ -111,9 +119,22 @@ def _champion(run: Run, base: BaseModel) -> tuple[str, Path] | None:
         return str(version), ArtifactStore(run.home.artifacts).path(version.digest)
 
 
+def _with_answer_limit(run: Run, renderer: Renderer) -> Run:
+    """It is decided with the training, except where the run file was changed since."""
+    if run.settings.evaluation.max_tokens != "auto":
+        return run
+    encoder = Encoder(renderer, sys.maxsize, "drop", run.settings.data.system_prompt)
+    splits = run.splits().splits
+    encoded = [encoder.encode(splits[name], name) for name in SPLITS]
+    evaluation = with_answer_limit(run.settings.evaluation, encoded)
+    return dataclasses.replace(
+        run, settings=msgspec.structs.replace(run.settings, evaluation=evaluation)
+    )
+
+
 def _serving(run: Run, renderer: Renderer, rows: Sequence[Example]) -> Serving:
     longest = max(len(renderer.render(row.turns()[:-1], tools=row.tool_list())) for row in rows)
-    needed = longest + run.settings.evaluation.max_tokens + _SWAP_TOKENS
+    needed = longest + resolved(run.settings.evaluation.max_tokens) + _SWAP_TOKENS
     # On a CPU in float32 an answer does not depend on what else is asked at the same moment.
     dtype = "float32" if run.settings.training.device == "cpu" else "auto"
     return Serving(

@@ -5,53 +5,48 @@ that is resumed skips what is there.
 """
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+from rich.progress import Progress
 from transformers import AutoConfig
 
+from loragate.adapters.home import Home
 from loragate.trainer.data.preparing import PreparedData, prepare
 from loragate.trainer.data.splits import SHEET, SplitFolder
-from loragate.trainer.errors import RunFileError, RunFolderError
+from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import Evaluation
+from loragate.trainer.evaluation.requirements import Requirement, check_requirements
+from loragate.trainer.pipeline.attempt import begin, require_same, update_free_settings
+from loragate.trainer.pipeline.checks import (
+    require_measurable,
+    require_rank,
+    require_room,
+    require_sound,
+)
 from loragate.trainer.pipeline.evaluating import evaluate_run
 from loragate.trainer.publishing.publishing import Published, publish_run
-from loragate.trainer.registry import require_tenant
-from loragate.trainer.run.folder import RunResult, write_whole
+from loragate.trainer.run.file import read_text, with_absolute_paths
+from loragate.trainer.run.folder import RunFolder, RunResult
 from loragate.trainer.run.run import Run
+from loragate.trainer.run.table import best_folder
 from loragate.trainer.training import machine
-from loragate.trainer.training.checkpoints import Checkpoints
 from loragate.trainer.training.plan import TrainingPlan, longest_row, make_plan, notes_of
 from loragate.trainer.training.train import train
 
 
 def check(run: Run, *, resume: bool, overwrite: bool, publishes: bool = False) -> None:
-    """Checks what can be checked before hours of training, and claims the run's folder. In all
+    """Checks what can be checked before hours of training, and makes the run's folder ready. In all
     processes but the first it does nothing.
 
-    Raises RunFolderError where the folder holds another run or anything else, and InvalidName and
-    TenantNotFound where the run could not be published.
+    Raises RunFolderError as `begin` does, and for a mistake in the run file what `require_sound`
+    raises.
     """
     if not machine.is_first_process():
         return  # one process writes for all
-    adapter = run.settings.publish.adapter
-    if publishes and adapter:
-        require_tenant(run.home, adapter)
-    if resume:
-        _require_same(run)
-        return
-    _require_apart(run)
-    folder = run.folder
-    if overwrite:
-        folder.clear()
-    elif folder.is_complete or Checkpoints(folder.checkpoints).latest() is not None:
-        raise RunFolderError(
-            f"{folder.root} holds a run that "
-            + ("is complete" if folder.is_complete else "was stopped; go on with --resume")
-            + ", or begin anew with --overwrite"
-        )
-    folder.claim()
-    folder.log.unlink(missing_ok=True)
-    write_whole(folder.run_file, run.text.encode())
+    require_sound(run, publishes=publishes)
+    begin(run, resume=resume, overwrite=overwrite)
 
 
 def ready_data(run: Run) -> SplitFolder:
@@ -83,11 +78,14 @@ def ready_data(run: Run) -> SplitFolder:
 
 def plan_training(run: Run, splits: SplitFolder) -> TrainingPlan:
     """The plan, which is also written as the folder's resolved run file. Raises LoragateError."""
-    # "auto" keeps its first values: a second measurement could come out otherwise.
+    # It is there only where a run goes on. "auto" keeps its first values: a second measurement
+    # could come out otherwise.
     if run.folder.resolved_file.is_file():
         run = run.resolved()
     plan = make_plan(run, splits)
-    _require_rank(run, plan)
+    require_rank(run, plan.settings.method)
+    require_measurable(plan.settings.evaluation, splits)
+    require_room(run, plan.settings, plan.config)
     for note in notes_of(plan, run.shared):
         run.say(note)
     if machine.is_first_process():
@@ -123,44 +121,36 @@ def publish(run: Run, evaluation: Evaluation) -> Published:
     return published
 
 
-def _require_same(run: Run) -> None:
-    folder = run.folder
+def evaluated(run: Run) -> Evaluation:
+    """The evaluation of a trained run, with its requirements held against what was measured; made
+    now where there is none. Raises what `evaluate` raises, and InvalidRequirement.
+    """
     try:
-        begun = folder.run_file.read_text("utf-8")
-    except OSError:
-        raise RunFolderError(
-            f"{folder.root} holds no run to go on with; start it without --resume"
-        ) from None
-    if begun != run.text:
-        raise RunFolderError(
-            f"the run file has changed since {folder.root} was begun (its copy is "
-            f"{folder.run_file}); bring it back to go on, or begin anew with --overwrite"
-        )
+        found = Evaluation.read(run.folder.evaluation)
+    except EvaluationError:
+        return evaluate(run)
+    required = [Requirement.parse(each) for each in run.resolved().settings.evaluation.require]
+    results = check_requirements(required, found.new.metrics, found.differences)
+    return replace(found, requirements=results)
 
 
-def _require_apart(run: Run) -> None:
-    """Raises RunFolderError where the run's own input lies in its folder, which is for output."""
-    data, folder = run.settings.data, run.folder
-    names = (*data.raw, data.splits, data.replay, run.settings.model.chat_template)
-    inputs = [(run.root / name).resolve() for name in names if name]
-    for path in (run.file.resolve(), *inputs):
-        is_its_copy = path in (folder.run_file, folder.resolved_file)  # which can be trained again
-        if path.is_relative_to(folder.root) and not is_its_copy:
-            raise RunFolderError(
-                f"{path} lies in {folder.root}, the folder of the run that reads it; give the run "
-                "a folder of its own ('folder' in the run file)"
-            )
+def finished(path: Path, home: Home, progress: Progress, say: Callable[[str], None]) -> Run:
+    """The trained run of a folder, of a sweep's folder (the best of it), or of a run file, whose
+    [evaluation], [publish] and [cost] count then.
 
-
-def _require_rank(run: Run, plan: TrainingPlan) -> None:
-    """Raises RunFileError where no server here would take the adapter that is to be published."""
-    method, most = plan.settings.method, run.shared.max_lora_rank
-    adapter = plan.settings.publish.adapter
-    if adapter and method.name != "full" and method.rank != "auto" and method.rank > most:
-        raise RunFileError(
-            f"[method] rank is {method.rank}, and a server here takes {most} at most, so "
-            f"{adapter} could not be published; lower it, or raise engine.max_lora_rank"
-        )
+    Raises RunFolderError where there is none, or one that was begun otherwise than the file says.
+    """
+    if path.is_dir():
+        folder = best_folder(RunFolder(path.resolve()))
+        folder.result()  # raises where there is none
+        return replace(Run.finished(folder, home, progress), say=say)
+    run = Run.load(path, read_text(path), home, progress, say)
+    run.folder.result()
+    require_same(run)
+    if path.resolve() not in (run.folder.resolved_file, run.folder.run_file):
+        settings = with_absolute_paths(run.settings, run.root)
+        update_free_settings(run.folder, settings, run.text)
+    return run
 
 
 def _as_shown(path: Path) -> Path:

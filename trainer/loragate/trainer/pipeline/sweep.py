@@ -8,14 +8,22 @@ from typing import cast
 
 import msgspec
 
-from loragate.trainer.errors import RunFileError
+from loragate.trainer.errors import RunFileError, RunFolderError
+from loragate.trainer.pipeline.attempt import inputs_of
+from loragate.trainer.pipeline.checks import require_sound
 from loragate.trainer.pipeline.pipeline import plan_training, ready_data
-from loragate.trainer.run.file import RunFile, convert_run_file
+from loragate.trainer.run.changes import changes
+from loragate.trainer.run.file import (
+    RunFile,
+    convert_run_file,
+    read_run_file,
+    with_absolute_paths,
+)
 from loragate.trainer.run.folder import RunFolder, RunResult, write_whole
+from loragate.trainer.run.inputs import Inputs
 from loragate.trainer.run.run import Run
+from loragate.trainer.run.table import write_table
 from loragate.trainer.training.train import train
-
-TABLE = "sweep.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +44,76 @@ class Tried:
     result: RunResult
 
 
-def sweep(run: Run, choices: Sequence[str]) -> list[Tried]:
+def sweep(run: Run, choices: Sequence[str], *, overwrite: bool = False) -> list[Tried]:
     """Trains every combination, each in a folder of its own below the run's folder, on the same
-    splits. Combinations that are complete are not trained again. Raises LoragateError.
+    splits. Combinations that are complete, and were begun with the same settings and files, are not
+    trained again.
+
+    Raises RunFolderError where one was begun otherwise, so that the table never ranks what cannot
+    be compared, and LoragateError.
     """
     combinations = runs_of(run.settings, [parse_choice(choice, run.settings) for choice in choices])
+    for changed, _ in combinations:
+        require_sound(replace(run, settings=changed), publishes=False)
+    inputs = inputs_of(run)
+    if overwrite:
+        run.folder.clear()
+    earlier = _earlier(run)
+    if earlier and (found := _incomparable(earlier, run, inputs)):
+        raise RunFolderError(
+            f"{run.folder.root} holds runs of a sweep that was begun otherwise: {'; '.join(found)}."
+            " They could not be ranked beside new ones: bring that back, or begin anew with "
+            "--overwrite"
+        )
     run.folder.claim("sweep")
+    if not earlier:
+        run.folder.forget_data()
+    inputs.write(run.folder)
+    write_whole(run.folder.run_file, run.text.encode())
     splits = ready_data(run)
     tried: list[Tried] = []
-    for number, (changed, changes) in enumerate(combinations, start=1):
-        folder = RunFolder(run.folder.root / folder_name(changes))
-        run.say(f"run {number} of {len(combinations)}: {folder_name(changes)}")
-        settings = msgspec.structs.replace(changed, folder=str(folder.root))
+    for number, (changed, tries) in enumerate(combinations, start=1):
+        folder = RunFolder(run.folder.root / folder_name(tries))
+        run.say(f"run {number} of {len(combinations)}: {folder_name(tries)}")
+        # Its rows are the sweep's, wherever they came from.
+        data = msgspec.structs.replace(changed.data, raw=(), splits=str(splits.path.resolve()))
+        settings = msgspec.structs.replace(changed, folder=str(folder.root), data=data)
         one = replace(run, settings=settings, folder=folder)
         if not folder.is_complete:
             folder.claim()
-            write_whole(folder.run_file, settings.to_toml().encode())
+            if not folder.is_stopped:
+                folder.forget_attempt()
+            inputs.write(folder)
+            write_whole(folder.run_file, with_absolute_paths(settings, run.root).to_toml().encode())
             train(one, plan_training(one, splits))
-        tried.append(Tried(folder, changes, folder.result()))
-        write_table(run.folder, tried)  # after each, so that a sweep that is stopped has its table
+        tried.append(Tried(folder, tries, folder.result()))
+        # After each, so that a sweep that is stopped has its table.
+        write_table(run.folder, _rows(run.folder, tried))
     return tried
+
+
+def _earlier(run: Run) -> list[RunFolder]:
+    """The folders of the sweep's runs that have learnt something."""
+    if not run.folder.root.is_dir():
+        return []
+    folders = [RunFolder(path) for path in sorted(run.folder.root.iterdir()) if path.is_dir()]
+    return [each for each in folders if each.is_complete or each.is_stopped]
+
+
+def _incomparable(earlier: Sequence[RunFolder], run: Run, inputs: Inputs) -> list[str]:
+    """What an earlier run had otherwise, but for what its own name says that it tries."""
+    for folder in earlier:
+        before = Inputs.read(folder)
+        found = inputs.changes_since(before) if before else []
+        own = {part.partition("=")[0] for part in folder.root.name.split(",")}
+        found += [
+            str(change)
+            for change in changes(read_run_file(folder.run_file), run.settings, folder.resolved())
+            if change.setting.rpartition(".")[2] not in own
+        ]
+        if found:
+            return found
+    return []
 
 
 def parse_choice(text: str, run: RunFile) -> Choice:
@@ -105,21 +163,19 @@ def best_of(tried: Iterable[Tried]) -> Tried:
     return min(tried, key=lambda one: one.result.diagnosis.best_validation_loss)
 
 
-def write_table(folder: RunFolder, tried: Sequence[Tried]) -> None:
-    """sweep.json: a row a run, the best first. Raises RunFolderError."""
-    rows = [
+def _rows(folder: RunFolder, tried: Sequence[Tried]) -> list[dict[str, object]]:
+    """A row a run, the best first."""
+    return [
         {
             **one.changes,
             "validation_loss": one.result.diagnosis.best_validation_loss,
             "best_step": one.result.diagnosis.best_step,
             "fit": one.result.diagnosis.fit,
             "seconds": one.result.seconds,
-            "folder": str(one.folder.root),
+            "folder": str(one.folder.root.relative_to(folder.root)),
         }
         for one in sorted(tried, key=lambda one: one.result.diagnosis.best_validation_loss)
     ]
-    text = msgspec.json.format(msgspec.json.encode(rows), indent=2)
-    write_whole(folder.root / TABLE, text + b"\n")
 
 
 def _value(text: str) -> object:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from loragate.adapters.errors import LoragateError
+from loragate.adapters.errors import LoragateError, NotMerged
 from loragate.adapters.format.files import CONFIG, MANIFEST, WEIGHTS, inspect
 from loragate.adapters.format.manifest import Contract, Fact
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion
@@ -22,7 +22,7 @@ from loragate.trainer.publishing.model_card import model_card
 from loragate.trainer.publishing.reference import compute_reference, write_reference
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.file import RunFile, template_of
-from loragate.trainer.run.folder import RunFolder, RunResult
+from loragate.trainer.run.folder import RunFolder, RunResult, write_whole
 from loragate.trainer.run.run import Run
 from loragate.trainer.settings import resolved
 from loragate.trainer.training.encoding import supervised
@@ -32,6 +32,13 @@ _ACTOR = "trainer"
 
 class PublishRefused(LoragateError):
     """A run that has nothing to publish, or does not meet its requirements."""
+
+
+class _Noted(msgspec.Struct, frozen=True):
+    """What published.json holds."""
+
+    version: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,8 @@ class Published:
 def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
     """Assemble, compute the reference for the publish check, publish, and merge where asked for.
 
-    The settings of `run` are resolved. Raises PublishRefused, TrainingError for an adapter whose
+    A run that was published already, as when its merge failed, is not published again. The settings
+    of `run` are resolved. Raises PublishRefused, TrainingError for an adapter whose
     effect is too small to check, what `registry.versions.publish` raises, and MergeRefused once the
     version is published.
     """
@@ -56,14 +64,17 @@ def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
         open_registry(run.home, base) as registry,
         temporary_folder("publish", run.home.root) as scratch,
     ):
-        folder = assemble(run.folder, scratch / "adapter", evaluation)
-        if wanted.reference_prompts:
-            prompts = [supervised(renderer, row)[-1].input_ids for row in rows]
-            reference = compute_reference(base.path, folder, prompts, wanted.reference_prompts)
-            write_reference(folder, reference)
-        version = publish(registry, folder, run.settings, evaluation)
+        version = published_as(registry, run)
+        if version is None:
+            folder = assemble(run.folder, scratch / "adapter", evaluation)
+            if wanted.reference_prompts:
+                prompts = [supervised(renderer, row)[-1].input_ids for row in rows]
+                reference = compute_reference(base.path, folder, prompts, wanted.reference_prompts)
+                write_reference(folder, reference)
+            version = publish(registry, folder, run.settings, evaluation)
+            _note(run.folder, version)
         merged = None
-        if wanted.merge:
+        if wanted.merge and not _is_merged(registry, version):
             merged = merge_version(
                 registry,
                 version,
@@ -74,6 +85,42 @@ def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
                 rows=rows,
             )
     return Published(version, merged)
+
+
+def with_adapter(folder: RunFolder, adapter: str) -> None:
+    """Has a trained run be published as this adapter. Raises InvalidName and RunFolderError."""
+    AdapterName.parse(adapter)
+    settings = folder.resolved()
+    wanted = msgspec.structs.replace(settings.publish, adapter=adapter)
+    folder.write_resolved(msgspec.structs.replace(settings, publish=wanted))
+
+
+def published_as(registry: Registry, run: Run) -> AdapterVersion | None:
+    """The version of [publish] adapter that the run was published as earlier, if it was and the
+    registry still has it.
+    """
+    path = run.folder.published_file
+    try:
+        noted = msgspec.json.decode(path.read_bytes(), type=_Noted)
+        adapter = AdapterName.parse(run.settings.publish.adapter)
+        versions = registry.versions.show(adapter).versions
+    except (OSError, msgspec.MsgspecError, LookupError):
+        return None
+    found = (each.version for each in versions if str(each.version) == noted.version)
+    return next((each for each in found if each.digest == noted.digest), None)
+
+
+def _note(folder: RunFolder, version: AdapterVersion) -> None:
+    noted = _Noted(version=str(version), digest=version.digest)
+    write_whole(folder.published_file, msgspec.json.encode(noted) + b"\n")
+
+
+def _is_merged(registry: Registry, version: AdapterVersion) -> bool:
+    try:
+        registry.merges.folder(AdapterName(version.tenant, version.name), version.number)
+    except NotMerged:
+        return False
+    return True
 
 
 def assemble(run: RunFolder, out: Path, evaluation: Evaluation | None = None) -> Path:

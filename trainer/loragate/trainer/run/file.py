@@ -120,13 +120,17 @@ class RunFile(Section, frozen=True):
 
 def read_run_file(path: Path) -> RunFile:
     """Reads and checks a run file. Raises RunFileError, naming the key."""
+    return parse_run_file(read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    """A run file's text. Raises RunFileError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise RunFileError(f"the run file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RunFileError(f"the run file {path} is not UTF-8 text") from None
-    return parse_run_file(text, path)
 
 
 def parse_run_file(text: str, path: Path) -> RunFile:
@@ -210,7 +214,7 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
     def if_given(path: str) -> str:
         return change(path) if path else ""
 
-    data, model = run.data, run.model
+    data, model, evaluation = run.data, run.model, run.evaluation
     return msgspec.structs.replace(
         run,
         folder=change(run.folder),
@@ -221,7 +225,24 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
             replay=if_given(data.replay),
         ),
         model=msgspec.structs.replace(model, chat_template=if_given(model.chat_template)),
+        evaluation=msgspec.structs.replace(
+            evaluation, general_text=if_given(evaluation.general_text)
+        ),
     )
+
+
+def input_paths(run: RunFile) -> list[tuple[str, str]]:
+    """The files and folders that a training reads: each one's setting, and its path as it stands in
+    the run file. What it starts from, `model.base` and `model.continue_from`, is not among them.
+    """
+    data = run.data
+    given = [
+        *(("[data] raw", path) for path in data.raw),
+        ("[data] splits", data.splits),
+        ("[data] replay", data.replay),
+        ("[model] chat_template", run.model.chat_template),
+    ]
+    return [(setting, path) for setting, path in given if path]
 
 
 def template_of(run: RunFile, root: Path) -> str | None:

@@ -2,10 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -25,7 +25,10 @@ _SHOWN = 3  # names in a message
 _MADE = frozenset(
     {"run.toml", "resolved.toml", "data", "log.jsonl", "checkpoints", "adapter", "loss.png"}
     | {"tensorboard", "result.json", "evaluation", "estimate.json", "sweep.json", ".loragate-run"}
+    | {"inputs.json", "published.json"}
 )
+# What `loragate train --estimate` leaves for the training, if it is of the same run.
+_KEPT = frozenset({".loragate-run", "data", "inputs.json", "estimate.json", "run.toml"})
 _INSIDE = {
     "data": frozenset(
         {"train.jsonl", "validation.jsonl", "test.jsonl", "data.json", "report.html", "drops.jsonl"}
@@ -94,6 +97,16 @@ class RunFolder:
         return self.root / "resolved.toml"
 
     @property
+    def inputs_file(self) -> Path:
+        """Digests of what the run was begun with; see `Inputs`."""
+        return self.root / "inputs.json"
+
+    @property
+    def published_file(self) -> Path:
+        """Which version the run was published as."""
+        return self.root / "published.json"
+
+    @property
     def data(self) -> Path:
         """The splits that the run made of raw data; absent where it was given splits."""
         return self.root / "data"
@@ -141,6 +154,11 @@ class RunFolder:
     def is_complete(self) -> bool:
         return self.result_file.is_file()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a checkpoint is here to go on from."""
+        return not self.is_complete and any(self.checkpoints.glob("step-*"))
+
     def claim(self, kind: Kind = "run") -> None:
         """Makes the folder the run's own. Raises RunFolderError where it holds anything else."""
         if self._is_claimed():
@@ -168,10 +186,42 @@ class RunFolder:
                 f"{self.root} holds {_named(others)}, which no run made; move that elsewhere, or "
                 "give the run another folder"
             )
+        # The mark stays, so that a folder that was left half empty can be cleared again.
+        self._remove(path for path in self._entries() if path != self.mark)
+
+    def forget_attempt(self) -> None:
+        """Removes what an attempt left that ended before its first checkpoint, but for splits and
+        an estimate. Raises RunFolderError.
+        """
+        self._forget(_MADE - _KEPT)
+
+    def forget_data(self) -> None:
+        """Removes the splits that were made here, as `forget_attempt` does."""
+        self._forget({self.data.name})
+
+    def forget_estimate(self) -> None:
+        """Removes the estimate, as `forget_attempt` does."""
+        self._forget({"estimate.json"})
+
+    def _forget(self, names: Collection[str]) -> None:
+        """Removes these. Raises RunFolderError, before anything is removed, where somebody put
+        anything else into one of them.
+        """
+        others = [
+            str(path.relative_to(self.root))
+            for path in self.others()
+            if path.relative_to(self.root).parts[0] in names
+        ]
+        if others:
+            raise RunFolderError(
+                f"{self.root} holds {_named(sorted(others))}, which no run made; move that "
+                "elsewhere, or give the run another folder"
+            )
+        self._remove(path for path in self._entries() if path.name in names)
+
+    def _remove(self, paths: Iterable[Path]) -> None:
         try:
-            for path in self._entries():
-                if path == self.mark:
-                    continue  # until all else is gone, so that what is left can be cleared again
+            for path in list(paths):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
@@ -220,7 +270,11 @@ class RunFolder:
     def result(self) -> RunResult:
         """The result. Raises RunFolderError where the run is not complete."""
         try:
-            return msgspec.json.decode(self.result_file.read_bytes(), type=RunResult)
+            read = msgspec.json.decode(self.result_file.read_bytes(), type=dict[str, object])
+            metrics = cast(dict[str, object], read.get("metrics", {}))
+            # JSON has no word for NaN, which earlier versions wrote where there was no figure.
+            read["metrics"] = {key: each for key, each in metrics.items() if each is not None}
+            return msgspec.convert(read, RunResult)
         except FileNotFoundError:
             raise RunFolderError(
                 f"{self.root} holds no complete run; train it, or go on with "

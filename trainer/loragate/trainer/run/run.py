@@ -37,6 +37,8 @@ class Phases:
     @property
     def sentence(self) -> str:
         """`Data 6 s, training 2 min 05 s, evaluation 58 s: 3 min 09 s in all.`"""
+        if not self.seconds:
+            return "Nothing was left to do."
         parts = ", ".join(f"{name} {duration(each)}" for name, each in self.seconds.items())
         return f"{parts[:1].upper()}{parts[1:]}: {duration(sum(self.seconds.values()))} in all."
 
@@ -99,14 +101,18 @@ class Run:
         """The base model. Raises BaseModelError where it is not prepared."""
         return find(self.settings.model.base, self.home.models)
 
+    def splits(self) -> SplitFolder:
+        """The splits of a run whose settings are resolved. Raises DataError."""
+        data = self.settings.data
+        return SplitFolder.read(self.folder.data if data.raw else Path(data.splits))
+
     def test_rows(self) -> list[Example]:
         """The test split, of a run whose settings are resolved. Raises DataError.
 
         Each row has the run's system prompt, so that the base model is asked with it too.
         """
-        data = self.settings.data
-        splits = SplitFolder.read(self.folder.data if data.raw else Path(data.splits))
-        return [row.with_system_prompt(data.system_prompt) for row in splits.splits["test"]]
+        prompt = self.settings.data.system_prompt
+        return [row.with_system_prompt(prompt) for row in self.splits().splits["test"]]
 
     def renderer(self, base: BaseModel) -> Renderer:
         """Renders with the base's tokenizer, and the run's chat template and variables, if it has

@@ -79,8 +79,8 @@ def training_arguments(settings: RunFile, schedule: Schedule, output: Path) -> S
         seed=settings.seed,
         data_seed=settings.seed,
         max_steps=schedule.steps,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.batch_size,
+        per_device_train_batch_size=resolved(training.batch_size),
+        per_device_eval_batch_size=resolved(training.batch_size),
         gradient_accumulation_steps=training.gradient_accumulation,
         learning_rate=resolved(training.learning_rate),
         lr_scheduler_type=(

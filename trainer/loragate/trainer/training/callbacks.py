@@ -150,6 +150,20 @@ class Bar(TrainerCallback):
             )
 
 
+class AtTheEnd(TrainerCallback):
+    """Has the last step reported and validated, however often these are done."""
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_kwargs: object,
+    ) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = True
+
+
 class KeepBest(TrainerCallback):
     """Saves the weights with the lowest validation loss, and stops the run after `patience`
     validations without a lower one, unless that is 0.

@@ -89,7 +89,8 @@ def write_adapter(best: Path, target: Path, method: MethodSettings, base: BaseMo
     config = cast(dict[str, object], json.loads((best / _CONFIG).read_text()))
     config["base_model_name_or_path"] = base.name
     config["inference_mode"] = True
-    config["target_modules"] = sorted(cast(list[str], config["target_modules"]))
+    targets = cast("list[str] | str", config["target_modules"])
+    config["target_modules"] = targets if isinstance(targets, str) else sorted(targets)
     (partial / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     _swap_in(partial, target)
 
@@ -270,10 +271,12 @@ def _metrics(
     """The figures of the result by name. Losses are in nats a supervised token."""
     schedule, seconds = plan.schedule, run_state.training_seconds
     losses = [line["loss"] for line in log if "loss" in line]
+    # A run that was stopped early may have reported none; JSON has no word for that.
+    training_loss = {"training_loss": losses[-1]} if losses else {}
     lengths = [len(row.ids) for row in plan.training.rows]
     return {
         "validation_loss": run_state.best.loss,
-        "training_loss": losses[-1] if losses else float("nan"),
+        **training_loss,
         "tokens_per_second": schedule.tokens[steps] / seconds if seconds else 0.0,
         "padding_share": padding_share(schedule.order, lengths, schedule.batch_size),
         "training_rows": len(plan.training.rows),

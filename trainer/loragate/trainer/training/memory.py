@@ -77,7 +77,7 @@ def estimate_memory(
     text = config.get_text_config()
     hidden, mlp, layers = text.hidden_size, mlp_width(text), text.num_hidden_layers
     parameters = parameter_count(text)
-    tokens = training.batch_size * longest_row
+    tokens = resolved(training.batch_size) * longest_row
     number_bytes = 2 if training.precision == "bf16" else 4
     kept_layers = 1 if training.gradient_checkpointing else layers
     checkpoints = tokens * hidden * number_bytes * layers if training.gradient_checkpointing else 0

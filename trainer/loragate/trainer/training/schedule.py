@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import Sampler
 
-from loragate.trainer.settings import TrainingSettings
+from loragate.trainer.settings import TrainingSettings, resolved
 from loragate.trainer.training.encoding import EncodedRow
 
 # So many batches' rows are sorted by length together: enough to leave little padding, and few
@@ -110,7 +110,7 @@ def make_schedule(
     per_step = _rows_per_step(settings, processes)
     order = row_order(
         [len(row.ids) for row in rows],
-        batch_size=settings.batch_size,
+        batch_size=resolved(settings.batch_size),
         count=steps * per_step,
         seed=seed,
         group_by_length=settings.group_by_length,
@@ -118,7 +118,7 @@ def make_schedule(
     return Schedule(
         steps=steps,
         rows_per_step=per_step,
-        batch_size=settings.batch_size,
+        batch_size=resolved(settings.batch_size),
         rows=len(rows),
         order=order,
         tokens=_sums([len(rows[row].ids) for row in order], per_step),
@@ -127,7 +127,7 @@ def make_schedule(
 
 
 def _rows_per_step(settings: TrainingSettings, processes: int) -> int:
-    return settings.batch_size * settings.gradient_accumulation * processes
+    return resolved(settings.batch_size) * settings.gradient_accumulation * processes
 
 
 def _sums(counts: Sequence[int], per_step: int) -> list[int]:

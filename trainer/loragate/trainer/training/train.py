@@ -15,6 +15,7 @@ from loragate.trainer.settings import resolved
 from loragate.trainer.training import machine
 from loragate.trainer.training.adapter_trainer import AdapterTrainer, training_arguments
 from loragate.trainer.training.callbacks import (
+    AtTheEnd,
     Bar,
     Clock,
     KeepBest,
@@ -25,9 +26,9 @@ from loragate.trainer.training.callbacks import (
 )
 from loragate.trainer.training.checkpoints import Checkpoints, RunState, step_of
 from loragate.trainer.training.export import export
-from loragate.trainer.training.memory import Memory, estimate_memory
+from loragate.trainer.training.memory import Memory
 from loragate.trainer.training.models import add_adapter, continue_adapter, load_base
-from loragate.trainer.training.plan import TrainingPlan
+from loragate.trainer.training.plan import TrainingPlan, memory_for
 
 
 class Interrupted(TrainingError):
@@ -42,13 +43,14 @@ def train(run: Run, plan: TrainingPlan) -> RunResult:
     """
     settings = plan.settings.training
     check_trackers(settings)
-    memory_of(plan).require(machine.free_memory_bytes(settings.device), settings.batch_size)
+    batch_size = resolved(settings.batch_size)
+    memory_of(plan).require(machine.free_memory_bytes(settings.device), batch_size)
     torch.set_num_threads(resolved(settings.threads))
     checkpoints = Checkpoints(run.folder.checkpoints)
     latest = checkpoints.latest()
     run_state = _run_state(latest, plan)
     stop = StopOnRequest()
-    with _explained(settings.batch_size), _quiet(), stop.listening():
+    with _explained(batch_size), _quiet(), stop.listening():
         trainer = _trainer(run, plan, checkpoints, run_state, stop)
         with checkpoints.explaining():  # the log and trackers write too
             _take_steps(trainer, latest, settings.patience)
@@ -64,14 +66,7 @@ def train(run: Run, plan: TrainingPlan) -> RunResult:
 
 def memory_of(plan: TrainingPlan) -> Memory:
     """The estimated memory of the largest batch."""
-    rows = plan.training.rows
-    return estimate_memory(
-        plan.config,
-        plan.settings.method,
-        plan.settings.training,
-        longest_row=max(len(row.ids) for row in rows),
-        supervised_share=plan.training.supervised / plan.training.tokens,
-    )
+    return memory_for(plan.config, plan.settings.method, plan.settings.training, plan.training)
 
 
 def _run_state(latest: Path | None, plan: TrainingPlan) -> RunState:
@@ -111,6 +106,7 @@ def _trainer(
         Clock(run_state),
         log,
         Bar(run.progress, schedule, run_state),
+        AtTheEnd(),
         KeepBest(checkpoints, run_state, training.patience),
         stop,
         *tracker_callbacks(training, run.folder.tensorboard),
