@@ -24,7 +24,6 @@ from loragate.trainer.registry import open_registry
 from loragate.trainer.run.file import RunFile, template_of
 from loragate.trainer.run.folder import RunFolder, RunResult, write_whole
 from loragate.trainer.run.run import Run
-from loragate.trainer.settings import resolved
 from loragate.trainer.training.encoding import supervised
 
 _ACTOR = "trainer"
@@ -180,7 +179,8 @@ def _contract(run: RunFolder, settings: RunFile, result: RunResult) -> Contract:
         max_tokens_cap=settings.publish.max_tokens_cap,
         stop=settings.publish.stop,
         stop_token_ids=result.stop_token_ids,
-        chat_template_kwargs=MappingProxyType(dict(resolved(settings.model.chat_template_kwargs))),
+        # "auto" in a run that was trained before there were such variables: it had none.
+        chat_template_kwargs=MappingProxyType({} if variables == "auto" else dict(variables)),
     )
 
 
