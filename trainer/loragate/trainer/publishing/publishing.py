@@ -172,6 +172,7 @@ def publish(
 
 
 def _contract(run: RunFolder, settings: RunFile, result: RunResult) -> Contract:
+    variables = settings.model.chat_template_kwargs
     return Contract(
         chat_template=template_of(settings, run.root),
         system_prompt=settings.data.system_prompt or None,
