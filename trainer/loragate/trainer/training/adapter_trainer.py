@@ -5,9 +5,10 @@ small model that layer is the widest by far; TRL computes it in tiles that save 
 every position, and once more in the backward pass.
 """
 
+import inspect
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,14 +32,29 @@ from loragate.trainer.training.encoding import EncodedRow
 from loragate.trainer.training.models import trained_parameters
 from loragate.trainer.training.schedule import FixedOrder, Schedule
 
-# What some families do to their logits; for them TRL's own loss is used.
-_SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "logits_scaling")
+_PROBE = (1, 2, 3)  # token ids
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are the last layer's product and nothing else."""
-    config = model.config.get_text_config()
-    return not any(getattr(config, scale, None) is not None for scale in _SCALES)
+    """Whether the logits are the last layer's product and nothing else.
+
+    Measured: some families scale or cap them, each under another name in its configuration. The
+    model's mode is restored.
+    """
+    head = cast(nn.Module | None, model.get_output_embeddings())
+    if head is None or model.base_model is model:
+        return False
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            ids = torch.tensor([_PROBE], device=model.device)
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            ours = cast(Tensor, head(hidden)).float()
+            theirs = cast(Tensor, model(input_ids=ids, use_cache=False).logits).float()
+    finally:
+        model.train(was_training)
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def add_supervised_head(model: PreTrainedModel) -> None:
@@ -49,13 +65,14 @@ def add_supervised_head(model: PreTrainedModel) -> None:
     which synchronise gradients see it.
     """
     original = model.forward
+    loss = _summed_loss if has_plain_head(model) else _summed_loss_of_logits(original)
 
     def forward(
         self: PreTrainedModel, *args: object, summed_loss: bool = False, **kwargs: Any
     ) -> object:
         if not summed_loss:
             return original(*args, **kwargs)
-        return _summed_loss(self, kwargs["input_ids"], kwargs["labels"])
+        return loss(self, kwargs["input_ids"], kwargs["labels"])
 
     model.forward = types.MethodType(forward, model)
 
@@ -68,6 +85,28 @@ def _summed_loss(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> T
     states = hidden[:, :-1].reshape(-1, hidden.size(-1)).index_select(0, learnt)
     logits = cast(nn.Module, model.get_output_embeddings())(states)
     return cross_entropy(logits.float(), targets[learnt], reduction="sum")
+
+
+def _summed_loss_of_logits(
+    original: Callable[..., Any],
+) -> Callable[[PreTrainedModel, Tensor, Tensor], Tensor]:
+    """As `_summed_loss`, of the logits that the model itself makes of its last layer: at the places
+    where any row has something to learn, if it can be told them.
+    """
+    takes_places = "logits_to_keep" in inspect.signature(original).parameters
+
+    def loss(_model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:
+        places = (labels[:, 1:] != IGNORED).any(0).nonzero().flatten()
+        if takes_places:
+            logits = original(input_ids=input_ids, use_cache=False, logits_to_keep=places).logits
+        else:
+            logits = original(input_ids=input_ids, use_cache=False).logits[:, places]
+        targets = labels[:, 1:][:, places].flatten()
+        return cross_entropy(
+            logits.float().flatten(0, 1), targets, ignore_index=IGNORED, reduction="sum"
+        )
+
+    return loss
 
 
 def training_arguments(settings: RunFile, schedule: Schedule, output: Path) -> SFTConfig:
@@ -149,7 +188,8 @@ class AdapterTrainer(SFTTrainer):
         causal = cast(
             PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model
         )
-        self._has_own_loss = args.device.type == "cpu" and has_plain_head(causal)
+        # TRL's reads the logits' scales from names that it knows, and not all families have these.
+        self._has_own_loss = args.device.type == "cpu" or not has_plain_head(causal)
         if self._has_own_loss:
             add_supervised_head(causal)
 
