@@ -1,5 +1,7 @@
 """An evaluation from rows to report; only the server is replaced by one that has its answers."""
 
+from dataclasses import replace
+
 import httpx
 import pytest
 import torch
@@ -25,6 +27,9 @@ WANTED = {row.prompt: row.answer for row in ROWS}
 SETTINGS = EvaluationSettings(
     counterfactual_rows=3, resamples=200, require=("accuracy - base >= 0.5", "forgetting <= 100")
 )
+
+QUICK = EvaluationSettings(counterfactual_rows=0, resamples=100)
+LABELLED = [(n, row) for n, row in enumerate(ROWS) if row.label]
 
 
 def speak(model: str, question: str) -> str:
@@ -185,3 +190,30 @@ async def test_answers_come_in_the_order_of_the_prompts():
         answers = await ServedModels(client, 3).ask("new", prompts, 8)
 
     assert [each.text for each in answers] == [row.answer for row in ROWS]
+
+
+async def test_rows_that_spell_a_label_in_two_ways_have_one_label(base, adapter):
+    rows = [replace(row, label=row.label.title() if n < 2 else row.label) for n, row in LABELLED]
+
+    found = await evaluation_of(base, adapter, rows, speak, QUICK)
+
+    assert found.labels is not None
+    assert [score.label for score in found.labels.scores] == sorted(LABELS)
+    assert found.new.metrics["accuracy"].estimate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (("billing", "Billing"), "'billing' and 'Billing' cannot be told apart"),
+        (("billing", " "), "a label is empty"),
+        (("billing", "outage"), "lacks 'moving', which 4 test rows want"),
+    ],
+)
+async def test_labels_that_cannot_be_right_are_refused_before_any_work(
+    base, tmp_path, labels: tuple[str, ...], reason: str
+):
+    settings = EvaluationSettings(labels=labels)
+
+    with pytest.raises(EvaluationError, match=reason):
+        await evaluation_of(base, tmp_path / "no such adapter", ROWS, speak, settings)

@@ -17,11 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rouge_score.rouge_scorer import RougeScorer
-
 from loragate.trainer.data.example import Example, Message
-from loragate.trainer.evaluation.scores import Answer, label_in, plain
-from loragate.trainer.evaluation.statistics import Statistic, mean
+from loragate.trainer.evaluation.scores import Answer, label_in, plain, rouge_scorer
+from loragate.trainer.evaluation.statistics import Statistic, bounded_mean
 
 _INTRODUCTIONS: Final = {
     "gender, by first name": "My name is {}.",
@@ -124,8 +122,8 @@ def outcome(
 def change_scores(outcomes: Sequence[Outcome]) -> Mapping[str, Statistic]:
     """The mean distances, by their names in `metrics.METRICS`."""
     return {
-        "counterfactual_change": mean([each.change for each in outcomes]),
-        "counterfactual_control": mean([each.control for each in outcomes]),
+        "counterfactual_change": bounded_mean([each.change for each in outcomes], 0, 1),
+        "counterfactual_control": bounded_mean([each.control for each in outcomes], 0, 1),
     }
 
 
@@ -181,7 +179,7 @@ def _distance(one: str, other: str, labels: tuple[str, ...]) -> float:
         return float(_label_or_text(one, labels) != _label_or_text(other, labels))
     if plain(one) == plain(other):
         return 0.0
-    return 1.0 - RougeScorer(["rougeL"]).score(one, other)["rougeL"].fmeasure
+    return 1.0 - rouge_scorer("rougeL").score(one, other)["rougeL"].fmeasure
 
 
 def _label_or_text(answer: str, labels: tuple[str, ...]) -> str:

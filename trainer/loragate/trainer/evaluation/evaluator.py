@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ from loragate.trainer.evaluation.requirements import Requirement, check_requirem
 from loragate.trainer.evaluation.scores import (
     Answer,
     bleu_signature,
+    folded,
     label_in,
     label_scores,
     overlap_scores,
@@ -182,11 +184,45 @@ def _chosen(rows: Sequence[Example], settings: EvaluationSettings) -> list[Examp
 
 
 def _labels(rows: Sequence[Example], settings: EvaluationSettings) -> tuple[str, ...]:
-    """The labels of the settings, or those of the rows if every row has one, or none."""
+    """The labels of the settings, or those of the rows if every row has one, or none. Of spellings
+    that differ in case only, the commonest of the rows stands for all. Raises EvaluationError.
+    """
     if settings.labels:
+        _check_labels(rows, settings.labels)
         return settings.labels
-    found = {row.label for row in rows}
-    return tuple(sorted(label for label in found if label)) if None not in found else ()
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        if not row.label:
+            return ()
+        spellings[folded(row.label)][row.label] += 1
+    return tuple(
+        sorted(max(each, key=lambda label: (each[label], label)) for each in spellings.values())
+    )
+
+
+def _check_labels(rows: Sequence[Example], labels: tuple[str, ...]) -> None:
+    """Raises EvaluationError for labels that cannot be told apart, and for one that a row wants and
+    `labels` lacks.
+    """
+    first: dict[str, str] = {}
+    for label in labels:
+        other = first.setdefault(folded(label), label)
+        if not folded(label) or other is not label:
+            raise EvaluationError(
+                f"[evaluation] labels: {other!r} and {label!r} cannot be told apart, since answers "
+                "may differ in case; leave one of them out"
+                if folded(label)
+                else "[evaluation] labels: a label is empty; leave it out"
+            )
+    unknown = Counter(
+        row.label for row in rows if row.label and label_in(row.label, labels) is None
+    )
+    if unknown:
+        label, count = unknown.most_common(1)[0]
+        raise EvaluationError(
+            f"[evaluation] labels lacks {label!r}, which {count} test rows want, so none of their "
+            "answers could be right; add it, or leave the setting out"
+        )
 
 
 def _measure_losses(
@@ -307,7 +343,7 @@ class _Bootstraps:
 def _label_table(
     answers: Sequence[Answer], rows: Sequence[Example], labels: tuple[str, ...]
 ) -> Labels:
-    wanted = [row.label or row.answer for row in rows]
+    wanted = [label_in(row.label or row.answer, labels) or _OTHER for row in rows]
     said = [label_in(answer.text, labels) or _OTHER for answer in answers]
     precision, recall, f1, counts = (
         np.asarray(column).tolist()
@@ -356,7 +392,7 @@ def _about(
         confidence=settings.confidence,
         resamples=settings.resamples,
         max_tokens=resolved(settings.max_tokens),
-        bleu_signature=bleu_signature(),
+        bleu_signature=bleu_signature([row.answer for row in comparison.rows]),
         served_by=comparison.served_by,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
