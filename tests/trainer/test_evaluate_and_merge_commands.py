@@ -76,6 +76,17 @@ def test_ratings_go_into_the_report_without_asking_again(run: RunFolder, ask: As
     assert "What people say" in (run.evaluation / "report.html").read_text()
 
 
+def test_sheet_for_raters_is_of_the_evaluation_that_is_there(run: RunFolder, ask: Ask):
+    before = (run.evaluation / "evaluation.json").read_bytes()
+
+    result = ask("evaluate", run.root, "--rubric", "--json")  # a server would take minutes
+
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["rubric"].endswith("rubric.csv")
+    assert (run.evaluation / "rubric.csv").is_file()
+    assert (run.evaluation / "evaluation.json").read_bytes() == before
+
+
 def test_remote_server_needs_the_name_of_the_new_model(run: RunFolder, ask: Ask):
     assert ask("evaluate", run.root, "--url", "http://127.0.0.1:1").exit_code == 2
 

@@ -107,6 +107,16 @@ class TrainingSettings(Section, frozen=True):
     trackers: tuple[Tracker, ...] = ("tensorboard",)
 
 
+class CriterionSettings(Section, frozen=True):
+    """[evaluation.rubric.NAME]: what people rate answers by; see `evaluation.criteria`."""
+
+    question: str = ""
+    low: int = 1
+    high: int = 5
+    # What numbers of the scale mean, such as 1 = "wrong".
+    anchors: dict[str, str] = {}
+
+
 class EvaluationSettings(Section, frozen=True):
     """[evaluation]: what is measured on unseen rows. `require` are sentences such as ``accuracy -
     base >= 0.30``; see `evaluation.requirements`.
@@ -125,6 +135,8 @@ class EvaluationSettings(Section, frozen=True):
     samples: Whole = 12  # answers side by side in the report
     concurrency: Count = 8  # requests at once
     general_text: str = ""  # a text file for forgetting, paragraphs apart; "": the shipped one
+    # What people rate answers by. Empty: accuracy, helpfulness and tone.
+    rubric: dict[str, CriterionSettings] = {}
     require: tuple[str, ...] = (
         "loss - base <= 0",
         "loss - champion <= 0.05",

@@ -66,7 +66,9 @@ def evaluate(
     RUN/evaluation/report.html, the figures are in evaluation.json beside it. Ends with 1 where
     the run's requirements do not hold.
 
-    With --ratings nothing is asked again: the sheets go into the report that is there.
+    --rubric writes evaluation/rubric.csv, for people who do not know whose answer is whose, of the
+    evaluation that is there, or of a new one. --ratings reads filled copies into the report and
+    checks the requirements again. Neither asks anything again.
     """
     import asyncio
 
@@ -77,17 +79,20 @@ def evaluate(
     silence_libraries()  # before they are imported: some print when they are
 
     from loragate.adapters.home import Home
-    from loragate.trainer.errors import EvaluationError
-    from loragate.trainer.evaluation.evaluation import Evaluation
-    from loragate.trainer.evaluation.rubric import write_sheet
-    from loragate.trainer.pipeline.evaluating import Remote, evaluate_run
+    from loragate.trainer.evaluation.evaluation import FILE, Evaluation
+    from loragate.trainer.evaluation.rubric import with_ratings, write_sheet
+    from loragate.trainer.pipeline.evaluating import Remote, evaluate_run, write_evaluation
     from loragate.trainer.run.run import Run
 
     if bool(url) != bool(new):
         raise typer.BadParameter("--url and --new belong together: which model is the new one?")
     folder = _run_folder(run)
+    is_evaluated = (folder.evaluation / FILE).is_file()
     if ratings:
-        found = _with_ratings(folder, Evaluation.read(folder.evaluation), ratings)
+        found = with_ratings(Evaluation.read(folder.evaluation), ratings)
+        write_evaluation(found, folder)
+    elif rubric and is_evaluated and not url:
+        found = Evaluation.read(folder.evaluation)
     else:
         remote = Remote(url, key, new, champion) if url else None
         with progress_bar(Console(stderr=True), is_hidden=as_json) as progress:
@@ -95,8 +100,6 @@ def evaluate(
             found = asyncio.run(evaluate_run(trained, remote))
     sheet = folder.evaluation / "rubric.csv"
     if rubric:
-        if not found.samples:
-            raise EvaluationError("there are no samples to rate; set [evaluation] samples")
         write_sheet(found, sheet)
     _say(found, folder, sheet if rubric else None, as_json)
     if not found.requirements.holds:
@@ -110,17 +113,6 @@ def _run_folder(run: Path) -> "RunFolder":
     if run.is_dir():
         return RunFolder(run)
     return RunFolder(run.parent / read_run_file(run).folder)
-
-
-def _with_ratings(folder: "RunFolder", found: "Evaluation", sheets: list[Path]) -> "Evaluation":
-    from dataclasses import replace
-
-    from loragate.trainer.evaluation.rubric import read_sheets
-    from loragate.trainer.pipeline.evaluating import write_evaluation
-
-    rated = replace(found, ratings=read_sheets(found, sheets))
-    write_evaluation(rated, folder)
-    return rated
 
 
 def _say(found: "Evaluation", folder: "RunFolder", sheet: Path | None, as_json: bool) -> None:

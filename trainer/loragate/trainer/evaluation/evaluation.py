@@ -10,7 +10,10 @@ from typing import Final
 import msgspec
 
 from loragate.trainer.errors import EvaluationError
+from loragate.trainer.evaluation.agreement import Agreement
 from loragate.trainer.evaluation.counterfactuals import Outcome
+from loragate.trainer.evaluation.criteria import USUAL, Criterion
+from loragate.trainer.evaluation.metrics import METRICS, Metric, rated
 from loragate.trainer.evaluation.requirements import RequirementResults
 from loragate.trainer.evaluation.statistics import ConfidenceInterval
 from loragate.trainer.run.folder import write_whole
@@ -84,20 +87,37 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class SystemRatings:
-    """One system's mean score by criterion, from 1 (bad) to 5 (good)."""
+    """One system's mean score by criterion, on the criterion's scale."""
 
     name: str
     scores: Mapping[str, ConfidenceInterval]
 
 
 @dataclass(frozen=True, slots=True)
+class Comment:
+    """What a rater wrote about an answer to one of the samples, which these systems gave."""
+
+    rater: str
+    sample: int
+    systems: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ratings:
-    """`agreement` by criterion: Krippendorff's alpha; empty for one rater."""
+    """`agreement` by criterion, empty for one rater. `differences` are the new system's to each of
+    the others, by system and criterion, paired by question and rater.
+    """
 
     raters: tuple[str, ...]
     items: int
     systems: tuple[SystemRatings, ...]
-    agreement: Mapping[str, float]
+    agreement: Mapping[str, Agreement]
+    differences: Mapping[str, Mapping[str, ConfidenceInterval]]
+    comments: tuple[Comment, ...] = ()
+
+    def of(self, system: str) -> Mapping[str, ConfidenceInterval]:
+        return next((each.scores for each in self.systems if each.name == system), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +134,15 @@ class Evaluation:
     samples: tuple[Sample, ...]
     requirements: RequirementResults
     ratings: Ratings | None = None
+    criteria: tuple[Criterion, ...] = USUAL
 
     @property
     def new(self) -> SystemScores:
         return self.systems[-1]
+
+    def metric(self, name: str) -> Metric:
+        """How the metric of this name is called and shown."""
+        return METRICS.get(name) or rated(self.criteria)[name]
 
     def figures(self) -> dict[str, float]:
         """The new system's metrics without intervals, and as `<metric>_over_base` their differences

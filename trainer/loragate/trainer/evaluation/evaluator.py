@@ -33,6 +33,7 @@ from loragate.trainer.evaluation.counterfactuals import (
     make_counterfactuals,
     outcome,
 )
+from loragate.trainer.evaluation.criteria import criteria_of
 from loragate.trainer.evaluation.evaluation import (
     About,
     Evaluation,
@@ -49,6 +50,7 @@ from loragate.trainer.evaluation.losses import (
     row_losses,
     supervised_text,
 )
+from loragate.trainer.evaluation.metrics import rated
 from loragate.trainer.evaluation.requirements import Requirement, check_requirements
 from loragate.trainer.evaluation.scores import (
     Answer,
@@ -139,7 +141,9 @@ async def evaluate(
 
     Raises EvaluationError, and InvalidRequirement before any work is done.
     """
-    requirements = [Requirement.parse(sentence) for sentence in settings.require]
+    criteria = criteria_of(settings.rubric)
+    more = rated(criteria)
+    requirements = [Requirement.parse(sentence, more) for sentence in settings.require]
     encoded = Encoder(comparison.renderer, sys.maxsize, "drop").encode(comparison.rows, "test")
     settings = with_answer_limit(settings, [encoded])
     start = time.monotonic()
@@ -171,7 +175,8 @@ async def evaluate(
         labels=_label_table(responses[new].answers, rows, labels) if labels else None,
         counterfactuals=tuple(responses[new].outcomes),
         samples=_samples(comparison, rows, responses, settings.samples),
-        requirements=check_requirements(requirements, measured[new], differences),
+        requirements=check_requirements(requirements, measured[new], differences, more),
+        criteria=criteria,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from loragate.trainer.evaluation.criteria import Criterion
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -64,3 +66,18 @@ METRICS: Final[Mapping[str, Metric]] = {
         digits=3,
     ),
 }
+
+
+RATED: Final = "rated_"
+
+
+def rated(criteria: Iterable[Criterion]) -> Mapping[str, Metric]:
+    """What people say, as metrics: `rated_tone` is their mean for the criterion tone."""
+    return {
+        RATED + each.name: Metric(
+            f"Rated {each.title.lower()}",
+            "higher",
+            f"what people say, {each.low} to {each.high}",
+        )
+        for each in criteria
+    }

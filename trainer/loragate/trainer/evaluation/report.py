@@ -14,15 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loragate.adapters.names import CHAMPION
-from loragate.trainer.evaluation.evaluation import Evaluation, Labels
+from loragate.trainer.evaluation.evaluation import Evaluation, Labels, Ratings
 from loragate.trainer.evaluation.metrics import METRICS, Metric
-from loragate.trainer.evaluation.rubric import CRITERIA
 from loragate.trainer.evaluation.statistics import ConfidenceInterval
 from loragate.trainer.run.folder import write_whole
 
 COLOURS: Final = {"base": "#8a94a6", "champion": "#d9902f", "new": "#2f6fde"}
 _SHARES: Final = ("accuracy", "exact_match", "stop_rate")
 _POINTS: Final = ("bleu", "rouge_1", "rouge_2", "rouge_l")  # of 100
+_STEP: Final = 0.22  # between the systems of one metric
 FILE: Final = "report.html"
 
 
@@ -32,9 +32,8 @@ def quality_plot(evaluation: Evaluation) -> str:
     names = [name for name in (*_SHARES, "f1", *_POINTS) if name in present]
     figure = Figure(figsize=(7.6, 0.52 * len(names) + 0.9))
     axes = figure.subplots()
-    step = 0.22
     for place, system in enumerate(evaluation.systems):
-        offset = (place - (len(evaluation.systems) - 1) / 2) * step
+        offset = (place - (len(evaluation.systems) - 1) / 2) * _STEP
         _draw(
             axes,
             [_percent(name, system.metrics[name]) for name in names],
@@ -90,13 +89,52 @@ def confusion_plot(labels: Labels) -> str:
     return _svg(figure)
 
 
+def ratings_plot(evaluation: Evaluation, ratings: Ratings) -> str:
+    """SVG of what people say: each criterion's scale from its worst to its best number."""
+    criteria = [each for each in evaluation.criteria if each.name in ratings.of("new")]
+    figure = Figure(figsize=(7.6, 0.52 * len(criteria) + 0.9))
+    axes = figure.subplots()
+    for place, system in enumerate(evaluation.systems):
+        values = [
+            _on_scale(ratings.of(system.name).get(each.name), each.low, each.high)
+            for each in criteria
+        ]
+        offset = (place - (len(evaluation.systems) - 1) / 2) * _STEP
+        _draw(axes, values, offset, COLOURS[system.name], system.title)
+    axes.set_yticks(range(len(criteria)), [each.title for each in criteria])
+    axes.invert_yaxis()
+    axes.set_xlim(-2, 102)
+    axes.set_xticks([0, 100], ["worst", "best"])
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False)
+    return _svg(figure, axes)
+
+
+def _on_scale(
+    value: ConfidenceInterval | None, low: int, high: int
+) -> tuple[float, float, float] | None:
+    if value is None:
+        return None
+    found = [100 * (each - low) / (high - low) for each in (value.estimate, value.low, value.high)]
+    return found[0], found[1], found[2]
+
+
 def _draw(
-    axes: Axes, values: Sequence[tuple[float, float, float]], offset: float, colour: str, title: str
+    axes: Axes,
+    values: Sequence[tuple[float, float, float] | None],
+    offset: float,
+    colour: str,
+    title: str,
 ) -> None:
-    for place, (estimate, low, high) in enumerate(values):
+    """A dot and its interval for each value that there is."""
+    label = title
+    for place, value in enumerate(values):
+        if value is None:
+            continue
+        estimate, low, high = value
         y = place + offset
         axes.plot([low, high], [y, y], color=colour, linewidth=2, alpha=0.55)
-        axes.plot(estimate, y, "o", color=colour, markersize=6, label=None if place else title)
+        axes.plot(estimate, y, "o", color=colour, markersize=6, label=label)
+        label = "_"  # the legend names it once
 
 
 def _percent(name: str, value: ConfidenceInterval) -> tuple[float, float, float]:
@@ -163,7 +201,9 @@ def render_report(evaluation: Evaluation) -> str:
         swaps=_swaps(evaluation),
         titles={each.name: each.title for each in evaluation.systems},
         colours=COLOURS,
-        criteria=CRITERIA,
+        criteria=evaluation.criteria,
+        ratings=evaluation.ratings,
+        rated_plot=ratings_plot(evaluation, evaluation.ratings) if evaluation.ratings else "",
     )
 
 

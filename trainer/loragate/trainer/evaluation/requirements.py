@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal, cast
 
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.names import CHAMPION
-from loragate.trainer.evaluation.metrics import METRICS
+from loragate.trainer.evaluation.metrics import METRICS, RATED, Metric
 from loragate.trainer.evaluation.statistics import ConfidenceInterval
 
-Baseline = Literal["", "base", "champion"]
 Operator = Literal[">=", "<="]
+BASELINES: Final = ("base", CHAMPION)
 
 _SENTENCE: Final = re.compile(
-    r"\s*(?P<metric>\w+)\s*(?:-\s*(?P<baseline>base|champion)\s*)?"
+    r"\s*(?P<metric>\w+)\s*(?:-\s*(?P<baseline>[A-Za-z]\w*)\s*)?"
     r"(?P<operator>>=|<=)\s*(?P<bound>[-+]?\d+(?:\.\d+)?)\s*",
     re.ASCII,
 )
@@ -31,31 +32,35 @@ class Requirement:
     """A bound on a metric of the new adapter, or on its difference to a baseline's."""
 
     metric: str
-    baseline: Baseline
+    baseline: str
     operator: Operator
     bound: float
 
     @classmethod
-    def parse(cls, sentence: str) -> Requirement:
-        """Raises InvalidRequirement."""
+    def parse(cls, sentence: str, more: Mapping[str, Metric] = MappingProxyType({})) -> Requirement:
+        """`more` are metrics beside `METRICS`. Raises InvalidRequirement."""
         match = _SENTENCE.fullmatch(sentence)
         if match is None:
             raise InvalidRequirement(
                 f"{sentence!r} in [evaluation] require cannot be understood; write it as "
                 "'METRIC >= NUMBER' or 'METRIC - base <= NUMBER', with base or champion"
             )
-        if match["metric"] not in METRICS:
+        if match["metric"] not in METRICS and match["metric"] not in more:
             raise InvalidRequirement(
                 f"{sentence!r} in [evaluation] require names no metric; there are "
-                f"{', '.join(METRICS)}"
+                f"{', '.join([*METRICS, *more])}"
             )
-        baseline = cast(Baseline, match["baseline"] or "")
+        if match["baseline"] and match["baseline"] not in BASELINES:
+            raise InvalidRequirement(
+                f"{sentence!r} in [evaluation] require compares with {match['baseline']!r}, which "
+                f"is none of {', '.join(BASELINES)}"
+            )
         operator = cast(Operator, match["operator"])
-        return cls(match["metric"], baseline, operator, float(match["bound"]))
+        return cls(match["metric"], match["baseline"] or "", operator, float(match["bound"]))
 
     def __str__(self) -> str:
-        baseline = f" - {self.baseline}" if self.baseline else ""
-        return f"{self.metric}{baseline} {self.operator} {self.bound:g}"
+        difference = f" - {self.baseline}" if self.baseline else ""
+        return f"{self.metric}{difference} {self.operator} {self.bound:g}"
 
     def holds(self, value: float) -> bool:
         return value >= self.bound if self.operator == ">=" else value <= self.bound
@@ -85,11 +90,16 @@ def check_requirements(
     requirements: Sequence[Requirement],
     measured: Mapping[str, ConfidenceInterval],
     differences: Mapping[str, Mapping[str, ConfidenceInterval]],
+    more: Mapping[str, Metric] = MappingProxyType({}),
 ) -> RequirementResults:
-    """`measured` is by metric, `differences` by baseline and metric. A comparison with the champion
-    holds where there is no champion; a metric that was not measured does not hold.
+    """`measured` is by metric, `differences` by baseline and metric; `more` are metrics beside
+    `METRICS`. A comparison with the champion holds where there is no champion; a metric that was
+    not measured does not hold.
     """
-    results = tuple(_result(each, measured, differences) for each in requirements)
+    metrics = {**METRICS, **more}
+    results = tuple(
+        _result(each, metrics[each.metric], measured, differences) for each in requirements
+    )
     failed = [result for result in results if not result.holds]
     if not results:
         sentence = "Nothing was required, so the adapter may be published."
@@ -107,10 +117,10 @@ def check_requirements(
 
 def _result(
     requirement: Requirement,
+    metric: Metric,
     measured: Mapping[str, ConfidenceInterval],
     differences: Mapping[str, Mapping[str, ConfidenceInterval]],
 ) -> RequirementResult:
-    metric = METRICS[requirement.metric]
     against = f" against the {requirement.baseline}" if requirement.baseline else ""
     subject = metric.title + against
     if requirement.baseline == CHAMPION and CHAMPION not in differences:
@@ -122,6 +132,13 @@ def _result(
         if requirement.baseline
         else measured.get(requirement.metric)
     )
+    if found is None and requirement.metric.startswith(RATED):
+        return RequirementResult(
+            str(requirement),
+            False,
+            f"{subject}: nobody has rated the answers yet; write a sheet with `loragate evaluate "
+            "RUN --rubric`, and read it back with --ratings.",
+        )
     if found is None:
         return RequirementResult(
             str(requirement),
@@ -129,13 +146,12 @@ def _result(
             f"{subject} was not measured on these rows; remove the requirement or give what it "
             "needs (labels for accuracy and f1, rows for counterfactuals).",
         )
-    return _compared(requirement, subject, found)
+    return _compared(requirement, metric, subject, found)
 
 
 def _compared(
-    requirement: Requirement, subject: str, found: ConfidenceInterval
+    requirement: Requirement, metric: Metric, subject: str, found: ConfidenceInterval
 ) -> RequirementResult:
-    metric = METRICS[requirement.metric]
     show = metric.show_difference if requirement.baseline else metric.show
     holds = requirement.holds(found.estimate)
     wanted = "at least" if requirement.operator == ">=" else "at most"

@@ -1,47 +1,72 @@
 """Sheets on which people rate answers, and the ratings that are read back from them.
 
-A sheet has the answers of all systems in one random order, without the systems' names. Each rater
-fills in a copy. For two raters or more, Krippendorff's alpha measures their agreement: 1 is full
-agreement, 0 what chance gives.
+A sheet has the answers of all systems in one random order, without the systems' names; equal
+answers to a question are one row, which counts for each that gave it. Each rater fills in a copy.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import random
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from loragate.trainer.errors import EvaluationError
-from loragate.trainer.evaluation.evaluation import Evaluation, Ratings, SystemRatings
-from loragate.trainer.evaluation.statistics import Bootstrap, ConfidenceInterval, mean
+from loragate.trainer.evaluation.agreement import agreement
+from loragate.trainer.evaluation.criteria import Criterion
+from loragate.trainer.evaluation.evaluation import Comment, Evaluation, Ratings, SystemRatings
+from loragate.trainer.evaluation.metrics import RATED, rated
+from loragate.trainer.evaluation.requirements import Requirement, check_requirements
+from loragate.trainer.evaluation.spreadsheet import TableRow, read_table, table_text
+from loragate.trainer.evaluation.statistics import Bootstrap, ConfidenceInterval, bounded_mean
+from loragate.trainer.run.folder import write_whole
 
-CRITERIA: Final = ("accuracy", "helpfulness", "tone")
-_COLUMNS: Final = ("item", "prompt", "wanted", "answer", *CRITERIA, "comment")
-_SCALE: Final = ("1", "2", "3", "4", "5")
+_COLUMNS: Final = ("item", "prompt", "wanted", "answer", "scale")
+# Without vowels no item is a word, a month or a number to a spreadsheet.
+_LETTERS: Final = "bcdfghjklmnpqrstvwxz"
+_ITEM_LENGTH: Final = 12
+_WHOLE: Final = re.compile(r"(\d{1,3})(?:[.,]0+)?")
+_LONGEST_COMMENT: Final = 2000  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One answer to one of the samples, and the systems that gave it."""
+
+    sample: int
+    systems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Score:
+    rater: int
+    item: str
+    criterion: str
+    number: int
 
 
 def write_sheet(evaluation: Evaluation, path: Path) -> int:
     """Writes a CSV file of all samples to fill in, and returns the number of answers in it. Raises
-    EvaluationError.
+    EvaluationError where there is nothing to rate, and where the file has ratings already.
     """
-    rows = [
-        (_item(evaluation, index, name), sample.prompt, sample.wanted, answer)
-        for index, sample in enumerate(evaluation.samples)
-        for name, answer in sample.answers.items()
-    ]
+    if not evaluation.samples:
+        raise EvaluationError("there are no samples to rate; set [evaluation] samples")
+    _require_unfilled(path, evaluation.criteria)
+    scale = "; ".join(each.sentence for each in evaluation.criteria)
+    blank = [""] * (len(evaluation.criteria) + 1)
+    rows: list[list[str]] = []
+    for item, found in _items(evaluation).items():
+        sample = evaluation.samples[found.sample]
+        answer = sample.answers[found.systems[0]]
+        rows.append([item, sample.prompt, sample.wanted, answer, scale, *blank])
     random.Random(evaluation.about.seed).shuffle(rows)
-    try:
-        # Spreadsheets take a file without a byte order mark for another encoding than UTF-8.
-        with path.open("w", encoding="utf-8-sig", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(_COLUMNS)
-            writer.writerows((*row, *[""] * (len(CRITERIA) + 1)) for row in rows)
-    except OSError as error:
-        raise EvaluationError(f"{path} cannot be written: {error.strerror}") from error
+    columns = [*_COLUMNS, *(each.name for each in evaluation.criteria), "comment"]
+    # Spreadsheets take a file without a byte order mark for another encoding than UTF-8.
+    write_whole(path, table_text(columns, rows).encode("utf-8-sig"))
     return len(rows)
 
 
@@ -50,106 +75,198 @@ def read_sheets(evaluation: Evaluation, paths: Sequence[Path]) -> Ratings:
 
     Raises EvaluationError with the file and the row.
     """
-    owner = {
-        _item(evaluation, index, name): name
-        for index, sample in enumerate(evaluation.samples)
-        for name in sample.answers
-    }
-    scores = [
-        (item, criterion, score)
-        for path in paths
-        for item, criterion, score in _read_sheet(path, owner.keys())
-    ]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise EvaluationError("a sheet is given twice; give one for each rater")
+    items = _items(evaluation)
+    scores: list[_Score] = []
+    comments: list[Comment] = []
+    raters = _raters(paths)
+    for rater, path in enumerate(paths):
+        rated: set[str] = set()
+        for row in read_table(path, "item"):
+            item = _item_of(row, path, items)
+            found = list(_scores_of(row, path, evaluation.criteria, rater, item))
+            if found and item in rated:
+                raise EvaluationError(f"{path}, row {row.number}: {item!r} is rated twice")
+            rated |= {item} if found else set()
+            scores += found
+            if said := row.cells.get("comment", "").strip()[:_LONGEST_COMMENT]:
+                place = items[item]
+                comments.append(Comment(raters[rater], place.sample, place.systems, said))
     if not scores:
-        raise EvaluationError("the sheets are empty; fill the numbers 1 to 5 in, then read them")
-    by_unit: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for item, criterion, score in scores:
-        by_unit[item, criterion].append(score)
-    systems = tuple(
-        _system_ratings(evaluation, system.name, by_unit, owner) for system in evaluation.systems
-    )
-    agreement = {
-        criterion: krippendorff_alpha(
-            [scores for (_, of), scores in by_unit.items() if of == criterion]
+        raise EvaluationError(
+            "the sheets are empty; fill the numbers in that the column 'scale' explains, then read "
+            "them"
         )
-        for criterion in CRITERIA
-        if len(paths) > 1
+    return _ratings(evaluation, items, scores, raters, tuple(comments))
+
+
+def with_ratings(evaluation: Evaluation, paths: Sequence[Path]) -> Evaluation:
+    """The evaluation with what people filled in, and with its requirements checked again. Raises
+    EvaluationError.
+    """
+    ratings = read_sheets(evaluation, paths)
+    more = rated(evaluation.criteria)
+    measured = _as_metrics(ratings.of(evaluation.new.name))
+    differences = {
+        name: {**found, **_as_metrics(ratings.differences.get(name, {}))}
+        for name, found in evaluation.differences.items()
     }
-    rated = {item for item, _ in by_unit}
-    return Ratings(tuple(path.stem for path in paths), len(rated), systems, agreement)
+    results = check_requirements(
+        [Requirement.parse(each.requirement, more) for each in evaluation.requirements.results],
+        {**evaluation.new.metrics, **measured},
+        differences,
+        more,
+    )
+    return replace(evaluation, ratings=ratings, requirements=results)
 
 
-def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float:
-    """For numbers on an interval scale. A unit has the scores of all raters for one thing; those
-    with one score do not count. 1.0 where no two scores differ.
+def _as_metrics(found: Mapping[str, ConfidenceInterval]) -> dict[str, ConfidenceInterval]:
+    return {RATED + name: each for name, each in found.items()}
+
+
+def _require_unfilled(path: Path, criteria: Sequence[Criterion]) -> None:
+    if not path.exists():
+        return
+    filled = 0
+    for row in read_table(path, "item"):
+        columns = row.cells.keys() - set(_COLUMNS)
+        filled += any(row.cells[name].strip() for name in columns)
+    if filled:
+        raise EvaluationError(
+            f"{path} has ratings in {filled} rows, so it is not written over; read it back with "
+            "--ratings, or move it"
+        )
+
+
+def _items(evaluation: Evaluation) -> dict[str, _Item]:
+    """The answers by their ids, which do not reveal the system, and which no other evaluation has
+    unless the same question was answered in the same words.
     """
-    pairable = [unit for unit in units if len(unit) > 1]
-    values = [value for unit in pairable for value in unit]
-    if len(values) < 2:
-        return 1.0
-    observed = sum(_squares(unit) / (len(unit) - 1) for unit in pairable) / len(values)
-    expected = _squares(values) / (len(values) * (len(values) - 1))
-    return 1.0 - observed / expected if expected else 1.0
+    found: dict[str, _Item] = {}
+    for number, sample in enumerate(evaluation.samples):
+        systems: dict[str, list[str]] = defaultdict(list)
+        for name, answer in sample.answers.items():
+            systems[answer.strip()].append(name)
+        for answer, names in systems.items():
+            said = "\0".join((evaluation.about.title, str(number), sample.prompt, answer))
+            digest = hashlib.sha256(said.encode("utf-8", "replace")).digest()
+            letters = (_LETTERS[byte % len(_LETTERS)] for byte in digest[:_ITEM_LENGTH])
+            found["".join(letters)] = _Item(number, tuple(names))
+    return found
 
 
-def _squares(values: Sequence[int]) -> float:
-    """The sum over ordered pairs of the square of their difference."""
-    total, squares = sum(values), sum(value * value for value in values)
-    return 2.0 * (len(values) * squares - total * total)
+def _raters(paths: Sequence[Path]) -> tuple[str, ...]:
+    """The files' names; those that are equal get numbers."""
+    names: list[str] = []
+    for path in paths:
+        count = sum(path.stem == other.stem for other in paths[: len(names)])
+        names.append(f"{path.stem} {count + 1}" if count else path.stem)
+    return tuple(names)
 
 
-def _system_ratings(
-    evaluation: Evaluation,
-    name: str,
-    by_unit: Mapping[tuple[str, str], Sequence[int]],
-    owner: Mapping[str, str],
-) -> SystemRatings:
-    about = evaluation.about
-    scores: dict[str, ConfidenceInterval] = {}
-    for criterion in CRITERIA:
-        # Answers are resampled, not ratings: two people on one answer are not two answers.
-        means = [
-            sum(given) / len(given)
-            for (item, of), given in by_unit.items()
-            if of == criterion and owner[item] == name
-        ]
-        if means:
-            bootstrap = Bootstrap(len(means), about.confidence, about.resamples, about.seed)
-            scores[criterion] = bootstrap.interval(mean(means))
-    return SystemRatings(name, scores)
+def _item_of(row: TableRow, path: Path, items: Mapping[str, _Item]) -> str:
+    item = row.cells.get("item", "").strip()
+    if item not in items:
+        raise EvaluationError(
+            f"{path}, row {row.number}: {item!r} is no answer of this evaluation; use the sheet "
+            "that was written with it"
+        )
+    return item
 
 
-def _read_sheet(path: Path, items: Iterable[str]) -> list[tuple[str, str, int]]:
-    """Item, criterion and score, of each score that was filled in."""
-    known = set(items)
-    scores: list[tuple[str, str, int]] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path} cannot be read as CSV: {error}") from error
-    for number, row in enumerate(rows, start=2):
-        item = (row.get("item") or "").strip()
-        if item not in known:
+def _scores_of(
+    row: TableRow, path: Path, criteria: Sequence[Criterion], rater: int, item: str
+) -> Iterator[_Score]:
+    for criterion in criteria:
+        said = row.cells.get(criterion.name, "").strip()
+        if not said:
+            continue
+        whole = _WHOLE.fullmatch(said)  # a spreadsheet may have made 4.0 or 4,0 of 4
+        if whole is None or not criterion.low <= int(whole[1]) <= criterion.high:
             raise EvaluationError(
-                f"{path}, row {number}: {item!r} is no answer of this evaluation; use the sheet "
-                "that was written with it"
+                f"{path}, row {row.number}: {criterion.name} is {said!r}; give a number from "
+                f"{criterion.low} to {criterion.high}"
             )
-        for criterion in CRITERIA:
-            score = (row.get(criterion) or "").strip()
-            if score and score not in _SCALE:
-                raise EvaluationError(
-                    f"{path}, row {number}: {criterion} is {score!r}; give a number from 1 to 5"
-                )
-            if score:
-                scores.append((item, criterion, int(score)))
-    return scores
+        yield _Score(rater, item, criterion.name, int(whole[1]))
 
 
-def _item(evaluation: Evaluation, index: int, name: str) -> str:
-    """The id of an answer in a sheet: it does not reveal the system, and no other evaluation has
-    it.
-    """
+def _ratings(
+    evaluation: Evaluation,
+    items: Mapping[str, _Item],
+    scores: Sequence[_Score],
+    raters: tuple[str, ...],
+    comments: tuple[Comment, ...],
+) -> Ratings:
     about = evaluation.about
-    text = f"{about.title}\0{about.finished_at}\0{index}\0{name}"
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    new = evaluation.new.name
+    by_item: dict[tuple[str, str], dict[int, int]] = defaultdict(dict)
+    for score in scores:
+        by_item[score.criterion, score.item][score.rater] = score.number
+    systems: list[SystemRatings] = []
+    differences: dict[str, dict[str, ConfidenceInterval]] = defaultdict(dict)
+    agreements = {}
+    for criterion in evaluation.criteria:
+        rated = {item: given for (name, item), given in by_item.items() if name == criterion.name}
+        # By system and sample; of equal answers each system has the ratings.
+        by_system: dict[str, dict[int, dict[int, int]]] = defaultdict(dict)
+        for item, given in rated.items():
+            for name in items[item].systems:
+                by_system[name][items[item].sample] = given
+        for system in evaluation.systems:
+            if system.name == new or not (own := by_system.get(system.name)):
+                continue
+            paired = _paired(by_system.get(new, {}), own)
+            if paired:
+                width = criterion.high - criterion.low
+                interval = _interval(paired, -width, width, evaluation)
+                differences[system.name][criterion.name] = interval
+        agreements[criterion.name] = agreement(
+            [list(given.values()) for given in rated.values()],
+            about.confidence,
+            about.resamples,
+            about.seed,
+        )
+        for name, own in by_system.items():
+            means = [sum(given.values()) / len(given) for given in own.values()]
+            interval = _interval(means, criterion.low, criterion.high, evaluation)
+            systems.append(SystemRatings(name, {criterion.name: interval}))
+    return Ratings(
+        raters,
+        len({score.item for score in scores}),
+        _joined(evaluation, systems),
+        agreements if len(raters) > 1 else {},
+        differences,
+        comments,
+    )
+
+
+def _joined(evaluation: Evaluation, ratings: Sequence[SystemRatings]) -> tuple[SystemRatings, ...]:
+    """One for each system, with all its criteria."""
+    found: dict[str, dict[str, ConfidenceInterval]] = {each.name: {} for each in evaluation.systems}
+    for rating in ratings:
+        found[rating.name].update(rating.scores)
+    return tuple(SystemRatings(name, scores) for name, scores in found.items() if scores)
+
+
+def _paired(
+    new: Mapping[int, Mapping[int, int]], other: Mapping[int, Mapping[int, int]]
+) -> list[float]:
+    """For each sample the mean difference over the raters who rated both answers."""
+    found: list[float] = []
+    for sample in sorted(new.keys() & other.keys()):
+        both = new[sample].keys() & other[sample].keys()
+        if both:
+            found.append(
+                sum(new[sample][rater] - other[sample][rater] for rater in both) / len(both)
+            )
+    return found
+
+
+def _interval(
+    values: Sequence[float], low: int, high: int, evaluation: Evaluation
+) -> ConfidenceInterval:
+    """Questions are drawn anew, not ratings: two people on one answer are not two answers."""
+    about = evaluation.about
+    bootstrap = Bootstrap(len(values), about.confidence, about.resamples, about.seed)
+    return bootstrap.interval(bounded_mean(values, low, high))

@@ -166,7 +166,7 @@ class Bootstrap:
     def __init__(self, rows: int, confidence: float, resamples: int, seed: int) -> None:
         self._rows = rows
         self._confidence = confidence
-        self._tail = _expanded_tail(rows, confidence)
+        self._tail = expanded_tail(rows, confidence)
         random = np.random.default_rng(seed)
         # int64 of (resamples, rows): how often each row is drawn.
         self._draws = random.multinomial(rows, np.full(rows, 1 / rows), size=resamples)
@@ -210,7 +210,7 @@ class Bootstrap:
         )
 
 
-def _expanded_tail(rows: int, confidence: float) -> float:
+def expanded_tail(rows: int, confidence: float) -> float:
     """The share of resamples to leave out on either side."""
     if rows < 2:
         return 0.0
