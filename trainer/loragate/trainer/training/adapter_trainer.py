@@ -47,7 +47,9 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        # As in training: an adapter in float32 on a base in bf16 computes only so.
+        is_mixed = model.dtype == torch.bfloat16
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=is_mixed):
             ids = torch.tensor([_PROBE], device=model.device)
             hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             ours = cast(Tensor, head(hidden)).float()
