@@ -93,13 +93,29 @@ def test_pipe_in_place_of_a_file_is_refused_and_not_opened(write_adapter: WriteA
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "a.pth", "B.PKL"])
-def test_pickle_file_is_refused_with_advice(write_adapter: WriteAdapter, name: str):
+def test_pickle_beside_an_adapter_is_left_where_it_is(write_adapter: WriteAdapter, name: str):
     folder = write_adapter()
     (folder / name).write_bytes(b"\x80\x04.")
+    (folder / "tokenizer.json").symlink_to("/etc/hostname")
 
-    with pytest.raises(InvalidAdapter, match="safetensors") as refused:
-        inspect(folder)
-    assert refused.value.code == "pickle_file"
+    assert {file.name for file in inspect(folder).files} == {CONFIG, WEIGHTS}
+
+
+def test_files_of_a_hubs_cache_are_taken_through_its_links(
+    write_adapter: WriteAdapter, tmp_path: Path
+):
+    folder = write_adapter()
+    snapshot, blobs = tmp_path / "snapshots" / "abc", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).rename(blobs / f"digest-{name}")
+        (snapshot / name).symlink_to(Path("../../blobs") / f"digest-{name}")
+
+    assert {file.name for file in inspect(snapshot).files} == {CONFIG, WEIGHTS}
+    (snapshot / CONFIG).unlink()
+    (snapshot / CONFIG).symlink_to(blobs / ".." / "other" / CONFIG)
+    assert refused_code(snapshot) == "symlink"
 
 
 def test_symbolic_link_is_refused(write_adapter: WriteAdapter, tmp_path: Path):

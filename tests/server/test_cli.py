@@ -450,7 +450,7 @@ def test_usage_is_summed_up_since_a_time(loragate: Loragate, registry: Registry)
         ("adapter show acme/support", "there is no adapter 'acme/support'"),
         ("adapter show support", "'support' is not a valid adapter name"),
         ("adapter promote acme/support 3", "'3' is not a valid version name"),
-        ("adapter publish acme/support ./nowhere", "nowhere is not a folder"),
+        ("adapter publish acme/support ./nowhere", "there is no nowhere; give a folder"),
         ("adapter publish acme/base .", "reserved for the base model"),
     ],
 )

@@ -5,6 +5,7 @@
 - `store`: artifacts on disk, by digest. Which of them may go is `registry.needs`' to say.
 - `format`: what an adapter's folder is; `publish_check`, whether it could be served;
   `reference`, what it said where it was trained.
+- `importing`: makes of what any trainer has written a folder in that format.
 - `base_models`: the base model on disk, made or found.
 - `rendering`: messages to token ids, the same for serving and for training. `templates` are those
   that adapters bring, rendered in child processes.

@@ -19,6 +19,7 @@ from loragate.adapters.format.safetensors_header import Tensor, read_header
 __all__ = [
     "CONFIG",
     "MANIFEST",
+    "TAKEN",
     "WEIGHTS",
     "AdapterFiles",
     "SourceFile",
@@ -30,8 +31,9 @@ WEIGHTS: Final = "adapter_model.safetensors"
 MANIFEST: Final = "manifest.json"
 
 _REQUIRED: Final = (CONFIG, WEIGHTS)
-_TAKEN: Final = (CONFIG, WEIGHTS, MANIFEST, "README.md")
-_PICKLE_SUFFIXES: Final = frozenset({".bin", ".pt", ".pth", ".pkl"})
+TAKEN: Final = (CONFIG, WEIGHTS, MANIFEST, "README.md")
+"""All else in a folder stays behind, unread: a trainer leaves pickles and its log beside them."""
+_HUB_SNAPSHOTS, _HUB_BLOBS = "snapshots", "blobs"
 _TEXT_LIMIT_BYTES: Final = 1 << 20
 _WEIGHTS_LIMIT_BYTES: Final = 16 << 30  # more than rank 512 on every layer of a 70B model
 
@@ -78,10 +80,9 @@ def _files(folder: Path) -> tuple[SourceFile, ...]:
         raise InvalidAdapter(
             "not_a_folder", f"{folder} is not a folder; give the folder that holds {CONFIG}"
         )
-    entries = sorted(folder.iterdir())
-    for entry in entries:
+    taken = sorted(entry for entry in folder.iterdir() if entry.name in TAKEN)
+    for entry in taken:
         _check_entry(entry)
-    taken = [entry for entry in entries if entry.name in _TAKEN]
     missing = [name for name in _REQUIRED if name not in {entry.name for entry in taken}]
     if missing:
         raise InvalidAdapter(
@@ -93,18 +94,13 @@ def _files(folder: Path) -> tuple[SourceFile, ...]:
 
 
 def _check_entry(entry: Path) -> None:
-    if entry.is_symlink():
+    if entry.is_symlink() and not _is_in_hub_cache(entry):
+        # Whoever packed the folder could have any file of this machine copied into the store.
         raise InvalidAdapter(
-            "symlink", f"{entry.name} is a symbolic link; put the file itself into the folder"
+            "symlink",
+            f"{entry.name} is a symbolic link to a place outside its folder; put the file itself "
+            "into the folder",
         )
-    if entry.suffix.lower() in _PICKLE_SUFFIXES:
-        raise InvalidAdapter(
-            "pickle_file",
-            f"{entry.name} is a pickle file, which can run code when it is loaded; save the "
-            "adapter as safetensors (save_pretrained does by default) and remove this file",
-        )
-    if entry.name not in _TAKEN:
-        return
     status = entry.stat()
     if not stat.S_ISREG(status.st_mode):
         raise InvalidAdapter("missing_file", f"{entry.name} is not a file; put a plain file there")
@@ -114,6 +110,16 @@ def _check_entry(entry: Path) -> None:
             "file_too_large",
             f"{entry.name} has {status.st_size} bytes; shorten it to {limit_bytes} at most",
         )
+
+
+def _is_in_hub_cache(link: Path) -> bool:
+    """Whether it points to where the hub's cache keeps the files of the same model: from
+    `snapshots/<commit>/` to `blobs/` beside them.
+    """
+    snapshots = link.parent.resolve().parent
+    target = link.resolve()
+    is_beside = target.parent == snapshots.parent / _HUB_BLOBS
+    return snapshots.name == _HUB_SNAPSHOTS and is_beside and target.is_file()
 
 
 def read_manifest(text: bytes | None, config: AdapterConfig) -> AdapterManifest:

@@ -6,11 +6,11 @@ Whether what it asks for can be served is the question of `peft_features`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -18,6 +18,7 @@ from msgspec import Meta
 from loragate.adapters.errors import InvalidAdapter
 
 CONFIG: Final = "adapter_config.json"
+_Number = TypeVar("_Number", int, float)
 
 # A pattern's key is a regular expression to PEFT and to the engine, and an expression can be
 # written to match for ever. A module's name, or the end of one, is all that is needed.
@@ -45,10 +46,11 @@ class AdapterConfig:
 
     def rank_of(self, module: str) -> int:
         """The rank of one module, by the rule of PEFT and the engine: the first pattern wins."""
-        for key, rank in self.rank_pattern.items():
-            if re.match(rf"(.*\.)?({key})$", module):
-                return rank
-        return self.rank
+        return next(_matching(self.rank_pattern, module), self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """The alpha of one module, by the same rule."""
+        return next(_matching(self.alpha_pattern, module), self.alpha)
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would adapt this module, for a configuration without expressions."""
@@ -60,6 +62,10 @@ class AdapterConfig:
             return False
         layer = _LAYER_INDEX.search(module)
         return not self.layers or (layer is not None and int(layer[1]) in self.layers)
+
+
+def _matching(patterns: Mapping[str, _Number], module: str) -> Iterator[_Number]:
+    return (n for key, n in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
 
 
 class _Kind(msgspec.Struct):

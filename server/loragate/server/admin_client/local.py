@@ -15,6 +15,7 @@ from loragate.adapters.errors import BaseModelError
 from loragate.adapters.format.base_profile import BaseProfile
 from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.home import Home
+from loragate.adapters.importing.importing import Importer
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.merged_states import Mode
 from loragate.adapters.registry.pages import Page
@@ -185,6 +186,16 @@ def open_local() -> Iterator[LocalAdmin]:
     publish_check = PublishCheck(_base(config.engine, home), config.engine.max_lora_rank)
     with Registry(url, ArtifactStore(home.artifacts), publish_check) as registry:
         yield LocalAdmin(registry, f"cli:{_user()}", config.registry.orphans_after_seconds)
+
+
+def local_importer() -> Importer:
+    """For the base model that a server started here would hold, where one is prepared."""
+    home, engine = Home.from_environment(), load_config(None).engine
+    try:
+        model = find(engine.model, home.models).path
+    except BaseModelError:
+        model = None
+    return Importer(_base(engine, home), model, engine.max_lora_rank)
 
 
 def _user() -> str:

@@ -31,6 +31,7 @@ from loragate.server.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from loragate.adapters.importing.importing import Imported
     from loragate.adapters.names import AdapterName
     from loragate.server.admin.views import AdapterPageView, AdapterView, PublishedView
 
@@ -58,6 +59,14 @@ def add_to(app: typer.Typer) -> None:
             "loragate adapter publish acme/support ./support --promote --json",
         ),
     )(publish)
+    adapter.command(
+        "import",
+        epilog=examples(
+            "loragate adapter import ./out/checkpoint-500 acme/support",
+            "loragate adapter import ./lora.gguf acme/support --promote",
+            "loragate adapter import ./mlx-adapters --to ./support",
+        ),
+    )(import_adapter)
     adapter.command(
         "list", epilog=examples("loragate adapter list", "loragate adapter list acme --json")
     )(list_adapters)
@@ -99,7 +108,9 @@ def publish(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="Holds adapter_config.json and adapter_model.safetensors (PEFT)."
+            metavar="DIR",
+            help="Holds adapter_config.json and adapter_model.safetensors (PEFT), or another "
+            "layout that `adapter import` takes.",
         ),
     ],
     promote: Annotated[bool, typer.Option("--promote", help="Let the new version serve.")] = False,
@@ -113,10 +124,13 @@ def publish(
     """
     from loragate.adapters.names import AdapterName, parse_version
     from loragate.server.admin_client.interface import open_admin
+    from loragate.server.admin_client.local import local_importer
 
     name = AdapterName.parse(adapter)
-    with open_admin(url, key) as admin:
-        published = admin.publish(name, folder)
+    with local_importer().imported(folder) as imported, open_admin(url, key) as admin:
+        if not as_json:
+            _say_repairs(imported)
+        published = admin.publish(name, imported.folder)
         if promote:
             admin.set_alias(name, CHAMPION, parse_version(published.version), "promoted on publish")
         page = admin.show(name)
@@ -132,6 +146,73 @@ def publish(
             adapter=adapter,
             version=published.version,
         )
+
+
+def import_adapter(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder or a file of PEFT, TRL, Axolotl, Unsloth, LLaMA-Factory, MLX, "
+            "torchtune, kohya's, or a GGUF adapter of llama.cpp.",
+        ),
+    ],
+    adapter: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[TENANT/ADAPTER]", help="Publish it as this adapter's next version."
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", metavar="DIR", help="Write what would be published into a new folder."
+        ),
+    ] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Let the new version serve.")] = False,
+    as_json: Json = False,
+    url: Url = None,
+    key: AdminKey = None,
+) -> None:
+    """Take an adapter that any trainer has written, repair it where that is exact, publish it.
+
+    What is repaired changes no product: names, orders of rows, files. What would is refused, with
+    what to do. Without TENANT/ADAPTER and --to it is only looked at.
+    """
+    from loragate.adapters.importing.importing import copy_files
+    from loragate.server.admin_client.local import local_importer
+
+    if adapter is not None and to is None:
+        publish(adapter, source, promote, as_json, url, key)
+        return
+    with local_importer().imported(source) as imported:
+        if as_json:
+            print_json(_repairs_as_json(imported))
+        else:
+            if not imported.repairs:
+                say("Nothing to repair, in {layout} layout.", layout=imported.layout)
+            _say_repairs(imported)
+        if to is not None:
+            copy_files(imported.folder, to)
+            say("[green]Written[/] to {folder}", folder=str(to))
+    if adapter is not None and to is not None:
+        publish(adapter, to, promote, as_json, url, key)
+
+
+def _say_repairs(imported: "Imported") -> None:
+    for repair in imported.repairs:
+        say("[yellow]Repaired[/] {what} [dim]({why})[/]", what=repair.what, why=repair.why)
+    if imported.left_out:
+        names = ", ".join(f"{each.name} ({each.what})" for each in imported.left_out)
+        say("[dim]Left out: {names}[/]", names=names)
+
+
+def _repairs_as_json(imported: "Imported") -> dict[str, object]:
+    return {
+        "layout": imported.layout,
+        "repairs": [{"what": each.what, "why": each.why} for each in imported.repairs],
+        "left_out": [{"name": each.name, "what": each.what} for each in imported.left_out],
+    }
 
 
 def list_adapters(
