@@ -6,6 +6,8 @@
 `cleaning`       normalises text and drops rows by rules; each dropped row is recorded
 `personal_data`  found by pattern and checksum, and masked
 `similarity`     the similarity of two texts; exact and near duplicates, conflicts
+`pieces`         sets of character pieces of many texts, and which are near
+`seen`           digests of the rows that a version was trained on
 `quality`        findings on volume, labels, topics, variety, groups of people, tokens
 `demographics`   which groups of people are named, and what is associated with that
 `splits`         train, validation and test; the check for leaks; the folder on disk

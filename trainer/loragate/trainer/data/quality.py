@@ -21,7 +21,7 @@ from loragate.trainer.data.demographics import (
 )
 from loragate.trainer.data.example import Example, row_digest
 from loragate.trainer.data.settings import QualityLimits, Track, untracked
-from loragate.trainer.data.similarity import questions_of
+from loragate.trainer.data.similarity import own_lines_of, questions_of
 
 _MOST_TOPICS = 12
 _ROWS_PER_TOPIC = 25
@@ -191,7 +191,7 @@ def assess_quality(
         tuple(len(example.answer.split()) for example in examples),
     )
     topics = topics_of(examples)
-    openings = len({tuple(question.split()[:3]) for question in questions_of(examples)})
+    openings = len({tuple(question.split()[:3]) for question in own_lines_of(examples)})
     associations = associations_of(examples, lexicon) if examples else []
     tokens = _tokens(examples, limits, renderer, track) if renderer and examples else None
     return Quality(

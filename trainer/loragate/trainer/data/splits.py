@@ -1,11 +1,11 @@
 """Splits rows into train, validation and test, checks for leaks, and keeps the splits in a folder.
 
-Rows with near-equal questions or the same group form a cluster, which is never divided. Clusters
-are assigned by a hash of their content and the seed, so the order of the rows plays no part.
+Rows of which one asks what the other asks, greetings aside, and rows of one group form a cluster,
+which is never divided. A hash of the cluster and the seed assigns it, with fixed limits: the order
+of the rows plays no part, and a row that is added moves no others but where it joins clusters.
 
-Splitting finds similar rows by MinHash. `find_leaks` compares every pair that could be similar, by
-prefix filtering (two sets with a Jaccard index of at least t share one of each set's rarest
-pieces), and so finds a pair that MinHash missed.
+Splitting finds similar rows by their rarest pieces. `find_leaks` looks for the nearest rows by all
+pieces, and so finds a pair that the first search missed.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -26,13 +25,19 @@ from loragate.trainer.data.example import (
     row_digest,
     write_examples,
 )
+from loragate.trainer.data.pieces import nearest
+from loragate.trainer.data.seen import seen_key
 from loragate.trainer.data.settings import Splitting, Track, untracked
-from loragate.trainer.data.similarity import comparable, jaccard, near_pairs, pieces, questions_of
+from loragate.trainer.data.similarity import comparable, cores_of, links
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 SHEET = "data.json"
 _SHOWN = 120  # characters of a question in the error
+_ROUNDS = 5  # of joining what a check for leaks found; one is nearly always enough
+_SMALL = 20  # rows; a cluster up to this size may be in any split
+_FEWEST_CLUSTERS = 5  # of a label, for it to be in each split
+FAR = 0.5  # likeness; a test row that is less like any train row is far from them
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,18 @@ class SplitFolder:
     @property
     def digest(self) -> str:
         return str(self.sheet["digest"])
+
+    def nearest_in_train(self) -> list[float]:
+        """For each test row its likeness with the train row that is nearest to it, from 0 to 1:
+        the share of pieces that they have in common, greetings and common sentences aside.
+        """
+        train, test = self.splits["train"], self.splits["test"]
+        cores = cores_of([*train, *test])
+        return [alike for alike, _ in nearest(cores[len(train) :], cores[: len(train)])]
+
+    def far_from_train(self) -> list[bool]:
+        """For each test row whether every train row is far from it (less like than `FAR`)."""
+        return [alike < FAR for alike in self.nearest_in_train()]
 
     @classmethod
     def read(cls, path: Path) -> "SplitFolder":
@@ -101,33 +118,117 @@ def folder_digest(splits: Mapping[SplitName, tuple[Example, ...]]) -> str:
 
 
 def split(
-    examples: Sequence[Example], splitting: Splitting, track: Track = untracked
+    examples: Sequence[Example],
+    splitting: Splitting,
+    track: Track = untracked,
+    *,
+    known: Mapping[str, SplitName] | None = None,
 ) -> dict[SplitName, tuple[Example, ...]]:
-    """Assigns every row to a split. Raises DataError where a split would be empty."""
+    """Assigns every row to a split, and finds no like of it in another. Raises DataError where a
+    split would be empty.
+
+    `known` says where earlier rows were, by their `seen_key`: a cluster with one of them stays
+    there, and where clusters of different splits have met, all of it is trained.
+    """
     # Sorted first, so that clusters and files are the same for any order of the rows.
     examples = sorted(examples, key=row_digest)
-    clusters = clusters_of(examples, splitting.similarity, track)
-    assigned = _assign(examples, clusters, splitting)
-    if empty := [name for name, rows in assigned.items() if not rows]:
+    near = _joined(examples, splitting.similarity, track)
+    splits = _split_clusters(examples, near, splitting, known or {})
+    for _ in range(_ROUNDS):
+        places = {id(example): row for row, example in enumerate(examples)}
+        leaks = list(find_leaks(splits, splitting.similarity, track))
+        if not leaks:
+            break
+        for leak in leaks:  # what the first search missed
+            near.join(places[id(leak.one[1])], places[id(leak.other[1])])
+        splits = _split_clusters(examples, near, splitting, known or {})
+    else:
+        refuse_leaks(splits, splitting.similarity, track)
+    return splits
+
+
+def _split_clusters(
+    examples: Sequence[Example],
+    near: "_Joined",
+    splitting: Splitting,
+    known: Mapping[str, SplitName],
+) -> dict[SplitName, tuple[Example, ...]]:
+    """Raises DataError where a split would be empty."""
+    clusters, loose = _divided(examples, near, splitting)
+    assigned = _assign(examples, clusters, splitting, known)
+    left_out = _of_tested_groups(examples, assigned, loose)
+    splits: dict[SplitName, tuple[Example, ...]] = {
+        name: tuple(examples[row] for row in sorted(rows) if row not in left_out)
+        for name, rows in assigned.items()
+    }
+    if empty := [name for name, rows in splits.items() if not rows]:
         raise DataError(
-            f"nothing is left for {empty[0]}: {len(examples)} rows make {len(clusters)} clusters "
-            "of alike rows or groups, and a cluster is never divided; add rows of other kinds, "
-            "or use smaller groups"
+            f"nothing is left for {empty[0]}: {len(examples)} rows make {len(clusters)} "
+            "clusters of alike rows or groups, and a cluster is never divided; add rows of "
+            "other kinds, or use smaller groups"
         )
-    return {name: tuple(examples[row] for row in sorted(rows)) for name, rows in assigned.items()}
+    return splits
 
 
-def clusters_of(
-    examples: Sequence[Example], similarity: float, track: Track = untracked
-) -> list[list[int]]:
-    """Lists of row indices; the rows of one list must stay in one split."""
-    joined = _Joined(len(examples))
-    for one, other in near_pairs(questions_of(examples), similarity, track):
-        joined.join(one, other)
+def _divided(
+    examples: Sequence[Example], near: "_Joined", splitting: Splitting
+) -> tuple[list[list[int]], set[int]]:
+    """The clusters, and the rows of those that are divided at their groups.
+
+    Where alike rows and groups form one chain that is too large for a split, it is divided into
+    its clusters of alike rows, and the groups that are torn lose rows afterwards.
+    """
+    whole = near.copy()
     for rows in _by_group(examples).values():
         for row in rows[1:]:
-            joined.join(rows[0], row)
-    return joined.sets()
+            whole.join(rows[0], row)
+    clusters: list[list[int]] = []
+    loose: set[int] = set()
+    for cluster in whole.sets():
+        parts: dict[int, list[int]] = defaultdict(list)
+        if len(cluster) > _largest(examples, splitting):
+            for row in cluster:
+                parts[near.root(row)].append(row)
+        # One group alone is never divided, however large it is.
+        if len(parts) > 1 and len({examples[row].group for row in cluster}) > 1:
+            clusters += parts.values()
+            loose.update(cluster)
+        else:
+            clusters.append(cluster)
+    return clusters, loose
+
+
+def _largest(examples: Sequence[Example], splitting: Splitting) -> float:
+    """The most rows of a cluster that may be validated or tested."""
+    return max(_SMALL, min(splitting.validation, splitting.test) * len(examples))
+
+
+def _of_tested_groups(
+    examples: Sequence[Example], assigned: Mapping[SplitName, list[int]], loose: set[int]
+) -> set[int]:
+    """The rows whose group is in the test too, or in validation where the test has none of it."""
+    place: dict[int, SplitName] = {
+        row: name for name, rows in assigned.items() for row in rows if row in loose
+    }
+    groups: dict[str, set[SplitName]] = defaultdict(set)
+    for row, name in place.items():
+        group = examples[row].group
+        if group is not None:
+            groups[group].add(name)
+    return {
+        row
+        for row, name in place.items()
+        if (group := examples[row].group) is not None
+        and name != max(groups[group], key=SPLITS.index)
+    }
+
+
+def _joined(examples: Sequence[Example], similarity: float, track: Track) -> "_Joined":
+    """Rows of which one asks what the other asks, joined."""
+    joined = _Joined(range(len(examples)))
+    for one, other in links(cores_of(examples), similarity, track, contained=True):
+        joined.join(one, other)
+    return joined
 
 
 def _by_group(examples: Sequence[Example]) -> Mapping[str, list[int]]:
@@ -139,81 +240,151 @@ def _by_group(examples: Sequence[Example]) -> Mapping[str, list[int]]:
 
 
 def _assign(
-    examples: Sequence[Example], clusters: list[list[int]], splitting: Splitting
+    examples: Sequence[Example],
+    clusters: list[list[int]],
+    splitting: Splitting,
+    known: Mapping[str, SplitName],
 ) -> dict[SplitName, list[int]]:
-    """Assigns each cluster to the split that lacks most rows of the cluster's label, which is that
-    of its first row, or else most rows of any; so rare labels reach every split.
+    """Assigns each cluster by a number from 0 to 1 that its content and the seed draw, with fixed
+    limits, so that more rows move none of the others.
 
-    Large clusters are assigned first, since they fit into the fewest splits; among equals the hash
-    decides.
+    A split that lacks a label that has clusters enough gets the one that was drawn nearest to it,
+    and a cluster larger than the share of a split is trained.
     """
-    shares: dict[SplitName, float] = {
-        "train": 1 - splitting.validation - splitting.test,
-        "validation": splitting.validation,
-        "test": splitting.test,
+    drawn = [_draw(examples, cluster, splitting.seed) for cluster in clusters]
+    largest = _largest(examples, splitting)
+    places: list[SplitName] = []
+    for cluster, draw in zip(clusters, drawn, strict=True):
+        before = {known[key] for row in cluster if (key := seen_key(examples[row])) in known}
+        if before:
+            # What was trained once must never be tested.
+            places.append(next(name for name in SPLITS if name in before))
+        elif len(cluster) > largest:
+            places.append("train")
+        else:
+            places.append(_place(draw, splitting))
+    fixed = {
+        number
+        for number, cluster in enumerate(clusters)
+        if any(seen_key(examples[row]) in known for row in cluster)
     }
+    free = [n for n in range(len(clusters)) if n not in fixed and len(clusters[n]) <= largest]
+    for numbers in _by_label(examples, clusters).values():
+        _spread(places, [n for n in numbers if n in free], drawn)
+    _spread(places, free, drawn, fewest=3)
+    sizes = [len(cluster) for cluster in clusters]
+    # The test before validation: what validation takes from train goes no further.
+    _top_up(places, free, drawn, sizes, ("validation", "test"), splitting.test * len(examples) / 2)
+    _top_up(
+        places,
+        free,
+        drawn,
+        sizes,
+        ("train", "validation"),
+        splitting.validation * len(examples) / 2,
+    )
     assigned: dict[SplitName, list[int]] = {"train": [], "validation": [], "test": []}
-    room_at_all: dict[SplitName, float] = {
-        name: share * len(examples) for name, share in shares.items()
-    }
-    for clusters_of_label in _by_label(examples, clusters).values():
-        total = sum(len(cluster) for cluster in clusters_of_label)
-        room: dict[SplitName, float] = {name: share * total for name, share in shares.items()}
-        for cluster in sorted(
-            clusters_of_label,
-            key=lambda cluster: (-len(cluster), _draw(examples, cluster, splitting.seed)),
-        ):
-            name = max(shares, key=lambda name: _lack(name, room, room_at_all, shares))
-            assigned[name] += cluster
-            room[name] -= len(cluster)
-            room_at_all[name] -= len(cluster)
+    for cluster, place in zip(clusters, places, strict=True):
+        assigned[place] += cluster
     return assigned
 
 
-def _lack(
-    name: SplitName,
-    room: Mapping[SplitName, float],
-    room_at_all: Mapping[SplitName, float],
-    shares: Mapping[SplitName, float],
-) -> tuple[float, float, float]:
-    """The rows that the split lacks, as a share of its size. Rounded, since floats that should be
-    equal must compare as equal.
+def _place(draw: float, splitting: Splitting) -> SplitName:
+    if draw >= 1 - splitting.test:
+        return "test"
+    return "validation" if draw >= 1 - splitting.test - splitting.validation else "train"
+
+
+def _spread(
+    places: list[SplitName],
+    numbers: Sequence[int],
+    drawn: Sequence[float],
+    fewest: int = _FEWEST_CLUSTERS,
+) -> None:
+    """Gives the splits that have none of these clusters one, where there are enough: test that of
+    the highest draw, then validation, and train that of the lowest.
     """
-    share = shares[name]
-    return round(room[name] / share, 6), round(room_at_all[name] / share, 6), share
+    if len(numbers) < fewest:
+        return
+    ordered = sorted(numbers, key=lambda number: drawn[number], reverse=True)
+    wanted: tuple[tuple[SplitName, Sequence[int]], ...] = (
+        ("test", ordered), ("validation", ordered), ("train", ordered[::-1]),
+    )  # fmt: skip
+    for name, candidates in wanted:
+        if any(places[number] == name for number in numbers):
+            continue
+        # Not the only one that another split has.
+        counts = Counter(places[number] for number in numbers)
+        taken = next((n for n in candidates if counts[places[n]] > 1), None)
+        if taken is not None:
+            places[taken] = name
 
 
-def _by_label(
-    examples: Sequence[Example], clusters: list[list[int]]
-) -> Mapping[str | None, list[list[int]]]:
-    labels: dict[str | None, list[list[int]]] = defaultdict(list)
-    for cluster in clusters:
-        labels[examples[cluster[0]].label].append(cluster)
+def _top_up(
+    places: list[SplitName],
+    numbers: Sequence[int],
+    drawn: Sequence[float],
+    sizes: Sequence[int],
+    way: tuple[SplitName, SplitName],
+    least: float,
+) -> None:
+    """Moves clusters, those of the highest draw first, to a split that has too few rows by chance.
+    The test takes from validation only, so that no row that was trained comes into it.
+    """
+    source, goal = way
+    rows = sum(size for size, place in zip(sizes, places, strict=True) if place == goal)
+    left = [number for number in numbers if places[number] == source]
+    for number in sorted(left, key=lambda number: drawn[number], reverse=True)[:-1]:
+        if rows >= least:
+            return
+        places[number] = goal
+        rows += sizes[number]
+
+
+def _by_label(examples: Sequence[Example], clusters: list[list[int]]) -> Mapping[str, list[int]]:
+    """The clusters of each label, which is that of a cluster's first row."""
+    labels: dict[str, list[int]] = defaultdict(list)
+    for number, cluster in enumerate(clusters):
+        label = examples[cluster[0]].label
+        if label is not None:
+            labels[label].append(number)
     return labels
 
 
-def _draw(examples: Sequence[Example], cluster: Iterable[int], seed: int) -> str:
-    said = "".join(sorted(row_digest(examples[row]) for row in cluster))
-    return hashlib.sha256(f"{seed}:{said}".encode()).hexdigest()
+def _draw(examples: Sequence[Example], cluster: Iterable[int], seed: int) -> float:
+    """A number from 0 to 1, by the least digest in the cluster: of a cluster that grows, it mostly
+    stays as it is.
+    """
+    digests = (_anchor(examples[row], seed) for row in cluster)
+    said = hashlib.sha256(f"{seed}:{min(digests)}".encode()).digest()
+    return int.from_bytes(said[:8], "big") / 2**64
+
+
+def _anchor(example: Example, seed: int) -> str:
+    said = f"group {example.group}" if example.group is not None else seen_key(example)
+    return hashlib.sha256(f"cluster {seed}:{said}".encode()).hexdigest()
 
 
 class _Joined:
     """Disjoint sets of row numbers."""
 
-    def __init__(self, size: int) -> None:
-        self._parents = list(range(size))
+    def __init__(self, parents: Iterable[int]) -> None:
+        self._parents = list(parents)
+
+    def copy(self) -> "_Joined":
+        return _Joined(self._parents)
 
     def join(self, one: int, other: int) -> None:
-        one, other = self._root(one), self._root(other)
+        one, other = self.root(one), self.root(other)
         self._parents[max(one, other)] = min(one, other)
 
     def sets(self) -> list[list[int]]:
         found: dict[int, list[int]] = defaultdict(list)
         for row in range(len(self._parents)):
-            found[self._root(row)].append(row)
+            found[self.root(row)].append(row)
         return list(found.values())
 
-    def _root(self, row: int) -> int:
+    def root(self, row: int) -> int:
         while (parent := self._parents[row]) != row:
             self._parents[row] = self._parents[parent]
             row = parent
@@ -271,17 +442,17 @@ def _same(
 
 
 def _near(rows: list[tuple[SplitName, Example]], similarity: float, track: Track) -> Iterator[Leak]:
-    sets = [pieces(text) for text in questions_of([example for _, example in rows])]
-    rarity = Counter(piece for found in sets for piece in found)
-    seen: dict[str, list[int]] = defaultdict(list)
-    for number, found in enumerate(track(sets, description="Looking for leaks")):
-        ordered = sorted(found, key=lambda piece: (rarity[piece], piece))
-        prefix = ordered[: len(ordered) - ceil(similarity * len(ordered)) + 1]
-        for other in {other for piece in prefix for other in seen[piece]}:
-            if rows[other][0] != rows[number][0] and jaccard(found, sets[other]) >= similarity:
-                yield Leak(rows[other], rows[number], "near-equal questions")
-        for piece in prefix:
-            seen[piece].append(number)
+    cores = cores_of([example for _, example in rows])
+    numbers = {name: [n for n, row in enumerate(rows) if row[0] == name] for name in SPLITS}
+    compared: tuple[tuple[SplitName, list[int]], ...] = (
+        ("test", numbers["train"] + numbers["validation"]),
+        ("validation", numbers["train"]),
+    )
+    for name, others in track(compared, description="Looking for leaks"):
+        found = nearest([cores[n] for n in numbers[name]], [cores[n] for n in others])
+        for number, (alike, at) in zip(numbers[name], found, strict=True):
+            if alike >= similarity:
+                yield Leak(rows[others[at]], rows[number], "near-equal questions")
 
 
 def _short(example: Example) -> str:
