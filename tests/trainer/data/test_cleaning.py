@@ -112,7 +112,11 @@ def test_near_duplicates_can_be_kept_and_called_near_by_another_measure():
 
 
 def test_all_rows_of_a_conflict_go_or_all_stay():
-    rows = (example("Is it on?", "yes"), example("is it on", "no"), example("Who?", "me"))
+    rows = (
+        example("Is it on?", "yes", label="yes"),
+        example("Is it  on?", "no", label="no"),
+        example("Who?", "me", label="me"),
+    )
     found = cleaned(*rows)
     assert rules(found) == [("conflict", 1), ("conflict", 2)]
     assert found.drops[0].other == Place("raw.jsonl", 2)
@@ -125,6 +129,42 @@ def test_what_stays_does_not_depend_on_the_order_of_the_rows():
     rows += [example("Is it on?", "yes"), example("Is it on?", "no")]
     first = set(cleaned(*rows).examples)
     assert first == set(cleaned(*random.Random(1).sample(rows, len(rows))).examples)
+
+
+def test_free_text_keeps_the_rows_of_a_common_question():
+    answers = [row.prompt for row in distinct(24)[20:]]
+    rows = [example("How do I reset it?", answer) for answer in answers]
+    found = cleaned(*rows, *distinct(10))
+    assert (len(found.rows), found.conflicts_kept) == (14, 4)
+    dropped = cleaned(*rows, *distinct(10), cleaning=Cleaning(conflicts="drop"))
+    assert len(dropped.rows) == 10
+
+
+def test_rows_that_were_changed_are_recorded_with_what_and_where():
+    found = cleaned(
+        example("The cafÃ© is  open?", "Yes."),
+        example("I am a@b.example, write to me", "We wrote to a@b.example."),
+        example("And the hotline?", "It is 0800 111 999."),
+    )
+    mended, masked = found.changes
+    assert (mended.kind, mended.place.line, mended.what) == ("mended", 1, ("mojibake", "spaces"))
+    assert (mended.before, mended.after) == ("The cafÃ© is  open?", "The café is open?")
+    assert (masked.kind, masked.place.line, masked.what) == ("masked", 2, ("e-mail address",))
+    assert "[EMAIL]" in masked.after
+    assert "a@b" not in str([change.to_json() for change in found.changes])
+    assert (found.masked_answers, found.kept_in_answers) == (1, 1)
+    assert found.rows[2].example.answer == "It is 0800 111 999."
+
+
+def test_labels_that_differ_in_case_are_one_label():
+    rows = [example(row.prompt, "Billing", label="Billing") for row in distinct(4)]
+    rows.append(example("Something else?", "billing ", label="billing"))
+    rows.append(example("And free text?", "It is about a bill.", label="BILLING"))
+    found = cleaned(*rows)
+    assert {row.label for row in found.examples} == {"Billing"}
+    assert found.rows[4].example.answer == "Billing"
+    assert found.rows[5].example.answer == "It is about a bill."
+    assert [change.kind for change in found.changes[-2:]] == ["labelled", "labelled"]
 
 
 def test_few_answers_that_come_again_are_taken_for_labels():

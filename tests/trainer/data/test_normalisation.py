@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loragate.trainer.data.cleaning import normalise_text
+from loragate.trainer.data.cleaning import mends_of, normalise_text
+from loragate.trainer.data.settings import DEFAULT_MENDS
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,14 @@ def test_broken_text_is_normalised(raw: str, normalised: str):
         "👩\u200d🔬 at work",
         "日本語のテキスト",
         "ﬁne with me",
+        "您好！包裹已发出，预计明天（周三）到达。下月１日，￥１２８。",
+        "    for x in xs:\n        total += x\n    return total",
+        "    return total",
+        "def total(xs):\n    total = 0\n",
+        "class A:\n    a = 1\n\n\nclass B:\n    b = 2\n",
+        "Sort this table:\na\t3\nb\t1",
+        "b\t1",
+        "name   age\nAnna   31\nBo     7",
     ],
 )
 def test_what_was_meant_so_stays(text: str):
@@ -42,3 +51,16 @@ def test_what_was_meant_so_stays(text: str):
 def test_mending_twice_is_mending_once(text: str):
     once = normalise_text(text)
     assert normalise_text(once) == once
+
+
+def test_every_mend_can_be_left_out_and_is_named():
+    raw = "The cafÃ© \u200bis\x07  e\u0301"
+    mended = normalise_text(raw)
+    assert mended == "The café is é"
+    assert mends_of(raw, mended, DEFAULT_MENDS) == list(DEFAULT_MENDS)
+    assert normalise_text(raw, ()) == raw
+    assert "Ã©" in normalise_text(raw, ("invisible", "control"))
+
+
+def test_full_width_signs_become_ascii_only_where_that_is_asked_for():
+    assert normalise_text("（１）", ("width",)) == "(1)"

@@ -17,6 +17,12 @@ PERSONAL = PersonalData(("GB", "US", "DE", "FR"))
         ("call 020 7946 0958, please", "call [PHONE], please"),
         ("(555) 010-4477", "[PHONE]"),
         ("0171 2345678 ab 9", "[PHONE] ab 9"),
+        ("phone=02079460958", "phone=[PHONE]"),
+        ("01.23.45.67.89 or 01 23 45 67 89", "[PHONE] or [PHONE]"),
+        ("+44 20 7946 0958 / +49 171 2345678", "[PHONE] / [PHONE]"),
+        ("On 03.04.2024 ring 0171/2345678", "On 03.04.2024 ring [PHONE]"),
+        ("my order came, call 020 7946 0958 at 10:30", "my order came, call [PHONE] at 10:30"),
+        ("020 7946 0958 - thanks", "[PHONE] - thanks"),
         ("card 4111 1111 1111 1111 till 12/29", "card [CARD] till 12/29"),
         ("5500-0000-0000-0004", "[CARD]"),
         ("371449635398431", "[CARD]"),
@@ -70,6 +76,20 @@ def test_personal_data_are_masked(text: str, masked: str):
         "110105194912310021",
         "order 1234567890 of 2024-05-06 at 10:30 for £1,200.50",
         "reading 045231, error 32, 2021-2022",
+        "83265 / 305 = 275.43397884615385",
+        "4600 - 1286 + 4983 + 1010 - 3622 + 6644 - 1",
+        "Solve 622x + 3751 - 3751 = 18679 - 3751",
+        "calculate 821091117+4908374100427?",
+        "x = 4111111111111111 * 2, y = 0171234567 + 1",
+        'xyz0123456789"',
+        "f_0123456789 and 0123456789abcdef",
+        "3.14159265358979, 1,234,567,890, 12'345'678",
+        "Am 01.02.2024 10:30 Uhr, bitte seien Sie zu Hause.",
+        "zwischen 12.03.2024 und 15.03.2024 12:00",
+        "from 2024-01-05 08:30:00 to 2024-01-06T09:00Z",
+        "order 0123456789, order number: 07946095812, Auftrag Nr. 0171234567",
+        "server 192.168.100.200, version 1.20.3.4",
+        "$ 1 200 300, EUR 1.200.300,00",
         "F-2597",
     ],
 )
@@ -82,10 +102,27 @@ def test_a_number_is_masked_once_by_the_surest_recogniser():
     assert found.kind == "IBAN"
 
 
-def test_every_turn_is_masked_and_counted():
-    row = example("I am a@b.example", "Write to c@d.example, not a@b.example.")
-    assert [entity.what for entity in PERSONAL.find_in(row)] == ["e-mail address"] * 3
-    assert PERSONAL.mask_in(row) == example("I am [EMAIL]", "Write to [EMAIL], not [EMAIL].")
+def test_what_was_asked_with_is_masked_in_question_and_answer():
+    row = example("I am a@b.example", "You are A@b.example, thanks.")
+    found = PERSONAL.in_row(row)
+    assert [entity.what for entity in found.masked] == ["e-mail address"] * 2
+    assert found.example == example("I am [EMAIL]", "You are [EMAIL], thanks.")
+    assert (found.answers, found.kept) == (1, 0)
+
+
+def test_what_only_an_answer_says_is_to_be_learnt():
+    row = example("I smell gas!", "Leave the house and call 0800 111 999.")
+    found = PERSONAL.in_row(row.with_system_prompt("Mail help@firm.example for more."))
+    assert found.masked == ()
+    assert found.example == row.with_system_prompt("Mail help@firm.example for more.")
+    assert found.kept == 1
+
+
+def test_what_is_allowed_stays_everywhere():
+    personal = PersonalData(("GB",), allowed=("0800-111-999", "@firm.example"))
+    row = example("I rang 0800 111 999, wrote to Help@firm.example and am on 020 7946 0958.")
+    masked = "I rang 0800 111 999, wrote to Help@firm.example and am on [PHONE]."
+    assert personal.in_row(row).example == example(masked)
 
 
 def test_national_telephone_numbers_are_known_by_region():

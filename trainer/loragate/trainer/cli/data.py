@@ -12,6 +12,7 @@ from loragate.trainer.cli.options import Json, examples, options_of, print_json
 from loragate.trainer.data.settings import (
     BadRows,
     Cleaning,
+    ConflictRule,
     FormatName,
     KeepOrDrop,
     PersonalDataRule,
@@ -20,6 +21,7 @@ from loragate.trainer.data.settings import (
     Reading,
     Splitting,
     Track,
+    read_mends,
 )
 
 if TYPE_CHECKING:
@@ -87,8 +89,28 @@ class PreparationOptions:
     ] = CLEANING.near_duplicates
     similarity: Similarity = CLEANING.similarity
     conflicts: Annotated[
-        KeepOrDrop, typer.Option(help="What rows with one question and different answers do.")
+        ConflictRule,
+        typer.Option(
+            help="What rows with one question and different answers do; labels drops them where "
+            "rows have labels, of which one must be wrong."
+        ),
     ] = CLEANING.conflicts
+    allow: Annotated[
+        list[str],
+        typer.Option(
+            metavar="TEXT",
+            help="An address or number that is never masked, such as the firm's own; @firm.example "
+            "for all addresses there.",
+        ),
+    ] = field(default_factory=list)
+    mend: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="What is mended in texts, with commas between: mojibake, invisible, control, "
+            "unicode, spaces, width (full-width signs to ASCII); or none.",
+        ),
+    ] = ",".join(CLEANING.mend)
     max_tokens: Annotated[int, typer.Option(min=1, help="The limit that the run will have.")] = (
         LIMITS.max_tokens
     )
@@ -115,6 +137,8 @@ class PreparationOptions:
                 near_duplicates=self.near_duplicates,
                 similarity=self.similarity,
                 conflicts=self.conflicts,
+                allowed=tuple(self.allow),
+                mend=read_mends(self.mend),
             ),
             quality=QualityLimits(max_tokens=self.max_tokens),
         )
@@ -195,17 +219,17 @@ def clean(
     Normalises mojibake, odd characters and spaces; masks personal data; drops rows that are empty,
     one-sided, too long, in another language, duplicates or near duplicates of others, or that
     contradict each other. Every dropped row is written beside OUT (.drops.jsonl) with its file,
-    line, rule and a sample in which personal data are masked.
-
-    Where one question may well have several answers (free text), use --conflicts keep.
+    line, rule and a sample in which personal data are masked, and every row that was masked or
+    mended in .changes.jsonl.
     """
     settings = options.settings()
-    from loragate.trainer.data.preparing import examine, write_cleaned, write_drops
+    from loragate.trainer.data.preparing import examine, write_changes, write_cleaned, write_drops
 
     with _progress() as track:
         found = examine(files, settings, _renderer(options.model), track)
     write_cleaned(out, found)
     write_drops(out.with_suffix(".drops.jsonl"), found.cleaned)
+    write_changes(out.with_suffix(".changes.jsonl"), found.cleaned)
     _show(found, report, as_json, out)
 
 

@@ -1,39 +1,59 @@
 """Normalises the text of rows and drops rows by rules in a fixed order; every drop is recorded.
 
-Normalising repairs mojibake, invisible and control characters and whitespace. Which rows stay
-depends on their content, not on their order.
+Normalising mends what is broken, not what is unusual: each mend has a name and can be left out.
+Every row that was changed is recorded as those that were dropped are. Which rows stay depends on
+their content, not on their order.
 """
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from ftfy import TextFixerConfig, fix_text
+from ftfy.fixes import fix_character_width
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from loragate.trainer.data.example import DataError, Example, flaw_of
 from loragate.trainer.data.personal_data import PersonalData
 from loragate.trainer.data.reading import Place, Read, Row
-from loragate.trainer.data.settings import Cleaning, Track, untracked
+from loragate.trainer.data.settings import (
+    DEFAULT_MENDS,
+    MENDS,
+    Cleaning,
+    Mend,
+    Track,
+    untracked,
+)
 from loragate.trainer.data.similarity import (
     Alike,
     conflicts,
     exact_duplicates,
     near_duplicates,
-    questions_of,
+    own_lines_of,
     same_answer,
+    same_key,
 )
 
-# What people typed on purpose stays: HTML entities, curly quotes and ligatures.
+# What people typed on purpose stays: HTML entities, quotes, ligatures and full-width characters.
 _FIXES = TextFixerConfig(
-    unescape_html=False, uncurl_quotes=False, fix_latin_ligatures=False, normalization="NFC"
+    unescape_html=False,
+    uncurl_quotes=False,
+    fix_latin_ligatures=False,
+    fix_character_width=False,
+    fix_line_breaks=False,
+    remove_control_chars=False,
+    remove_terminal_escapes=False,
+    normalization=None,
 )
 # Soft hyphens, zero-width spaces and joiners between letters, byte order marks, bidi controls. The
 # joiner U+200D and U+200C stay: emoji and several scripts are written with them.
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069]")
+_LINE_ENDS = re.compile("\r\n?|[\u2028\u2029\x85]")
 _SPACES = re.compile(r"[^\S\n]+")
+_GAP = re.compile(r"\S {2,}\S")
 _BLANK_LINES = re.compile(r"\n{3,}")
 UNSURE = "unsure"
 # Probabilities by the model: "Internet down" is English with 0.06 and Danish with 0.07, a German
@@ -54,45 +74,93 @@ RULES = {
     "near_duplicate": "says nearly what another row says",
 }
 _SAMPLE = 240  # characters
+_SHOWN_BEFORE, _SHOWN_AFTER = 30, 60  # characters of a text that was mended
 _MOST_LABELS = 50
 _ROWS_PER_LABEL = 5
 _LONGEST_LABEL = 40  # characters; a longer answer that comes again is a stock phrase, no class
 
 
-def normalise(example: Example) -> Example:
-    """The example with every text normalised."""
+def normalise(example: Example, mends: Collection[Mend] = DEFAULT_MENDS) -> Example:
+    """The example with every text mended."""
     return replace(
         example,
         messages=tuple(
             replace(
                 message,
-                content=normalise_text(message.content),
-                reasoning=normalise_text(message.reasoning),
+                content=normalise_text(message.content, mends),
+                reasoning=normalise_text(message.reasoning, mends),
             )
             for message in example.messages
         ),
     )
 
 
-def normalise_text(text: str) -> str:
-    """Without mojibake, invisible and control characters, in NFC, with tidy whitespace."""
-    fixed = _INVISIBLE.sub("", fix_text(text, _FIXES))
-    fixed = "".join(char for char in fixed if char in "\n\t" or unicodedata.category(char) != "Cc")
-    return tidy_whitespace(fixed)
+def normalise_text(text: str, mends: Collection[Mend] = DEFAULT_MENDS) -> str:
+    """The text with the mends applied, in the order of `MENDS`."""
+    for mend in MENDS:
+        if mend in mends:
+            text = _MENDERS[mend](text)
+    return text
+
+
+def mends_of(before: str, after: str, mends: Collection[Mend]) -> list[Mend]:
+    """Which of the mends made `after` of `before`."""
+    found: list[Mend] = []
+    text = before
+    for mend in MENDS:
+        if mend in mends and text != after and (mended := _MENDERS[mend](text)) != text:
+            found.append(mend)
+            text = mended
+    return found
+
+
+def _without_control(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
 
 
 def tidy_whitespace(text: str) -> str:
     """Single spaces, no spaces at the ends of lines, one empty line at most.
 
-    Where lines are indented, as in code, the inner spaces mean something and stay.
+    Spaces that mean something stay: in indented text, as code and its completions are, and in
+    tables, whose cells are divided by tabs or stand below each other.
     """
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    is_indented = any(line[:1] in (" ", "\t") and line.strip() for line in lines[1:])
-    if is_indented:
-        lines = [line.rstrip() for line in lines]
-    else:
-        lines = [_SPACES.sub(" ", line).strip() for line in lines]
+    lines = text.split("\n")
+    if _is_indented(lines):
+        return text
+    if _is_table(text, lines):
+        return "\n".join(line.rstrip(" ") for line in lines).strip("\n ")
+    lines = [_SPACES.sub(" ", line).strip() for line in lines]
     return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip()
+
+
+def _is_indented(lines: Sequence[str]) -> bool:
+    """Whether a line is indented below another one, or the first as code is; a paragraph that
+    begins with a space is not.
+    """
+    if not any(line.strip() for line in lines):
+        return False
+    return lines[0].startswith(("    ", "\t")) or any(
+        line[:1] in (" ", "\t") and line.strip() and before.strip()
+        for before, line in pairwise(lines)
+    )
+
+
+def _is_table(text: str, lines: Sequence[str]) -> bool:
+    tabbed = sum("\t" in line.strip() for line in lines)
+    gaps = sum(_GAP.search(line.strip()) is not None for line in lines)
+    return tabbed > 1 or gaps > 1 or (tabbed == 1 and " " not in text)
+
+
+_MENDERS: Mapping[Mend, Callable[[str], str]] = {
+    "mojibake": lambda text: text if text.isascii() else fix_text(text, _FIXES),
+    "invisible": lambda text: text if text.isascii() else _INVISIBLE.sub("", text),
+    "control": lambda text: _without_control(_LINE_ENDS.sub("\n", text)),
+    "unicode": lambda text: unicodedata.normalize("NFC", text),
+    "spaces": tidy_whitespace,
+    "width": fix_character_width,
+}
 
 
 class Languages:
@@ -150,6 +218,29 @@ class Drop:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A row that stayed, changed. `kind` is masked, mended or labelled, `what` says what was;
+    `before` and `after` show the place, with personal data masked in both.
+    """
+
+    kind: str
+    place: Place
+    what: tuple[str, ...]
+    after: str
+    before: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "change": self.kind,
+            "file": self.place.file,
+            "line": self.place.line,
+            "what": list(self.what),
+            **({"before": self.before} if self.before else {}),
+            "after": self.after,
+        }
+
+
 @dataclass(slots=True)
 class Cleaned:
     """The rows that stayed, the drops, and counts of what was changed or found."""
@@ -160,6 +251,9 @@ class Cleaned:
     normalised_rows: int = 0  # rows of which a character was changed
     masked: Counter[str] = field(default_factory=Counter)  # kinds of personal data, in pieces
     masked_rows: int = 0
+    masked_answers: int = 0  # answers of which a piece was masked
+    kept_in_answers: int = 0  # pieces that only answers have, which stay
+    changes: list[Change] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
     conflicts_kept: int = 0
     are_labels_found: bool = False  # answers were few enough to be taken for labels
@@ -176,7 +270,7 @@ class Cleaned:
 
 def clean(read: Read, cleaning: Cleaning, track: Track = untracked) -> Cleaned:
     """Normalises, and applies every rule. Raises DataError for an unknown language or country."""
-    personal = PersonalData(cleaning.phone_regions)
+    personal = PersonalData(cleaning.phone_regions, cleaning.allowed)
     languages = Languages()
     if cleaning.language is not None:
         languages.check_code(cleaning.language)
@@ -195,8 +289,10 @@ def clean(read: Read, cleaning: Cleaning, track: Track = untracked) -> Cleaned:
 
 def _take_sound(row: Row, cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData) -> None:
     """Normalises a row, and keeps it where it is complete and of an allowed length."""
-    example = normalise(row.example)
-    cleaned.normalised_rows += example != row.example
+    example = normalise(row.example, cleaning.mend)
+    if example != row.example:
+        cleaned.normalised_rows += 1
+        cleaned.changes.append(_mended(row, example, cleaning.mend, personal))
     row = replace(row, example=example)
     if flaw := flaw_of(example.messages):
         cleaned.drops.append(_drop("empty", row, flaw, personal))
@@ -206,6 +302,38 @@ def _take_sound(row: Row, cleaned: Cleaned, cleaning: Cleaning, personal: Person
         cleaned.rows.append(row)
 
 
+def _mended(row: Row, after: Example, mends: Collection[Mend], personal: PersonalData) -> Change:
+    """What was mended in a row, with the first place that changed."""
+    what: dict[Mend, None] = {}
+    shown: tuple[str, str] = ("", "")
+    for one, other in zip(row.example.messages, after.messages, strict=True):
+        for old, new in ((one.content, other.content), (one.reasoning, other.reasoning)):
+            if old == new:
+                continue
+            what |= dict.fromkeys(mends_of(old, new, mends))
+            if shown == ("", ""):
+                shown = _around(old, new, personal)
+    return Change("mended", row.place, tuple(what), shown[1], shown[0])
+
+
+def _around(old: str, new: str, personal: PersonalData) -> tuple[str, str]:
+    """The two texts near the first character that differs, as Python writes them."""
+    # Masked first: half a telephone number would not be recognised.
+    old, new = personal.mask(old), personal.mask(new)
+    pairs = enumerate(zip(old, new, strict=False))
+    at = next((n for n, (a, b) in pairs if a != b), min(len(old), len(new)))
+    start = max(0, at - _SHOWN_BEFORE)
+    return ascii_ends(old[start : at + _SHOWN_AFTER]), ascii_ends(new[start : at + _SHOWN_AFTER])
+
+
+def ascii_ends(text: str) -> str:
+    """With line ends, tabs and what cannot be seen written out."""
+    return "".join(
+        char if char == " " or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 def _drop_other_languages(
     cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData, languages: Languages
 ) -> None:
@@ -213,7 +341,7 @@ def _drop_other_languages(
     may be in another one.
     """
     kept: list[Row] = []
-    for row, question in zip(cleaned.rows, questions_of(cleaned.examples), strict=True):
+    for row, question in zip(cleaned.rows, own_lines_of(cleaned.examples), strict=True):
         text = f"{question}\n{row.example.answer}"
         if cleaning.language and (other := languages.is_other(text, cleaning.language)):
             reason = f"the language is {other}, not {cleaning.language}"
@@ -229,15 +357,21 @@ def _remove_personal_data(
 ) -> None:
     kept: list[Row] = []
     for row in track(cleaned.rows, description="Looking for personal data"):
-        entities = personal.find_in(row.example)
-        if not entities:
+        found = personal.in_row(row.example)
+        cleaned.kept_in_answers += found.kept
+        if not found.masked:
             kept.append(row)
         elif cleaning.personal_data == "mask":
-            cleaned.masked.update(entity.what for entity in entities)
+            kinds = Counter(entity.what for entity in found.masked)
+            cleaned.masked.update(kinds)
             cleaned.masked_rows += 1
-            kept.append(replace(row, example=personal.mask_in(row.example)))
+            cleaned.masked_answers += found.answers
+            cleaned.changes.append(
+                Change("masked", row.place, tuple(sorted(kinds)), _sample(row.example, personal))
+            )
+            kept.append(replace(row, example=found.example))
         else:
-            what = ", ".join(sorted({entity.what for entity in entities}))
+            what = ", ".join(sorted({entity.what for entity in found.masked}))
             reason = f"there is personal data: {what}"
             cleaned.drops.append(_drop("personal_data", row, reason, personal))
     cleaned.rows = kept
@@ -260,6 +394,7 @@ def _length_flaw(example: Example, cleaning: Cleaning) -> str:
 def _label(cleaned: Cleaned) -> None:
     """Takes answers for labels where no row has one, and they are few, short and come again."""
     if any(row.example.label is not None for row in cleaned.rows):
+        _spell_labels_alike(cleaned)
         return
     answers = Counter(row.example.answer for row in cleaned.rows)
     is_few = 1 < len(answers) <= _MOST_LABELS
@@ -272,13 +407,49 @@ def _label(cleaned: Cleaned) -> None:
         ]
 
 
+def _spell_labels_alike(cleaned: Cleaned) -> None:
+    """Gives labels that differ in case or spaces only the spelling that most rows have, and the
+    answers that are those labels too.
+    """
+    spellings: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in cleaned.rows:
+        if row.example.label is not None:
+            spellings[_label_key(row.example.label)][row.example.label] += 1
+    usual = {
+        key: min(found, key=lambda spelling: (-found[spelling], spelling))
+        for key, found in spellings.items()
+    }
+    for number, row in enumerate(cleaned.rows):
+        label = row.example.label
+        if label is None:
+            continue
+        wanted = usual[_label_key(label)]
+        last = row.example.messages[-1]
+        answer = wanted if _label_key(last.content) == _label_key(label) else last.content
+        if (label, last.content) == (wanted, answer):
+            continue
+        messages = (*row.example.messages[:-1], replace(last, content=answer))
+        example = replace(row.example, label=wanted, messages=messages)
+        before = label if label != wanted else last.content
+        cleaned.changes.append(
+            Change("labelled", row.place, ("spelling of the label",), wanted, before[:_SAMPLE])
+        )
+        cleaned.rows[number] = replace(row, example=example)
+
+
+def _label_key(label: str) -> str:
+    return same_key(label).casefold()
+
+
 def _drop_repeats(
     cleaned: Cleaned, cleaning: Cleaning, personal: PersonalData, track: Track
 ) -> None:
     _drop_alike(cleaned, "exact_duplicate", exact_duplicates(cleaned.examples), personal)
     # Before near duplicates, of which one might be kept that another row contradicts.
     contradicting = conflicts(cleaned.examples)
-    if cleaning.conflicts == "drop":
+    # In free text several answers are right; of two labels one is wrong.
+    are_labels = any(row.example.label is not None for row in cleaned.rows)
+    if cleaning.conflicts == "drop" or (cleaning.conflicts == "labels" and are_labels):
         _drop_conflicts(cleaned, contradicting, personal)
     else:
         cleaned.conflicts_kept = sum(len(rows) for rows in contradicting)

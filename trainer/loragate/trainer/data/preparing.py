@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from loragate.adapters.rendering.renderer import Renderer
@@ -12,16 +12,18 @@ from loragate.trainer.data.quality import Finding, Quality, assess_quality, find
 from loragate.trainer.data.reading import file_digest, read_rows
 from loragate.trainer.data.report import Report, account_of, package_versions
 from loragate.trainer.data.settings import (
+    Cleaning,
     PreparationSettings,
     QualityLimits,
     Splitting,
     Track,
     untracked,
 )
-from loragate.trainer.data.splits import SplitFolder, refuse_leaks, split, write_split_folder
+from loragate.trainer.data.splits import SplitFolder, split, write_split_folder
 
 REPORT = "report.html"
 DROPS = "drops.jsonl"
+CHANGES = "changes.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,6 @@ def prepare(
     report = examine(paths, settings, renderer, track)
     require_enough(report.quality.findings)
     splits = split(report.cleaned.examples, settings.splitting, track)
-    refuse_leaks(splits, settings.splitting.similarity, track)
     folder = write_split_folder(out, splits, _about(report))
     report = Report(
         "Training data", folder.digest, report.read, report.cleaned, report.quality, settings,
@@ -58,6 +59,7 @@ def prepare(
     )  # fmt: skip
     report.write(out / REPORT)
     write_drops(out / DROPS, report.cleaned)
+    write_changes(out / CHANGES, report.cleaned)
     return PreparedData(folder, report.quality, report)
 
 
@@ -76,6 +78,9 @@ def examine(
             f"({_counts(cleaned)}); `loragate data check --report report.html` says why"
         )
     quality = assess_quality(cleaned.examples, settings.quality, renderer, track)
+    quality = replace(
+        quality, findings=(*quality.findings, *findings_on_cleaning(cleaned, settings.cleaning))
+    )
     digest = digest_of(cleaned.examples)
     return Report("Training data", digest, read, cleaned, quality, settings)
 
@@ -87,7 +92,6 @@ def split_file(
     examples = read_examples(path)
     require_enough(findings_on_volume(len(examples), QualityLimits()))
     splits = split(examples, splitting, track)
-    refuse_leaks(splits, splitting.similarity, track)
     source = {"path": str(path), "sha256": file_digest(path), "rows": len(examples)}
     about = {
         "seed": splitting.seed,
@@ -96,6 +100,44 @@ def split_file(
         "packages": package_versions(),
     }
     return write_split_folder(out, splits, about)
+
+
+def findings_on_cleaning(cleaned: Cleaned, cleaning: Cleaning) -> list[Finding]:
+    """What cleaning did to the answers that are to be learnt."""
+    found: list[Finding] = []
+    if cleaned.masked_answers:
+        found.append(
+            Finding(
+                "warn",
+                "Personal data",
+                f"{_answers(cleaned.masked_answers)} a mask such as [PHONE] where what was asked "
+                "with comes again, and the adapter will learn to say it. Is it meant? What is no "
+                "secret can be allowed; changes.jsonl has the rows.",
+            )
+        )
+    if cleaned.kept_in_answers and cleaning.personal_data != "keep":
+        found.append(
+            Finding(
+                "note",
+                "Personal data",
+                f"{cleaned.kept_in_answers:,} addresses or numbers stand in answers alone and "
+                "stay, as a hotline's must. See that they are not a person's.",
+            )
+        )
+    if cleaned.conflicts_kept:
+        found.append(
+            Finding(
+                "note",
+                "Answers",
+                f"{cleaned.conflicts_kept:,} rows ask what another row asks and are answered "
+                "differently; they stay, as free text has many right answers.",
+            )
+        )
+    return found
+
+
+def _answers(count: int) -> str:
+    return "One answer has" if count == 1 else f"{count:,} answers have"
 
 
 def require_enough(findings: Iterable[Finding]) -> None:
@@ -115,10 +157,19 @@ def write_drops(path: Path, cleaned: Cleaned) -> None:
     """Writes a JSON object a line: each dropped row's place, rule, reason and masked sample. Raises
     DataError.
     """
+    _write_lines(path, (drop.to_json() for drop in cleaned.drops))
+
+
+def write_changes(path: Path, cleaned: Cleaned) -> None:
+    """Writes a JSON object a line: each row that was changed, and how. Raises DataError."""
+    _write_lines(path, (change.to_json() for change in cleaned.changes))
+
+
+def _write_lines(path: Path, lines: Iterable[dict[str, object]]) -> None:
     try:
         with path.open("w", encoding="utf-8") as file:
-            for drop in cleaned.drops:
-                file.write(json.dumps(drop.to_json(), ensure_ascii=False) + "\n")
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
 

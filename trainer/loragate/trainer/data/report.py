@@ -4,6 +4,7 @@ Plots are made without pyplot, which needs a display and keeps global state.
 """
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from loragate.trainer.data.cleaning import RULES, Cleaned, Drop
+from loragate.trainer.data.cleaning import RULES, Change, Cleaned, Drop
 from loragate.trainer.data.example import DataError
 from loragate.trainer.data.quality import Quality
 from loragate.trainer.data.reading import Read
@@ -31,6 +32,7 @@ _FULL, _HALF = 7.6, 4.9  # inches: a plot as wide as the page, and one beside an
 _LONGEST_NAME = 34
 _LIMIT_SHOWN = 2  # times the longest row; a limit further off would squeeze the bars
 SAMPLES = 5  # of dropped rows, for each rule
+CHANGES = 15  # rows of each kind of change that the page shows
 _PACKAGES = ("loragate", "datasketch", "ftfy", "phonenumbers", "py3langid", "python-stdnum",
              "scikit-learn", "scipy")  # fmt: skip
 
@@ -183,6 +185,7 @@ class Report:
             quality=self.quality,
             cleaned=self.cleaned,
             rules=rules,
+            changes=self._changes(),
             plots=self._plots(rules),
             splits=self._split_rows(),
             settings=_flat(self.settings.to_json()),
@@ -203,6 +206,13 @@ class Report:
                   len(drops) / self.cleaned.rows_read, drops[:SAMPLES])
             for rule, drops in self.cleaned.drops_by_rule().items()
         ]  # fmt: skip
+
+    def _changes(self) -> list[tuple[str, int, Sequence[Change]]]:
+        kinds = Counter(change.kind for change in self.cleaned.changes)
+        return [
+            (kind, count, [c for c in self.cleaned.changes if c.kind == kind][:CHANGES])
+            for kind, count in kinds.most_common()
+        ]
 
     def _split_rows(self) -> list[tuple[str, int]]:
         splits = self.folder.splits if self.folder else {}
@@ -276,6 +286,16 @@ def account_of(cleaned: Cleaned) -> dict[str, object]:
         },
         "normalised_rows": cleaned.normalised_rows,
         "masked_rows": cleaned.masked_rows,
+        "masked_answers": cleaned.masked_answers,
+        "kept_in_answers": cleaned.kept_in_answers,
+        "mended": dict(
+            Counter(
+                what
+                for change in cleaned.changes
+                if change.kind == "mended"
+                for what in change.what
+            ).most_common()
+        ),
         "masked": dict(cleaned.masked.most_common()),
         "languages": dict(cleaned.languages.most_common()),
         "conflicting_rows_kept": cleaned.conflicts_kept,

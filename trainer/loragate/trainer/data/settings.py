@@ -4,7 +4,7 @@ options of `loragate data`.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, get_args
 
 from loragate.trainer.data.example import DataError
 
@@ -12,6 +12,12 @@ FormatName = Literal["auto", "messages", "instruction", "prompt", "sharegpt"]
 BadRows = Literal["refuse", "drop"]
 PersonalDataRule = Literal["mask", "drop", "keep"]
 KeepOrDrop = Literal["drop", "keep"]
+# "labels": drop where rows have labels, of which only one can be right.
+ConflictRule = Literal["labels", "drop", "keep"]
+# What can be mended in a text, in this order. By default only what nobody types on purpose.
+Mend = Literal["mojibake", "invisible", "control", "unicode", "spaces", "width"]
+MENDS: tuple[Mend, ...] = get_args(Mend)
+DEFAULT_MENDS: tuple[Mend, ...] = ("mojibake", "invisible", "control", "unicode", "spaces")
 
 T = TypeVar("T")
 
@@ -39,6 +45,16 @@ def _check_similarity(value: float) -> None:
         )
 
 
+def read_mends(text: str) -> tuple[Mend, ...]:
+    """Mends by name, with commas between; "none" is none. Raises DataError for an unknown one."""
+    names = [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
+    if unknown := sorted(set(names) - set(MENDS)):
+        raise DataError(
+            f"the mend {unknown[0]!r} is unknown; use some of {', '.join(MENDS)}, or none"
+        )
+    return tuple(mend for mend in MENDS if mend in names)
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How files are read."""
@@ -59,12 +75,15 @@ class Cleaning:
     personal_data: PersonalDataRule = "mask"
     # Where telephone numbers are written without their country's code.
     phone_regions: tuple[str, ...] = ("GB", "US", "DE", "FR")
+    # Addresses and numbers that are never masked, such as the firm's own; @firm.example: all there.
+    allowed: tuple[str, ...] = ()
+    mend: tuple[Mend, ...] = DEFAULT_MENDS
     min_characters: int = 2  # of the question, and 1 of the answer
     max_characters: int = 20_000  # of the whole conversation
     near_duplicates: KeepOrDrop = "drop"
     similarity: float = SIMILAR
     # Rows with the same question and different answers: nobody can tell which is right.
-    conflicts: KeepOrDrop = "drop"
+    conflicts: ConflictRule = "labels"
 
     def __post_init__(self) -> None:
         _check_similarity(self.similarity)

@@ -19,8 +19,10 @@ from loragate.adapters.rendering.turns import RESERVED_VARIABLES
 from loragate.trainer.data.settings import (
     BadRows,
     Cleaning,
+    ConflictRule,
     FormatName,
     KeepOrDrop,
+    Mend,
     PersonalDataRule,
     PreparationSettings,
     QualityLimits,
@@ -63,7 +65,10 @@ class DataSettings(Section, frozen=True):
     language: str = _CLEANING.language or ""
     personal_data: PersonalDataRule = _CLEANING.personal_data
     near_duplicates: KeepOrDrop = _CLEANING.near_duplicates
-    conflicts: KeepOrDrop = _CLEANING.conflicts
+    conflicts: ConflictRule = _CLEANING.conflicts
+    personal_data_allowed: tuple[str, ...] = _CLEANING.allowed
+    phone_regions: tuple[str, ...] = _CLEANING.phone_regions
+    mend: tuple[Mend, ...] = _CLEANING.mend
     similarity: Annotated[float, Meta(ge=0.5, le=1)] = _CLEANING.similarity
     validation_share: Share = _SPLITTING.validation
     test_share: Share = _SPLITTING.test
@@ -92,6 +97,9 @@ class DataSettings(Section, frozen=True):
                 near_duplicates=self.near_duplicates,
                 similarity=self.similarity,
                 conflicts=self.conflicts,
+                allowed=self.personal_data_allowed,
+                phone_regions=self.phone_regions,
+                mend=self.mend,
             ),
             Splitting(self.validation_share, self.test_share, seed, self.similarity),
             QualityLimits(max_tokens),

@@ -32,6 +32,7 @@ _KEPT = frozenset({".loragate-run", "data", "inputs.json", "estimate.json", "run
 _INSIDE = {
     "data": frozenset(
         {"train.jsonl", "validation.jsonl", "test.jsonl", "data.json", "report.html", "drops.jsonl"}
+        | {"changes.jsonl"}
     ),
     "evaluation": frozenset({"evaluation.json", "report.html", "rubric.csv"}),
 }
