@@ -11,6 +11,7 @@ Auto = Literal["auto"]
 Count = Annotated[int, Meta(ge=1)]
 Whole = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+PartOfRows = Annotated[float, Meta(gt=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
 
 
@@ -101,6 +102,8 @@ class TrainingSettings(Section, frozen=True):
     # CPU threads. "auto": the cores that this process may use.
     threads: Count | Auto = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    # The share of the training rows to use. A larger share has all rows of a smaller one in it.
+    rows_share: PartOfRows = 1.0
     # Rows of like length share a batch, so little of it is padding.
     group_by_length: bool = True
     gradient_checkpointing: bool = False

@@ -25,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
             "loragate train run.toml --check",
             "loragate train run.toml --resume",
             "loragate train run.toml --sweep learning_rate=1e-4,5e-5 --sweep rank=8,16",
+            "loragate train run.toml --learning-curve",
             "loragate train run.toml --estimate",
         ),
     )(train)
@@ -49,6 +50,13 @@ def train(
             help="Train with each value, and every combination; ends with a table.",
         ),
     ] = None,
+    learning_curve: Annotated[
+        bool,
+        typer.Option(
+            "--learning-curve",
+            help="Train with a quarter, half and all of the rows; say whether more would help.",
+        ),
+    ] = False,
     estimate: Annotated[
         bool,
         typer.Option("--estimate", help="Only say what it would take: time, memory and money."),
@@ -102,6 +110,8 @@ def train(
                 _check(loaded, as_json, publishes=not only_train)
             elif estimate:
                 _estimate(loaded, as_json)
+            elif learning_curve:
+                _learning_curve(loaded, as_json, overwrite=overwrite)
             elif sweep:
                 _sweep(loaded, sweep, as_json, overwrite=overwrite)
             else:
@@ -177,6 +187,31 @@ def _sweep(run: "Run", choices: Sequence[str], as_json: bool, *, overwrite: bool
         )
     else:
         _say_sweep(tried)
+
+
+def _learning_curve(run: "Run", as_json: bool, *, overwrite: bool) -> None:
+    from dataclasses import asdict, replace
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from loragate.trainer.pipeline.learning_curve import PICTURE, learning_curve
+    from loragate.trainer.run.folder import RunFolder
+
+    root = run.folder.root
+    run = replace(run, folder=RunFolder(root.with_name(f"{root.name}-learning-curve")))
+    curve = learning_curve(run, overwrite=overwrite)
+    if as_json:
+        print_json({**asdict(curve), "helps": curve.helps, "sentence": curve.sentence})
+        return
+    table = Table("Rows", "Validation loss", "95 % interval", box=box.SIMPLE_HEAD)
+    for point in curve.points:
+        table.add_row(str(point.rows), f"{point.loss:.4f}", f"{point.low:.4f} to {point.high:.4f}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"[bold]{curve.sentence}[/]", soft_wrap=True)
+    console.print(f"Picture: {run.folder.root / PICTURE}", soft_wrap=True)
 
 
 def _check(run: "Run", as_json: bool, *, publishes: bool) -> None:

@@ -4,6 +4,7 @@ Every "auto" gets its value here, in two passes: how often to validate depends o
 rows, and that depends on the longest row that is allowed.
 """
 
+import hashlib
 import itertools
 import json
 import math
@@ -113,7 +114,7 @@ def make_plan(run: Run, splits: SplitFolder) -> TrainingPlan:
     config = AutoConfig.from_pretrained(str(base.path), local_files_only=True)
     settings = resolve_model(given, run.root, config, parent, linear_modules(base))
     data = settings.data
-    train = splits.splits["train"]
+    train = part_of(splits.splits["train"], settings.training.rows_share)
     kwargs = _chat_template_kwargs(settings, run.renderer(base), train, parent)
     model = msgspec.structs.replace(settings.model, chat_template_kwargs=kwargs)
     settings = msgspec.structs.replace(settings, model=model)
@@ -151,6 +152,22 @@ def make_plan(run: Run, splits: SplitFolder) -> TrainingPlan:
         ),
         processes=processes,
     )
+
+
+def part_of(rows: Sequence[Example], share: float) -> Sequence[Example]:
+    """That share of the rows, at least one, in their order. Which they are is fixed by their text,
+    so a larger share has all rows of a smaller one in it, and rows that are added move none.
+    """
+    if share == 1:
+        return rows
+    digests = {index: _digest(row) for index, row in enumerate(rows)}
+    count = max(1, round(share * len(rows)))
+    chosen = set(sorted(digests, key=lambda index: digests[index])[:count])
+    return [row for index, row in enumerate(rows) if index in chosen]
+
+
+def _digest(row: Example) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(row)).digest()
 
 
 def notes_of(plan: TrainingPlan, shared: SharedSettings) -> list[str]:
