@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from loragate.trainer.data.example import DataError, Example, from_json
-from loragate.trainer.data.formats import Fields, convert
+from loragate.trainer.data.formats import Fields, RejectedAnswer, convert
 from loragate.trainer.data.settings import Reading
 
 
@@ -279,3 +279,64 @@ def test_a_given_format_goes_before_what_the_fields_say():
 def test_what_cannot_be_learnt_is_refused_and_not_left_out(row: dict[str, object], reason: str):
     with pytest.raises(DataError, match=reason):
         converted(row)
+
+
+@pytest.mark.parametrize(
+    ("row", "question", "answer", "label"),
+    [
+        ({"text": "hello", "category": "greet"}, "hello", "greet", "greet"),
+        ({"text": "hello", "label": 3}, "hello", "3", "3"),
+        ({"question": "Who?", "answer": "Me."}, "Who?", "Me.", None),
+        ({"context": "Who?", "response": "Me."}, "Who?", "Me.", None),
+        ({"instruction": "Sum up", "context": "Long.", "response": "L."}, "Sum up\n\nLong.", "L.",
+         None),
+        ({"prompt": "Who?", "response": "Me.", "id": "7"}, "Who?", "Me.", None),
+    ],
+)  # fmt: skip
+def test_usual_names_of_question_and_answer_are_known(
+    row: Fields, question: str, answer: str, label: str | None
+):
+    example, ignored = convert(row, Reading())
+    assert (example.prompt, example.answer, example.label) == (question, answer, label)
+    assert ignored == frozenset()
+
+
+def test_fields_can_be_named():
+    reading = Reading(fields=(("prompt", "frage"), ("completion", "klasse"), ("label", "klasse")))
+    example, _ = convert({"frage": "Wo?", "klasse": "ort", "text": "no"}, reading)
+    assert (example.prompt, example.answer, example.label) == ("Wo?", "ort", "ort")
+    with pytest.raises(DataError, match=r"'frage'.* is missing; the row has text"):
+        convert({"text": "no"}, reading)
+
+
+TALK = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Who?\n\nAssistant: "
+ASKED = {"role": "user", "content": "Who?"}
+GOOD_TURN, BAD_TURN = ({"role": "assistant", "content": text} for text in ("Me.", "Go away."))
+PREFERENCES: list[Fields] = [
+    {"prompt": "Who?", "chosen": "Me.", "rejected": "Go away."},
+    {"chosen": f"{TALK}Me.", "rejected": f"{TALK}Go away."},
+    {"prompt": [ASKED], "chosen": [GOOD_TURN], "rejected": [BAD_TURN]},
+    {"prompt": "Who?", "messages": [ASKED, BAD_TURN], "chosen": [ASKED, GOOD_TURN],
+     "rejected": [ASKED, BAD_TURN], "score_chosen": 8.0, "score_rejected": 2.0},
+    {"messages": [ASKED, GOOD_TURN], "label": True},
+    {"prompt": "Who?", "completion": "Me.", "label": "True"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", PREFERENCES)
+def test_preference_data_are_refused_by_name_or_their_good_answers_learnt(row: Fields):
+    with pytest.raises(DataError, match=r"preference data.*--preferences chosen"):
+        convert(row, Reading())
+    example, _ = convert(row, Reading(preferences="chosen"))
+    assert (example.answer, example.label) == ("Me.", None)
+    assert example.messages[-2].content == "Who?"
+
+
+def test_answers_that_were_found_bad_are_never_learnt():
+    with pytest.raises(RejectedAnswer):
+        convert({"messages": [ASKED, BAD_TURN], "label": False}, Reading(preferences="chosen"))
+
+
+def test_true_and_false_as_classes_are_no_preferences():
+    example, _ = convert({"prompt": "Is it so?", "completion": "True", "label": "true"}, Reading())
+    assert example.label == "true"

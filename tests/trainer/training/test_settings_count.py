@@ -27,6 +27,8 @@ CHANGES: dict[str, tuple[object, dict[str, dict[str, object]]]] = {
     "data.bad_rows": ("drop", {}),
     "data.label_field": ("class", {}),
     "data.group_field": ("customer", {}),
+    "data.fields": ({"completion": "answer"}, {}),
+    "data.preferences": ("chosen", {}),
     "data.language": ("en", {}),
     "data.personal_data": ("keep", {}),
     "data.near_duplicates": ("keep", {}),

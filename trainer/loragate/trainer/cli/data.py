@@ -16,11 +16,13 @@ from loragate.trainer.data.settings import (
     FormatName,
     KeepOrDrop,
     PersonalDataRule,
+    PreferenceRule,
     PreparationSettings,
     QualityLimits,
     Reading,
     Splitting,
     Track,
+    read_fields,
     read_mends,
 )
 
@@ -32,7 +34,11 @@ if TYPE_CHECKING:
 _STYLES = {"refuse": "red", "warn": "yellow", "note": "blue", "good": "green"}
 
 Files = Annotated[
-    list[Path], typer.Argument(metavar="FILE", help="Raw data: .jsonl or .csv files.")
+    list[Path],
+    typer.Argument(
+        metavar="FILE",
+        help="Raw data: JSON lines or arrays, CSV, Parquet, also .gz; folders; hub:OWNER/NAME.",
+    ),
 ]
 Similarity = Annotated[
     float,
@@ -69,6 +75,19 @@ class PreparationOptions:
             help="The field whose equal values stay in one split, such as a customer.",
         ),
     ] = READING.group_field
+    own_fields: Annotated[
+        list[str],
+        typer.Option(
+            "--field",
+            metavar="NAME=OWN",
+            help="A format's field and the file's name for it, as prompt=text and "
+            "completion=category.",
+        ),
+    ] = field(default_factory=list)
+    preferences: Annotated[
+        PreferenceRule,
+        typer.Option(help="What rows with chosen and rejected answers do: learn the chosen ones."),
+    ] = READING.preferences
     language: Annotated[
         str | None,
         typer.Option(metavar="CODE", help="Drop rows surely in another language than this, as en."),
@@ -127,7 +146,13 @@ class PreparationOptions:
         """Raises DataError where a value is out of range."""
         return PreparationSettings(
             Reading(
-                self.format_name, self.bad_rows, self.encoding, self.label_field, self.group_field
+                self.format_name,
+                self.bad_rows,
+                self.encoding,
+                self.label_field,
+                self.group_field,
+                read_fields(self.own_fields),
+                self.preferences,
             ),
             Cleaning(
                 language=self.language,
@@ -153,6 +178,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "loragate data check tickets.csv --report report.html",
             "loragate data check chats.jsonl more.csv --bad-rows drop --json",
+            "loragate data check banking.parquet --field prompt=text --field completion=category",
         ),
     )(options_of(PreparationOptions, check))
     data.command(
@@ -194,7 +220,8 @@ def check(
     1 where the data are refused: bad rows, or fewer than 10 good ones.
 
     Rows come as instruction/input/output, prompt/completion, messages, or ShareGPT's
-    conversations, in JSONL or CSV.
+    conversations, or a question and an answer (or a text and its class) by their usual names, in
+    JSON lines or arrays, CSV or Parquet.
     """
     settings = options.settings()
     from loragate.trainer.data.preparing import examine, require_enough

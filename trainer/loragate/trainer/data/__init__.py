@@ -2,7 +2,8 @@
 
 `example`        one conversation to learn from, and the file format of examples
 `settings`       the settings of all steps, with their defaults
-`reading`        JSONL and CSV files to examples, each with its file and line
+`files`          JSON, CSV and Parquet files, to rows of fields
+`reading`        rows of fields to examples, each with its file and line
 `cleaning`       normalises text and drops rows by rules; each dropped row is recorded
 `personal_data`  found by pattern and checksum, and masked
 `similarity`     the similarity of two texts; exact and near duplicates, conflicts

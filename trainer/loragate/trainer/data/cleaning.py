@@ -65,6 +65,7 @@ _NOT_WORDS = re.compile(r"[\W\d_]+")
 # The rules in the order in which they are applied, with what each means to a reader.
 RULES = {
     "bad_row": "could not be read",
+    "rejected": "has an answer that people found bad",
     "empty": "had no question, no answer, or nothing at all",
     "length": "was too short to learn from, or longer than allowed",
     "language": "is written in another language",
@@ -274,7 +275,9 @@ def clean(read: Read, cleaning: Cleaning, track: Track = untracked) -> Cleaned:
     languages = Languages()
     if cleaning.language is not None:
         languages.check_code(cleaning.language)
-    cleaned = Cleaned(rows_read=len(read.rows) + len(read.bad))
+    cleaned = Cleaned(rows_read=len(read.rows) + len(read.bad) + len(read.rejected))
+    for place in read.rejected:
+        cleaned.drops.append(Drop("rejected", place, "the answer was found bad"))
     for bad in read.bad:
         cleaned.drops.append(Drop("bad_row", bad.place, personal.mask(bad.reason)))
     for row in track(read.rows, description="Normalising text"):

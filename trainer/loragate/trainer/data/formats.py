@@ -51,6 +51,40 @@ _TURN_FIELDS = frozenset(
     {"role", "from", "content", "value", "name", "tool_calls", "function_call", "tool_call_id"}
     | {*_REASONING, *_WEIGHTS}
 )
+# The question, what belongs to it, the answer, and whether that is a class, by usual names.
+_USUAL_NAMES: tuple[tuple[str, str, str, bool], ...] = (
+    ("instruction", "context", "response", False),
+    ("instruction", "input", "response", False),
+    ("question", "context", "answer", False),
+    ("question", "context", "response", False),
+    ("query", "context", "answer", False),
+    ("query", "context", "response", False),
+    ("prompt", "", "response", False),
+    ("prompt", "", "answer", False),
+    ("prompt", "", "output", False),
+    ("problem", "", "solution", False),
+    ("input", "", "output", False),
+    ("input", "", "target", False),
+    ("inputs", "", "targets", False),
+    ("context", "", "response", False),
+    ("text", "", "category", True),
+    ("text", "", "intent", True),
+    ("text", "", "class", True),
+    ("text", "", "label_text", True),
+    ("text", "", "label", True),
+    ("sentence", "", "label", True),
+    ("utterance", "", "intent", True),
+)
+_PREFERENCE_FIELDS = frozenset(
+    {"chosen", "rejected", "prompt", "question", "messages", "score_chosen", "score_rejected"}
+    | {"margin"}
+)
+_VERDICTS = {"true": True, "false": False}
+_NO_PREFERENCES = (
+    "preference data, of which the bad answers must not be learnt as good ones; learn the good "
+    "ones alone with --preferences chosen ([data] preferences), or leave such rows out"
+)
+_TURN_MARKS = re.compile(r"(?:^|\n\n)\s*(Human|Assistant):")
 # Of a turn's other fields, those that could say that it is not to be learnt.
 _LIKE_WEIGHTS = re.compile("mask|loss|train|weight|supervis|learn", re.IGNORECASE)
 _MEDIA = re.compile(r"(image|picture|video|audio)s?(_paths?|_urls?|_files?)?", re.IGNORECASE)
@@ -77,6 +111,9 @@ def convert(row: Fields, reading: Reading) -> tuple[Example, frozenset[str]]:
     Raises DataError with the reason; the caller adds file and line.
     """
     row = {name: value for name, value in row.items() if value is not None}
+    row = _with_own_names(row, reading)
+    row = _preference(row, reading)
+    row = _with_known_names(row, reading)
     form = _format_of(row, reading.format)
     if missing := [field for field in form.needs if field not in row]:
         raise DataError(f"the field {missing[0]!r} of the format {form.name!r} is missing")
@@ -94,6 +131,122 @@ def convert(row: Fields, reading: Reading) -> tuple[Example, frozenset[str]]:
     return example, frozenset((*(row.keys() - taken), *_unread_of_turns(row, form)))
 
 
+class RejectedAnswer(DataError):
+    """A row whose answer people found bad, where only good ones are to be learnt."""
+
+
+def _with_own_names(row: dict[str, object], reading: Reading) -> dict[str, object]:
+    """With the fields that `reading.fields` names under the format's names."""
+    renamed = dict(row)
+    for name, own in reading.fields:
+        if own not in row:
+            raise DataError(
+                f"the field {own!r}, which is to be read as {name!r}, is missing; the row has "
+                f"{', '.join(sorted(row)) or 'none'}"
+            )
+        renamed[name] = row[own]
+    kept = {name for name, _ in reading.fields}
+    for own in {own for _, own in reading.fields} - kept:
+        renamed.pop(own, None)
+    return renamed
+
+
+def _with_known_names(row: dict[str, object], reading: Reading) -> dict[str, object]:
+    """With a question and an answer of other usual names as those of the format `prompt`; a class
+    is the label too.
+    """
+    if reading.format != "auto" or any(all(n in row for n in form.needs) for form in _FORMATS):
+        return row
+    for question, context, answer, is_class in _USUAL_NAMES:
+        if question not in row or answer not in row:
+            continue
+        said = _scalar(row, answer) if is_class else row[answer]
+        asked = row[question]
+        if context and isinstance(more := row.get(context), str) and more.strip():
+            asked = f"{asked}\n\n{more}"
+        renamed = {n: v for n, v in row.items() if n not in (question, context, answer)}
+        renamed |= {"prompt": asked, "completion": said}
+        if is_class:
+            renamed.setdefault(reading.label_field, said)
+        return renamed
+    return row
+
+
+def _scalar(row: Fields, field: str) -> object:
+    value = row[field]
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _preference(row: dict[str, object], reading: Reading) -> dict[str, object]:
+    """A row with a good and a bad answer, or with one that is called good or bad, as one with the
+    good answer. Raises RejectedAnswer, and DataError where such rows are to be refused.
+    """
+    if "chosen" in row and "rejected" in row:
+        if reading.preferences == "refuse":
+            raise DataError(f"the row has a chosen and a rejected answer: {_NO_PREFERENCES}")
+        rest = {n: v for n, v in row.items() if n not in _PREFERENCE_FIELDS}
+        return {**rest, **_chosen(row)}
+    verdict = _verdict(row, reading)
+    if verdict is None:
+        return row
+    if reading.preferences == "refuse":
+        raise DataError(
+            f"the field {reading.label_field!r} says whether the answer is good: {_NO_PREFERENCES}"
+        )
+    if not verdict:
+        raise RejectedAnswer("the answer was found bad")
+    return {name: value for name, value in row.items() if name != reading.label_field}
+
+
+def _verdict(row: Fields, reading: Reading) -> bool | None:
+    """True or false where the label says that of a whole answer; None where it is a class."""
+    label = row.get(reading.label_field)
+    if isinstance(label, bool):
+        return label
+    if not isinstance(label, str) or label.strip().casefold() not in _VERDICTS:
+        return None
+    answer = row.get("completion", row.get("output"))
+    if answer is None and isinstance(turns := row.get("messages"), list) and turns:
+        answer = cast(dict[str, object], turns[-1]).get("content")
+    is_class = isinstance(answer, str) and answer.strip().casefold() in _VERDICTS
+    return None if is_class or answer is None else _VERDICTS[label.strip().casefold()]
+
+
+def _chosen(row: Fields) -> dict[str, object]:
+    """The conversation with the chosen answer."""
+    chosen, prompt = row["chosen"], row.get("prompt")
+    if isinstance(chosen, list):
+        turns = cast(list[object], chosen)
+        first = cast(dict[str, object], turns[0]) if turns and isinstance(turns[0], dict) else {}
+        is_answer = first.get("role", first.get("from")) in ("assistant", "gpt")
+        if is_answer and isinstance(prompt, list):
+            return {"messages": [*cast(list[object], prompt), *turns]}
+        if is_answer:
+            return {"messages": [{"role": "user", "content": prompt}, *turns]}
+        return {"messages": turns}
+    if isinstance(chosen, dict):
+        return {"messages": [{"role": "user", "content": prompt}, chosen]}
+    if isinstance(chosen, str) and _TURN_MARKS.match(chosen):
+        return {"messages": _marked_turns(chosen)}
+    asked = prompt if prompt is not None else row.get("question", row.get("instruction"))
+    if asked is None:
+        raise DataError("the row has a chosen answer and no prompt; name it with fields")
+    return {"prompt": asked, "completion": chosen}
+
+
+def _marked_turns(text: str) -> list[dict[str, object]]:
+    """The turns of a text in which each begins with `Human:` or `Assistant:`."""
+    marks = [*_TURN_MARKS.finditer(text)]
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    return [
+        {
+            "role": "user" if mark[1] == "Human" else "assistant",
+            "content": text[mark.end() : end].strip(),
+        }
+        for mark, end in zip(marks, ends, strict=True)
+    ]
+
+
 def _format_of(row: Fields, wanted: FormatName) -> Format:
     if wanted != "auto":
         return next(form for form in _FORMATS if form.name == wanted)
@@ -105,6 +258,7 @@ def _format_of(row: Fields, wanted: FormatName) -> Format:
     known = "; ".join(" + ".join(form.needs) for form in _FORMATS)
     raise DataError(
         f"the fields {', '.join(sorted(row)) or '(none)'} make none of the known formats ({known})"
+        "; say which is which, as with --field prompt=QUESTION --field completion=ANSWER"
     )
 
 

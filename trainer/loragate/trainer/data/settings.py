@@ -10,6 +10,7 @@ from loragate.trainer.data.example import DataError
 
 FormatName = Literal["auto", "messages", "instruction", "prompt", "sharegpt"]
 BadRows = Literal["refuse", "drop"]
+PreferenceRule = Literal["refuse", "chosen"]
 PersonalDataRule = Literal["mask", "drop", "keep"]
 KeepOrDrop = Literal["drop", "keep"]
 # "labels": drop where rows have labels, of which only one can be right.
@@ -55,6 +56,17 @@ def read_mends(text: str) -> tuple[Mend, ...]:
     return tuple(mend for mend in MENDS if mend in names)
 
 
+def read_fields(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of `NAME=OWN`. Raises DataError where there is no sign between, or no name."""
+    pairs: list[tuple[str, str]] = []
+    for text in texts:
+        name, sign, own = (part.strip() for part in text.partition("="))
+        if not (name and sign and own):
+            raise DataError(f"{text!r} names no field; write it as completion=category")
+        pairs.append((name, own))
+    return tuple(pairs)
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How files are read."""
@@ -65,6 +77,10 @@ class Reading:
     encoding: str = "utf-8"  # a byte order mark in the file goes before it
     label_field: str = "label"  # the field of a row with the exact answer's class
     group_field: str = "group"  # rows with the same value stay in one split
+    # Pairs of a format's field and the file's own name for it, as ("completion", "category").
+    fields: tuple[tuple[str, str], ...] = ()
+    # Rows with good and bad answers: refuse them, or learn the good ("chosen") ones alone.
+    preferences: PreferenceRule = "refuse"
 
 
 @dataclass(frozen=True, slots=True)

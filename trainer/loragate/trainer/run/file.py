@@ -24,6 +24,7 @@ from loragate.trainer.data.settings import (
     KeepOrDrop,
     Mend,
     PersonalDataRule,
+    PreferenceRule,
     PreparationSettings,
     QualityLimits,
     Reading,
@@ -62,6 +63,9 @@ class DataSettings(Section, frozen=True):
     bad_rows: BadRows = _READING.bad_rows
     label_field: str = _READING.label_field
     group_field: str = _READING.group_field
+    # The format's fields by the files' own names, as { prompt = "text", completion = "category" }.
+    fields: dict[str, str] = msgspec.field(default_factory=dict)
+    preferences: PreferenceRule = _READING.preferences
     language: str = _CLEANING.language or ""
     personal_data: PersonalDataRule = _CLEANING.personal_data
     near_duplicates: KeepOrDrop = _CLEANING.near_duplicates
@@ -90,6 +94,8 @@ class DataSettings(Section, frozen=True):
                 self.bad_rows,
                 label_field=self.label_field,
                 group_field=self.group_field,
+                fields=tuple(self.fields.items()),
+                preferences=self.preferences,
             ),
             Cleaning(
                 language=self.language or None,
