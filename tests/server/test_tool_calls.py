@@ -331,6 +331,14 @@ def test_a_forced_call_that_is_cut_is_a_call_without_arguments(
 
 
 @pytest.mark.parametrize("choice", [NAMED, REQUIRED])
+@pytest.mark.parametrize("family", ["hermes", "qwen3_coder", "glm45", "mistral"])
+def test_a_forced_call_that_is_cut_before_its_name_is_none(family: str, choice: ToolChoice) -> None:
+    text = written(family, "get_weather", ROME)
+    cut = text[: text.index("get_weather") + 5]
+    assert read_both_ways(tools(family, choice), cut) == (cut, [])
+
+
+@pytest.mark.parametrize("choice", [NAMED, REQUIRED])
 @pytest.mark.parametrize("family", ["hermes", "qwen3_coder", "llama3_json", "pythonic"])
 def test_a_forced_call_is_held_to_its_schema_also_where_nobody_said_strict(
     family: str, choice: ToolChoice

@@ -28,7 +28,7 @@ class CallReader:
     """A `ToolCallParser` for one choice. The same text gives the same, however it is divided.
 
     Text is never lost: what turns out to be no call of an offered function is content. Where a call
-    is forced and was cut off, it is a call without arguments.
+    is forced and was cut off behind its name, it is a call without arguments.
     """
 
     def __init__(self, call_format: CallFormat, rules: CallRules) -> None:
@@ -97,11 +97,11 @@ class CallReader:
         self._has_text = self._is_at_start = False
 
     def _begun(self, text: str) -> str | None:
-        """The function whose forced call was cut off; None where not even its name is there."""
-        names = list(self._rules.names)
-        if len(names) == 1:
-            return names[0]
-        found = re.search("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names), text)
+        """The function whose forced call was cut off; None where not even its name is there, as
+        vLLM and OpenAI have it, though it is the only one that can have been meant.
+        """
+        names = "|".join(map(re.escape, self._rules.names))
+        found = re.search(rf"(?<!\w)({names})(?!\w)", text)
         return found[0] if found else None
 
     def _new_id(self) -> str:
