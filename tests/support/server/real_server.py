@@ -53,16 +53,18 @@ class Served:
 
 
 @contextmanager
-def running(world: World, log: Path) -> Iterator[Served]:
+def running(world: World, log: Path, **settings: str) -> Iterator[Served]:
     """Starts a server, lends it once all targets are served, and kills it."""
-    with starting(world, log) as server:
+    with starting(world, log, **settings) as server:
         wait_until_started(server)
         yield server
 
 
 @contextmanager
-def starting(world: World, log: Path) -> Iterator[Served]:
-    """Starts a server, as a user would, lends it at once, and kills it."""
+def starting(world: World, log: Path, **settings: str) -> Iterator[Served]:
+    """Starts a server, as a user would, lends it at once, and kills it. `settings` are variables
+    of its environment, in place of those here.
+    """
     http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
     environment = os.environ | {
         "LORAGATE_HOME": str(world.home.root),
@@ -76,6 +78,7 @@ def starting(world: World, log: Path) -> Iterator[Served]:
         "LORAGATE_ENGINE_MAX_MODEL_LEN": "1024",
         "LORAGATE_ENGINE_KV_CACHE_GIB": "1",
         "LORAGATE_ENGINE_CHECK_SLOTS": "step",
+        **settings,
     }
     with log.open("ab") as output:
         process = subprocess.Popen(
