@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loragate.trainer.cli import preview
 from loragate.trainer.cli.options import Json, examples, options_of, print_json
 from loragate.trainer.data.settings import (
     BadRows,
@@ -196,6 +197,7 @@ def add_to(app: typer.Typer) -> None:
             "loragate data split clean.jsonl --out splits --validation 0.05 --test 0.2 --seed 7",
         ),
     )(split)
+    preview.add_to(data)
     app.add_typer(
         data,
         name="data",
@@ -203,6 +205,7 @@ def add_to(app: typer.Typer) -> None:
             "loragate data check raw.csv --report report.html",
             "loragate data clean raw.csv --out clean.jsonl",
             "loragate data split clean.jsonl --out splits",
+            "loragate data preview run.toml",
         ),
     )
 

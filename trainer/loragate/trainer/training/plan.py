@@ -115,7 +115,7 @@ def make_plan(run: Run, splits: SplitFolder) -> TrainingPlan:
     settings = resolve_model(given, run.root, config, parent, linear_modules(base))
     data = settings.data
     train = part_of(splits.splits["train"], settings.training.rows_share)
-    kwargs = _chat_template_kwargs(settings, run.renderer(base), train, parent)
+    kwargs = template_variables(settings, run.renderer(base), train, parent)
     model = msgspec.structs.replace(settings.model, chat_template_kwargs=kwargs)
     settings = msgspec.structs.replace(settings, model=model)
     renderer = replace(run, settings=settings).renderer(base)
@@ -187,7 +187,7 @@ def notes_of(plan: TrainingPlan, shared: SharedSettings) -> list[str]:
     return notes
 
 
-def _chat_template_kwargs(
+def template_variables(
     settings: RunFile, renderer: Renderer, examples: Sequence[Example], parent: Parent | None
 ) -> dict[str, object]:
     """The variables of the chat template. Where no row has reasoning and the template can be told
