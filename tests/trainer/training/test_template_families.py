@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -36,6 +37,8 @@ TOOLS = Example(
     tools=json.dumps([{"type": "function", "function": FIND}]),
 )
 TOOLS_AND_SYSTEM = TOOLS.with_system_prompt("Be brief.")
+SAID = {True: "yes", False: "no"}
+ROOT = Path(__file__).parents[3]
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
 
 
@@ -83,6 +86,12 @@ def served(
     builder = PromptBuilder(Renderer(renderer.tokenizer), model, FairThreads(), templates)
     prepared = asyncio.run(builder.prepare(ChatRequest("m", sent, tools=tools), contract, "acme"))
     return list(prepared.prompt_ids[0])
+
+
+def learnt_text(family: Family, example: Example) -> list[str]:
+    renderer = family.renderer()
+    found = [turn for row in rows_of(renderer, example) for turn in learnt_turns(row)]
+    return [renderer.decode(ids) for _, ids in found]
 
 
 @families
@@ -154,3 +163,25 @@ def test_a_developer_is_who_the_template_says_in_training_as_in_serving(
 def test_a_system_message_is_never_lost(family: Family) -> None:
     renderer = family.renderer()
     assert "Be brief." in renderer.decode(rows_of(renderer, SYSTEM)[-1].input_ids)
+
+
+def test_the_documented_table_is_what_is_shown_here(templates: Templates) -> None:
+    def is_right(family: Family, example: Example) -> bool:
+        said = "".join(learnt_text(family, example))
+        answers = [turn for turn in example.messages if turn.role == "assistant"]
+        texts = (text for turn in answers for text in (turn.content, *(c.name for c in turn.calls)))
+        return all(text in said for text in texts) and said.endswith(family.end)
+
+    def is_served(family: Family) -> bool:
+        for example in (ONE, MANY, SYSTEM, TOOLS, TOOLS_AND_SYSTEM):
+            assert_served_alike(family, example, templates)
+        return True
+
+    rows = [
+        (family.title, *(is_right(family, each) for each in (ONE, MANY, TOOLS)), is_served(family))
+        for family in FAMILIES
+    ]
+    table = [f"| {title} | {' | '.join(SAID[each] for each in shown)} |" for title, *shown in rows]
+    text = (ROOT / "docs" / "training.md").read_text()
+    documented = [line for line in text.splitlines() if line.count("|") == 6 and "yes" in line]
+    assert documented == table
