@@ -222,6 +222,16 @@ def test_arguments_before_the_name_do_not_name_the_function() -> None:
     assert read_both_ways(tools("hermes"), text) == ("", [("get_weather", {"name": "stop"})])
 
 
+ROME_IN_XML = "<function=get_weather>\n<parameter=city>\nRome\n</parameter>\n</function>"
+
+
+def test_calls_of_qwen_s_need_no_outer_tags_between_and_around_text() -> None:
+    text = f"So: {ROME_IN_XML}\n{ROME_IN_XML} and <function=other>\n</function> <function=stop>"
+    calls = [("get_weather", {"city": "Rome"})] * 2
+    content = "So:  and <function=other>\n</function> <function=stop>"
+    assert read_both_ways(tools("qwen3_coder"), text) == (content, calls)
+
+
 @pytest.mark.parametrize(
     ("family", "text"),
     [
@@ -235,6 +245,12 @@ def test_arguments_before_the_name_do_not_name_the_function() -> None:
         ("mistral", '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Rome"}}]'),
         ("mistral", '[TOOL_CALLS]get_weather{"city": "Rome"}'),
         ("pythonic", "[get_weather(city='Rome')]"),
+        *(
+            (family, f"{begin}{ROME_IN_XML}{end}")
+            for family in ("qwen3_coder", "qwen3_xml")
+            for begin in ("", "<tool_call>\n")
+            for end in ("", "\n", "\n</tool_c", "\n</tool_call>")
+        ),
     ],
 )
 def test_other_ways_of_writing_a_call(family: str, text: str) -> None:

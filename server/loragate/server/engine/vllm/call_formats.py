@@ -222,12 +222,55 @@ class XmlCalls(CallFormat):
 
 
 class QwenXml(XmlCalls):
-    """`<tool_call><function=NAME><parameter=KEY>VALUE</parameter>…</function></tool_call>`."""
+    """`<tool_call><function=NAME><parameter=KEY>VALUE</parameter>…</function></tool_call>`.
 
+    At times models leave outer tags out, either or both.
+    """
+
+    begins = ("<tool_call>", "<function=")
+    _END_OF_FUNCTION = "</function>"
     _NAME = re.compile(r"\s*<function=([^>\s]+)>")
     _BODY = re.compile(r"\s*<function=[^>\s]+>\s*(.*?)\s*</function>\s*", re.DOTALL)
     _BETWEEN = re.compile(r"</parameter>\s*(?=<parameter=)")
     _PARAMETER = re.compile(r"<parameter=([^>\n]+)>(.*)\Z", re.DOTALL)
+
+    def _read(self, text: str, *, is_last: bool) -> Reading | None:
+        if text.startswith(self.begins[1]):
+            return self._read_bare(text, is_last=is_last)
+        reading = super()._read(text, is_last=is_last)
+        is_text = reading is not None and not reading.calls
+        if is_last and is_text and (calls := self._unclosed(text)):
+            return Reading(len(text), calls)
+        return reading
+
+    def _read_bare(self, text: str, *, is_last: bool) -> Reading | None:
+        begin = len(self.begins[1])
+        if not self._may_come(text):
+            return Reading(begin)
+        end = text.find(self._END_OF_FUNCTION)
+        while end >= 0:
+            length = end + len(self._END_OF_FUNCTION)
+            if (hidden := self._hide(text[:length])) is not None:
+                after = _skip_spaces(text, length)
+                rest = text[after:]
+                if rest.startswith(self._END):
+                    length = after + len(self._END)
+                elif self._END.startswith(rest):
+                    if not is_last:
+                        return None
+                    length = len(text)
+                return Reading(length, self._calls(hidden))
+            end = text.find(self._END_OF_FUNCTION, length)
+        return Reading(begin) if is_last else None
+
+    def _unclosed(self, text: str) -> Sequence[Call]:
+        """Of a text that is one call but for its last tag, or a part of that."""
+        inner = text[len(self.begins[0]) :]
+        last = inner.rfind("<")
+        if last >= 0 and self._END.startswith(inner[last:]):
+            inner = inner[:last]
+        hidden = self._hide(inner)
+        return self._calls(hidden) if hidden is not None else ()
 
     def _may_come(self, inner: str) -> bool:
         named = self._NAME.match(inner)
