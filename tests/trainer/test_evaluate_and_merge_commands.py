@@ -4,8 +4,10 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import typer
 from rich.progress import Progress
@@ -21,13 +23,15 @@ from loragate.trainer.cli import evaluate as cli_evaluate
 from loragate.trainer.cli import merge as cli_merge
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.rubric import write_sheet
+from loragate.trainer.evaluation.served import ServedModels, Serving
+from loragate.trainer.pipeline import evaluating
 from loragate.trainer.publishing.merging import MergeRefused
 from loragate.trainer.publishing.publishing import publish_run
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import Run
 from loragate.trainer.settings import EvaluationSettings
-from support.training.evaluations import evaluation_of
-from support.training.finished_runs import examples, write_run
+from support.training.evaluations import evaluation_of, transport
+from support.training.finished_runs import examples, write_adapter, write_run
 
 Ask = Callable[..., Result]
 
@@ -85,6 +89,48 @@ def test_sheet_for_raters_is_of_the_evaluation_that_is_there(run: RunFolder, ask
     assert json.loads(result.stdout)["rubric"].endswith("rubric.csv")
     assert (run.evaluation / "rubric.csv").is_file()
     assert (run.evaluation / "evaluation.json").read_bytes() == before
+
+
+async def test_run_is_held_against_contenders_and_against_first_version_and_champion(
+    base, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own = find(str(base.path), home.models)
+    settings = (
+        "chat_template_kwargs = {}\n"
+        '[publish]\nadapter = "acme/support"\npromote = true\nreference_prompts = 0'
+    )
+    with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
+        registry.tenants.create("acme")
+    for seed in (1, 2):
+        (root := tmp_path / f"{seed}").mkdir()
+        run = write_run(root, own, settings, base_model_digest=own.digest)
+        write_adapter(run.adapter, seed=seed)
+        finished = Run.finished(run, home, Progress(disable=True))
+        publish_run(finished, None)
+    asked: list[Serving] = []
+
+    @asynccontextmanager
+    async def canned(serving: Serving, _adapters: object, _concurrency: int):
+        asked.append(serving)
+        answers = transport(lambda _model, _question: "outage")
+        async with httpx.AsyncClient(transport=answers, base_url="http://tiny") as client:
+            yield ServedModels(client, 4)
+
+    monkeypatch.setattr(evaluating, "started", canned)
+
+    found = await evaluating.evaluate_run(finished)
+
+    assert [(each.name, each.title) for each in found.systems if each.name != "new"] == [
+        ("base", own.name),
+        ("examples", "base, 4 examples in the prompt"),
+        ("retrieval", "base, 4 rows retrieved"),
+        ("first", "acme/support@v1"),
+        ("champion", "acme/support@v2"),
+        ("tfidf", "TF-IDF, logistic regression"),
+    ]
+    assert asked[0].max_model_len <= 256 + 128  # what the model reads
+    assert "Which way?" in (run.evaluation / "report.html").read_text()
+    assert found.requirements.holds is False  # it says "outage" to everything
 
 
 def test_remote_server_needs_the_name_of_the_new_model(run: RunFolder, ask: Ask):

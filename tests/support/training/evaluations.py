@@ -41,18 +41,21 @@ async def evaluation_of(
     speak: Speak,
     settings: EvaluationSettings,
     champion: Path | None = None,
+    train: Sequence[Example] = (),
+    prompted: Sequence[System] = (),
 ) -> Evaluation:
     @asynccontextmanager
     async def open_models(_systems: Sequence[System]) -> AsyncIterator[ServedModels]:
         async with httpx.AsyncClient(transport=transport(speak), base_url="http://tiny") as client:
             yield ServedModels(client, 4)
 
-    systems = [System("base", "tiny", base.path, None, "base")]
+    systems = [System("base", "tiny", base.path, None, "base"), *prompted]
     if champion is not None:
         systems.append(System("champion", "acme/tiny@v1", base.path, champion, "champion"))
     systems.append(System("new", "this run", base.path, adapter, "new"))
     comparison = Comparison(
-        "acme/tiny", base, tuple(systems), rows, Renderer.load(base.path), "d" * 64, "a test"
-    )
+        "acme/tiny", base, tuple(systems), rows, Renderer.load(base.path), "d" * 64, "a test",
+        train=train,
+    )  # fmt: skip
     with Progress(disable=True) as progress:
         return await evaluate(comparison, settings, open_models, progress)

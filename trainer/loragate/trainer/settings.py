@@ -120,6 +120,9 @@ class CriterionSettings(Section, frozen=True):
     anchors: dict[str, str] = {}
 
 
+Contender = Literal["examples", "retrieval", "tfidf"]
+
+
 class EvaluationSettings(Section, frozen=True):
     """[evaluation]: what is measured on unseen rows. `require` are sentences such as ``accuracy -
     base >= 0.30``; see `evaluation.requirements`.
@@ -138,11 +141,16 @@ class EvaluationSettings(Section, frozen=True):
     samples: Whole = 12  # answers side by side in the report
     concurrency: Count = 8  # requests at once
     general_text: str = ""  # a text file for forgetting, paragraphs apart; "": the shipped one
+    # What the adapter is held against beside the base: examples in the base's prompt, training rows
+    # retrieved into it, and for labels a classifier of words.
+    contenders: tuple[Contender, ...] = ("examples", "retrieval", "tfidf")
+    examples: Count = 4  # training rows in the prompts of the first two
     # What people rate answers by. Empty: accuracy, helpfulness and tone.
     rubric: dict[str, CriterionSettings] = {}
     require: tuple[str, ...] = (
         "loss - base <= 0",
         "loss - champion <= 0.05",
+        "loss - first <= 0.05",
         "forgetting <= 0.3",
         "stop_rate >= 0.9",
     )

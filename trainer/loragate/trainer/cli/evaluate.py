@@ -144,6 +144,8 @@ def say_evaluation(found: "Evaluation", folder: "RunFolder", console: "Console")
         mark = "[green]✓[/]" if result.holds else "[red]✗[/]"
         console.print(f"{mark} {result.sentence}", soft_wrap=True)
     console.print(f"[bold]{found.requirements.sentence}[/]", soft_wrap=True)
+    if found.caution:
+        console.print(found.caution, soft_wrap=True)
     console.print(f"Report: {folder.evaluation / 'report.html'}", soft_wrap=True)
 
 
@@ -163,7 +165,10 @@ def evaluation_table(found: "Evaluation") -> "Table":
         metric = METRICS[name]
         table.add_row(
             metric.title,
-            *(metric.show(system.metrics[name].estimate) for system in found.systems),
+            *(
+                metric.show(system.metrics[name].estimate) if name in system.metrics else ""
+                for system in found.systems
+            ),
             metric.show_difference(found.differences["base"][name].estimate),
         )
     return table

@@ -15,10 +15,11 @@ from loragate.trainer.evaluation.counterfactuals import Outcome
 from loragate.trainer.evaluation.criteria import USUAL, Criterion
 from loragate.trainer.evaluation.metrics import METRICS, Metric, rated
 from loragate.trainer.evaluation.requirements import RequirementResults
-from loragate.trainer.evaluation.statistics import ConfidenceInterval
+from loragate.trainer.evaluation.statistics import ConfidenceInterval, share_interval, unseen_share
 from loragate.trainer.run.folder import write_whole
 
 FILE: Final = "evaluation.json"
+_ENOUGH_ROWS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,20 @@ class About:
     served_by: str
     finished_at: str
     seconds: float
+    currency: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SystemScores:
-    """`name` is base, champion or new; `title` is what people call it."""
+    """`name` is that of requirements, such as base, tfidf or new; `title` is what people call it.
+    `request_money` is the price of one request, 0 where it is not known. Not every system has every
+    metric.
+    """
 
     name: str
     title: str
     metrics: Mapping[str, ConfidenceInterval]
+    request_money: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,20 @@ class Evaluation:
     def metric(self, name: str) -> Metric:
         """How the metric of this name is called and shown."""
         return METRICS.get(name) or rated(self.criteria)[name]
+
+    @property
+    def caution(self) -> str:
+        """What so few rows cannot tell, as a sentence; empty where there are enough."""
+        rows, confidence = self.about.rows, self.about.confidence
+        if rows >= _ENOUGH_ROWS:
+            return ""
+        found = share_interval(rows // 2, rows, confidence)
+        return (
+            f"These are {rows} rows only: a share of one half is known to about "
+            f"{100 * (found.high - found.low) / 2:.0f} points more or less, and a change in fewer "
+            f"than {100 * unseen_share(rows, confidence):.0f} of 100 rows may not show at all. "
+            "More test rows would tell."
+        )
 
     def figures(self) -> dict[str, float]:
         """The new system's metrics without intervals, and as `<metric>_over_base` their differences

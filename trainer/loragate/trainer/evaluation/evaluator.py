@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,15 @@ from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example
 from loragate.trainer.errors import EvaluationError
+from loragate.trainer.evaluation.contenders import (
+    TFIDF,
+    TITLES,
+    Prompt,
+    Prompting,
+    prompts_with_examples,
+    prompts_with_retrieval,
+    tfidf_answers,
+)
 from loragate.trainer.evaluation.counterfactuals import (
     Counterfactual,
     Outcome,
@@ -69,12 +78,12 @@ from loragate.trainer.evaluation.statistics import (
     exp,
     ratio,
 )
-from loragate.trainer.settings import EvaluationSettings, resolved
+from loragate.trainer.settings import CostSettings, EvaluationSettings, resolved
 from loragate.trainer.training.encoding import Encoder, supervised
 from loragate.trainer.training.models import load_float32
 from loragate.trainer.training.plan import with_answer_limit
 
-SystemName = Literal["base", "champion", "new"]
+SystemName = Literal["base", "examples", "retrieval", "first", "champion", "new"]
 _OTHER: Final = "(no label)"
 
 
@@ -82,7 +91,8 @@ _OTHER: Final = "(no label)"
 class System:
     """One of the models that are compared. `model` is the folder of a base model or of a fully
     trained one, `adapter` that of an adapter for it, if there is one. `served_as` is its name on
-    the server that answers for it, `title` what reports call it.
+    the server that answers for it, `title` what reports call it. `prompting` says which training
+    rows stand before its questions; the losses of such a system are not measured.
     """
 
     name: SystemName
@@ -90,6 +100,7 @@ class System:
     model: Path
     adapter: Path | None
     served_as: str
+    prompting: Prompting = ""
 
 
 OpenModels = Callable[[Sequence[System]], AbstractAsyncContextManager[ServedModels]]
@@ -101,8 +112,9 @@ class Comparison:
     """The systems and the rows that they are compared on.
 
     `systems` begin with the base and end with the new one; those that share a model are neighbours.
-    `rows` are the whole test split; none of them was trained on. `device` is for the losses,
-    `served_by` for the report.
+    `rows` are the whole test split; none of them was trained on. `train` is the training split, for
+    contenders that use it; their prompts have at most `longest_prompt` tokens. `device` is for the
+    losses, `served_by` for the report, `prices` for what requests cost.
     """
 
     title: str
@@ -113,6 +125,21 @@ class Comparison:
     data_digest: str
     served_by: str
     device: str = "cpu"
+    train: Sequence[Example] = ()
+    longest_prompt: int = sys.maxsize
+    prices: CostSettings = field(default_factory=CostSettings)
+
+    def prompts_of(self, system: System, rows: Sequence[Example], examples: int) -> list[Prompt]:
+        """What the system is asked for each of these rows."""
+        if not system.prompting:
+            return [row.messages[:-1] for row in rows]
+        make = prompts_with_examples if system.prompting == "examples" else prompts_with_retrieval
+        return make(rows, self.train, examples, self._fits)
+
+    def _fits(self, prompt: Prompt, tools: str) -> bool:
+        row = Example(prompt, tools=tools)
+        ids = self.renderer.render(row.turns(), tools=row.tool_list())
+        return len(ids) <= self.longest_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +181,18 @@ async def evaluate(
     responses = await _ask_all(comparison, rows, labels, settings, open_models, progress)
     scores = {
         system.name: _scores(
-            losses[system.name], losses["base"], responses[system.name], rows, labels
+            losses.get(system.name), losses["base"], responses[system.name], rows, labels
         )
         for system in comparison.systems
     }
+    titles = {system.name: system.title for system in comparison.systems}
+    if labels and TFIDF in settings.contenders and comparison.train:
+        said = tfidf_answers(rows, comparison.train, labels)
+        if said is not None:
+            new_scores = scores.pop(comparison.systems[-1].name)  # the new one stays the last
+            answers = label_scores(said, [row.label or row.answer for row in rows], labels)
+            scores |= {TFIDF: answers, comparison.systems[-1].name: new_scores}
+            titles[TFIDF] = TITLES[TFIDF]
     bootstraps = _Bootstraps(settings)
     measured = {name: bootstraps.intervals(found) for name, found in scores.items()}
     new = comparison.systems[-1].name
@@ -169,7 +204,8 @@ async def evaluate(
     return Evaluation(
         about=_about(comparison, settings, len(rows), len(general), time.monotonic() - start),
         systems=tuple(
-            SystemScores(each.name, each.title, measured[each.name]) for each in comparison.systems
+            SystemScores(name, titles[name], found, _request_money(found, comparison.prices))
+            for name, found in measured.items()
         ),
         differences=differences,
         labels=_label_table(responses[new].answers, rows, labels) if labels else None,
@@ -236,14 +272,15 @@ def _measure_losses(
     wanted = [supervised(comparison.renderer, row) for row in rows]
     texts = [supervised_text(comparison.renderer, paragraph) for paragraph in general]
     count = sum(map(len, wanted))
-    task = progress.add_task("Losses", total=len(comparison.systems) * (count + len(texts)))
+    plain = [system for system in comparison.systems if not system.prompting]
+    task = progress.add_task("Losses", total=len(plain) * (count + len(texts)))
 
     def done(count: int) -> None:
         progress.advance(task, count)
 
     losses: dict[str, _Losses] = {}
     # A model is loaded once for all its systems: groupby joins neighbours only.
-    for path, group in groupby(comparison.systems, key=lambda system: system.model):
+    for path, group in groupby(plain, key=lambda system: system.model):
         model = load_float32(path, comparison.device)
         for each in group:
             with nullcontext(model) if each.adapter is None else adapted(model, each.adapter) as m:
@@ -262,13 +299,17 @@ async def _ask_all(
     progress: Progress,
 ) -> Mapping[str, _Responses]:
     asked = make_counterfactuals(rows, settings.counterfactual_rows, settings.seed)
-    prompts = [row.messages[:-1] for row in rows]
-    prompts += [
+    forms = [
         form
         for counterfactual in asked
         for form in (counterfactual.original, counterfactual.control, counterfactual.changed)
     ]
-    task = progress.add_task("Answers", total=len(comparison.systems) * len(prompts))
+    questions = {
+        system.name: comparison.prompts_of(system, rows, settings.examples)
+        + ([] if system.prompting else forms)
+        for system in comparison.systems
+    }
+    task = progress.add_task("Answers", total=sum(map(len, questions.values())))
     responses: dict[str, _Responses] = {}
     for _, group in groupby(comparison.systems, key=lambda system: system.model):
         together = list(group)
@@ -276,12 +317,14 @@ async def _ask_all(
             for each in together:
                 answers = await models.ask(
                     each.served_as,
-                    prompts,
+                    questions[each.name],
                     resolved(settings.max_tokens),
                     lambda: progress.advance(task),
                     [row.tools for row in rows],
                 )
-                outcomes = _outcomes(asked, answers[len(rows) :], labels)
+                outcomes = _outcomes(
+                    asked if not each.prompting else [], answers[len(rows) :], labels
+                )
                 responses[each.name] = _Responses(answers[: len(rows)], outcomes)
     return responses
 
@@ -296,27 +339,39 @@ def _outcomes(
 
 
 def _scores(
-    losses: _Losses,
+    losses: _Losses | None,
     base: _Losses,
     responses: _Responses,
     rows: Sequence[Example],
     labels: tuple[str, ...],
 ) -> dict[str, Statistic]:
-    loss = ratio([each.nats for each in losses.rows], [each.tokens for each in losses.rows])
-    scores = {"loss": loss, "perplexity": exp(loss)}
+    scores: dict[str, Statistic] = {}
+    if losses is not None:
+        loss = ratio([each.nats for each in losses.rows], [each.tokens for each in losses.rows])
+        scores |= {"loss": loss, "perplexity": exp(loss)}
     wanted = [row.answer for row in rows]
     if labels:
         scores |= label_scores(responses.answers, [row.label or row.answer for row in rows], labels)
     else:
         scores |= overlap_scores(responses.answers, wanted)
     scores |= text_scores(responses.answers, wanted)
-    scores["forgetting"] = ratio(
-        [one.nats - other.nats for one, other in zip(losses.general, base.general, strict=True)],
-        [each.tokens for each in losses.general],
-    )
+    if losses is not None:
+        pairs = zip(losses.general, base.general, strict=True)
+        scores["forgetting"] = ratio(
+            [one.nats - other.nats for one, other in pairs],
+            [each.tokens for each in losses.general],
+        )
     if responses.outcomes:
         scores |= change_scores(responses.outcomes)
     return scores
+
+
+def _request_money(measured: Mapping[str, ConfidenceInterval], prices: CostSettings) -> float:
+    """Of one request, by its tokens; 0 where prices are not known, or no model reads a prompt."""
+    if "prompt" not in measured:
+        return 0.0
+    prompt, answer = measured["prompt"].estimate, measured["length"].estimate
+    return (prompt * prices.million_prompt_tokens + answer * prices.million_answer_tokens) / 1e6
 
 
 class _Bootstraps:
@@ -334,7 +389,12 @@ class _Bootstraps:
     def differences(
         self, new: Mapping[str, Statistic], baseline: Mapping[str, Statistic]
     ) -> dict[str, ConfidenceInterval]:
-        return {name: self._of(each).difference(each, baseline[name]) for name, each in new.items()}
+        """Of the metrics that both have."""
+        return {
+            name: self._of(each).difference(each, baseline[name])
+            for name, each in new.items()
+            if name in baseline
+        }
 
     def _of(self, statistic: Statistic) -> Bootstrap:
         rows, settings = len(statistic.rows), self._settings
@@ -401,4 +461,5 @@ def _about(
         served_by=comparison.served_by,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
+        currency=comparison.prices.currency,
     )

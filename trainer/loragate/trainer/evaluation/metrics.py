@@ -53,6 +53,7 @@ METRICS: Final[Mapping[str, Metric]] = {
         "Stop rate", "higher", "answers that end by themselves within the limit", is_share=True
     ),
     "length": Metric("Length", "neither", "tokens in an answer", digits=1),
+    "prompt": Metric("Prompt", "neither", "tokens in a prompt", digits=1),
     "forgetting": Metric(
         "Forgetting", "lower", "change of the loss on general text, in nats a token", digits=3
     ),

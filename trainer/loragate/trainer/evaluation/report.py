@@ -19,10 +19,19 @@ from loragate.trainer.evaluation.metrics import METRICS, Metric
 from loragate.trainer.evaluation.statistics import ConfidenceInterval
 from loragate.trainer.run.folder import write_whole
 
-COLOURS: Final = {"base": "#8a94a6", "champion": "#d9902f", "new": "#2f6fde"}
+COLOURS: Final = {
+    "base": "#8a94a6",
+    "examples": "#7a5af8",
+    "retrieval": "#c11574",
+    "first": "#b98a5a",
+    "champion": "#d9902f",
+    "tfidf": "#2a9d8f",
+    "new": "#2f6fde",
+}
 _SHARES: Final = ("accuracy", "exact_match", "stop_rate")
 _POINTS: Final = ("bleu", "rouge_1", "rouge_2", "rouge_l")  # of 100
 _STEP: Final = 0.22  # between the systems of one metric
+CONTENDERS: Final = ("examples", "retrieval", "tfidf")
 FILE: Final = "report.html"
 
 
@@ -30,13 +39,14 @@ def quality_plot(evaluation: Evaluation) -> str:
     """SVG of the metrics between 0 and 100, for all systems, with intervals."""
     present = evaluation.new.metrics
     names = [name for name in (*_SHARES, "f1", *_POINTS) if name in present]
-    figure = Figure(figsize=(7.6, 0.52 * len(names) + 0.9))
+    step = _STEP * min(1.0, 4 / len(evaluation.systems))
+    figure = Figure(figsize=(7.6, 0.52 * len(names) + 0.9 + 0.1 * len(evaluation.systems)))
     axes = figure.subplots()
     for place, system in enumerate(evaluation.systems):
-        offset = (place - (len(evaluation.systems) - 1) / 2) * _STEP
+        offset = (place - (len(evaluation.systems) - 1) / 2) * step
         _draw(
             axes,
-            [_percent(name, system.metrics[name]) for name in names],
+            [_percent(name, system.metrics.get(name)) for name in names],
             offset,
             COLOURS[system.name],
             system.title,
@@ -50,10 +60,11 @@ def quality_plot(evaluation: Evaluation) -> str:
 
 def losses_plot(evaluation: Evaluation) -> str:
     """SVG of the loss on the test rows, and of its change on general text."""
+    systems = [each for each in evaluation.systems if "loss" in each.metrics]
     figure = Figure(figsize=(7.6, 1.9))
     left, right = figure.subplots(1, 2)
     for axes, name in ((left, "loss"), (right, "forgetting")):
-        for place, system in enumerate(evaluation.systems):
+        for place, system in enumerate(systems):
             value = system.metrics[name]
             _draw(
                 axes,
@@ -62,8 +73,8 @@ def losses_plot(evaluation: Evaluation) -> str:
                 COLOURS[system.name],
                 system.title,
             )
-        axes.set_yticks(range(len(evaluation.systems)), [each.name for each in evaluation.systems])
-        axes.set_ylim(len(evaluation.systems) - 0.5, -0.5)
+        axes.set_yticks(range(len(systems)), [each.name for each in systems])
+        axes.set_ylim(len(systems) - 0.5, -0.5)
         axes.set_title(f"{METRICS[name].title}, nats a token", fontsize=10, loc="left")
     right.axvline(0, color="#b8bfca", linewidth=1)
     return _svg(figure, left, right)
@@ -137,7 +148,9 @@ def _draw(
         label = "_"  # the legend names it once
 
 
-def _percent(name: str, value: ConfidenceInterval) -> tuple[float, float, float]:
+def _percent(name: str, value: ConfidenceInterval | None) -> tuple[float, float, float] | None:
+    if value is None:
+        return None
     factor = 1 if name in _POINTS else 100
     return factor * value.estimate, factor * value.low, factor * value.high
 
@@ -163,6 +176,9 @@ class _Cell:
     text: str
     interval: str
     tone: str = ""
+
+
+_NOTHING: Final = _Cell("none", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +211,8 @@ def render_report(evaluation: Evaluation) -> str:
         summary=tuple(_summary(evaluation)),
         baselines=tuple(evaluation.differences),
         rows=tuple(_rows(evaluation)),
+        ways=_ways(evaluation),
+        main=METRICS[_main(evaluation)],
         quality=quality_plot(evaluation),
         losses=losses_plot(evaluation),
         confusion=confusion_plot(evaluation.labels) if evaluation.labels else "",
@@ -211,7 +229,7 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
     """The result in three or four sentences."""
     gain = evaluation.differences["base"]
     new = evaluation.new.metrics
-    main = "accuracy" if "accuracy" in new else "rouge_l"
+    main = _main(evaluation)
     name = "accuracy" if main == "accuracy" else METRICS[main].title
     yield (
         f"On {evaluation.about.rows} questions that it was not trained on, {name} "
@@ -219,6 +237,9 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
         f"{METRICS[main].show(evaluation.systems[0].metrics[main].estimate)} "
         f"({METRICS[main].show_difference(gain[main].estimate)})."
     )
+    if evaluation.caution:
+        yield evaluation.caution
+    yield from _against_contenders(evaluation, main)
     if (champion := evaluation.differences.get(CHAMPION)) is not None:
         found = champion[main]
         how = "more than chance explains" if found.excludes_zero else "no more than chance explains"
@@ -241,26 +262,80 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
         )
 
 
+def _main(evaluation: Evaluation) -> str:
+    """The metric that says most about these rows."""
+    return "accuracy" if "accuracy" in evaluation.new.metrics else "rouge_l"
+
+
+def _against_contenders(evaluation: Evaluation, main: str) -> Iterator[str]:
+    """Whether the adapter is worth its training."""
+    ways = [each for each in evaluation.systems if each.name in CONTENDERS]
+    if not ways:
+        return
+    best = max(ways, key=lambda each: each.metrics[main].estimate)
+    found = evaluation.differences[best.name][main]
+    metric = METRICS[main]
+    how = "more than chance explains" if found.excludes_zero else "no more than chance explains"
+    yield (
+        f"The best way without training a model ({best.title}) has "
+        f"{metric.show(best.metrics[main].estimate)}: the adapter is at "
+        f"{metric.show_difference(found.estimate)} to it, {how}."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """One way to get answers, with its quality and what a request takes."""
+
+    title: str
+    quality: _Cell
+    prompt: str
+    answer: str
+    money: str
+
+
+def _ways(evaluation: Evaluation) -> tuple[_Way, ...]:
+    main = _main(evaluation)
+    return tuple(
+        _Way(
+            each.title,
+            _score(METRICS[main], each.metrics.get(main)),
+            _tokens(each.metrics.get("prompt")),
+            _tokens(each.metrics.get("length")),
+            f"{1000 * each.request_money:,.4g}" if each.request_money else "not priced",
+        )
+        for each in evaluation.systems
+    )
+
+
+def _tokens(value: ConfidenceInterval | None) -> str:
+    return f"{value.estimate:,.0f}" if value is not None else "none"
+
+
 def _rows(evaluation: Evaluation) -> Iterator[_Row]:
     for name, metric in METRICS.items():
         if name not in evaluation.new.metrics:
             continue
         yield _Row(
             metric,
-            tuple(_score(metric, each.metrics[name]) for each in evaluation.systems),
+            tuple(_score(metric, each.metrics.get(name)) for each in evaluation.systems),
             tuple(
-                _difference(metric, differences[name])
+                _difference(metric, differences.get(name))
                 for differences in evaluation.differences.values()
             ),
         )
 
 
-def _score(metric: Metric, value: ConfidenceInterval) -> _Cell:
+def _score(metric: Metric, value: ConfidenceInterval | None) -> _Cell:
+    if value is None:
+        return _NOTHING
     low, high = metric.show(value.low), metric.show(value.high)
     return _Cell(metric.show(value.estimate), f"{low} to {high}")
 
 
-def _difference(metric: Metric, value: ConfidenceInterval) -> _Cell:
+def _difference(metric: Metric, value: ConfidenceInterval | None) -> _Cell:
+    if value is None:
+        return _NOTHING
     tone = ""
     if value.excludes_zero and metric.better != "neither":
         tone = "good" if (value.estimate > 0) == (metric.better == "higher") else "bad"

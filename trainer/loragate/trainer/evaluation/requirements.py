@@ -14,7 +14,8 @@ from loragate.trainer.evaluation.metrics import METRICS, RATED, Metric
 from loragate.trainer.evaluation.statistics import ConfidenceInterval
 
 Operator = Literal[">=", "<="]
-BASELINES: Final = ("base", CHAMPION)
+FIRST: Final = "first"
+BASELINES: Final = ("base", FIRST, CHAMPION, "examples", "retrieval", "tfidf")
 
 _SENTENCE: Final = re.compile(
     r"\s*(?P<metric>\w+)\s*(?:-\s*(?P<baseline>[A-Za-z]\w*)\s*)?"
@@ -43,7 +44,8 @@ class Requirement:
         if match is None:
             raise InvalidRequirement(
                 f"{sentence!r} in [evaluation] require cannot be understood; write it as "
-                "'METRIC >= NUMBER' or 'METRIC - base <= NUMBER', with base or champion"
+                "'METRIC >= NUMBER' or 'METRIC - base <= NUMBER', with one of "
+                f"{', '.join(BASELINES)}"
             )
         if match["metric"] not in METRICS and match["metric"] not in more:
             raise InvalidRequirement(
@@ -93,8 +95,8 @@ def check_requirements(
     more: Mapping[str, Metric] = MappingProxyType({}),
 ) -> RequirementResults:
     """`measured` is by metric, `differences` by baseline and metric; `more` are metrics beside
-    `METRICS`. A comparison with the champion holds where there is no champion; a metric that was
-    not measured does not hold.
+    `METRICS`. A comparison with the champion or the first version holds where there is none; a
+    metric that was not measured does not hold.
     """
     metrics = {**METRICS, **more}
     results = tuple(
@@ -123,13 +125,23 @@ def _result(
 ) -> RequirementResult:
     against = f" against the {requirement.baseline}" if requirement.baseline else ""
     subject = metric.title + against
-    if requirement.baseline == CHAMPION and CHAMPION not in differences:
+    baseline = requirement.baseline
+    if baseline == FIRST and FIRST not in differences:
+        baseline = CHAMPION  # which is the first version itself
+    if baseline == CHAMPION and CHAMPION not in differences:
         return RequirementResult(
-            str(requirement), True, f"{subject}: there is no champion yet, so nothing to beat."
+            str(requirement), True, f"{subject}: there is no version yet, so nothing to beat."
+        )
+    if baseline and baseline not in differences:
+        return RequirementResult(
+            str(requirement),
+            False,
+            f"{subject} was not measured; name {baseline!r} in [evaluation] contenders (tfidf is "
+            "for rows with labels only).",
         )
     found = (
-        differences.get(requirement.baseline, {}).get(requirement.metric)
-        if requirement.baseline
+        differences[baseline].get(requirement.metric)
+        if baseline
         else measured.get(requirement.metric)
     )
     if found is None and requirement.metric.startswith(RATED):

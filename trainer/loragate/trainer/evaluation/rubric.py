@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from loragate.adapters.names import CHAMPION
 from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.agreement import agreement
 from loragate.trainer.evaluation.criteria import Criterion
@@ -26,6 +27,7 @@ from loragate.trainer.evaluation.statistics import Bootstrap, ConfidenceInterval
 from loragate.trainer.run.folder import write_whole
 
 _COLUMNS: Final = ("item", "prompt", "wanted", "answer", "scale")
+_RATED: Final = frozenset({"base", CHAMPION, "new"})  # people's time is short
 # Without vowels no item is a word, a month or a number to a spreadsheet.
 _LETTERS: Final = "bcdfghjklmnpqrstvwxz"
 _ITEM_LENGTH: Final = 12
@@ -146,13 +148,14 @@ def _items(evaluation: Evaluation) -> dict[str, _Item]:
     found: dict[str, _Item] = {}
     for number, sample in enumerate(evaluation.samples):
         systems: dict[str, list[str]] = defaultdict(list)
-        for name, answer in sample.answers.items():
+        for name in _RATED & sample.answers.keys():
+            answer = sample.answers[name]
             systems[answer.strip()].append(name)
-        for answer, names in systems.items():
+        for answer, names in sorted(systems.items()):
             said = "\0".join((evaluation.about.title, str(number), sample.prompt, answer))
             digest = hashlib.sha256(said.encode("utf-8", "replace")).digest()
             letters = (_LETTERS[byte % len(_LETTERS)] for byte in digest[:_ITEM_LENGTH])
-            found["".join(letters)] = _Item(number, tuple(names))
+            found["".join(letters)] = _Item(number, tuple(sorted(names)))
     return found
 
 

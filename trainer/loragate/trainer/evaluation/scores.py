@@ -31,11 +31,14 @@ _ROUGES: Final = {"rouge1": "rouge_1", "rouge2": "rouge_2", "rougeL": "rouge_l"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`is_ended` where the model ended its turn, and not the limit of tokens."""
+    """`is_ended` where the model ended its turn, and not the limit of tokens. `prompt_tokens` is 0
+    where no prompt was read.
+    """
 
     text: str
     is_ended: bool
     tokens: int
+    prompt_tokens: int = 0
 
 
 def plain(text: str) -> str:
@@ -71,6 +74,7 @@ def text_scores(answers: Sequence[Answer], wanted: Sequence[str]) -> dict[str, S
         "exact_match": share([plain(answer.text) == plain(text) for answer, text in pairs]),
         "stop_rate": share([answer.is_ended for answer in answers]),
         "length": mean([answer.tokens for answer in answers]),
+        "prompt": mean([answer.prompt_tokens for answer in answers]),
     }
 
 

@@ -142,6 +142,7 @@ class ServedModels:
             said(choice["message"]["content"] or "", calls),
             choice["finish_reason"] == "stop",
             answer["usage"]["completion_tokens"],
+            answer["usage"].get("prompt_tokens", 0),
         )
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
+from transformers import AutoConfig
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.names import CHAMPION, AdapterName
@@ -19,19 +20,24 @@ from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Example
 from loragate.trainer.data.splits import SPLITS
+from loragate.trainer.evaluation.contenders import TITLES
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.evaluator import Comparison, OpenModels, System, evaluate
 from loragate.trainer.evaluation.report import write_report
+from loragate.trainer.evaluation.requirements import FIRST
 from loragate.trainer.evaluation.served import BASE, ServedModels, Serving, running, started
 from loragate.trainer.publishing.publishing import assemble
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import Run
-from loragate.trainer.settings import resolved
+from loragate.trainer.settings import EvaluationSettings, resolved
 from loragate.trainer.training.encoding import Encoder
 from loragate.trainer.training.plan import with_answer_limit
 
 _SWAP_TOKENS: Final = 64  # that a swapped name may add to a prompt
+_LONGEST_PROMPT: Final = 4096  # tokens, of a prompt with examples
+_CACHE_BYTES: Final = 1 << 30  # what `served` gives the server for keys and values
+_FLOAT_BYTES: Final = 4
 _BLOCK: Final = 128  # tokens; the length limit is a multiple of it
 
 
@@ -68,9 +74,12 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
             renderer=renderer,
             data_digest=run.folder.result().data_digest,
             served_by=remote.url if remote else "a loragate server in float32",
+            train=run.splits().splits["train"],
+            longest_prompt=_longest_prompt(base) - resolved(settings.evaluation.max_tokens),
+            prices=settings.cost,
         )
         open_models = _open_models(
-            _serving(run, renderer, rows), remote, settings.evaluation.concurrency
+            _serving(run, comparison), remote, settings.evaluation.concurrency
         )
         evaluation = await evaluate(comparison, settings.evaluation, open_models, run.progress)
     write_evaluation(evaluation, run.folder)
@@ -85,7 +94,11 @@ def write_evaluation(evaluation: Evaluation, folder: RunFolder) -> Path:
 
 def _systems(run: Run, base: BaseModel, scratch: Path, remote: Remote | None) -> tuple[System, ...]:
     found = [System("base", base.name, base.path, None, BASE)]
-    champion = _champion(run, base)
+    if remote is None:  # whose longest prompt is not known
+        found += _prompted(run.settings.evaluation, base)
+    first, champion = _published(run, base)
+    if first is not None and first != champion and remote is None:
+        found.append(System(FIRST, first[0], base.path, first[1], FIRST))
     if champion is not None and (remote is None or remote.champion):
         title, folder = champion
         name = remote.champion if remote else CHAMPION
@@ -99,24 +112,58 @@ def _systems(run: Run, base: BaseModel, scratch: Path, remote: Remote | None) ->
     return tuple(found)
 
 
-def _champion(run: Run, base: BaseModel) -> tuple[str, Path] | None:
-    """Title and folder of the adapter's champion; None where there is none for this base model."""
+def _prompted(settings: EvaluationSettings, base: BaseModel) -> list[System]:
+    """The base with training rows in its prompt, as settings name them."""
+    wanted: tuple[Literal["examples", "retrieval"], ...] = ("examples", "retrieval")
+    return [
+        System(kind, TITLES[kind].format(settings.examples), base.path, None, BASE, kind)
+        for kind in wanted
+        if kind in settings.contenders
+    ]
+
+
+_Titled = tuple[str, Path]
+
+
+def _published(run: Run, base: BaseModel) -> tuple[_Titled | None, _Titled | None]:
+    """Title and folder of the adapter's first version and of its champion; None where there is none
+    for this base model.
+    """
     if not run.settings.publish.adapter:
-        return None
+        return None, None
     adapter = AdapterName.parse(run.settings.publish.adapter)
+    artifacts = ArtifactStore(run.home.artifacts)
     with open_registry(run.home) as registry:
         try:
             page = registry.versions.show(adapter)
         except LookupError:  # no such tenant or adapter yet
-            return None
+            return None, None
+        folders = {
+            each.version: artifacts.path(each.version.digest)
+            for each in sorted(page.versions, key=lambda each: each.version.number)
+            if each.manifest.base_model_digest in ("", base.digest)
+        }
+        there = [version for version, folder in folders.items() if folder.is_dir()]
+        first = (str(there[0]), folders[there[0]]) if there else None
         alias = page.aliases.get(CHAMPION)
         if alias is None:
-            return None
+            return first, None
         version = alias.serving or alias.desired
-        record = next(each for each in page.versions if each.version == version)
-        if record.manifest.base_model_digest not in ("", base.digest):
-            return None
-        return str(version), ArtifactStore(run.home.artifacts).path(version.digest)
+        champion = (str(version), folders[version]) if version in folders else None
+        return first, champion
+
+
+def _longest_prompt(base: BaseModel) -> int:
+    """How many tokens a prompt with examples may have, its answer included: what the model reads,
+    and what fits into the memory that the server keeps for keys and values.
+    """
+    config = AutoConfig.from_pretrained(str(base.path), local_files_only=True).get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = 2 * config.num_hidden_layers * (getattr(config, "num_key_value_heads", None) or heads)
+    fitting = _CACHE_BYTES // (kept * width * _FLOAT_BYTES)
+    read = getattr(config, "max_position_embeddings", None) or _LONGEST_PROMPT
+    return min(read, fitting, _LONGEST_PROMPT) - _SWAP_TOKENS - _BLOCK
 
 
 def _with_answer_limit(run: Run, renderer: Renderer) -> Run:
@@ -132,8 +179,19 @@ def _with_answer_limit(run: Run, renderer: Renderer) -> Run:
     )
 
 
-def _serving(run: Run, renderer: Renderer, rows: Sequence[Example]) -> Serving:
-    longest = max(len(renderer.render(row.turns()[:-1], tools=row.tool_list())) for row in rows)
+def _serving(run: Run, comparison: Comparison) -> Serving:
+    renderer, settings = comparison.renderer, run.settings.evaluation
+    lengths = [
+        len(renderer.render(Example(prompt).turns(), tools=row.tool_list()))
+        for system in comparison.systems
+        if system.prompting or system.name == "base"
+        for row, prompt in zip(
+            comparison.rows,
+            comparison.prompts_of(system, comparison.rows, settings.examples),
+            strict=True,
+        )
+    ]
+    longest = max(lengths)
     needed = longest + resolved(run.settings.evaluation.max_tokens) + _SWAP_TOKENS
     # On a CPU in float32 an answer does not depend on what else is asked at the same moment.
     dtype = "float32" if run.settings.training.device == "cpu" else "auto"

@@ -108,7 +108,9 @@ def _quality(evaluation: Evaluation | None) -> str:
         metric = METRICS[name]
         cells = [
             f"{metric.show(value.estimate)} ({metric.show(value.low)} to {metric.show(value.high)})"
-            for value in (system.metrics[name] for system in evaluation.systems)
+            if value is not None
+            else ""
+            for value in (system.metrics.get(name) for system in evaluation.systems)
         ]
         lines.append(f"| {metric.title} | {' | '.join(cells)} |")
     if evaluation.labels is None:
