@@ -16,6 +16,7 @@ import msgspec
 
 from loragate.adapters.base_models.files import SHARD_INDEX
 from loragate.adapters.errors import BaseModelError, InvalidAdapter
+from loragate.adapters.format.beside import all_tokens
 from loragate.adapters.format.lora_tensors import is_embedding
 from loragate.adapters.format.safetensors_header import Tensor, read_header
 
@@ -44,7 +45,7 @@ class BaseProfile:
     ``modules`` are its linear layers with (out, in), by the names that PEFT gives them; None where
     quantisation hides the shape. It is empty where the model's tensors do not tell the modules'
     names, as in a model of text and images. Embeddings and the experts of a mixture are not in it:
-    adapters for them are not served.
+    adapters for them are not served. ``tokens`` are the tokenizer's; none where they are not told.
     """
 
     name: str
@@ -52,6 +53,8 @@ class BaseProfile:
     tokenizer_hash: str
     chat_template_hash: str
     modules: Mapping[str, Shape | None]
+    chat_template: str = ""
+    tokens: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, base: BaseModel, chat_template: str | None = None) -> BaseProfile:
@@ -59,12 +62,15 @@ class BaseProfile:
         that is not the model's own. Raises BaseModelError.
         """
         try:
+            template = chat_template or _own_template(base.path)
             return cls(
                 base.name,
                 base.digest,
                 tokenizer_hash(base.path),
-                template_hash(chat_template or _own_template(base.path)),
+                template_hash(template),
                 MappingProxyType(_linear_modules(base.path)),
+                template,
+                all_tokens(base.path),
             )
         except OSError as error:
             raise BaseModelError(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.format.beside import named_base
 from loragate.adapters.format.manifest import AdapterManifest
 from loragate.adapters.format.peft_config import CONFIG, AdapterConfig, read_config
 from loragate.adapters.format.safetensors_header import Tensor, read_header
@@ -126,7 +128,11 @@ def read_manifest(text: bytes | None, config: AdapterConfig) -> AdapterManifest:
     """What the file says, or, without one, what the configuration does. Raises InvalidAdapter."""
     derived = AdapterManifest(config.rank, config.alpha, config.target_modules)
     if text is None:
-        return derived
+        named = named_base(config.settings)
+        # A path would say where it lay on the machine of whoever trained it.
+        return (
+            replace(derived, lineage=MappingProxyType({"base_model": named})) if named else derived
+        )
     manifest = AdapterManifest.from_json(text, derived)
     manifest.check_bounds()
     for name in ("rank", "alpha"):

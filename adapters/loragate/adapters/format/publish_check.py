@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from loragate.adapters.child_process.process import ChildUnavailable
 from loragate.adapters.errors import BaseModelName, InvalidAdapter, StoreError
 from loragate.adapters.format.base_profile import BaseProfile, Shape, template_hash
+from loragate.adapters.format.beside import check_beside
 from loragate.adapters.format.files import WEIGHTS, AdapterFiles
 from loragate.adapters.format.lora_tensors import LoraPair, check_prefix, is_embedding, lora_pairs
 from loragate.adapters.format.manifest import AdapterManifest, Contract
@@ -55,6 +56,8 @@ class PublishCheck:
         Reads the configuration and the weights' header first, and the weights last, in blocks.
         """
         pairs = self.check_header(files)
+        if self._base is not None:
+            check_beside(files.folder, files.manifest.contract, self._base)
         # Not before a load: what was published without the prefix is served right, and only never
         # merged.
         check_prefix(files.tensors)

@@ -6,6 +6,7 @@ process of their own, which is limited in time and memory, and are checked like 
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from loragate.adapters.child_process.process import (
 )
 from loragate.adapters.errors import BaseModelError, InvalidAdapter
 from loragate.adapters.format.base_profile import BaseProfile
+from loragate.adapters.format.beside import TEMPLATE, is_other_base, named_base
 from loragate.adapters.format.files import MANIFEST, inspect
 from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.importing.source import LeftOut, Source, find_source
@@ -54,6 +56,7 @@ class Imported:
     layout: str
     repairs: tuple[RepairDone, ...]
     left_out: tuple[LeftOut, ...]
+    warnings: tuple[str, ...] = ()
 
 
 _RENAMED: Final = RepairDone(
@@ -89,16 +92,17 @@ class Importer:
         cannot tell.
         """
         source = find_source(path)
+        warnings = tuple(self._warnings(source))
         problem = self._problem_as_it_is(source)
         if problem is None:
-            yield Imported(source.path, source.layout, (), source.left_out)
+            yield Imported(source.path, source.layout, (), source.left_out, warnings)
             return
         with temporary_folder("import") as out:
             repairs = self._convert(source, out)
             self._check.check(inspect(out))
             if not repairs:
                 repairs = (_RENAMED,)
-            yield Imported(out, source.layout, repairs, source.left_out)
+            yield Imported(out, source.layout, repairs, source.left_out, warnings)
 
     def _problem_as_it_is(self, source: Source) -> InvalidAdapter | None:
         """Why the folder cannot be published as it is; None where it can."""
@@ -110,10 +114,21 @@ class Importer:
             return problem
         return None
 
+    def _warnings(self, source: Source) -> Iterator[str]:
+        named = "" if source.config is None else named_base(_settings(source.config))
+        if self._profile is not None and named and is_other_base(named, self._profile.name):
+            yield (
+                f"its configuration says that it was trained on {named}, and it would be served on "
+                f"{self._profile.name}; publish it for the model that it was trained on"
+            )
+
     def _convert(self, source: Source, out: Path) -> tuple[RepairDone, ...]:
         answer = self._do(self._job(source, out))
         if "code" in answer:
             raise InvalidAdapter(answer["code"], answer["message"])
+        beside = source.path / TEMPLATE
+        if beside.is_file() and not beside.is_symlink():
+            shutil.copyfile(beside, out / TEMPLATE)  # for the check: it is not published
         if source.manifest is not None:
             shutil.copyfile(source.manifest, out / MANIFEST)
         return tuple(RepairDone(each["what"], each["why"]) for each in answer["repairs"])
@@ -132,6 +147,15 @@ class Importer:
             "heads": heads,
             "key_heads": base.get("num_key_value_heads", heads),
         }
+
+
+def _settings(config: Path) -> dict[str, object]:
+    """Empty where the file is no JSON object, which is told elsewhere."""
+    try:
+        found = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _convert_in_child(job: dict[str, Any]) -> dict[str, Any]:

@@ -202,6 +202,8 @@ def import_adapter(
 def _say_repairs(imported: "Imported") -> None:
     for repair in imported.repairs:
         say("[yellow]Repaired[/] {what} [dim]({why})[/]", what=repair.what, why=repair.why)
+    for warning in imported.warnings:
+        say("[yellow]Warning:[/] {warning}", warning=warning)
     if imported.left_out:
         names = ", ".join(f"{each.name} ({each.what})" for each in imported.left_out)
         say("[dim]Left out: {names}[/]", names=names)
@@ -212,6 +214,7 @@ def _repairs_as_json(imported: "Imported") -> dict[str, object]:
         "layout": imported.layout,
         "repairs": [{"what": each.what, "why": each.why} for each in imported.repairs],
         "left_out": [{"name": each.name, "what": each.what} for each in imported.left_out],
+        "warnings": list(imported.warnings),
     }
 
 
