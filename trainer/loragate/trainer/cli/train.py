@@ -88,6 +88,8 @@ def train(
 
     The commented sample of every setting is examples/train/run.toml.
     """
+    if not (check or estimate):
+        _start_training_process()
     from rich.console import Console
 
     from loragate.trainer.cli.progress import progress_bar, silence_libraries
@@ -123,13 +125,28 @@ def train(
             raise typer.Exit(_INTERRUPTED) from None
 
 
+def _start_training_process() -> None:
+    """Has it import, while this process does, what takes several seconds; see `train_apart`, which
+    starts it where this does not.
+    """
+    import multiprocessing
+    from importlib.metadata import version
+    from multiprocessing import forkserver
+
+    if "+cpu" not in version("torch"):
+        return
+    multiprocessing.set_forkserver_preload(["loragate.trainer.pipeline.preloaded"])
+    forkserver.ensure_running()
+
+
 def _train(run: "Run", as_json: bool, *, resume: bool, overwrite: bool, publishes: bool) -> None:
     from loragate.trainer.cost import Estimate, check_estimate
-    from loragate.trainer.pipeline.pipeline import check, evaluate, publish, train_run
+    from loragate.trainer.pipeline.pipeline import check, evaluate, publish
+    from loragate.trainer.pipeline.training_process import train_apart
     from loragate.trainer.training import machine
 
     check(run, resume=resume, overwrite=overwrite, publishes=publishes)
-    result = train_run(run)
+    result = train_apart(run)
     if not machine.is_first_process():
         return  # the first process goes on alone
     if not as_json:
@@ -168,11 +185,12 @@ def _sweep(run: "Run", choices: Sequence[str], as_json: bool, *, overwrite: bool
     from dataclasses import replace
 
     from loragate.trainer.pipeline.sweep import sweep
+    from loragate.trainer.pipeline.training_process import train_apart
     from loragate.trainer.run.folder import RunFolder
 
     root = run.folder.root
     run = replace(run, folder=RunFolder(root.with_name(f"{root.name}-sweep")))
-    tried = sweep(run, choices, overwrite=overwrite)
+    tried = sweep(run, choices, overwrite=overwrite, train=train_apart)
     if as_json:
         print_json(
             [

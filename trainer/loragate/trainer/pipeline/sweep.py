@@ -2,7 +2,7 @@
 
 import itertools
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -11,7 +11,7 @@ import msgspec
 from loragate.trainer.errors import RunFileError, RunFolderError
 from loragate.trainer.pipeline.attempt import inputs_of
 from loragate.trainer.pipeline.checks import require_sound
-from loragate.trainer.pipeline.pipeline import plan_training, ready_data
+from loragate.trainer.pipeline.pipeline import ready_data, train_run
 from loragate.trainer.run.changes import changes
 from loragate.trainer.run.file import (
     RunFile,
@@ -23,7 +23,6 @@ from loragate.trainer.run.folder import RunFolder, RunResult, write_whole
 from loragate.trainer.run.inputs import Inputs
 from loragate.trainer.run.run import Run
 from loragate.trainer.run.table import write_table
-from loragate.trainer.training.train import train
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,13 @@ class Tried:
     result: RunResult
 
 
-def sweep(run: Run, choices: Sequence[str], *, overwrite: bool = False) -> list[Tried]:
+def sweep(
+    run: Run,
+    choices: Sequence[str],
+    *,
+    overwrite: bool = False,
+    train: Callable[[Run], RunResult] = train_run,
+) -> list[Tried]:
     """Trains every combination, each in a folder of its own below the run's folder, on the same
     splits. Combinations that are complete, and were begun with the same settings and files, are not
     trained again.
@@ -85,7 +90,7 @@ def sweep(run: Run, choices: Sequence[str], *, overwrite: bool = False) -> list[
                 folder.forget_attempt()
             inputs.write(folder)
             write_whole(folder.run_file, with_absolute_paths(settings, run.root).to_toml().encode())
-            train(one, plan_training(one, splits))
+            train(one)
         tried.append(Tried(folder, tries, folder.result()))
         # After each, so that a sweep that is stopped has its table.
         write_table(run.folder, _rows(run.folder, tried))

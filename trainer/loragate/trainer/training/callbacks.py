@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -110,10 +110,17 @@ class Log(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """Shows step, loss, tokens per second and the time left; prints each validation loss."""
+    """Shows step, loss, tokens per second and the time left, and says each validation loss."""
 
-    def __init__(self, progress: Progress, schedule: Schedule, run_state: RunState) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        say: Callable[[str], None],
+        schedule: Schedule,
+        run_state: RunState,
+    ) -> None:
         self._progress = progress
+        self._say = say
         self._schedule = schedule
         self._run_state = run_state
         self._task = progress.add_task("Train", total=schedule.tokens[-1], loss="", rate="")
@@ -145,9 +152,7 @@ class Bar(TrainerCallback):
         if logs and "loss" in logs:
             self._progress.update(self._task, loss=f"loss {logs['loss']:.3f}")
         if logs and "eval_loss" in logs:
-            self._progress.console.print(
-                f"step {state.global_step:5d}  validation loss {logs['eval_loss']:.4f}"
-            )
+            self._say(f"step {state.global_step:5d}  validation loss {logs['eval_loss']:.4f}")
 
 
 class AtTheEnd(TrainerCallback):

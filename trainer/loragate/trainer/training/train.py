@@ -105,7 +105,7 @@ def _trainer(
     callbacks: list[TrainerCallback] = [
         Clock(run_state),
         log,
-        Bar(run.progress, schedule, run_state),
+        Bar(run.progress, run.say, schedule, run_state),
         AtTheEnd(),
         KeepBest(checkpoints, run_state, training.patience),
         stop,
