@@ -21,7 +21,7 @@ from loragate.trainer.pipeline.attempt import begin_estimate
 from loragate.trainer.pipeline.checks import RunUnsound, require_sound
 from loragate.trainer.pipeline.pipeline import check, plan_training, ready_data
 from loragate.trainer.run.changes import changes
-from loragate.trainer.run.file import RunFile
+from loragate.trainer.run.file import RunFile, with_absolute_paths, with_relative_paths
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import Run
 from loragate.trainer.training import machine
@@ -405,3 +405,12 @@ def test_every_setting_but_those_beside_the_training_is_compared() -> None:
 def _with(run: RunFile, table: str, key: str) -> RunFile:
     section = msgspec.structs.replace(getattr(run, table), **{key: "something else"})
     return msgspec.structs.replace(run, **{table: section})
+
+
+def test_a_data_set_of_the_hub_is_no_path(runs: TinyRuns) -> None:
+    run = runs.run_file(data={"splits": "", "raw": ["hub:someone/chats", "raw.jsonl"]})
+    write_examples(runs.root / "raw.jsonl", examples(8))
+    require_sound(loaded(runs, run), publishes=False)
+    absolute = with_absolute_paths(run, runs.root).data.raw
+    assert absolute == ("hub:someone/chats", str((runs.root / "raw.jsonl").resolve()))
+    assert with_relative_paths(with_absolute_paths(run, runs.root), runs.root).data == run.data

@@ -1,5 +1,8 @@
 """Begins a run in its folder, or goes on with one, by what its files say now."""
 
+from pathlib import Path
+
+from loragate.trainer.data.files import hub_name
 from loragate.trainer.data.splits import SHEET
 from loragate.trainer.errors import RunFolderError
 from loragate.trainer.registry import find_version, open_registry
@@ -134,7 +137,8 @@ def _taken(run: Run, inputs: Inputs) -> str:
 def _require_apart(run: Run) -> None:
     """Raises RunFolderError where the run's own input lies in its folder, which is for output."""
     folder = run.folder
-    inputs = [(run.root / name).resolve() for _, name in input_paths(run.settings)]
+    names = [name for _, name in input_paths(run.settings) if not hub_name(Path(name))]
+    inputs = [(run.root / name).resolve() for name in names]
     for path in (run.file.resolve(), *inputs):
         is_its_copy = path in (folder.run_file, folder.resolved_file)  # which can be trained again
         if path.is_relative_to(folder.root) and not is_its_copy:

@@ -15,13 +15,14 @@ from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.names import AdapterName
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import DataError, Example
+from loragate.trainer.data.files import hub_name
 from loragate.trainer.data.reading import read_rows
 from loragate.trainer.data.splits import SplitFolder
 from loragate.trainer.errors import RunFileError, RunFolderError, TrainingError
 from loragate.trainer.evaluation.losses import general_paragraphs
 from loragate.trainer.evaluation.requirements import Requirement
 from loragate.trainer.registry import require_tenant
-from loragate.trainer.run.file import RunFile, input_paths
+from loragate.trainer.run.file import RunFile, input_paths, source_path
 from loragate.trainer.run.run import Run
 from loragate.trainer.settings import EvaluationSettings, MethodSettings, resolved
 from loragate.trainer.training import machine
@@ -197,12 +198,14 @@ def _require_writable(folder: Path) -> None:
 
 def _require_files(run: Run) -> None:
     """Files of rows may be gone where splits were made of them already."""
+    has_splits = run.folder.data.is_dir()
     for setting, name in input_paths(run.settings):
-        path = run.root / name
-        if path.exists() or (setting == "[data] raw" and run.folder.data.is_dir()):
+        path = source_path(run.root, name)
+        if hub_name(path) or path.exists() or (setting == "[data] raw" and has_splits):
             continue
-        raise DataError(f"{setting}: there is no {path}; correct the path, which is relative to "
-                        "the run file")  # fmt: skip
+        raise DataError(
+            f"{setting}: there is no {path}; correct the path, which is relative to the run file"
+        )
 
 
 def _require_tokenizer(run: Run) -> None:
@@ -259,7 +262,7 @@ def _read(run: Run) -> list[tuple[str, Example]]:
             for number, row in enumerate(rows, start=1)
         ]
     reading = data.preparation(seed=run.settings.seed, max_tokens=1).reading
-    read = read_rows([run.root / path for path in data.raw], reading)
+    read = read_rows([source_path(run.root, path) for path in data.raw], reading)
     return [(str(row.place), row.example) for row in read.rows]
 
 

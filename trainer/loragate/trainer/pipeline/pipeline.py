@@ -13,6 +13,7 @@ from rich.progress import Progress
 from transformers import AutoConfig
 
 from loragate.adapters.home import Home
+from loragate.trainer.data.files import hub_name
 from loragate.trainer.data.preparing import PreparedData, prepare
 from loragate.trainer.data.splits import SHEET, SplitFolder
 from loragate.trainer.errors import EvaluationError
@@ -27,7 +28,7 @@ from loragate.trainer.pipeline.checks import (
 )
 from loragate.trainer.pipeline.evaluating import evaluate_run
 from loragate.trainer.publishing.publishing import Published, publish_run
-from loragate.trainer.run.file import read_text, with_absolute_paths
+from loragate.trainer.run.file import read_text, source_path, with_absolute_paths
 from loragate.trainer.run.folder import RunFolder, RunResult
 from loragate.trainer.run.run import Run
 from loragate.trainer.run.table import best_folder
@@ -61,7 +62,7 @@ def ready_data(run: Run) -> SplitFolder:
     base = run.base()
     config = AutoConfig.from_pretrained(str(base.path), local_files_only=True)
     prepared = prepare(
-        [_as_shown(run.root / path) for path in data.raw],
+        [_as_shown(source_path(run.root, path)) for path in data.raw],
         made,
         data.preparation(seed=run.settings.seed, max_tokens=longest_row(data, config)),
         run.renderer(base),
@@ -155,6 +156,8 @@ def finished(path: Path, home: Home, progress: Progress, say: Callable[[str], No
 
 def _as_shown(path: Path) -> Path:
     """Relative to the working directory where it is below it; reports show it so."""
+    if hub_name(path):
+        return path
     found = path.resolve()
     return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found
 

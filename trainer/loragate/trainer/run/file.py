@@ -16,6 +16,7 @@ import tomli_w
 from msgspec import Meta
 
 from loragate.adapters.rendering.turns import RESERVED_VARIABLES
+from loragate.trainer.data.files import hub_name
 from loragate.trainer.data.settings import (
     BadRows,
     Cleaning,
@@ -226,7 +227,7 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
     """Changes every path but that of the base model, which is mostly a name; empty ones stay."""
 
     def if_given(path: str) -> str:
-        return change(path) if path else ""
+        return change(path) if path and not hub_name(Path(path)) else path
 
     data, model, evaluation = run.data, run.model, run.evaluation
     return msgspec.structs.replace(
@@ -243,6 +244,13 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
             evaluation, general_text=if_given(evaluation.general_text)
         ),
     )
+
+
+def source_path(root: Path, name: str) -> Path:
+    """Where a source of rows lies, whose name in the run file is relative to `root`: there, or on
+    the hub.
+    """
+    return Path(name) if hub_name(Path(name)) else root / name
 
 
 def input_paths(run: RunFile) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Final, Self
 import msgspec
 
 from loragate.adapters.base_models.preparation import BaseModel
+from loragate.trainer.data.files import hub_name
 from loragate.trainer.data.reading import file_digest
 from loragate.trainer.data.splits import SHEET
 from loragate.trainer.errors import RunFolderError
@@ -45,7 +46,7 @@ class Inputs(msgspec.Struct, frozen=True):
         """
         model = settings.model
         given = [
-            InputFile(setting, name, _digest(root / name))
+            InputFile(setting, name, hub_name(Path(name)) or _digest(root / name))
             for setting, name in input_paths(settings)
         ]
         given.append(InputFile("[model] base", model.base, base.digest))
