@@ -542,6 +542,7 @@ async def served_once(served: Served) -> AsyncIterator[Served]:
         (b'{"model": ', "not valid JSON"),
         (b"", "body is empty"),
         (b"\xff\xfe", "not valid JSON"),
+        (b'{"model": "\\ud83d"}', "half of a surrogate pair"),
         (b'{"model": NaN}', "not valid JSON"),
         (b'{"model": "\\ud800", "messages": []}', "not valid JSON"),
         (b'{"\\ud800": 1}', "not valid JSON"),

@@ -6,6 +6,7 @@ whatever its size, and describe each of its mistakes; here what is large is read
 the first mistake is enough.
 """
 
+import re
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from typing import Any, ClassVar, TypeVar, cast
@@ -22,6 +23,7 @@ from loragate.server.gateway.bounds import SMALL_MESSAGE
 from loragate.server.gateway.json_shape import check_json
 
 T = TypeVar("T")
+_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?=[^\\])")
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii"})
 
 
@@ -96,7 +98,9 @@ def read_json(data: bytes, reader: TypeAdapter[T]) -> T:
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+        # Of a half near the end, msgspec says that the body is cut.
+        why = "it ends with half of a surrogate pair" if _HALF.search(data[-16:]) else str(error)
+        raise InvalidRequest(f"The body is not valid JSON: {why}.", code="invalid_json") from None
     try:
         return reader.validate_python(body)
     except ValidationError as error:
