@@ -183,7 +183,61 @@ def test_equal_templates_have_equal_hashes() -> None:
     )
 
 
+# As templates of models that see pictures read contents: one drops text, the other raises.
+PARTS_ALONE = (
+    "{% for m in messages %}<|turn|>{{ m.role }}\n{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+PARTS_OR_ERROR = PARTS_ALONE.replace("{% for part in m.content %}", "{{ m.content[0].text + '' }}")
+
+
+@pytest.mark.parametrize("template", [PARTS_ALONE, PARTS_OR_ERROR])
+def test_a_template_that_reads_parts_gets_text_as_a_part(template: str) -> None:
+    if template == PARTS_OR_ERROR:
+        end = "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+        template = template.replace(end, "")
+    messages = [{"role": "system", "content": "Be brief."}, *CHAT]
+    renderer = Renderer(byte_tokenizer(template))
+    text = renderer.decode(renderer.render(messages))
+    plain = Renderer(byte_tokenizer())
+    assert text == plain.decode(plain.render(messages))
+    (row,) = renderer.supervise([*messages, {"role": "assistant", "content": "hi"}])
+    assert renderer.decode([label for label in row.labels if label != -100]) == "hi<|end|>"
+
+
+@pytest.mark.parametrize(
+    "refusal", ["{{ raise_exception('no system here') }}", "{% set ignored = true %}"]
+)
+def test_a_system_message_that_a_template_does_not_take_goes_into_the_first_question(
+    refusal: str,
+) -> None:
+    template = TURNS.replace(
+        "<|turn|>", "{% if message.role == 'system' %}" + refusal + "{% else %}<|turn|>", 1
+    ).replace("<|end|>{% endfor %}", "<|end|>{% endif %}{% endfor %}")
+    renderer = Renderer(byte_tokenizer(template))
+    text = renderer.decode(renderer.render([{"role": "system", "content": "Be brief."}, *CHAT]))
+    assert text == "<|turn|>user\nBe brief.\n\nhéllo<|end|><|turn|>assistant\n"
+
+
 # ---- supervision
+
+
+def test_a_turn_whose_text_a_template_leaves_out_is_refused_for_training() -> None:
+    silent = Renderer(byte_tokenizer("{% for m in messages %}{{ m.role }}<|end|>{% endfor %}"))
+    with pytest.raises(RenderingError, match="does not write what turn 2"):
+        silent.supervise([*CHAT, {"role": "assistant", "content": "yes indeed"}])
+
+
+def test_an_answer_that_begins_as_its_prompt_ends_is_learnt_behind_the_prompt() -> None:
+    tokenizer = byte_tokenizer(more=["ĊĊ", "ĊĊĊ"])
+    tokenizer.add_tokens(["\n\n\n"])
+    renderer = Renderer(tokenizer)
+    (row,) = renderer.supervise([*CHAT, {"role": "assistant", "content": "\n\ndef"}])
+    prompt = renderer.render(CHAT)
+    assert row.input_ids[: len(prompt)] == prompt
+    assert renderer.decode(row.input_ids[len(prompt) :]) == "\n\ndef<|end|>"
+
 
 RENDERER = Renderer(byte_tokenizer(WITH_BOS))
 words = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="<|>"), max_size=20)

@@ -16,7 +16,7 @@ from typing import Final, cast
 
 from loragate.adapters.rendering.control_tokens import common_start
 from loragate.adapters.rendering.templates import RenderingError
-from loragate.adapters.rendering.turns import TemplateMessage
+from loragate.adapters.rendering.turns import TemplateMessage, is_shown
 from loragate.adapters.rendering.writing import Writer
 
 IGNORED = -100  # the label of a token that is not learnt, as PyTorch and TRL have it
@@ -139,6 +139,11 @@ class Supervision:
             text = whole[len(prompt) :]
         else:
             text = self._behind_opening(before, message, prompt, whole, index)
+        if not message.get("tool_calls") and not is_shown(message.get("content"), text):
+            raise RenderingError(
+                f"the chat template does not write what turn {index + 1}, the assistant's, says; "
+                "leave the turn out, or train with another [model] chat_template"
+            )
         return _Answer(text, not reasoning or reasoning in text)
 
     def _behind_opening(
@@ -161,8 +166,14 @@ class Supervision:
             opening, answer = prompt[common:], whole[common:]
         else:
             start = max(0, marked.find(_MARK))
-            opening = _left_open(prompt, asked, marked[:start], str(before[-1].get("content")))
-            if opening is None or whole[:start] != marked[:start]:
+            header = marked[:start]
+            opening = _left_open(prompt, asked, header, str(before[-1].get("content")))
+            is_same = whole[:start] == header
+            request = prompt[len(asked) :] if prompt.startswith(asked) else ""
+            if opening is None and request and request in header:
+                # What stands between the request and the text is the model's to write.
+                opening, start = "", header.rfind(request) + len(request)
+            if opening is None or not is_same:
                 raise RenderingError(
                     f"the chat template writes what precedes turn {index + 1}, the assistant's, "
                     "otherwise once that turn is there, so it cannot be told apart; leave the turn "

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 TemplateMessage = Mapping[str, object]  # role, content, tool_calls, …: what chat templates read
 
@@ -108,15 +109,13 @@ def shows_system(text: str, messages: Sequence[TemplateMessage]) -> bool:
     """
     if not begins_with_system(messages):
         return True
-    lines = [line.strip() for line in str(messages[0].get("content") or "").splitlines()]
-    said = [line for line in lines if line]
-    return not said or any(line in text for line in said)
+    return is_shown(messages[0].get("content"), text)
 
 
 def other_ways(messages: Sequence[TemplateMessage]) -> Iterator[Sequence[TemplateMessage]]:
     """The messages, and then the same conversation in other ways that templates may take: calls
-    with short ids, without an empty content, with arguments as text, and last written out as text;
-    each of these with the system message in the first question too.
+    with short ids, without an empty content, with arguments as text; contents as lists of parts;
+    and calls written out as text. Each of these with the system message in the first question too.
     """
     ways = [messages]
     if has_calls(messages):
@@ -125,8 +124,10 @@ def other_ways(messages: Sequence[TemplateMessage]) -> Iterator[Sequence[Templat
             _each(messages, _without_empty_content),
             _each(messages, _with_arguments_as_text),
             _each(_each(messages, _without_empty_content), _with_arguments_as_text),
-            written_out(messages),
         ]
+    ways.append(_each(messages, _in_parts))  # as templates of models that see pictures take it
+    if has_calls(messages):
+        ways.append(written_out(messages))
     for way in ways:
         yield way
         if begins_with_system(way):
@@ -158,13 +159,49 @@ def with_other_names(messages: Sequence[TemplateMessage]) -> Sequence[TemplateMe
     return _each(messages, renamed)
 
 
+def shows_last(text: str, messages: Sequence[TemplateMessage]) -> bool:
+    """Whether the text that a template made of the messages has anything of the last one's."""
+    return is_shown(messages[-1].get("content"), text) if messages else True
+
+
+def is_shown(content: object, text: str) -> bool:
+    """Whether any line of a content is in the text, if it has one."""
+    if isinstance(content, list):
+        parts = cast(list[Mapping[str, object]], content)
+        content = "\n".join(str(part.get("text")) for part in parts)
+    lines = [line.strip() for line in str(content or "").splitlines()]
+    said = [line for line in lines if line]
+    return not said or any(line in text or _as_json(line) in text for line in said)
+
+
+def _as_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _in_parts(message: TemplateMessage) -> TemplateMessage:
+    content = message.get("content")
+    if message["role"] == "tool" or not isinstance(content, str):
+        return message
+    return {**message, "content": [{"type": "text", "text": content}]}
+
+
 def _system_in_question(messages: Sequence[TemplateMessage]) -> Sequence[TemplateMessage]:
     system, *others = messages
+    if isinstance(system.get("content"), list):
+        return _each(_system_in_question(_each(messages, _in_text)), _in_parts)
     for number, message in enumerate(others):
         if message["role"] == "user":
             content = f"{system.get('content') or ''}\n\n{message.get('content') or ''}"
             return [*others[:number], {**message, "content": content}, *others[number + 1 :]]
     return [{**system, "role": "user"}, *others]
+
+
+def _in_text(message: TemplateMessage) -> TemplateMessage:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts = cast(list[Mapping[str, object]], content)
+    return {**message, "content": "".join(str(part.get("text")) for part in parts)}
 
 
 def _each(

@@ -26,6 +26,7 @@ from loragate.adapters.rendering.turns import (
     names_elsewhere,
     other_ways,
     shows_calls,
+    shows_last,
     shows_system,
     with_known_names,
     with_known_roles,
@@ -108,7 +109,8 @@ class Writer:
                 if time.monotonic() > last:
                     break
                 continue
-            if self._shows_calls(text, way, attempt) and not _ignores_system(text, way, attempt):
+            is_whole = shows_last(text, way) and self._shows_calls(text, way, attempt)
+            if is_whole and not _ignores_system(text, way, attempt):
                 return text
             incomplete = text if incomplete is None else incomplete
         if incomplete is not None:
