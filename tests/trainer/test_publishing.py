@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from loragate.adapters.store import ArtifactStore
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.publishing.publishing import PublishRefused, assemble, publish
 from loragate.trainer.publishing.reference import compute_reference, write_reference
+from loragate.trainer.run.file import convert_run_file
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.settings import EvaluationSettings
 from support.training.evaluations import evaluation_of
@@ -71,8 +73,25 @@ def test_published_run_passes_the_gate_and_carries_its_lineage(
     assert manifest.lineage["data_digest"] == result.data_digest
     assert manifest.lineage["seed"] == 7
     assert manifest.lineage["package.torch"] == "2.13.0"
-    assert manifest.lineage["run_toml"] == run.run_file.read_text()
+    assert 'adapter = "acme/support"' in str(manifest.lineage["run_toml"])
     assert manifest.metrics["validation_loss"] == 0.5
+
+
+def test_lineage_says_no_path_and_no_price(base, tmp_path: Path):
+    toml = """
+[cost]
+machine_per_hour = 12.34
+[evaluation]
+general_text = "/srv/secret/general.txt"
+"""
+    run = write_run(tmp_path, base, toml)
+
+    lineage = inspect(assemble(run, tmp_path / "out")).manifest.lineage
+
+    for written in (str(lineage["run_toml"]), str(lineage["resolved_toml"])):
+        assert "12.34" not in written
+        assert "/" not in written
+        assert convert_run_file(tomllib.loads(written)).evaluation.general_text == "general.txt"
 
 
 def test_contract_is_what_the_run_says(run: RunFolder, tmp_path: Path):

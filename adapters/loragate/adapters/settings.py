@@ -19,6 +19,7 @@ from loragate.adapters.errors import ConfigError
 from loragate.adapters.home import Home
 
 DEFAULT_FILE: Final = "loragate.toml"
+ENGINE_VARIABLES: Final = "LORAGATE_ENGINE_"
 FILE_VARIABLE: Final = "LORAGATE_CONFIG"
 SpecialTokensInText = Literal["text", "control"]
 MaxLoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
@@ -94,6 +95,24 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> SharedSettings
         found.engine.reasoning_parser,
         found.engine.tool_call_parser,
     )
+
+
+def engine_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """All that [engine] says, from the same places as `read_settings`, as variables of the
+    environment: for another server on this machine. Raises ConfigError.
+    """
+    table = read_file(find_file(None, environment)).get("engine", {})
+    if not isinstance(table, dict):
+        raise ConfigError("The configuration is wrong: 'engine' has to be a table, [engine].")
+    written = {
+        f"{ENGINE_VARIABLES}{key.upper()}": str(value).lower()
+        if value is True or value is False
+        else str(value)
+        for key, value in table.items()
+        if isinstance(value, bool | int | float | str)
+    }
+    own = {name: each for name, each in environment.items() if name.startswith(ENGINE_VARIABLES)}
+    return written | own
 
 
 def find_file(path: Path | None, environment: Mapping[str, str] = os.environ) -> Path | None:

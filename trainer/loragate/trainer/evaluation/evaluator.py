@@ -80,7 +80,7 @@ from loragate.trainer.evaluation.statistics import (
 )
 from loragate.trainer.settings import CostSettings, EvaluationSettings, resolved
 from loragate.trainer.training.encoding import Encoder, supervised
-from loragate.trainer.training.models import load_float32
+from loragate.trainer.training.models import free_device_memory, load_to_measure
 from loragate.trainer.training.plan import with_answer_limit
 
 SystemName = Literal["base", "examples", "retrieval", "first", "champion", "new"]
@@ -281,12 +281,14 @@ def _measure_losses(
     losses: dict[str, _Losses] = {}
     # A model is loaded once for all its systems: groupby joins neighbours only.
     for path, group in groupby(plain, key=lambda system: system.model):
-        model = load_float32(path, comparison.device)
+        model = load_to_measure(path, comparison.device)
         for each in group:
             with nullcontext(model) if each.adapter is None else adapted(model, each.adapter) as m:
                 losses[each.name] = _Losses(
                     conversation_losses(m, wanted, done), row_losses(m, texts, done)
                 )
+        del model
+        free_device_memory()  # which the server needs
     return losses
 
 

@@ -60,6 +60,8 @@ class Serving:
     chat_template_kwargs: Mapping[str, object] = field(default_factory=dict)
     reasoning_parser: str = ""
     tool_call_parser: str = ""
+    # Variables of the environment for an engine here, under those that the evaluation sets.
+    engine: Mapping[str, str] = field(default_factory=dict)
 
 
 class ServedModels:
@@ -205,14 +207,12 @@ def _publish(registry: Registry, adapters: Mapping[str, Path]) -> str:
 def _environment(serving: Serving, adapters: Mapping[str, Path]) -> dict[str, str]:
     ranks = [read_config(folder / CONFIG).largest_rank for folder in adapters.values()]
     rank = next(allowed for allowed in _RANKS if allowed >= max(ranks, default=1))
-    return {
+    own = {
         "LORAGATE_ENGINE_MODEL": serving.source,
-        "LORAGATE_ENGINE_DTYPE": serving.dtype,
         "LORAGATE_ENGINE_MAX_LORAS": str(max(1, len(adapters))),
         "LORAGATE_ENGINE_MAX_CPU_LORAS": str(max(1, len(adapters))),
         "LORAGATE_ENGINE_MAX_LORA_RANK": str(rank),
         "LORAGATE_ENGINE_MAX_MODEL_LEN": str(serving.max_model_len),
-        "LORAGATE_ENGINE_KV_CACHE_GIB": "1",
         "LORAGATE_ENGINE_CHAT_TEMPLATE": serving.chat_template,
         "LORAGATE_ENGINE_SPECIAL_TOKENS_IN_TEXT": serving.special_tokens_in_text,
         "LORAGATE_SERVER_LOG_LEVEL": "warning",
@@ -220,6 +220,10 @@ def _environment(serving: Serving, adapters: Mapping[str, Path]) -> dict[str, st
     } | (
         {"LORAGATE_ENGINE_TOOL_CALL_PARSER": parser} if (parser := serving.tool_call_parser) else {}
     )
+    if serving.dtype != "auto":
+        own["LORAGATE_ENGINE_DTYPE"] = serving.dtype
+    # What memory and devices a server here may take is the user's to say.
+    return {"LORAGATE_ENGINE_KV_CACHE_GIB": "1", **serving.engine, **own}
 
 
 @asynccontextmanager

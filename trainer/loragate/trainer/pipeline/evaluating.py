@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.names import CHAMPION, AdapterName
 from loragate.adapters.rendering.renderer import Renderer
+from loragate.adapters.settings import engine_settings
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Example
@@ -73,6 +74,7 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
             rows=rows,
             renderer=renderer,
             data_digest=run.folder.result().data_digest,
+            device=resolved(settings.training.device),
             served_by=remote.url if remote else "a loragate server in float32",
             train=run.splits().splits["train"],
             longest_prompt=_longest_prompt(base) - resolved(settings.evaluation.max_tokens),
@@ -198,14 +200,21 @@ def _serving(run: Run, comparison: Comparison) -> Serving:
     return Serving(
         run.settings.model.base,
         run.home.models,
-        -(-needed // _BLOCK) * _BLOCK,
+        min(-(-needed // _BLOCK) * _BLOCK, _most_positions(comparison.base)),
         dtype,
         run.shared.chat_template,
         run.shared.special_tokens_in_text,
         resolved(run.settings.model.chat_template_kwargs),
         run.shared.reasoning_parser,
         run.shared.tool_call_parser,
+        engine_settings(),
     )
+
+
+def _most_positions(base: BaseModel) -> int:
+    """A server does not start with more than the model was made for."""
+    config = AutoConfig.from_pretrained(str(base.path), local_files_only=True)
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 def _open_models(serving: Serving, remote: Remote | None, concurrency: int) -> OpenModels:

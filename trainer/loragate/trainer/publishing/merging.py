@@ -22,7 +22,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.format.merged_files import REPORT
 from loragate.trainer.settings import MergeDtype, MethodSettings
-from loragate.trainer.training.models import load_adapter, load_float32, quantization_config
+from loragate.trainer.training.models import (
+    exact_device,
+    free_device_memory,
+    load_adapter,
+    load_float32,
+    quantization_config,
+)
 
 _DTYPES: Final[dict[MergeDtype, torch.dtype]] = {
     "float32": torch.float32,
@@ -151,7 +157,7 @@ def merge(
     if out.exists():
         raise MergeRefused(f"{out} exists already; give a folder that does not, or remove it")
     _require_full_precision(base)
-    model = load_float32(base)
+    model = load_float32(base, exact_device(base))
     adapted = load_adapter(model, adapter)
     reference = _logits(adapted, prompts)
     merged = adapted.merge_and_unload(safe_merge=True)
@@ -162,6 +168,7 @@ def merge(
         partial = Path(scratch) / out.name
         merged.to(_DTYPES[dtype]).save_pretrained(str(partial), max_shard_size=max_shard_size)
         del merged, adapted, model  # before the next model is loaded: memory holds one of them
+        free_device_memory()
         _copy_tokenizer(base, partial, chat_template)
         saved = verify(partial, reference, prompts, bounds[dtype])
         quantized = None
@@ -177,7 +184,7 @@ def unmerged_logits(base: Path, adapter: Path, prompts: Sequence[Sequence[int]])
     """What a merge is compared with: for each prompt the float32 logits of (length, vocabulary) of
     the base with the adapter beside it.
     """
-    return _logits(load_adapter(load_float32(base), adapter), prompts)
+    return _logits(load_adapter(load_float32(base, exact_device(base)), adapter), prompts)
 
 
 def verify(
@@ -186,7 +193,9 @@ def verify(
     """Load a merged model from its folder alone, and compare its logits with `reference`, which has
     one tensor a prompt. Raises MergeRefused where a bound does not hold.
     """
-    agreement = _agreement(reference, _logits(load_float32(merged), prompts), prompts)
+    agreement = _agreement(
+        reference, _logits(load_float32(merged, exact_device(merged)), prompts), prompts
+    )
     _require(agreement, bounds, "as it was written")
     return agreement
 

@@ -21,7 +21,7 @@ from loragate.trainer.publishing.merged_versions import MergedVersion, merge_ver
 from loragate.trainer.publishing.model_card import model_card
 from loragate.trainer.publishing.reference import compute_reference, write_reference
 from loragate.trainer.registry import open_registry
-from loragate.trainer.run.file import RunFile, template_of
+from loragate.trainer.run.file import RunFile, for_others, read_run_file, template_of
 from loragate.trainer.run.folder import RunFolder, RunResult, write_whole
 from loragate.trainer.run.run import Run
 from loragate.trainer.training.encoding import supervised
@@ -200,6 +200,6 @@ def _lineage(run: RunFolder, settings: RunFile, result: RunResult) -> dict[str, 
         "training_seconds": round(result.training_seconds, 1),
         "machine": result.machine,
         "adapter_digest": result.adapter_digest,
-        "run_toml": run.run_file.read_text("utf-8"),
-        "resolved_toml": run.resolved_file.read_text("utf-8"),
+        "run_toml": for_others(read_run_file(run.run_file)).to_toml(),
+        "resolved_toml": for_others(settings).to_toml(),
     } | packages

@@ -12,7 +12,7 @@ from peft import PeftModel
 from loragate.adapters.format.files import MANIFEST, inspect
 from loragate.adapters.format.reference import Reference, ScoredPrompt, mean_difference
 from loragate.trainer.errors import TrainingError
-from loragate.trainer.training.models import load_adapter, load_float32
+from loragate.trainer.training.models import exact_device, load_adapter, load_float32
 
 # Every promotion scores them: about a millisecond a token on a CPU, during which others wait. Of 46
 # scores the mean is known to 0.03 nats in bfloat16, where half a scale is half a nat off.
@@ -33,7 +33,8 @@ def compute_reference(
     where the adapter changes too little on them, and AdapterNotApplied where a part of it would be
     missing.
     """
-    return reference_of(load_adapter(load_float32(base), adapter), prompts, most)
+    model = load_float32(base, exact_device(base))
+    return reference_of(load_adapter(model, adapter), prompts, most)
 
 
 def reference_of(

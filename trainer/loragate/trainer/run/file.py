@@ -246,6 +246,16 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
     )
 
 
+def for_others(run: RunFile) -> RunFile:
+    """What of a run file may be published: of paths the last part alone, and no prices."""
+    run = _changed(run, lambda path: Path(path).name)
+    base = run.model.base
+    if Path(base).is_absolute() or base.startswith((".", "~")):
+        base = Path(base).name
+    model = msgspec.structs.replace(run.model, base=base)
+    return msgspec.structs.replace(run, folder="run", model=model, cost=CostSettings())
+
+
 def source_path(root: Path, name: str) -> Path:
     """Where a source of rows lies, whose name in the run file is relative to `root`: there, or on
     the hub.

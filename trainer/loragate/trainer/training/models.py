@@ -7,9 +7,10 @@ warning at most, and the model then computes like the base.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -31,11 +33,13 @@ from transformers.masking_utils import sdpa_mask
 from loragate.adapters.errors import LoragateError
 from loragate.adapters.format.files import WEIGHTS
 from loragate.adapters.format.lora_tensors import PREFIX
+from loragate.adapters.host_memory import free_host_bytes
 from loragate.trainer.errors import TrainingError
 from loragate.trainer.settings import MethodSettings, Precision, resolved
 
 FLOAT32_ATTENTION = "loragate_float32"
 _FEW: Final = 3
+_ROOM: Final = 1.2  # times the weights, for activations
 
 
 def offer_float32_attention() -> str:
@@ -148,6 +152,53 @@ def load_float32(folder: Path, device: str = "cpu") -> PreTrainedModel:
         str(folder), dtype=torch.float32, device_map={"": device}, local_files_only=True
     )
     return model.eval()
+
+
+def load_to_measure(folder: Path, device: str) -> PreTrainedModel:
+    """As `load_float32`, or in the numbers that the model is kept in where memory does not hold it
+    in float32. "cuda" is taken only where the model fits there in one of both.
+    """
+    place, dtype = place_to_measure(folder, device)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        str(folder), dtype=dtype, device_map={"": place}, local_files_only=True
+    )
+    return model.eval()
+
+
+def place_to_measure(folder: Path, device: str) -> tuple[str, torch.dtype | Literal["auto"]]:
+    """The device and the numbers to measure a model with. Some memory is left for its activations;
+    "auto" means those that it is kept in.
+    """
+    kept = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    exact = kept * 4 // _bytes_of_number(folder)
+    if device == "cuda" and torch.cuda.is_available():
+        free = torch.cuda.mem_get_info()[0]
+        if _ROOM * exact <= free:
+            return "cuda", torch.float32
+        if _ROOM * kept <= free:
+            return "cuda", "auto"
+    return "cpu", torch.float32 if _ROOM * exact <= free_host_bytes() else "auto"
+
+
+def exact_device(folder: Path) -> str:
+    """Where a model is computed in float32 and nothing else: a GPU that has room for it, or the
+    CPU.
+    """
+    place, dtype = place_to_measure(folder, "cuda")
+    return place if dtype == torch.float32 else "cpu"
+
+
+def free_device_memory() -> None:
+    """Gives back what models that are gone held on a GPU, for another process."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _bytes_of_number(folder: Path) -> int:
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    dtype = getattr(config, "dtype", None)
+    return dtype.itemsize if isinstance(dtype, torch.dtype) else 4
 
 
 def keep_quantized_layout(model: nn.Module) -> None:
