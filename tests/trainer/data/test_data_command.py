@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,3 +113,15 @@ def test_help_teaches_with_examples(command: str, loragate: Loragate):
     text = loragate(f"data {command} --help").stdout
     assert f"$ loragate data {command} " in text
     assert "--json" in text
+
+
+def test_looking_at_data_imports_nothing_that_is_slow():
+    slow = ["torch", "transformers", "sklearn", "matplotlib", "pyarrow", "datasets", "scipy.stats"]
+    script = (
+        "import sys, loragate.trainer.cli.data, loragate.trainer.data.preparing\n"
+        f"print([name for name in {slow} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -150,3 +150,60 @@ def test_without_a_base_model_a_finding_says_that_tokens_were_not_counted():
     quality = assess_quality(distinct(10), QualityLimits())
     assert quality.tokens is None
     assert [finding.level for finding in found_on(quality, "Tokens")] == ["note"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "My account was disabled yesterday, and the login is disabled too.",
+        "The page answers in 900 ms and I miss the old one.",
+        "The motherboard and the mother board of my Brother printer broke.",
+        "See the man page. It is a male plug and a female socket.",
+        "Christian wrote from Indiana and Islamabad that the rabbit is Roma's.",
+        "Translate it into Chinese, with a Japanese keyboard.",
+        "The API was retired.",
+    ],
+)
+def test_no_people_are_seen_where_only_a_word_is_alike(text: str):
+    assert mentions_of([example(text)], LEXICON) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "group"),
+    [
+        ("I am disabled and need a ramp.", "disabled people"),
+        ("Where is the disabled parking?", "disabled people"),
+        ("My brother's bill is wrong.", "men"),
+        ("My mother is 80.", "women"),
+        ("I'm retired and live alone.", "older people"),
+        ("Two Indian customers wrote.", "Asian people"),
+        ("A NON-BINARY person asked.", "non-binary and trans people"),
+    ],
+)
+def test_people_are_seen_where_they_are_named(text: str, group: str):
+    assert [mention.group for mention in mentions_of([example(text)], LEXICON)] == [group]
+
+
+def test_which_kind_of_and_a_patient_are_no_praise():
+    words = LEXICON.sentiment["praise"]
+    assert not words.are_in("What kind of plug does the patient need? Good morning.")
+    assert words.are_in("They were kind and very patient.")
+
+
+def test_labels_that_no_answer_says_are_told_and_verdicts_refused():
+    rows = [
+        example(row.prompt, "Good answer.", label=str(n % 2)) for n, row in enumerate(distinct(20))
+    ]
+    (told,) = [
+        f for f in assess_quality(rows, QualityLimits()).findings if "not what" in f.sentence
+    ]
+    assert told.level == "refuse"
+    named = [example(row.prompt, "Some text.", label="billing") for row in distinct(20)]
+    (told,) = [
+        f for f in assess_quality(named, QualityLimits()).findings if "not what" in f.sentence
+    ]
+    assert told.level == "warn"
+    right = [example(row.prompt, "It is Billing.", label="billing") for row in distinct(20)]
+    assert not any(
+        "not what" in f.sentence for f in assess_quality(right, QualityLimits()).findings
+    )

@@ -15,6 +15,7 @@ from loragate.trainer.data.splits import (
     find_leaks,
     refuse_leaks,
     split,
+    without_alike,
     write_split_folder,
 )
 from support.training.examples import distinct, example
@@ -246,6 +247,12 @@ def test_shares_and_similarity_that_make_no_sense_are_refused(
 ):
     with pytest.raises(DataError):
         Splitting(validation, test, 0, similarity)
+
+
+def test_rows_to_replay_that_are_tested_are_left_out():
+    old = [example(f"Hello, {row.prompt}. Thanks!", group=row.answer) for row in distinct(6)]
+    tested = [distinct(1)[0], example("something else entirely", group="a2")]
+    assert without_alike(old, tested, 0.8) == [old[1], *old[3:]]
 
 
 def test_seen_rows_are_known_again_in_other_dress_and_under_a_system_prompt(tmp_path: Path):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
 from loragate.trainer.data.example import DataError
+from loragate.trainer.data.splits import SplitFolder, write_split_folder
 from loragate.trainer.errors import RunFileError
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
@@ -66,7 +67,7 @@ def test_a_shape_that_the_version_does_not_have_is_refused(
 
 
 def test_old_rows_are_mixed_in_by_their_share(runs: TinyRuns) -> None:
-    write_splits(runs.root / "old", train_rows=40, seed=7)
+    write_splits(runs.root / "old", train_rows=80, seed=7)
     plan = runs.plan(runs.run_file(data={"replay": "old", "replay_share": 0.25}))
     assert plan.replayed == 16
     assert len(plan.training.rows) == 48 + 16
@@ -77,7 +78,19 @@ def test_old_rows_are_mixed_in_by_their_share(runs: TinyRuns) -> None:
 def test_of_few_old_rows_all_are_mixed_in(runs: TinyRuns) -> None:
     write_splits(runs.root / "old", train_rows=4, seed=7)
     plan = runs.plan(runs.run_file(data={"replay": "old", "replay_share": 0.5}))
-    assert plan.replayed == 4
+    assert 0 < plan.replayed <= 4  # those that are like a row of validation or test stay out
+
+
+def test_old_rows_that_are_tested_now_are_not_replayed(runs: TinyRuns) -> None:
+    new = SplitFolder.read(runs.root / "splits")
+    test = new.splits["test"]
+    write_split_folder(
+        runs.root / "old",
+        {"train": test, "validation": test[:1], "test": test[:1]},
+        {},
+    )
+    plan = runs.plan(runs.run_file(data={"replay": "old", "replay_share": 0.25}))
+    assert plan.replayed == 0
 
 
 def test_a_replay_folder_that_is_none_is_named(runs: TinyRuns, tmp_path: Path) -> None:

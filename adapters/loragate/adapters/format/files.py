@@ -33,10 +33,12 @@ WEIGHTS: Final = "adapter_model.safetensors"
 MANIFEST: Final = "manifest.json"
 
 _REQUIRED: Final = (CONFIG, WEIGHTS)
-TAKEN: Final = (CONFIG, WEIGHTS, MANIFEST, "README.md")
+TRAINED_ROWS: Final = "trained_rows.txt"  # short digests of what it was trained on, a line each
+TAKEN: Final = (CONFIG, WEIGHTS, MANIFEST, "README.md", TRAINED_ROWS)
 """All else in a folder stays behind, unread: a trainer leaves pickles and its log beside them."""
 _HUB_SNAPSHOTS, _HUB_BLOBS = "snapshots", "blobs"
 _TEXT_LIMIT_BYTES: Final = 1 << 20
+_TRAINED_ROWS_LIMIT_BYTES: Final = 64 << 20  # five million rows
 _WEIGHTS_LIMIT_BYTES: Final = 16 << 30  # more than rank 512 on every layer of a 70B model
 
 
@@ -106,7 +108,8 @@ def _check_entry(entry: Path) -> None:
     status = entry.stat()
     if not stat.S_ISREG(status.st_mode):
         raise InvalidAdapter("missing_file", f"{entry.name} is not a file; put a plain file there")
-    limit_bytes = _WEIGHTS_LIMIT_BYTES if entry.name == WEIGHTS else _TEXT_LIMIT_BYTES
+    limits = {WEIGHTS: _WEIGHTS_LIMIT_BYTES, TRAINED_ROWS: _TRAINED_ROWS_LIMIT_BYTES}
+    limit_bytes = limits.get(entry.name, _TEXT_LIMIT_BYTES)
     if status.st_size > limit_bytes:
         raise InvalidAdapter(
             "file_too_large",

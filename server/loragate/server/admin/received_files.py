@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from loragate.adapters.errors import InvalidAdapter, StoreError
-from loragate.adapters.format.files import CONFIG, MANIFEST, WEIGHTS
+from loragate.adapters.format.files import CONFIG, MANIFEST, TRAINED_ROWS, WEIGHTS
 from loragate.adapters.temporary_folders import TemporaryFolder
 
 NEEDED = (CONFIG, WEIGHTS)
-WELCOME = (*NEEDED, MANIFEST, "README.md")
+WELCOME = (*NEEDED, MANIFEST, "README.md", TRAINED_ROWS)
 
 
 class ReceivedFiles:

@@ -300,7 +300,6 @@ def _renderer(model: str | None) -> "Renderer | None":
     from loragate.adapters.base_models.preparation import DEFAULT_MODEL, find
     from loragate.adapters.errors import BaseModelError
     from loragate.adapters.home import Home
-    from loragate.adapters.rendering.renderer import Renderer
     from loragate.adapters.settings import read_settings
 
     try:
@@ -309,6 +308,8 @@ def _renderer(model: str | None) -> "Renderer | None":
         if model is not None:
             raise
         return None
+    from loragate.adapters.rendering.renderer import Renderer  # which imports transformers
+
     shared = read_settings()
     return Renderer.load(base.path, shared.read_template(), shared.special_tokens_in_text)
 

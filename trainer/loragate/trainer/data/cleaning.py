@@ -61,6 +61,8 @@ UNSURE = "unsure"
 _SURE = 0.9
 _RULED_OUT = 0.002
 _FEWEST_LETTERS = 20
+_MOST_COUNTED = 2_000  # rows whose languages the report counts
+_MOST_FOR_LANGUAGE = 1_000  # characters
 _NOT_WORDS = re.compile(r"[\W\d_]+")
 # The rules in the order in which they are applied, with what each means to a reader.
 RULES = {
@@ -344,13 +346,17 @@ def _drop_other_languages(
     may be in another one.
     """
     kept: list[Row] = []
-    for row, question in zip(cleaned.rows, own_lines_of(cleaned.examples), strict=True):
+    # To say what languages there are, some rows are enough.
+    step = max(1, len(cleaned.rows) // _MOST_COUNTED)
+    questions = own_lines_of(cleaned.examples)
+    for number, (row, question) in enumerate(zip(cleaned.rows, questions, strict=True)):
         text = f"{question}\n{row.example.answer}"
         if cleaning.language and (other := languages.is_other(text, cleaning.language)):
             reason = f"the language is {other}, not {cleaning.language}"
             cleaned.drops.append(_drop("language", row, reason, personal))
         else:
-            cleaned.languages[languages.of(text)] += 1
+            if number % step == 0:
+                cleaned.languages[languages.of(text[:_MOST_FOR_LANGUAGE])] += 1
             kept.append(row)
     cleaned.rows = kept
 

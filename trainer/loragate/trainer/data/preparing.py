@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.cleaning import Cleaned, clean
 from loragate.trainer.data.example import DataError, digest_of, read_examples, write_examples
 from loragate.trainer.data.quality import Finding, Quality, assess_quality, findings_on_volume
@@ -20,6 +20,9 @@ from loragate.trainer.data.settings import (
     untracked,
 )
 from loragate.trainer.data.splits import SplitFolder, split, write_split_folder
+
+if TYPE_CHECKING:
+    from loragate.adapters.rendering.renderer import Renderer
 
 REPORT = "report.html"
 DROPS = "drops.jsonl"
@@ -39,7 +42,7 @@ def prepare(
     paths: Sequence[Path],
     out: Path,
     settings: PreparationSettings | None = None,
-    renderer: Renderer | None = None,
+    renderer: "Renderer | None" = None,
     track: Track = untracked,
 ) -> PreparedData:
     """Reads, cleans, measures, splits and checks; writes the splits, `data.json`, `report.html` and
@@ -66,7 +69,7 @@ def prepare(
 def examine(
     paths: Sequence[Path],
     settings: PreparationSettings,
-    renderer: Renderer | None = None,
+    renderer: "Renderer | None" = None,
     track: Track = untracked,
 ) -> Report:
     """Reads, cleans and measures, and writes nothing. Raises DataError where no row stays."""

@@ -1,32 +1,33 @@
 """Measures data, and says in findings whether they are enough, varied and fair."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import exp, log
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
-from sklearn.cluster import KMeans
-from sklearn.feature_extraction.text import TfidfVectorizer
 
-from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.demographics import (
     Association,
     Lexicon,
     Mentions,
-    associations_of,
-    mentions_of,
+    mentions_and_associations,
 )
 from loragate.trainer.data.example import Example, row_digest
 from loragate.trainer.data.settings import QualityLimits, Track, untracked
 from loragate.trainer.data.similarity import own_lines_of, questions_of
 
+if TYPE_CHECKING:
+    from loragate.adapters.rendering.renderer import Renderer
+
 _MOST_TOPICS = 12
 _ROWS_PER_TOPIC = 25
 _WORDS = 4  # in a topic's name
 _MOST_FEATURES = 5_000
+_MOST_FITTED = 10_000  # rows that the topics' centres are found from
 Level = Literal["refuse", "warn", "note", "good"]
 _WORST_FIRST: tuple[Level, ...] = ("refuse", "warn", "note")
 _THIN_TOPIC = 0.02  # of all rows
@@ -34,6 +35,7 @@ _RARE_LABEL = 20  # rows
 _UNBALANCED = 10  # times as many rows of one label as of another
 _FEW_OPENINGS = 0.1  # different first three words, per row
 _UNIFORM = 0.15  # deviation of the length, as a share of its mean
+_VERDICTS = frozenset({"0", "1", "-1", "true", "false"})
 _TOLD = 5  # associations that get a sentence each
 
 
@@ -55,6 +57,10 @@ def topics_of(examples: Sequence[Example]) -> list[Topic]:
     count = min(_MOST_TOPICS, len(examples) // _ROWS_PER_TOPIC)
     if count < 2:
         return []
+    # Slow to import, and of no use for few rows.
+    from sklearn.cluster import KMeans
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     # k-means starts from rows picked by number, so they are sorted by what they say.
     texts = questions_of(sorted(examples, key=row_digest))
     vectors = TfidfVectorizer(
@@ -67,10 +73,13 @@ def topics_of(examples: Sequence[Example]) -> list[Topic]:
     distinct = {(row.indices.tobytes(), row.data.tobytes()) for row in weights}  # pyright: ignore[reportAttributeAccessIssue]
     count = min(count, len(distinct))
     # One start is enough: k-means++ spreads it, and the seed fixes it.
-    clusters = KMeans(n_clusters=count, random_state=0).fit(weights)
+    # The centres of a part of many rows are those of all.
+    step = max(1, len(texts) // _MOST_FITTED)
+    clusters = KMeans(n_clusters=count, random_state=0).fit(weights[::step])
+    labels = np.asarray(clusters.predict(weights))
     words = list(vectors.get_feature_names_out())
     found = [
-        _topic(words, np.asarray(clusters.cluster_centers_), number, np.asarray(clusters.labels_))
+        _topic(words, np.asarray(clusters.cluster_centers_), number, labels)
         for number in range(count)
     ]
     return sorted((topic for topic in found if topic.rows), key=lambda topic: -topic.rows)
@@ -180,7 +189,7 @@ class Quality:
 def assess_quality(
     examples: Sequence[Example],
     limits: QualityLimits,
-    renderer: Renderer | None = None,
+    renderer: "Renderer | None" = None,
     track: Track = untracked,
 ) -> Quality:
     """Measures the rows against `limits`. Poor data raise nothing: the findings say so."""
@@ -192,13 +201,14 @@ def assess_quality(
     )
     topics = topics_of(examples)
     openings = len({tuple(question.split()[:3]) for question in own_lines_of(examples)})
-    associations = associations_of(examples, lexicon) if examples else []
+    mentions, associations = mentions_and_associations(examples, lexicon) if examples else ([], [])
     tokens = _tokens(examples, limits, renderer, track) if renderer and examples else None
     return Quality(
         rows=len(examples),
         findings=(
             *findings_on_volume(len(examples), limits),
             *_on_labels(labels, len(examples)),
+            *_on_labels_and_answers(examples),
             *_on_variety(topics, lengths, openings),
             *_on_groups(associations),
             *_on_tokens(tokens),
@@ -207,14 +217,14 @@ def assess_quality(
         lengths=lengths,
         topics=tuple(topics),
         openings=openings,
-        mentions=tuple(mentions_of(examples, lexicon)),
+        mentions=tuple(mentions),
         associations=tuple(associations),
         tokens=tokens,
     )
 
 
 def _tokens(
-    examples: Sequence[Example], limits: QualityLimits, renderer: Renderer, track: Track
+    examples: Sequence[Example], limits: QualityLimits, renderer: "Renderer", track: Track
 ) -> Tokens:
     lengths = [
         len(
@@ -289,6 +299,40 @@ def _on_labels(labels: Counter[str], rows: int) -> list[Finding]:
     if not found:
         found.append(Finding("good", "Labels", f"{len(labels)} labels, evenly enough spread."))
     return found
+
+
+def _on_labels_and_answers(examples: Sequence[Example]) -> list[Finding]:
+    """Whether the labels are what the answers say, which accuracy is measured by."""
+    labelled = [example for example in examples if example.label is not None]
+    said = sum(_says(example) for example in labelled)
+    if not labelled or said * 2 >= len(labelled):
+        return []
+    names = sorted({str(example.label) for example in labelled})
+    is_verdict = {name.casefold() for name in names} <= _VERDICTS
+    first = labelled[0]
+    return [
+        Finding(
+            "refuse" if is_verdict else "warn",
+            "Accuracy",
+            f"The labels ({_listed(names)}) are not what the answers say (the label "
+            f"{first.label!r} has the answer {first.answer[:40]!r}), so accuracy can only be 0. "
+            + (
+                "Do they say whether answers are good, or are they numbers of classes? Give the "
+                "class's name as the answer and the label"
+                if is_verdict
+                else "Give the class as the answer, or name another field of labels"
+            )
+            + ' (--label-field ""; [data] label_field: none).',
+        )
+    ]
+
+
+def _says(example: Example) -> bool:
+    label, answer = str(example.label).casefold(), example.answer.casefold()
+    return (
+        label == answer.strip()
+        or re.search(rf"(?<!\w){re.escape(label)}(?!\w)", answer) is not None
+    )
 
 
 def _on_variety(topics: list[Topic], lengths: Lengths, openings: int) -> list[Finding]:

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from loragate.trainer.data.cleaning import RULES, Change, Cleaned, Drop
 from loragate.trainer.data.example import DataError
@@ -24,6 +22,10 @@ from loragate.trainer.data.quality import Quality
 from loragate.trainer.data.reading import Read
 from loragate.trainer.data.settings import PreparationSettings
 from loragate.trainer.data.splits import SplitFolder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Quantities are in one colour, all else in grey.
 ACCENT, MUTED, INK, GRID = "#3b6fb6", "#b9c2cf", "#2b3440", "#e6eaf0"
@@ -106,7 +108,9 @@ def interval_plot(
     return _svg(figure)
 
 
-def _figure(height: float, width: float) -> tuple[Figure, Axes]:
+def _figure(height: float, width: float) -> "tuple[Figure, Axes]":
+    from matplotlib.figure import Figure  # slow to import, and of no use without a page
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     for side in ("top", "right", "left"):
@@ -116,8 +120,10 @@ def _figure(height: float, width: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: "Figure") -> str:
     """The SVG element, without a date and with ids from a fixed salt: equal plots, equal text."""
+    import matplotlib as mpl
+
     text = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "loragate"}):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})

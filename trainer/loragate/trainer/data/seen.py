@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from loragate.adapters.format.files import TRAINED_ROWS
 from loragate.trainer.data.example import DataError, Example
 from loragate.trainer.data.similarity import own_core
 
-TRAINED_ROWS = "trained_rows.txt"  # in a version's folder
 _LENGTH = 12  # hex digits; among a million rows one in 280 million is taken for another
 
 

@@ -417,6 +417,20 @@ def refuse_leaks(
     )
 
 
+def without_alike(
+    rows: Sequence[Example], others: Sequence[Example], similarity: float
+) -> list[Example]:
+    """The rows that ask nothing that one of the others asks, and are of none of their groups."""
+    cores = cores_of([*rows, *others])
+    found = nearest(cores[: len(rows)], cores[len(rows) :])
+    groups = {other.group for other in others} - {None}
+    return [
+        row
+        for row, (alike, _) in zip(rows, found, strict=True)
+        if alike < similarity and row.group not in groups
+    ]
+
+
 def find_leaks(
     splits: Mapping[SplitName, tuple[Example, ...]],
     similarity: float,

@@ -15,12 +15,15 @@ from loragate.adapters.format.files import CONFIG, MANIFEST, WEIGHTS, inspect
 from loragate.adapters.format.manifest import Contract, Fact
 from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion
 from loragate.adapters.registry.registry import Registry
+from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
+from loragate.trainer.data.seen import SeenRows
+from loragate.trainer.data.splits import SplitFolder
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.publishing.merged_versions import MergedVersion, merge_version
 from loragate.trainer.publishing.model_card import model_card
 from loragate.trainer.publishing.reference import compute_reference, write_reference
-from loragate.trainer.registry import open_registry
+from loragate.trainer.registry import find_version, open_registry
 from loragate.trainer.run.file import RunFile, for_others, read_run_file, template_of
 from loragate.trainer.run.folder import RunFolder, RunResult, write_whole
 from loragate.trainer.run.run import Run
@@ -66,6 +69,7 @@ def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
         version = published_as(registry, run)
         if version is None:
             folder = assemble(run.folder, scratch / "adapter", evaluation)
+            trained_rows(run, registry).write(folder)
             if wanted.reference_prompts:
                 prompts = [supervised(renderer, row)[-1].input_ids for row in rows]
                 reference = compute_reference(base.path, folder, prompts, wanted.reference_prompts)
@@ -84,6 +88,20 @@ def publish_run(run: Run, evaluation: Evaluation | None) -> Published:
                 rows=rows,
             )
     return Published(version, merged)
+
+
+def trained_rows(run: Run, registry: Registry) -> SeenRows:
+    """What the run's adapter has seen: the rows that it was trained on, those it could replay, and
+    what the version that it goes on from has seen.
+    """
+    settings = run.settings
+    seen = SeenRows.of(run.splits().splits["train"])
+    if settings.data.replay:
+        seen |= SeenRows.of(SplitFolder.read(run.root / settings.data.replay).splits["train"])
+    if settings.model.continue_from:
+        parent = find_version(registry, settings.model.continue_from)
+        seen |= SeenRows.read(ArtifactStore(run.home.artifacts).path(parent.digest)) or SeenRows()
+    return seen
 
 
 def with_adapter(folder: RunFolder, adapter: str) -> None:

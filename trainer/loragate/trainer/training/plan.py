@@ -28,7 +28,7 @@ from loragate.adapters.settings import SharedSettings
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.data.example import Example
 from loragate.trainer.data.settings import QualityLimits
-from loragate.trainer.data.splits import SplitFolder
+from loragate.trainer.data.splits import SplitFolder, without_alike
 from loragate.trainer.errors import RunFileError, TrainingError
 from loragate.trainer.registry import find_version, open_registry
 from loragate.trainer.run.file import DataSettings, RunFile, with_absolute_paths
@@ -121,7 +121,7 @@ def make_plan(run: Run, splits: SplitFolder) -> TrainingPlan:
     renderer = replace(run, settings=settings).renderer(base)
     longest = resolved(data.max_tokens)
     encoder = Encoder(renderer, longest, data.too_long, data.system_prompt)
-    replayed = _replayed(data, len(train), settings.seed)
+    replayed = _replayed(run, data, splits, len(train), settings.seed)
     training = encoder.encode((*train, *replayed), "train")
     validation = encoder.encode(splits.splits["validation"], "validation")
     for rows, name in ((training, "train"), (validation, "validation")):
@@ -204,13 +204,22 @@ def template_variables(
     return {}
 
 
-def _replayed(data: DataSettings, new: int, seed: int) -> list[Example]:
+def _replayed(
+    run: Run, data: DataSettings, splits: SplitFolder, new: int, seed: int
+) -> list[Example]:
     """Old rows, drawn with the seed, so that they are `replay_share` of all training rows, or as
-    many as there are.
+    many as there are. None of them is like a row that is validated or tested.
     """
     if not data.replay:
         return []
-    old = SplitFolder.read(Path(data.replay)).splits["train"]
+    every = SplitFolder.read(Path(data.replay)).splits["train"]
+    unseen = (*splits.splits["validation"], *splits.splits["test"])
+    old = without_alike(every, unseen, data.similarity)
+    if len(old) < len(every):
+        run.say(
+            f"{len(every) - len(old):,} of {len(every):,} rows to replay are like rows of "
+            "validation or test, and are left out."
+        )
     wanted = round(new * data.replay_share / (1 - data.replay_share))
     return random.Random(seed).sample(old, min(wanted, len(old)))
 
