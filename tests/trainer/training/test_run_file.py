@@ -74,3 +74,20 @@ def test_a_file_that_is_not_there_or_no_toml_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("= 1")
     with pytest.raises(RunFileError, match=r"bad\.toml is not valid TOML"):
         read_run_file(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize(
+    ("table", "setting", "wrong", "choices"),
+    [
+        ("method", "rank", 7, "1, 8, 16, 32, 64, 128, 256, auto"),
+        ("training", "precision", "fp8", "fp32, bf16, auto"),
+        ("data", "personal_data", "hide", "mask, drop, keep"),
+    ],
+)
+def test_wrong_choice_is_answered_with_the_right_ones(
+    table: str, setting: str, wrong: object, choices: str
+) -> None:
+    tree: dict[str, dict[str, object]] = {"data": {"splits": "splits"}}
+    tree.setdefault(table, {})[setting] = wrong
+    with pytest.raises(RunFileError, match=f"{wrong}.*'{table}.{setting}'; it is one of {choices}"):
+        convert_run_file({**tree})

@@ -90,7 +90,12 @@ def _take(read: Read, place: Place, fields: Mapping[str, object] | str, reading:
 
 
 def _refusal(bad: list[BadRow]) -> str:
-    shown = "; ".join(f"{row.place}: {row.reason}" for row in bad[:SHOWN])
+    by_reason: dict[str, list[str]] = {}
+    for row in bad[:SHOWN]:
+        by_reason.setdefault(row.reason, []).append(str(row.place))
+    shown = "; ".join(
+        f"{', '.join(dict.fromkeys(places))}: {reason}" for reason, places in by_reason.items()
+    )
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
     count = "1 row" if len(bad) == 1 else f"{len(bad)} rows"
     return (

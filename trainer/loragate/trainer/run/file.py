@@ -7,9 +7,9 @@ with its inputs, and what is published names no paths of the machine.
 
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, cast, get_args, get_origin
 
 import msgspec
 import tomli_w
@@ -210,7 +210,28 @@ def _plain(error: msgspec.ValidationError) -> str:
     if what.startswith("Object missing required field"):
         key = what.rsplit(" ", 1)[-1].strip("`")
         return f"the setting '{key}' is missing"
+    if what.startswith("Invalid enum value") and (values := _values_of(place)):
+        return f"{what} at '{place}'; it is one of {', '.join(map(str, values))}"
     return f"{what} at '{place}'"
+
+
+def _values_of(place: str) -> list[object]:
+    """The words or numbers that a setting may have, for one that is a choice of such."""
+    kind: object = RunFile
+    for name in place.split("."):
+        fields = msgspec.structs.fields(cast(type[msgspec.Struct], kind))
+        kind = next((field.type for field in fields if field.name == name), None)
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            return list(_literals(kind))
+    return []
+
+
+def _literals(kind: object) -> Iterator[object]:
+    if get_origin(kind) is Literal:
+        yield from get_args(kind)
+        return
+    for inner in get_args(kind):
+        yield from _literals(inner)
 
 
 def with_absolute_paths(run: RunFile, root: Path) -> RunFile:
