@@ -15,7 +15,7 @@ from loragate.trainer.publishing.publishing import assemble
 from loragate.trainer.training.encoding import Encoder
 from loragate.trainer.training.plan import notes_of
 from support.models.chat_families import FAMILIES, Family
-from support.training.tiny_runs import TinyRuns, examples
+from support.training.tiny_runs import TEMPLATE, TinyRuns, examples
 
 # As Qwen3 does: with the switch off the prompt has the empty thought, else the answer has it.
 SWITCHED = (
@@ -145,3 +145,23 @@ def test_a_template_without_the_switch_gets_no_variables(runs: TinyRuns) -> None
 def test_variables_that_are_the_rendering_s_own_are_refused(runs: TinyRuns) -> None:
     with pytest.raises(RunFileError, match="chat_template_kwargs has 'tools'"):
         runs.run_file(model={"chat_template_kwargs": {"tools": []}})
+
+
+def test_a_whole_model_has_the_run_s_template_and_stops_where_its_turns_end(
+    runs: TinyRuns,
+) -> None:
+    template = TEMPLATE.replace("<|end|>", "<|bos|>")
+    (runs.root / "own.jinja").write_text(template)
+    settings = runs.plan(
+        runs.run_file(
+            model={"chat_template": "own.jinja"},
+            method={"name": "full"},
+            training={"max_steps": 1},
+        )
+    ).settings
+    folder, result = runs.train(settings)
+    model = Renderer.load(folder.adapter)
+    assert model.template_hash() == Renderer(model.tokenizer, template).template_hash()
+    (stop,) = result.stop_token_ids
+    assert model.ends.own != stop
+    assert model.ends.ids == {stop, model.ends.own}

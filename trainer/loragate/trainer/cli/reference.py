@@ -56,9 +56,15 @@ def reference(
 
     # As a server here renders what the version is asked.
     shared = read_settings()
-    template = inspect(folder).manifest.contract.chat_template or shared.read_template()
+    contract = inspect(folder).manifest.contract
+    template = contract.chat_template or shared.read_template()
     base = find(model or DEFAULT_MODEL, Home.from_environment().models)
-    renderer = Renderer.load(base.path, template, shared.special_tokens_in_text)
+    renderer = Renderer.load(
+        base.path,
+        template,
+        shared.special_tokens_in_text,
+        variables=contract.chat_template_kwargs,
+    )
     prompts = (supervised(renderer, chat)[-1].input_ids for chat in read_examples(chats))
     computed = compute_reference(base.path, folder, prompts)
     write_reference(folder, computed)

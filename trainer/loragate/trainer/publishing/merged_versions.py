@@ -65,7 +65,12 @@ def merge_version(
         raise MergeRefused(f"{out} exists already; give a folder that does not, or remove it")
     shared = read_settings()
     template = manifest.contract.chat_template or shared.read_template()
-    renderer = Renderer.load(base.path, template, shared.special_tokens_in_text)
+    renderer = Renderer.load(
+        base.path,
+        template,
+        shared.special_tokens_in_text,
+        variables=manifest.contract.chat_template_kwargs,
+    )
     adapter = AdapterName(version.tenant, version.name)
     with store.scratch() as scratch:  # the store removes what a killed merge leaves
         folder = scratch / "merged"

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.format.base_profile import tokenizer_hash
+from loragate.adapters.rendering.supervision import read_end_ids
+from loragate.trainer.run.file import template_of
 from loragate.trainer.run.folder import FitDiagnosis, RunResult, write_whole
 from loragate.trainer.run.run import Run
 from loragate.trainer.settings import MethodSettings
@@ -54,7 +56,13 @@ def export(
     best = checkpoints.best(run_state.best.step)
     with checkpoints.explaining():
         if method.name == "full":
-            write_model(best, folder.adapter, plan.base)
+            write_model(
+                best,
+                folder.adapter,
+                plan.base,
+                chat_template=template_of(plan.settings, folder.root),
+                stops=plan.training.ends - plan.renderer.ends.ids,
+            )
         else:
             write_adapter(best, folder.adapter, method, plan.base)
     diagnosis = diagnose_fit(run_state.validations, steps)
@@ -95,14 +103,30 @@ def write_adapter(best: Path, target: Path, method: MethodSettings, base: BaseMo
     _swap_in(partial, target)
 
 
-def write_model(best: Path, target: Path, base: BaseModel) -> None:
-    """Writes a whole model, with the base's tokenizer and chat template."""
+def write_model(
+    best: Path,
+    target: Path,
+    base: BaseModel,
+    *,
+    chat_template: str | None = None,
+    stops: Collection[int] = (),
+) -> None:
+    """Writes a whole model, with the base's tokenizer, and its chat template where no other is
+    given. `stops` are tokens that end answers beside those of the base: it has no contract.
+    """
     partial = _empty(target)
     shutil.copytree(best, partial, dirs_exist_ok=True)
     for file in base.path.iterdir():
         is_text = file.suffix in (".json", ".jinja", ".model", ".txt")
         if is_text and file.name != "loragate-model.json" and not (partial / file.name).exists():
             shutil.copy2(file, partial)
+    if chat_template is not None:
+        (partial / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    if stops:
+        file = partial / "generation_config.json"
+        settings = json.loads(file.read_bytes()) if file.is_file() else {}
+        settings["eos_token_id"] = sorted({*read_end_ids(partial), *stops})
+        file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     _swap_in(partial, target)
 
 
