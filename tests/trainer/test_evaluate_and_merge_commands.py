@@ -21,6 +21,7 @@ from loragate.adapters.registry.registry import Registry
 from loragate.adapters.store import ArtifactStore
 from loragate.trainer.cli import evaluate as cli_evaluate
 from loragate.trainer.cli import merge as cli_merge
+from loragate.trainer.data.seen import SeenRows
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.rubric import write_sheet
 from loragate.trainer.evaluation.served import ServedModels, Serving
@@ -31,6 +32,7 @@ from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import Run
 from loragate.trainer.settings import EvaluationSettings
 from support.training.evaluations import evaluation_of, transport
+from support.training.examples import write_jsonl
 from support.training.finished_runs import examples, write_adapter, write_run
 
 Ask = Callable[..., Result]
@@ -96,9 +98,12 @@ async def test_run_is_held_against_contenders_and_against_first_version_and_cham
 ):
     own = find(str(base.path), home.models)
     settings = (
-        "chat_template_kwargs = {}\n"
+        'chat_template_kwargs = {}\n[training]\ndevice = "cpu"\n'
+        f'[evaluation]\ntests = ["{tmp_path / "old.jsonl"}"]\n'
         '[publish]\nadapter = "acme/support"\npromote = true\nreference_prompts = 0'
     )
+    asks = [{"prompt": f"my bill number {n} is wrong", "completion": "billing"} for n in (4, 5)]
+    write_jsonl(tmp_path / "old.jsonl", asks)
     with Registry(home.database_url, ArtifactStore(home.artifacts)) as registry:
         registry.tenants.create("acme")
     for seed in (1, 2):
@@ -106,7 +111,9 @@ async def test_run_is_held_against_contenders_and_against_first_version_and_cham
         run = write_run(root, own, settings, base_model_digest=own.digest)
         write_adapter(run.adapter, seed=seed)
         finished = Run.finished(run, home, Progress(disable=True))
-        publish_run(finished, None)
+        version = publish_run(finished, None).version
+    store = ArtifactStore(home.artifacts)
+    SeenRows.of(examples()[9:10]).write(store.path(version.digest))
     asked: list[Serving] = []
 
     @asynccontextmanager
@@ -128,6 +135,11 @@ async def test_run_is_held_against_contenders_and_against_first_version_and_cham
         ("champion", "acme/support@v2"),
         ("tfidf", "TF-IDF, logistic regression"),
     ]
+    assert found.about.left_out == (
+        "1 test row was left out, since something was trained on that: acme/support@v2 on 1."
+    )
+    assert [(each.name, each.rows) for each in found.sets if each.name != "far"] == [("old", 2)]
+    assert (found.about.rows, found.about.test_rows) == (2, 2)
     assert asked[0].max_model_len <= 256 + 128  # what the model reads
     assert "Which way?" in (run.evaluation / "report.html").read_text()
     assert found.requirements.holds is False  # it says "outage" to everything

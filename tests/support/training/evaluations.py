@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 from rich.progress import Progress
@@ -43,6 +44,7 @@ async def evaluation_of(
     champion: Path | None = None,
     train: Sequence[Example] = (),
     prompted: Sequence[System] = (),
+    **more: Any,
 ) -> Evaluation:
     @asynccontextmanager
     async def open_models(_systems: Sequence[System]) -> AsyncIterator[ServedModels]:
@@ -55,7 +57,7 @@ async def evaluation_of(
     systems.append(System("new", "this run", base.path, adapter, "new"))
     comparison = Comparison(
         "acme/tiny", base, tuple(systems), rows, Renderer.load(base.path), "d" * 64, "a test",
-        train=train,
+        train=train, **more,
     )  # fmt: skip
     with Progress(disable=True) as progress:
         return await evaluate(comparison, settings, open_models, progress)

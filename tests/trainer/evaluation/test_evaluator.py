@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import httpx
+import msgspec
 import pytest
 import torch
 from peft import PeftModel
@@ -216,3 +217,55 @@ async def test_labels_that_cannot_be_right_are_refused_before_any_work(
 
     with pytest.raises(EvaluationError, match=reason):
         await evaluation_of(base, tmp_path / "no such adapter", ROWS, speak, settings)
+
+
+async def test_rows_far_from_train_and_other_test_sets_have_figures_of_their_own(base, adapter):
+    def by_heart(model: str, question: str) -> str:
+        return speak(model, question) if "please" not in question else "outage"
+
+    settings = msgspec.structs.replace(
+        QUICK, require=("accuracy on far - base >= 0.1", "f1 on old >= 1")
+    )
+
+    found = await evaluation_of(
+        base, adapter, ROWS[:6], by_heart, settings,
+        far=[False] * 3 + [True] * 3, sets={"old": ROWS[:3]},
+    )  # fmt: skip
+
+    far, old = found.sets
+    assert (far.name, far.rows, far.systems[-1].metrics["accuracy"].estimate) == (
+        "far", 3, pytest.approx(1 / 3),
+    )  # fmt: skip
+    assert (old.name, old.systems[-1].metrics["accuracy"].estimate) == ("old", 1.0)
+    assert found.new.metrics["accuracy"].estimate == pytest.approx(2 / 3)
+    assert [each.holds for each in found.requirements.results] == [False, True]
+    assert "3 of them that are far from every train row it is 33.3 %" in render_report(found)
+
+
+@pytest.mark.parametrize(
+    ("expected", "digests", "reason"),
+    [
+        ("b" * 64, ["a" * 64], r"'new' is answered by acme/tiny@v1 \(aaaaaaaaaaaa\).*bbbbbbbbbbbb"),
+        ("a" * 64, [""], "without a digest"),
+        ("", ["a" * 64, "b" * 64], "changed the version behind 'new'"),
+    ],
+)
+async def test_answers_have_to_come_from_one_version_and_the_expected_one(
+    expected: str, digests: list[str], reason: str
+):
+    left = list(digests)
+
+    def answer(_request: httpx.Request) -> httpx.Response:
+        digest = left.pop(0) if left else digests[-1]
+        headers = {"x-loragate-adapter": "acme/tiny@v1", "x-loragate-digest": digest}
+        choice = {"message": {"content": "yes"}, "finish_reason": "stop"}
+        usage = {"completion_tokens": 1, "prompt_tokens": 2}
+        body = {"choices": [choice], "usage": usage}
+        return httpx.Response(200, json=body, headers=headers if digest else {})
+
+    prompts = [row.messages[:-1] for row in ROWS]
+    async with httpx.AsyncClient(
+        transport=httpx.MockTransport(answer), base_url="http://tiny"
+    ) as client:
+        with pytest.raises(EvaluationError, match=reason):
+            await ServedModels(client, 1).ask("new", prompts, 8, digest=expected)

@@ -87,3 +87,11 @@ def test_sentence_that_cannot_be_understood_is_refused(sentence: str):
 def test_default_requirements_can_be_read():
     for sentence in EvaluationSettings().require:
         assert str(Requirement.parse(sentence)) == sentence
+
+
+def test_requirement_on_rows_that_there_are_not_does_not_hold_and_says_how_to_get_them():
+    results = results_of("accuracy on far - base >= 0.1")
+
+    assert not results.holds
+    assert "no rows called 'far'" in results.results[0].sentence
+    assert results.results[0].requirement == "accuracy on far - base >= 0.1"

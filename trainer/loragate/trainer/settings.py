@@ -145,6 +145,9 @@ class EvaluationSettings(Section, frozen=True):
     # retrieved into it, and for labels a classifier of words.
     contenders: tuple[Contender, ...] = ("examples", "retrieval", "tfidf")
     examples: Count = 4  # training rows in the prompts of the first two
+    # More rows to measure on: folders of splits or of earlier runs, whose test rows are taken, and
+    # files of rows. Each is a test set of its own, by the name of its folder or file.
+    tests: tuple[str, ...] = ()
     # What people rate answers by. Empty: accuracy, helpfulness and tone.
     rubric: dict[str, CriterionSettings] = {}
     require: tuple[str, ...] = (

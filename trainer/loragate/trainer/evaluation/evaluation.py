@@ -46,6 +46,7 @@ class About:
     finished_at: str
     seconds: float
     currency: str = ""
+    left_out: str = ""  # which test rows were not asked, since something had been trained on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,19 @@ class SystemScores:
     title: str
     metrics: Mapping[str, ConfidenceInterval]
     request_money: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TestSet:
+    """More rows than the test split, or some of it, with the same figures. `name` is that of
+    requirements: ``accuracy on far >= 0.8``.
+    """
+
+    name: str
+    title: str
+    rows: int
+    systems: tuple[SystemScores, ...]
+    differences: Mapping[str, Mapping[str, ConfidenceInterval]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +155,7 @@ class Evaluation:
     requirements: RequirementResults
     ratings: Ratings | None = None
     criteria: tuple[Criterion, ...] = USUAL
+    sets: tuple[TestSet, ...] = ()
 
     @property
     def new(self) -> SystemScores:
@@ -149,6 +164,11 @@ class Evaluation:
     def metric(self, name: str) -> Metric:
         """How the metric of this name is called and shown."""
         return METRICS.get(name) or rated(self.criteria)[name]
+
+    @property
+    def measured(self) -> dict[str, Mapping[str, ConfidenceInterval]]:
+        """The new system's metrics by test set; "" is the test split."""
+        return {"": self.new.metrics} | {each.name: each.systems[-1].metrics for each in self.sets}
 
     @property
     def caution(self) -> str:

@@ -50,6 +50,7 @@ from loragate.trainer.evaluation.evaluation import (
     LabelScores,
     Sample,
     SystemScores,
+    TestSet,
 )
 from loragate.trainer.evaluation.losses import (
     Loss,
@@ -85,6 +86,7 @@ from loragate.trainer.training.plan import with_answer_limit
 
 SystemName = Literal["base", "examples", "retrieval", "first", "champion", "new"]
 _OTHER: Final = "(no label)"
+_SET_TITLES: Final = {"far": "test rows far from every train row"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,8 @@ class System:
     """One of the models that are compared. `model` is the folder of a base model or of a fully
     trained one, `adapter` that of an adapter for it, if there is one. `served_as` is its name on
     the server that answers for it, `title` what reports call it. `prompting` says which training
-    rows stand before its questions; the losses of such a system are not measured.
+    rows stand before its questions; the losses of such a system are not measured. `digest` is that
+    of the version that has to answer on a server which runs already, where it is known.
     """
 
     name: SystemName
@@ -101,6 +104,7 @@ class System:
     adapter: Path | None
     served_as: str
     prompting: Prompting = ""
+    digest: str = ""
 
 
 OpenModels = Callable[[Sequence[System]], AbstractAsyncContextManager[ServedModels]]
@@ -114,7 +118,9 @@ class Comparison:
     `systems` begin with the base and end with the new one; those that share a model are neighbours.
     `rows` are the whole test split; none of them was trained on. `train` is the training split, for
     contenders that use it; their prompts have at most `longest_prompt` tokens. `device` is for the
-    losses, `served_by` for the report, `prices` for what requests cost.
+    losses, `served_by` for the report, `prices` for what requests cost. `far` says of each row
+    whether every train row is far from it, `sets` are more rows by name, and `left_out` says which
+    rows were known to something.
     """
 
     title: str
@@ -128,6 +134,9 @@ class Comparison:
     train: Sequence[Example] = ()
     longest_prompt: int = sys.maxsize
     prices: CostSettings = field(default_factory=CostSettings)
+    far: Sequence[bool] = ()
+    sets: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    left_out: str = ""
 
     def prompts_of(self, system: System, rows: Sequence[Example], examples: int) -> list[Prompt]:
         """What the system is asked for each of these rows."""
@@ -174,63 +183,130 @@ async def evaluate(
     encoded = Encoder(comparison.renderer, sys.maxsize, "drop").encode(comparison.rows, "test")
     settings = with_answer_limit(settings, [encoded])
     start = time.monotonic()
-    rows = _chosen(comparison.rows, settings)
+    places = _chosen(comparison.rows, settings)
+    rows = [comparison.rows[place] for place in places]
     labels = _labels(rows, settings)
     general = general_paragraphs(settings.general_text)
-    losses = _measure_losses(comparison, rows, general, progress)
-    responses = await _ask_all(comparison, rows, labels, settings, open_models, progress)
-    scores = {
-        system.name: _scores(
-            losses.get(system.name), losses["base"], responses[system.name], rows, labels
-        )
-        for system in comparison.systems
+    asked = list(rows)
+    sets = {
+        "far": [n for n, place in enumerate(places) if comparison.far and comparison.far[place]]
     }
-    titles = {system.name: system.title for system in comparison.systems}
-    if labels and TFIDF in settings.contenders and comparison.train:
-        said = tfidf_answers(rows, comparison.train, labels)
-        if said is not None:
-            new_scores = scores.pop(comparison.systems[-1].name)  # the new one stays the last
-            answers = label_scores(said, [row.label or row.answer for row in rows], labels)
-            scores |= {TFIDF: answers, comparison.systems[-1].name: new_scores}
-            titles[TFIDF] = TITLES[TFIDF]
-    bootstraps = _Bootstraps(settings)
-    measured = {name: bootstraps.intervals(found) for name, found in scores.items()}
+    for name, more_rows in comparison.sets.items():
+        chosen = [more_rows[place] for place in _chosen(more_rows, settings)]
+        sets[name] = list(range(len(asked), len(asked) + len(chosen)))
+        asked += chosen
+    losses = _measure_losses(comparison, asked, general, progress)
+    responses = await _ask_all(comparison, asked, rows, labels, settings, open_models, progress)
+    measuring = _Measuring(comparison, settings, asked, losses, responses)
+    systems, differences = measuring.on(range(len(rows)), labels)
+    found_sets = tuple(
+        TestSet(name, _SET_TITLES.get(name, name), len(numbers), *measuring.on(numbers, None))
+        for name, numbers in sets.items()
+        if len(numbers) > 1
+    )
     new = comparison.systems[-1].name
-    differences = {
-        baseline: bootstraps.differences(scores[new], scores[baseline])
-        for baseline in scores
-        if baseline != new
-    }
     return Evaluation(
         about=_about(comparison, settings, len(rows), len(general), time.monotonic() - start),
-        systems=tuple(
-            SystemScores(name, titles[name], found, _request_money(found, comparison.prices))
-            for name, found in measured.items()
-        ),
+        systems=systems,
         differences=differences,
-        labels=_label_table(responses[new].answers, rows, labels) if labels else None,
+        labels=_label_table(responses[new].answers[: len(rows)], rows, labels) if labels else None,
         counterfactuals=tuple(responses[new].outcomes),
         samples=_samples(comparison, rows, responses, settings.samples),
-        requirements=check_requirements(requirements, measured[new], differences, more),
+        requirements=check_requirements(
+            requirements,
+            systems[-1].metrics,
+            differences,
+            more,
+            {each.name: (each.systems[-1].metrics, each.differences) for each in found_sets},
+        ),
         criteria=criteria,
+        sets=found_sets,
     )
 
 
-def _chosen(rows: Sequence[Example], settings: EvaluationSettings) -> list[Example]:
+class _Measuring:
+    """The figures of all systems on some of the rows that were asked."""
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        settings: EvaluationSettings,
+        rows: Sequence[Example],
+        losses: Mapping[str, _Losses],
+        responses: Mapping[str, _Responses],
+    ) -> None:
+        self._comparison = comparison
+        self._settings = settings
+        self._rows = rows
+        self._losses = losses
+        self._responses = responses
+        self._bootstraps = _Bootstraps(settings)
+
+    def on(
+        self, numbers: Sequence[int], labels: tuple[str, ...] | None
+    ) -> tuple[tuple[SystemScores, ...], dict[str, dict[str, ConfidenceInterval]]]:
+        """Of the rows with these numbers, each system's scores and the new one's differences.
+        Without `labels` those of the rows count, and counterfactuals do not.
+        """
+        rows = [self._rows[number] for number in numbers]
+        known = _own_labels(rows) if labels is None else labels
+        systems = self._comparison.systems
+        scores: dict[str, dict[str, Statistic]] = {}
+        for system in systems:
+            responses = self._responses[system.name]
+            answers = [responses.answers[number] for number in numbers]
+            outcomes = responses.outcomes if labels is not None else []
+            losses = self._losses.get(system.name)
+            if losses is not None:
+                losses = _Losses([losses.rows[number] for number in numbers], losses.general)
+            scores[system.name] = _scores(
+                losses, self._losses["base"], _Responses(answers, outcomes), rows, known
+            )
+        titles = {system.name: system.title for system in systems}
+        new, train = systems[-1].name, self._comparison.train
+        said = (
+            tfidf_answers(rows, train, known)
+            if known and TFIDF in self._settings.contenders and train
+            else None
+        )
+        if said is not None:
+            own = scores.pop(new)  # the new one stays the last
+            wanted = [row.label or row.answer for row in rows]
+            scores |= {TFIDF: label_scores(said, wanted, known), new: own}
+            titles[TFIDF] = TITLES[TFIDF]
+        measured = {name: self._bootstraps.intervals(found) for name, found in scores.items()}
+        prices = self._comparison.prices
+        return tuple(
+            SystemScores(name, titles[name], found, _request_money(found, prices))
+            for name, found in measured.items()
+        ), {
+            name: self._bootstraps.differences(scores[new], scores[name])
+            for name in scores
+            if name != new
+        }
+
+
+def _chosen(rows: Sequence[Example], settings: EvaluationSettings) -> list[int]:
+    """The places of the rows that are asked."""
     if not rows:
         raise EvaluationError("the test split is empty, so nothing can be measured; add examples")
     if not settings.max_rows or len(rows) <= settings.max_rows:
-        return list(rows)
-    return random.Random(settings.seed).sample(list(rows), settings.max_rows)
+        return list(range(len(rows)))
+    return random.Random(settings.seed).sample(range(len(rows)), settings.max_rows)
 
 
 def _labels(rows: Sequence[Example], settings: EvaluationSettings) -> tuple[str, ...]:
-    """The labels of the settings, or those of the rows if every row has one, or none. Of spellings
-    that differ in case only, the commonest of the rows stands for all. Raises EvaluationError.
-    """
+    """The labels of the settings, or those of the rows. Raises EvaluationError."""
     if settings.labels:
         _check_labels(rows, settings.labels)
         return settings.labels
+    return _own_labels(rows)
+
+
+def _own_labels(rows: Sequence[Example]) -> tuple[str, ...]:
+    """The labels of the rows, if every row has one. Of spellings that differ in case only, the
+    commonest stands for all.
+    """
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         if not row.label:
@@ -295,12 +371,14 @@ def _measure_losses(
 async def _ask_all(
     comparison: Comparison,
     rows: Sequence[Example],
+    swapped: Sequence[Example],
     labels: tuple[str, ...],
     settings: EvaluationSettings,
     open_models: OpenModels,
     progress: Progress,
 ) -> Mapping[str, _Responses]:
-    asked = make_counterfactuals(rows, settings.counterfactual_rows, settings.seed)
+    """Asks every system all `rows`, and those of `swapped` with another name or group."""
+    asked = make_counterfactuals(swapped, settings.counterfactual_rows, settings.seed)
     forms = [
         form
         for counterfactual in asked
@@ -323,6 +401,7 @@ async def _ask_all(
                     resolved(settings.max_tokens),
                     lambda: progress.advance(task),
                     [row.tools for row in rows],
+                    each.digest,
                 )
                 outcomes = _outcomes(
                     asked if not each.prompting else [], answers[len(rows) :], labels
@@ -464,4 +543,5 @@ def _about(
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
         currency=comparison.prices.currency,
+        left_out=comparison.left_out,
     )

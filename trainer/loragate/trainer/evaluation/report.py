@@ -212,6 +212,7 @@ def render_report(evaluation: Evaluation) -> str:
         baselines=tuple(evaluation.differences),
         rows=tuple(_rows(evaluation)),
         ways=_ways(evaluation),
+        sets=tuple(_sets(evaluation)),
         main=METRICS[_main(evaluation)],
         quality=quality_plot(evaluation),
         losses=losses_plot(evaluation),
@@ -239,6 +240,9 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
     )
     if evaluation.caution:
         yield evaluation.caution
+    if evaluation.about.left_out:
+        yield evaluation.about.left_out
+    yield from _far(evaluation, main)
     yield from _against_contenders(evaluation, main)
     if (champion := evaluation.differences.get(CHAMPION)) is not None:
         found = champion[main]
@@ -265,6 +269,15 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
 def _main(evaluation: Evaluation) -> str:
     """The metric that says most about these rows."""
     return "accuracy" if "accuracy" in evaluation.new.metrics else "rouge_l"
+
+
+def _far(evaluation: Evaluation, main: str) -> Iterator[str]:
+    far = next((each for each in evaluation.sets if each.name == "far"), None)
+    if far is not None and main in far.systems[-1].metrics:
+        yield (
+            f"On the {far.rows} of them that are far from every train row it is "
+            f"{METRICS[main].show(far.systems[-1].metrics[main].estimate)}."
+        )
 
 
 def _against_contenders(evaluation: Evaluation, main: str) -> Iterator[str]:
@@ -306,6 +319,24 @@ def _ways(evaluation: Evaluation) -> tuple[_Way, ...]:
         )
         for each in evaluation.systems
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """The main metric of all systems on other rows."""
+
+    title: str
+    rows: int
+    metric: str
+    cells: tuple[_Cell, ...]
+
+
+def _sets(evaluation: Evaluation) -> Iterator[_Set]:
+    for each in evaluation.sets:
+        main = "accuracy" if "accuracy" in each.systems[-1].metrics else "rouge_l"
+        found = {system.name: system.metrics.get(main) for system in each.systems}
+        cells = (_score(METRICS[main], found.get(system.name)) for system in evaluation.systems)
+        yield _Set(each.title, each.rows, METRICS[main].title, tuple(cells))
 
 
 def _tokens(value: ConfidenceInterval | None) -> str:

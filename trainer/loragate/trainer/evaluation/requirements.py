@@ -13,12 +13,14 @@ from loragate.adapters.names import CHAMPION
 from loragate.trainer.evaluation.metrics import METRICS, RATED, Metric
 from loragate.trainer.evaluation.statistics import ConfidenceInterval
 
+Figures = tuple[Mapping[str, ConfidenceInterval], Mapping[str, Mapping[str, ConfidenceInterval]]]
+"""Metrics of the new adapter, and their differences by baseline and metric."""
 Operator = Literal[">=", "<="]
 FIRST: Final = "first"
 BASELINES: Final = ("base", FIRST, CHAMPION, "examples", "retrieval", "tfidf")
 
 _SENTENCE: Final = re.compile(
-    r"\s*(?P<metric>\w+)\s*(?:-\s*(?P<baseline>[A-Za-z]\w*)\s*)?"
+    r"\s*(?P<metric>\w+)(?:\s+on\s+(?P<rows>[\w.]+))?\s*(?:-\s*(?P<baseline>[A-Za-z]\w*)\s*)?"
     r"(?P<operator>>=|<=)\s*(?P<bound>[-+]?\d+(?:\.\d+)?)\s*",
     re.ASCII,
 )
@@ -30,12 +32,15 @@ class InvalidRequirement(LoragateError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A bound on a metric of the new adapter, or on its difference to a baseline's."""
+    """A bound on a metric of the new adapter, or on its difference to a baseline's. `rows` names a
+    test set; empty is the test split.
+    """
 
     metric: str
     baseline: str
     operator: Operator
     bound: float
+    rows: str = ""
 
     @classmethod
     def parse(cls, sentence: str, more: Mapping[str, Metric] = MappingProxyType({})) -> Requirement:
@@ -58,11 +63,13 @@ class Requirement:
                 f"is none of {', '.join(BASELINES)}"
             )
         operator = cast(Operator, match["operator"])
-        return cls(match["metric"], match["baseline"] or "", operator, float(match["bound"]))
+        bound = float(match["bound"])
+        return cls(match["metric"], match["baseline"] or "", operator, bound, match["rows"] or "")
 
     def __str__(self) -> str:
         difference = f" - {self.baseline}" if self.baseline else ""
-        return f"{self.metric}{difference} {self.operator} {self.bound:g}"
+        rows = f" on {self.rows}" if self.rows else ""
+        return f"{self.metric}{rows}{difference} {self.operator} {self.bound:g}"
 
     def holds(self, value: float) -> bool:
         return value >= self.bound if self.operator == ">=" else value <= self.bound
@@ -93,14 +100,21 @@ def check_requirements(
     measured: Mapping[str, ConfidenceInterval],
     differences: Mapping[str, Mapping[str, ConfidenceInterval]],
     more: Mapping[str, Metric] = MappingProxyType({}),
+    sets: Mapping[str, Figures] = MappingProxyType({}),
 ) -> RequirementResults:
     """`measured` is by metric, `differences` by baseline and metric; `more` are metrics beside
-    `METRICS`. A comparison with the champion or the first version holds where there is none; a
-    metric that was not measured does not hold.
+    `METRICS`, and `sets` the same figures on other rows, by the test set's name.
+
+    A comparison with the champion or the first version holds where there is none; a metric that was
+    not measured does not hold.
     """
     metrics = {**METRICS, **more}
+    figures: dict[str, Figures] = {"": (measured, differences), **sets}
     results = tuple(
-        _result(each, metrics[each.metric], measured, differences) for each in requirements
+        _result(each, metrics[each.metric], *figures[each.rows])
+        if each.rows in figures
+        else _not_there(each, figures)
+        for each in requirements
     )
     failed = [result for result in results if not result.holds]
     if not results:
@@ -117,6 +131,17 @@ def check_requirements(
     return RequirementResults(not failed, sentence, results)
 
 
+def _not_there(requirement: Requirement, figures: Mapping[str, Figures]) -> RequirementResult:
+    names = ", ".join(name for name in figures if name) or "none"
+    return RequirementResult(
+        str(requirement),
+        False,
+        f"There are no rows called {requirement.rows!r} (there are: {names}); name a folder or a "
+        "file of them in [evaluation] tests. 'far' are the test rows far from every train row, "
+        "where there are two of them at least.",
+    )
+
+
 def _result(
     requirement: Requirement,
     metric: Metric,
@@ -124,7 +149,7 @@ def _result(
     differences: Mapping[str, Mapping[str, ConfidenceInterval]],
 ) -> RequirementResult:
     against = f" against the {requirement.baseline}" if requirement.baseline else ""
-    subject = metric.title + against
+    subject = metric.title + (f" on {requirement.rows}" if requirement.rows else "") + against
     baseline = requirement.baseline
     if baseline == FIRST and FIRST not in differences:
         baseline = CHAMPION  # which is the first version itself

@@ -119,6 +119,7 @@ def with_ratings(evaluation: Evaluation, paths: Sequence[Path]) -> Evaluation:
         {**evaluation.new.metrics, **measured},
         differences,
         more,
+        {each.name: (each.systems[-1].metrics, each.differences) for each in evaluation.sets},
     )
     return replace(evaluation, ratings=ratings, requirements=results)
 

@@ -64,6 +64,33 @@ class Serving:
     engine: Mapping[str, str] = field(default_factory=dict)
 
 
+class _Answering:
+    """Which version answers to a model's name: always the same, and the one that was expected."""
+
+    def __init__(self, model: str, expected: str) -> None:
+        self._model = model
+        self._expected = expected
+        self._first: str | None = None
+
+    def check(self, headers: httpx.Headers) -> None:
+        """Raises EvaluationError."""
+        digest = headers.get("x-loragate-digest", "")
+        version = headers.get("x-loragate-adapter", "") or "the base model"
+        if self._expected and digest != self._expected:
+            raise EvaluationError(
+                f"{self._model!r} is answered by {version} ({digest[:12] or 'without a digest'}), "
+                f"and not by what is evaluated ({self._expected[:12]}); name the version that this "
+                "run became, such as support@v3"
+            )
+        if self._first is None:
+            self._first = digest
+        if digest != self._first:
+            raise EvaluationError(
+                f"the server changed the version behind {self._model!r} while it was asked (now "
+                f"{version}); name a version instead of an alias, and evaluate again"
+            )
+
+
 class ServedModels:
     """The models of one server: `BASE`, and adapters by their names. The caller closes `client`. At
     most `concurrency` requests are under way at once.
@@ -87,17 +114,20 @@ class ServedModels:
         max_tokens: int,
         done: Callable[[], None] = lambda: None,
         tools: Sequence[str] = (),
+        digest: str = "",
     ) -> list[Answer]:
         """The greedy answers, in the order of the prompts. `done` is called after each. `tools` are
-        what the first prompts may call, as `Example` has them.
+        what the first prompts may call, as `Example` has them. `digest` is that of the version
+        which has to answer, where that is known.
 
-        Raises EvaluationError where the server refuses one or cannot be reached; the requests
-        under way are cancelled then.
+        Raises EvaluationError where the server refuses one or cannot be reached, where another
+        version answers, and where it changes in between; the requests under way are cancelled then.
         """
+        answering = _Answering(model, digest)
 
         async def one(prompt: Sequence[Message], tools: str) -> Answer:
             async with self._permits:
-                answer = await self._ask(model, prompt, tools, max_tokens)
+                answer = await self._ask(model, prompt, tools, max_tokens, answering)
             done()
             return answer
 
@@ -113,7 +143,12 @@ class ServedModels:
         return [task.result() for task in tasks]
 
     async def _ask(
-        self, model: str, prompt: Sequence[Message], tools: str, max_tokens: int
+        self,
+        model: str,
+        prompt: Sequence[Message],
+        tools: str,
+        max_tokens: int,
+        answering: _Answering,
     ) -> Answer:
         body: dict[str, object] = {
             "model": model,
@@ -137,6 +172,7 @@ class ServedModels:
                 f"the server refuses a question to {model!r} with {response.status_code}: "
                 f"{response.text}"
             )
+        answering.check(response.headers)
         answer = response.json()
         choice = answer["choices"][0]
         calls = map(call_of, choice["message"].get("tool_calls") or ())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +16,24 @@ import msgspec
 from transformers import AutoConfig
 
 from loragate.adapters.base_models.preparation import BaseModel
-from loragate.adapters.names import CHAMPION, AdapterName
+from loragate.adapters.errors import StoreError
+from loragate.adapters.names import CHAMPION, AdapterName, AdapterVersion
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.adapters.settings import engine_settings
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Example
-from loragate.trainer.data.splits import SPLITS
+from loragate.trainer.data.reading import read_rows
+from loragate.trainer.data.seen import SeenRows
+from loragate.trainer.data.splits import SHEET, SPLITS, SplitFolder
+from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.contenders import TITLES
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.evaluator import Comparison, OpenModels, System, evaluate
 from loragate.trainer.evaluation.report import write_report
 from loragate.trainer.evaluation.requirements import FIRST
 from loragate.trainer.evaluation.served import BASE, ServedModels, Serving, running, started
-from loragate.trainer.publishing.publishing import assemble
+from loragate.trainer.publishing.publishing import assemble, published_as
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.run import Run
@@ -62,23 +68,31 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
     and its base model raises.
     """
     base = run.base()
-    rows = run.test_rows()
+    splits = run.splits()
     renderer = run.renderer(base)
     run = _with_answer_limit(run, renderer)
     settings = run.settings
     with temporary_folder("candidate") as scratch:
+        systems = _systems(run, base, scratch, remote)
+        known = _seen_by(run, systems, splits)
+        unseen = [n for n, row in enumerate(splits.splits["test"]) if not _names(row, known)]
+        rows = [run.test_rows()[n] for n in unseen]
+        far = splits.far_from_train()
         comparison = Comparison(
             title=settings.publish.adapter or run.folder.root.name,
             base=base,
-            systems=_systems(run, base, scratch, remote),
+            systems=systems,
             rows=rows,
             renderer=renderer,
             data_digest=run.folder.result().data_digest,
             device=resolved(settings.training.device),
             served_by=remote.url if remote else "a loragate server in float32",
-            train=run.splits().splits["train"],
+            train=splits.splits["train"],
             longest_prompt=_longest_prompt(base) - resolved(settings.evaluation.max_tokens),
             prices=settings.cost,
+            far=[far[n] for n in unseen],
+            sets=_more_tests(run, known),
+            left_out=_left_out(splits.splits["test"], known),
         )
         open_models = _open_models(
             _serving(run, comparison), remote, settings.evaluation.concurrency
@@ -86,6 +100,72 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
         evaluation = await evaluate(comparison, settings.evaluation, open_models, run.progress)
     write_evaluation(evaluation, run.folder)
     return evaluation
+
+
+def _seen_by(run: Run, systems: Sequence[System], splits: SplitFolder) -> dict[str, SeenRows]:
+    """What each system was trained on, by its title, where that is known."""
+    own = SeenRows.of(splits.splits["train"])
+    if run.settings.data.replay:
+        own |= SeenRows.of(SplitFolder.read(Path(run.settings.data.replay)).splits["train"])
+    found = {"this run": own}
+    for system in systems:
+        seen = SeenRows.read(system.adapter) if system.adapter and system.name != "new" else None
+        if seen is not None:
+            found[system.title] = seen
+    return found
+
+
+def _names(row: Example, known: Mapping[str, SeenRows]) -> list[str]:
+    """Who was trained on the row."""
+    return [name for name, seen in known.items() if seen.has(row)]
+
+
+def _left_out(rows: Sequence[Example], known: Mapping[str, SeenRows]) -> str:
+    """A sentence on the rows that are not asked; empty where there are none. Raises EvaluationError
+    where none is left.
+    """
+    by_name = Counter(name for row in rows for name in _names(row, known))
+    count = sum(bool(_names(row, known)) for row in rows)
+    if not count:
+        return ""
+    named = ", ".join(f"{name} on {number}" for name, number in by_name.items())
+    if count == len(rows):
+        raise EvaluationError(
+            f"every one of the {count} test rows was trained on ({named}), so nothing can be "
+            "measured; keep the test split of earlier versions, or add rows"
+        )
+    them = "row was" if count == 1 else "rows were"
+    return f"{count} test {them} left out, since something was trained on that: {named}."
+
+
+def _more_tests(run: Run, known: Mapping[str, SeenRows]) -> dict[str, list[Example]]:
+    """The rows of [evaluation] tests and of what is replayed, without those that anything was
+    trained on. Raises DataError.
+    """
+    data, found = run.settings.data, dict[str, list[Example]]()
+    prompt = data.system_prompt
+    paths = [*run.settings.evaluation.tests, *([data.replay] if data.replay else [])]
+    for path in map(Path, dict.fromkeys(paths)):
+        name = re.sub(r"[^\w.]+", "_", path.stem)
+        rows = [row for row in _rows_of(path) if not _names(row, known)]
+        while name in found or name == "far":
+            name += "_"
+        if rows:
+            found[name] = [row.with_system_prompt(prompt) for row in rows]
+        else:
+            run.say(f"{path} has no row that nothing was trained on, so it is not measured.")
+    return found
+
+
+def _rows_of(path: Path) -> Sequence[Example]:
+    """The test rows of a folder of splits or of a run, or those of a file. Raises DataError."""
+    if not path.is_dir():
+        return [row.example for row in read_rows([path]).rows]
+    folder = RunFolder(path)
+    if folder.resolved_file.is_file() and not (path / SHEET).is_file():
+        data = folder.resolved().data
+        path = folder.data if data.raw else Path(data.splits)
+    return SplitFolder.read(path).splits["test"]
 
 
 def write_evaluation(evaluation: Evaluation, folder: RunFolder) -> Path:
@@ -100,18 +180,27 @@ def _systems(run: Run, base: BaseModel, scratch: Path, remote: Remote | None) ->
         found += _prompted(run.settings.evaluation, base)
     first, champion = _published(run, base)
     if first is not None and first != champion and remote is None:
-        found.append(System(FIRST, first[0], base.path, first[1], FIRST))
+        found.append(System(FIRST, str(first.version), base.path, first.folder, FIRST))
     if champion is not None and (remote is None or remote.champion):
-        title, folder = champion
+        title, folder = str(champion.version), champion.folder
         name = remote.champion if remote else CHAMPION
-        found.append(System(CHAMPION, title, base.path, folder, name))
+        digest = champion.version.digest if remote else ""
+        found.append(System(CHAMPION, title, base.path, folder, name, digest=digest))
     if run.settings.method.name == "full":
         found.append(System("new", "this run", run.folder.adapter, None, BASE))
     else:
         folder = assemble(run.folder, scratch / "new")
         name = remote.new if remote else "new"
-        found.append(System("new", "this run", base.path, folder, name))
+        digest = _published_digest(run) if remote else ""
+        found.append(System("new", "this run", base.path, folder, name, digest=digest))
     return tuple(found)
+
+
+def _published_digest(run: Run) -> str:
+    """Of the version that the run became; empty where it was not published from here."""
+    with open_registry(run.home) as registry:
+        version = published_as(registry, run)
+    return version.digest if version is not None else ""
 
 
 def _prompted(settings: EvaluationSettings, base: BaseModel) -> list[System]:
@@ -124,12 +213,29 @@ def _prompted(settings: EvaluationSettings, base: BaseModel) -> list[System]:
     ]
 
 
-_Titled = tuple[str, Path]
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A version and the folder of its files."""
+
+    version: AdapterVersion
+    folder: Path
+
+    @classmethod
+    def of(cls, artifacts: ArtifactStore, version: AdapterVersion) -> _Stored:
+        """Raises StoreError where the store does not have it."""
+        return cls(version, artifacts.path(version.digest))
 
 
-def _published(run: Run, base: BaseModel) -> tuple[_Titled | None, _Titled | None]:
-    """Title and folder of the adapter's first version and of its champion; None where there is none
-    for this base model.
+def _stored(artifacts: ArtifactStore, version: AdapterVersion) -> _Stored | None:
+    try:
+        return _Stored.of(artifacts, version)
+    except StoreError:
+        return None
+
+
+def _published(run: Run, base: BaseModel) -> tuple[_Stored | None, _Stored | None]:
+    """The adapter's first version that there still is, and its champion; None where there is none
+    for this base model. Raises StoreError where the champion's files are missing.
     """
     if not run.settings.publish.adapter:
         return None, None
@@ -140,19 +246,17 @@ def _published(run: Run, base: BaseModel) -> tuple[_Titled | None, _Titled | Non
             page = registry.versions.show(adapter)
         except LookupError:  # no such tenant or adapter yet
             return None, None
-        folders = {
-            each.version: artifacts.path(each.version.digest)
+        versions = [
+            each.version
             for each in sorted(page.versions, key=lambda each: each.version.number)
             if each.manifest.base_model_digest in ("", base.digest)
-        }
-        there = [version for version, folder in folders.items() if folder.is_dir()]
-        first = (str(there[0]), folders[there[0]]) if there else None
+        ]
+        first = next((found for each in versions if (found := _stored(artifacts, each))), None)
         alias = page.aliases.get(CHAMPION)
         if alias is None:
             return first, None
         version = alias.serving or alias.desired
-        champion = (str(version), folders[version]) if version in folders else None
-        return first, champion
+        return first, _Stored.of(artifacts, version) if version in versions else None
 
 
 def _longest_prompt(base: BaseModel) -> int:
@@ -183,14 +287,13 @@ def _with_answer_limit(run: Run, renderer: Renderer) -> Run:
 
 def _serving(run: Run, comparison: Comparison) -> Serving:
     renderer, settings = comparison.renderer, run.settings.evaluation
+    rows = [*comparison.rows, *(row for more in comparison.sets.values() for row in more)]
     lengths = [
         len(renderer.render(Example(prompt).turns(), tools=row.tool_list()))
         for system in comparison.systems
         if system.prompting or system.name == "base"
         for row, prompt in zip(
-            comparison.rows,
-            comparison.prompts_of(system, comparison.rows, settings.examples),
-            strict=True,
+            rows, comparison.prompts_of(system, rows, settings.examples), strict=True
         )
     ]
     longest = max(lengths)

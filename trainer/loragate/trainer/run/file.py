@@ -262,7 +262,9 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
         ),
         model=msgspec.structs.replace(model, chat_template=if_given(model.chat_template)),
         evaluation=msgspec.structs.replace(
-            evaluation, general_text=if_given(evaluation.general_text)
+            evaluation,
+            general_text=if_given(evaluation.general_text),
+            tests=tuple(if_given(path) for path in evaluation.tests),
         ),
     )
 
