@@ -72,6 +72,9 @@ CHANGES: dict[str, tuple[object, dict[str, dict[str, object]]]] = {
 ELSEWHERE = {
     "data.raw": "test_raw_files_are_cleaned_and_split_once",
     "data.splits": "test_a_run_reads_the_splits_that_it_names",
+    "data.validation": "test_rows_of_own_files_are_validated_and_tested",
+    "data.test": "test_rows_of_own_files_are_validated_and_tested",
+    "data.test_set": "test_a_test_set_by_name_stays_over_runs_that_have_more_rows",
     "data.too_long": "test_rows_that_are_too_long_are_left_out_whole_and_counted",
     "data.replay": "test_old_rows_are_mixed_in_by_their_share",
     "model.base": "test_a_run_starts_from_the_base_model_that_it_names",

@@ -278,10 +278,11 @@ def split(
 ) -> None:
     """Split clean rows into train, validation and test, with nothing leaking between them.
 
-    Alike rows and rows of one group stay together, labels are spread evenly, and what the rows say
-    and the seed alone decide, not their order. Afterwards a second check, by other means, looks
-    for leaks and fails if there is one. DIR gets train.jsonl, validation.jsonl, test.jsonl and
-    data.json, which records digests, counts, sources, settings and versions.
+    Alike rows (greetings aside) and rows of one group stay together, every label reaches every
+    split, and what the rows say and the seed alone decide: more rows move none of the others, but
+    where they join two clusters. A second check, by other means, looks for leaks. DIR gets
+    train.jsonl, validation.jsonl, test.jsonl and data.json, which records digests, counts,
+    sources, settings and versions.
     """
     from loragate.trainer.data.preparing import split_file
 
@@ -369,5 +370,9 @@ def _say_account(found: "Report") -> None:
 def _say_splits(folder: "SplitFolder") -> None:
     for name, rows in folder.splits.items():
         typer.echo(f"{name:11}{len(rows):7,} rows")
+    if left_out := folder.sheet.get("left_out"):
+        typer.echo(f"{'left out':11}{left_out:7,} rows, whose group is tested or validated")
     typer.echo("No row has its like, or its group, in another split.")
+    far = folder.far_from_train()
+    typer.echo(f"{sum(far):,} of {len(far):,} test rows are far from every train row.")
     typer.echo(f"Wrote {folder.path} (digest {folder.digest[:12]})")

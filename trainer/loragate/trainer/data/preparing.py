@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loragate.trainer.data.cleaning import Cleaned, clean
-from loragate.trainer.data.example import DataError, digest_of, read_examples, write_examples
+from loragate.trainer.data.example import (
+    DataError,
+    Example,
+    digest_of,
+    read_examples,
+    write_examples,
+)
 from loragate.trainer.data.quality import Finding, Quality, assess_quality, findings_on_volume
 from loragate.trainer.data.reading import file_digest, read_rows
 from loragate.trainer.data.report import Report, account_of, package_versions
@@ -19,7 +25,13 @@ from loragate.trainer.data.settings import (
     Track,
     untracked,
 )
-from loragate.trainer.data.splits import SplitFolder, split, write_split_folder
+from loragate.trainer.data.splits import (
+    SplitFolder,
+    SplitName,
+    split,
+    split_around,
+    write_split_folder,
+)
 
 if TYPE_CHECKING:
     from loragate.adapters.rendering.renderer import Renderer
@@ -38,12 +50,54 @@ class PreparedData:
     report: Report
 
 
+@dataclass(frozen=True, slots=True)
+class GivenSplits:
+    """Files whose rows are validated or tested, whatever else there is. `test_set` is a file of
+    rows that are tested again and again: written with the first test split, and read from then on.
+    """
+
+    validation: tuple[Path, ...] = ()
+    test: tuple[Path, ...] = ()
+    test_set: Path | None = None
+
+    def read(self, settings: PreparationSettings) -> dict[SplitName, list[Example]]:
+        """The rows, cleaned as others are, but that none goes since another is like it. Raises
+        DataError.
+        """
+        cleaning = replace(settings.cleaning, near_duplicates="keep", conflicts="keep")
+        files: tuple[tuple[SplitName, tuple[Path, ...]], ...] = (
+            ("validation", self.validation), ("test", self.test),
+        )  # fmt: skip
+        given: dict[SplitName, list[Example]] = {
+            name: clean(read_rows(paths, settings.reading), cleaning).examples
+            for name, paths in files
+            if paths
+        }
+        if self.test_set is not None and self.test_set.is_file():
+            given["test"] = read_examples(self.test_set)
+        if empty := [name for name, rows in given.items() if not rows]:
+            raise DataError(f"the files of [data] {empty[0]} have no row to use")
+        return given
+
+    def keep(self, folder: SplitFolder) -> None:
+        """Writes the test set, where it is not there yet. Raises DataError."""
+        if self.test_set is not None and not self.test_set.exists():
+            try:
+                self.test_set.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(
+                    f"{self.test_set} cannot be written: {error.strerror or error}"
+                ) from error
+            write_examples(self.test_set, folder.splits["test"])
+
+
 def prepare(
     paths: Sequence[Path],
     out: Path,
     settings: PreparationSettings | None = None,
     renderer: "Renderer | None" = None,
     track: Track = untracked,
+    given: GivenSplits | None = None,
 ) -> PreparedData:
     """Reads, cleans, measures, splits and checks; writes the splits, `data.json`, `report.html` and
     every dropped row (`drops.jsonl`) into `out`.
@@ -54,8 +108,17 @@ def prepare(
     settings = settings or PreparationSettings()
     report = examine(paths, settings, renderer, track)
     require_enough(report.quality.findings)
-    splits = split(report.cleaned.examples, settings.splitting, track)
-    folder = write_split_folder(out, splits, _about(report))
+    own = given.read(settings) if given is not None else {}
+    examples = report.cleaned.examples
+    if own:
+        splits = split_around(examples, own, settings.splitting, track)
+    else:
+        splits = split(examples, settings.splitting, track)
+    placed = sum(len(rows) for name, rows in splits.items() if name not in own)
+    left_out = len(examples) - placed
+    folder = write_split_folder(out, splits, {**_about(report), "left_out": left_out})
+    if given is not None:
+        given.keep(folder)
     report = Report(
         "Training data", folder.digest, report.read, report.cleaned, report.quality, settings,
         folder,
@@ -101,6 +164,7 @@ def split_file(
         "sources": [source],
         "settings": {"splitting": asdict(splitting)},
         "packages": package_versions(),
+        "left_out": len(examples) - sum(map(len, splits.values())),
     }
     return write_split_folder(out, splits, about)
 

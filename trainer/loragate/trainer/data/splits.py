@@ -147,6 +147,43 @@ def split(
     return splits
 
 
+def split_around(
+    examples: Sequence[Example],
+    given: Mapping[SplitName, Sequence[Example]],
+    splitting: Splitting,
+    track: Track = untracked,
+) -> dict[SplitName, tuple[Example, ...]]:
+    """Assigns rows to the splits that are not `given`. A row that is like one of those is left out,
+    and so is a given validation row that is like a test row. Raises DataError as `split` does.
+    """
+    test = tuple(given.get("test", ()))
+    validation = tuple(
+        without_alike(given.get("validation", ()), test, splitting.similarity)
+        if test
+        else given.get("validation", ())
+    )
+    rows = without_alike(examples, (*validation, *test), splitting.similarity)
+    if validation and test:
+        splits: dict[SplitName, tuple[Example, ...]] = {
+            "train": tuple(sorted(rows, key=row_digest)),
+            "validation": validation,
+            "test": test,
+        }
+        if not rows:
+            raise DataError(
+                "nothing is left to train: every row is like one of validation or test; add others"
+            )
+        return splits
+    drawn = split(rows, splitting, track)
+    # What was drawn for a split that is given is trained.
+    name: SplitName = "test" if test else "validation"
+    return {
+        "train": (*drawn["train"], *drawn[name]),
+        "validation": validation or drawn["validation"],
+        "test": test or drawn["test"],
+    }
+
+
 def _split_clusters(
     examples: Sequence[Example],
     near: "_Joined",

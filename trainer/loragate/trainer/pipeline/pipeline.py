@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 from loragate.adapters.home import Home
 from loragate.trainer.data.files import hub_name
-from loragate.trainer.data.preparing import PreparedData, prepare
+from loragate.trainer.data.preparing import GivenSplits, PreparedData, prepare
 from loragate.trainer.data.splits import SHEET, SplitFolder
 from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import Evaluation
@@ -69,12 +69,23 @@ def ready_data(run: Run) -> SplitFolder:
         lambda sequence, description, total=None: run.progress.track(
             sequence, total=total, description=description
         ),
+        _given_splits(run),
     )
     run.say(_summary(prepared))
     for finding in prepared.quality.findings:
         if finding.level != "good":
             run.say(f"{finding.level}: {finding.sentence}")
     return prepared.folder
+
+
+def _given_splits(run: Run) -> GivenSplits:
+    data = run.settings.data
+    test_sets = run.home.root / "test_sets"
+    return GivenSplits(
+        tuple(_as_shown(source_path(run.root, path)) for path in data.validation),
+        tuple(_as_shown(source_path(run.root, path)) for path in data.test),
+        test_sets / f"{data.test_set}.jsonl" if data.test_set else None,
+    )
 
 
 def plan_training(run: Run, splits: SplitFolder) -> TrainingPlan:

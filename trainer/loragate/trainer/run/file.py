@@ -45,6 +45,7 @@ from loragate.trainer.settings import (
     TrainingSettings,
 )
 
+TestSetName = Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9._-]{0,63})?$")]
 BelowOne = Annotated[float, Meta(ge=0, lt=1)]
 
 # Raw data are prepared in the same way by `loragate data` and by a run that says nothing else.
@@ -75,6 +76,11 @@ class DataSettings(Section, frozen=True):
     phone_regions: tuple[str, ...] = _CLEANING.phone_regions
     mend: tuple[Mend, ...] = _CLEANING.mend
     similarity: Annotated[float, Meta(ge=0.5, le=1)] = _CLEANING.similarity
+    # Files whose rows are validated and tested, in place of a share of `raw`.
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    # A name under which the first test split is kept, to be the test split of later runs too.
+    test_set: TestSetName = ""
     validation_share: Share = _SPLITTING.validation
     test_share: Share = _SPLITTING.test
     # A system message for every conversation that has none. It becomes part of the adapter's
@@ -176,6 +182,16 @@ def _check_together(run: RunFile) -> None:
             "[data] needs either 'raw', files that the run cleans and splits, or 'splits', a "
             "folder that `loragate data split` made"
         )
+    if data.splits and (data.validation or data.test or data.test_set):
+        raise RunFileError(
+            "[data] validation, test and test_set go with 'raw'; 'splits' has its own validation "
+            "and test, so leave them out"
+        )
+    if data.test and data.test_set:
+        raise RunFileError(
+            "[data] has both 'test', files of test rows, and 'test_set', a name for a split that "
+            "is kept; leave one of them out"
+        )
     if not method.target_modules:
         raise RunFileError("[method] target_modules is empty, so there is nothing to learn")
     kwargs = run.model.chat_template_kwargs
@@ -257,6 +273,8 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
         data=msgspec.structs.replace(
             data,
             raw=tuple(if_given(path) for path in data.raw),
+            validation=tuple(if_given(path) for path in data.validation),
+            test=tuple(if_given(path) for path in data.test),
             splits=if_given(data.splits),
             replay=if_given(data.replay),
         ),
@@ -293,6 +311,8 @@ def input_paths(run: RunFile) -> list[tuple[str, str]]:
     data = run.data
     given = [
         *(("[data] raw", path) for path in data.raw),
+        *(("[data] validation", path) for path in data.validation),
+        *(("[data] test", path) for path in data.test),
         ("[data] splits", data.splits),
         ("[data] replay", data.replay),
         ("[model] chat_template", run.model.chat_template),

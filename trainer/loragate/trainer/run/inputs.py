@@ -17,9 +17,10 @@ from loragate.trainer.run.folder import RunFolder, write_whole
 
 # Names of what is compared by content, and settings that count for rows that are prepared already.
 _NOT_OF_PREPARATION: Final = frozenset(
-    {"raw", "splits", "replay", "replay_share", "system_prompt", "too_long"}
+    {"raw", "validation", "test", "splits", "replay", "replay_share", "system_prompt", "too_long"}
 )
 _RAW: Final = "[data] raw"
+_SOURCES: Final = frozenset({_RAW, "[data] validation", "[data] test"})
 _PARENT: Final = "[model] continue_from"
 
 
@@ -102,7 +103,7 @@ class Inputs(msgspec.Struct, frozen=True):
         return found
 
     def _raw(self) -> list[str]:
-        return [each.digest for each in self.files if each.setting == _RAW]
+        return [each.digest for each in self.files if each.setting in _SOURCES]
 
     def _models(self) -> list[str]:
         """What tokens are counted with."""
