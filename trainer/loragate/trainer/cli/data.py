@@ -1,5 +1,6 @@
 """`loragate data`: checks, cleans and splits raw rows."""
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -179,6 +180,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "loragate data check tickets.csv --report report.html",
             "loragate data check chats.jsonl more.csv --bad-rows drop --json",
+            "loragate data check chats.jsonl --wanted questions.txt",
             "loragate data check banking.parquet --field prompt=text --field completion=category",
         ),
     )(options_of(PreparationOptions, check))
@@ -214,6 +216,13 @@ def check(
     files: Files,
     options: PreparationOptions,
     report: ReportFile = None,
+    wanted: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Real questions, one a line (.txt) or a row: says how many no row is near.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in raw data and whether it is worth training on. Writes only the report.
@@ -231,6 +240,12 @@ def check(
 
     with _progress() as track:
         found = examine(files, settings, _renderer(options.model), track)
+    if wanted is not None:
+        from loragate.trainer.data.relevance import read_questions, relevance
+
+        told = relevance(found.cleaned.examples, read_questions(wanted)).finding()
+        quality = dataclasses.replace(found.quality, findings=(*found.quality.findings, told))
+        found = dataclasses.replace(found, quality=quality)
     _show(found, report, as_json)
     require_enough(found.quality.findings)
 

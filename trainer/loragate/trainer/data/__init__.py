@@ -10,6 +10,7 @@
 `pieces`         sets of character pieces of many texts, and which are near
 `seen`           digests of the rows that a version was trained on
 `quality`        findings on volume, labels, topics, variety, groups of people, tokens
+`relevance`      rows compared with real questions
 `demographics`   which groups of people are named, and what is associated with that
 `splits`         train, validation and test; the check for leaks; the folder on disk
 `report`         one HTML page with its plots
