@@ -28,7 +28,7 @@ from loragate.trainer.data.example import (
 from loragate.trainer.data.pieces import nearest
 from loragate.trainer.data.seen import seen_key
 from loragate.trainer.data.settings import Splitting, Track, untracked
-from loragate.trainer.data.similarity import comparable, cores_of, links
+from loragate.trainer.data.similarity import comparable, cores_of, links, questions_of
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -263,8 +263,10 @@ def _of_tested_groups(
 def _joined(examples: Sequence[Example], similarity: float, track: Track) -> "_Joined":
     """Rows of which one asks what the other asks, joined."""
     joined = _Joined(range(len(examples)))
-    for one, other in links(cores_of(examples), similarity, track, contained=True):
-        joined.join(one, other)
+    # As they were written too, so that nothing that looks alike to a reader is torn apart.
+    for texts in (cores_of(examples), questions_of(examples)):
+        for one, other in links(texts, similarity, track, contained=True):
+            joined.join(one, other)
     return joined
 
 
