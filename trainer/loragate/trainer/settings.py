@@ -120,6 +120,18 @@ class CriterionSettings(Section, frozen=True):
     anchors: dict[str, str] = {}
 
 
+class OwnMetricSettings(Section, frozen=True):
+    """[evaluation.metrics.NAME]: one of `function`, `pattern` and `schema`; see
+    `evaluation.own_metrics`.
+    """
+
+    function: str = ""  # "module:function" of (prompt, wanted, answer), which gives a number
+    pattern: str = ""  # a regular expression that is searched in answers
+    schema: str = ""  # a file with the JSON schema that answers have to follow
+    better: Literal["higher", "lower"] = "higher"
+    share: bool = False  # the function says true or false
+
+
 Contender = Literal["examples", "retrieval", "tfidf"]
 
 
@@ -148,6 +160,8 @@ class EvaluationSettings(Section, frozen=True):
     # More rows to measure on: folders of splits or of earlier runs, whose test rows are taken, and
     # files of rows. Each is a test set of its own, by the name of its folder or file.
     tests: tuple[str, ...] = ()
+    # Metrics of one's own.
+    metrics: dict[str, OwnMetricSettings] = {}
     # What people rate answers by. Empty: accuracy, helpfulness and tone.
     rubric: dict[str, CriterionSettings] = {}
     require: tuple[str, ...] = (

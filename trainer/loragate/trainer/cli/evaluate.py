@@ -154,15 +154,13 @@ def evaluation_table(found: "Evaluation") -> "Table":
     from rich import box
     from rich.table import Table
 
-    from loragate.trainer.evaluation.metrics import METRICS
-
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("Metric")
     for system in found.systems:
         table.add_column(system.title, justify="right")
     table.add_column("new - base", justify="right")
     for name in found.new.metrics:
-        metric = METRICS[name]
+        metric = found.metric(name)
         table.add_row(
             metric.title,
             *(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -156,6 +156,7 @@ class Evaluation:
     ratings: Ratings | None = None
     criteria: tuple[Criterion, ...] = USUAL
     sets: tuple[TestSet, ...] = ()
+    own: Mapping[str, Metric] = field(default_factory=dict)
 
     @property
     def new(self) -> SystemScores:
@@ -163,7 +164,12 @@ class Evaluation:
 
     def metric(self, name: str) -> Metric:
         """How the metric of this name is called and shown."""
-        return METRICS.get(name) or rated(self.criteria)[name]
+        return METRICS.get(name) or self.more[name]
+
+    @property
+    def more(self) -> dict[str, Metric]:
+        """Metrics beside `METRICS`: one's own, and what people rate."""
+        return {**self.own, **rated(self.criteria)}
 
     @property
     def measured(self) -> dict[str, Mapping[str, ConfidenceInterval]]:

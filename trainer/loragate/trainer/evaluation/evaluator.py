@@ -61,6 +61,7 @@ from loragate.trainer.evaluation.losses import (
     supervised_text,
 )
 from loragate.trainer.evaluation.metrics import rated
+from loragate.trainer.evaluation.own_metrics import OwnMetric, own_metrics
 from loragate.trainer.evaluation.requirements import Requirement, check_requirements
 from loragate.trainer.evaluation.scores import (
     Answer,
@@ -120,7 +121,7 @@ class Comparison:
     contenders that use it; their prompts have at most `longest_prompt` tokens. `device` is for the
     losses, `served_by` for the report, `prices` for what requests cost. `far` says of each row
     whether every train row is far from it, `sets` are more rows by name, and `left_out` says which
-    rows were known to something.
+    rows were known to something. Metrics of one's own are looked for in `root`.
     """
 
     title: str
@@ -137,6 +138,7 @@ class Comparison:
     far: Sequence[bool] = ()
     sets: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     left_out: str = ""
+    root: Path = Path()
 
     def prompts_of(self, system: System, rows: Sequence[Example], examples: int) -> list[Prompt]:
         """What the system is asked for each of these rows."""
@@ -178,7 +180,9 @@ async def evaluate(
     Raises EvaluationError, and InvalidRequirement before any work is done.
     """
     criteria = criteria_of(settings.rubric)
-    more = rated(criteria)
+    own = own_metrics(settings.metrics, comparison.root)
+    own_by_name = {each.name: each.metric for each in own}
+    more = {**own_by_name, **rated(criteria)}
     requirements = [Requirement.parse(sentence, more) for sentence in settings.require]
     encoded = Encoder(comparison.renderer, sys.maxsize, "drop").encode(comparison.rows, "test")
     settings = with_answer_limit(settings, [encoded])
@@ -197,7 +201,7 @@ async def evaluate(
         asked += chosen
     losses = _measure_losses(comparison, asked, general, progress)
     responses = await _ask_all(comparison, asked, rows, labels, settings, open_models, progress)
-    measuring = _Measuring(comparison, settings, asked, losses, responses)
+    measuring = _Measuring(comparison, settings, asked, losses, responses, own)
     systems, differences = measuring.on(range(len(rows)), labels)
     found_sets = tuple(
         TestSet(name, _SET_TITLES.get(name, name), len(numbers), *measuring.on(numbers, None))
@@ -221,6 +225,7 @@ async def evaluate(
         ),
         criteria=criteria,
         sets=found_sets,
+        own=own_by_name,
     )
 
 
@@ -234,12 +239,14 @@ class _Measuring:
         rows: Sequence[Example],
         losses: Mapping[str, _Losses],
         responses: Mapping[str, _Responses],
+        own: Sequence[OwnMetric],
     ) -> None:
         self._comparison = comparison
         self._settings = settings
         self._rows = rows
         self._losses = losses
         self._responses = responses
+        self._own = own
         self._bootstraps = _Bootstraps(settings)
 
     def on(
@@ -261,7 +268,7 @@ class _Measuring:
                 losses = _Losses([losses.rows[number] for number in numbers], losses.general)
             scores[system.name] = _scores(
                 losses, self._losses["base"], _Responses(answers, outcomes), rows, known
-            )
+            ) | {each.name: each.statistic(rows, answers) for each in self._own}
         titles = {system.name: system.title for system in systems}
         new, train = systems[-1].name, self._comparison.train
         said = (

@@ -344,7 +344,7 @@ def _tokens(value: ConfidenceInterval | None) -> str:
 
 
 def _rows(evaluation: Evaluation) -> Iterator[_Row]:
-    for name, metric in METRICS.items():
+    for name, metric in {**METRICS, **evaluation.own}.items():
         if name not in evaluation.new.metrics:
             continue
         yield _Row(

@@ -20,7 +20,7 @@ from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.agreement import agreement
 from loragate.trainer.evaluation.criteria import Criterion
 from loragate.trainer.evaluation.evaluation import Comment, Evaluation, Ratings, SystemRatings
-from loragate.trainer.evaluation.metrics import RATED, rated
+from loragate.trainer.evaluation.metrics import RATED
 from loragate.trainer.evaluation.requirements import Requirement, check_requirements
 from loragate.trainer.evaluation.spreadsheet import TableRow, read_table, table_text
 from loragate.trainer.evaluation.statistics import Bootstrap, ConfidenceInterval, bounded_mean
@@ -108,7 +108,7 @@ def with_ratings(evaluation: Evaluation, paths: Sequence[Path]) -> Evaluation:
     EvaluationError.
     """
     ratings = read_sheets(evaluation, paths)
-    more = rated(evaluation.criteria)
+    more = evaluation.more
     measured = _as_metrics(ratings.of(evaluation.new.name))
     differences = {
         name: {**found, **_as_metrics(ratings.differences.get(name, {}))}

@@ -92,6 +92,7 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
             prices=settings.cost,
             far=[far[n] for n in unseen],
             sets=_more_tests(run, known),
+            root=run.folder.root.parent,
             left_out=_left_out(splits.splits["test"], known),
         )
         open_models = _open_models(

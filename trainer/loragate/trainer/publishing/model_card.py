@@ -9,7 +9,6 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from loragate.adapters.names import AdapterVersion
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.metrics import METRICS
 from loragate.trainer.publishing.merging import MergeReport
 from loragate.trainer.run.file import RunFile
 from loragate.trainer.run.folder import RunResult
@@ -74,7 +73,7 @@ def _eval_results(evaluation: Evaluation | None) -> Iterator[EvalResult]:
             dataset_name="unseen test split",
             dataset_args={"digest": evaluation.about.data_digest},
             metric_type=name,
-            metric_name=METRICS[name].title,
+            metric_name=evaluation.metric(name).title,
             metric_value=round(value.estimate, 4),
         )
 
@@ -105,7 +104,7 @@ def _quality(evaluation: Evaluation | None) -> str:
         f"|---|{'---|' * len(titles)}",
     ]
     for name in evaluation.new.metrics:
-        metric = METRICS[name]
+        metric = evaluation.metric(name)
         cells = [
             f"{metric.show(value.estimate)} ({metric.show(value.low)} to {metric.show(value.high)})"
             if value is not None

@@ -283,6 +283,10 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
             evaluation,
             general_text=if_given(evaluation.general_text),
             tests=tuple(if_given(path) for path in evaluation.tests),
+            metrics={
+                name: msgspec.structs.replace(each, schema=if_given(each.schema))
+                for name, each in evaluation.metrics.items()
+            },
         ),
     )
 
