@@ -64,6 +64,7 @@ CHANGES: dict[str, tuple[object, dict[str, dict[str, object]]]] = {
     "training.save_every": (3, {}),
     "training.log_every": (3, {}),
     "training.precision": ("bf16", {}),
+    "training.rows_share": (0.5, {}),
     "training.group_by_length": (False, {}),
     "training.gradient_checkpointing": (True, {}),
     "training.trackers": (["mlflow"], {}),
