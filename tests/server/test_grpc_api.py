@@ -391,8 +391,10 @@ async def test_a_client_that_cancels_frees_its_request(world: World, stream: boo
 async def test_a_deadline_ends_the_request_in_the_engine_too(world: World, stream: bool) -> None:
     world.engine.pace_seconds = 0.05
     method = world.stub.ChatStream if stream else world.stub.Chat
-    failure = await refusal(method(chat("a" * 200), metadata=world.auth, timeout=0.3))
-    assert failure.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    asked = method(chat("a" * 200), metadata=world.auth, timeout=2)  # of 10 s
+    waiting = asyncio.ensure_future(refusal(asked))
+    await until(lambda: bool(world.engine.running))  # or the deadline could come before it does
+    assert (await waiting).code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: not world.engine.running)
     assert len(world.engine.aborted) == 1
 

@@ -107,7 +107,7 @@ def test_where_no_row_thinks_the_prompt_says_so_in_training_and_in_the_contract(
     runs: TinyRuns,
 ) -> None:
     run = runs.run(runs.run_file(model=with_switch(runs), training={"max_steps": 1}))
-    run.folder.run_file.write_text("")
+    run.folder.run_file.write_text(run.settings.to_toml())
     plan = plan_training(run, runs.splits)
     row = plan.training.rows[0]
     start = next(n for n, label in enumerate(row.labels) if label != IGNORED)
