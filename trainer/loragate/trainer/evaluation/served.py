@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +37,9 @@ from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.scores import Answer
 
 BASE: Final = "base"
+
+_LIBC: Final = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG: Final = 1
 
 _TENANT: Final = "evaluation"
 _RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)  # what engine.max_lora_rank can be
@@ -284,12 +289,24 @@ async def _server(home: Home, address: str, settings: Mapping[str, str]) -> Asyn
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=partial(_end_with, os.getpid(), _LIBC),
         )
         try:
             await _wait_until_ready(process, address, log_path)
             yield
         finally:
             await _stop(process)
+
+
+def _end_with(parent: int, libc: ctypes.CDLL) -> None:
+    """Have the kernel end this process as soon as `parent` is gone, however that came to its end.
+
+    Runs between fork and exec, where other threads' locks may be held: it calls the system alone.
+    """
+    if hasattr(libc, "prctl"):  # Linux
+        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:  # gone before that
+        os._exit(1)
 
 
 async def _wait_until_ready(
