@@ -19,10 +19,8 @@ TORCH := $(if $(FIND_LINKS),,--torch-backend cpu)
 # What needs the whole machine runs alone: the engine computes with every core, and whole load tests
 # measure times. All other tests share the cores, a process for each with a thread for torch.
 NEEDS_ALL := tests/engine $(addprefix tests/loadtests/,test_calibration.py test_smoke.py)
-# One more than there are cores, up to four: a third of the time goes by in waiting for processes.
-WORKERS := $(shell cores=$$(nproc); echo $$((cores < 4 ? cores + 1 : 4)))
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' $(addprefix --ignore ,$(NEEDS_ALL)) \
-	-n $(WORKERS) --dist worksteal
+	-n logical --maxprocesses 4 --dist worksteal
 ALONE := $(BIN)/pytest -m 'not slow' $(NEEDS_ALL)
 
 PROTOS := $(addprefix proto/loragate/v1/,inference.proto registry.proto experiments.proto)
