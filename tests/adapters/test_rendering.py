@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loragate.adapters.rendering import writing
 from loragate.adapters.rendering.renderer import Renderer, RenderingError
+from loragate.adapters.rendering.templates import Templates
 from support.models.tokenizers import TURNS, byte_tokenizer
 
 WITH_BOS = "{{ bos_token }}" + TURNS
@@ -284,3 +286,15 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_for_training() -> Non
     ]
     with pytest.raises(RenderingError, match="cannot be told apart"):
         Renderer(byte_tokenizer(FORGETFUL)).supervise(messages)
+
+
+def test_all_ways_of_a_strangers_template_have_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    drops_all = "nothing of it"
+    chat = [{"role": "system", "content": "Be brief."}, *CHAT]
+    renderer = Renderer(byte_tokenizer())
+    with Templates() as templates:
+        text = renderer.render(chat, chat_template=drops_all, templates=templates)
+        assert renderer.decode(text) == drops_all
+        monkeypatch.setattr(writing, "_MOST_SECONDS", 0.0)
+        with pytest.raises(RenderingError, match="it takes too long"):
+            renderer.render(chat, chat_template=drops_all, templates=templates)

@@ -34,8 +34,9 @@ from loragate.adapters.rendering.turns import (
     written_out,
 )
 
-# A template of an adapter's own has a bound for each try; of wall-clock time, for all together.
-_MOST_SECONDS = 10.0
+# A template of an adapter's own has a bound of processor time for each try, and there are dozens of
+# tries where it drops what it is given: this is for all of them, by the clock.
+_MOST_SECONDS = 5.0
 Attempt = Callable[[Sequence[TemplateMessage]], str]
 
 
@@ -71,7 +72,12 @@ class Writer:
         if listing and "tools" not in self.template:
             turns, listing = describe_tools(turns, listing), ()
 
+        began = time.monotonic()
+
         def attempt(way: Sequence[TemplateMessage]) -> str:
+            if self.templates is not None and time.monotonic() - began > _MOST_SECONDS:
+                # Refused, and not the text so far: that would depend on what else computes.
+                raise TemplateTooCostly("it takes too long, and drops or refuses what it is given")
             return self._attempt(way, listing, add_generation_prompt, continue_final_message)
 
         # One bound for all ways together, or a slow template would take many times as long.
@@ -94,7 +100,6 @@ class Writer:
         """
         refusal: Exception | None = None
         incomplete: str | None = None
-        last = time.monotonic() + _MOST_SECONDS
         for way in ways:
             try:
                 text = attempt(way)
@@ -106,8 +111,6 @@ class Writer:
             # (TemplateError, TypeError on a missing field, …), all of it the request's fault here.
             except Exception as error:  # noqa: BLE001
                 refusal = refusal or error
-                if time.monotonic() > last:
-                    break
                 continue
             is_whole = shows_last(text, way) and self._shows_calls(text, way, attempt)
             if is_whole and not _ignores_system(text, way, attempt):
@@ -126,7 +129,7 @@ class Writer:
         renamed = with_other_names(way)
         try:
             return shows_calls(attempt(renamed), renamed)
-        except (ChildUnavailable, TemplateTooSlow):
+        except (ChildUnavailable, TemplateTooSlow, TemplateTooCostly):
             raise
         except Exception:  # noqa: BLE001 - a template that looks at names shows what it knows
             return True
@@ -179,7 +182,7 @@ def _ignores_system(
         return False
     try:
         return text == attempt(way[1:])
-    except (ChildUnavailable, TemplateTooSlow):
+    except (ChildUnavailable, TemplateTooSlow, TemplateTooCostly):
         raise
     except Exception:  # noqa: BLE001 - then the template cannot do without it
         return False
