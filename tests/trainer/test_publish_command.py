@@ -19,7 +19,7 @@ from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
 from loragate.trainer.run.table import write_table
-from loragate.trainer.settings import EvaluationSettings
+from loragate.trainer.settings import EvaluationSettings, OwnMetricSettings
 from support.training.evaluations import evaluation_of
 from support.training.finished_runs import examples, write_run
 
@@ -52,10 +52,15 @@ def prepared(home: Home, base: BaseModel) -> BaseModel:
 @pytest.fixture(scope="module")
 def evaluation(base: BaseModel, adapter: Path) -> Evaluation:
     """One answer in three is right."""
-    settings = EvaluationSettings(counterfactual_rows=0, resamples=100, require=("accuracy >= 0",))
-    return asyncio.run(
-        evaluation_of(base, adapter, examples(), lambda _model, _question: "outage", settings)
+    settings = EvaluationSettings(
+        counterfactual_rows=0,
+        resamples=100,
+        require=("accuracy >= 0",),
+        metrics={"one_word": OwnMetricSettings(pattern=r"^\w+$")},
     )
+    rows = examples()
+    far = [True] * len(rows)
+    return asyncio.run(evaluation_of(base, adapter, rows, lambda *_: "outage", settings, far=far))
 
 
 def finished(root: Path, base: BaseModel, found: Evaluation, require: str) -> RunFolder:
@@ -80,10 +85,11 @@ def versions(home: Home) -> list[str]:
         return [str(each.version) for each in registry.versions.show(SUPPORT).versions]
 
 
+@pytest.mark.parametrize("require", ["accuracy >= 0.3", "one_word on far >= 0.9"])
 def test_a_finished_run_is_published_once(
-    home: Home, prepared: BaseModel, evaluation: Evaluation, tmp_path: Path
+    home: Home, prepared: BaseModel, evaluation: Evaluation, tmp_path: Path, require: str
 ) -> None:
-    run = finished(tmp_path / "one", prepared, evaluation, "accuracy >= 0.3")
+    run = finished(tmp_path / "one", prepared, evaluation, require)
     for _ in range(2):
         ended = publish(run.root)
         assert ended.exit_code == 0, (ended.output, ended.exception)

@@ -12,8 +12,9 @@ from rich.progress import Progress
 from loragate.adapters.base_models.preparation import BaseModel
 from loragate.adapters.rendering.renderer import Renderer
 from loragate.trainer.data.example import Example
+from loragate.trainer.evaluation.comparison import Comparison, System
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.evaluator import Comparison, System, evaluate
+from loragate.trainer.evaluation.evaluator import evaluate
 from loragate.trainer.evaluation.served import ServedModels
 from loragate.trainer.settings import EvaluationSettings
 

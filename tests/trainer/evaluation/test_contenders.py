@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from loragate.trainer.data.example import Example, Message
+from loragate.trainer.evaluation.comparison import System
 from loragate.trainer.evaluation.contenders import (
     bm25,
     prompts_with_examples,
     prompts_with_retrieval,
     tfidf_answers,
 )
-from loragate.trainer.evaluation.evaluator import System
 from loragate.trainer.evaluation.report import render_report
 from loragate.trainer.evaluation.requirements import Requirement, check_requirements
 from loragate.trainer.evaluation.statistics import ConfidenceInterval

@@ -63,8 +63,9 @@ def test_function_is_called_with_prompt_wanted_and_answer(
         ("mine", OwnMetricSettings(function="no_such_module_here:f"), "cannot be imported"),
         ("mine", OwnMetricSettings(function="json"), "module:function"),
         ("mine", OwnMetricSettings(schema="/no/such/file"), "cannot be used"),
-        ("accuracy", OwnMetricSettings(pattern="a"), "no name"),
-        ("rated_tone", OwnMetricSettings(pattern="a"), "no name"),
+        ("accuracy", OwnMetricSettings(pattern="a"), "is taken"),
+        ("rated_tone", OwnMetricSettings(pattern="a"), "those of ratings"),
+        ("Mine", OwnMetricSettings(pattern="a"), "is no name"),
     ],
 )
 def test_metric_that_cannot_work_is_refused_by_its_table(

@@ -145,7 +145,9 @@ def test_criteria_scales_and_anchors_are_those_of_the_run_file(
 ):
     rubric = {
         "brand_voice": CriterionSettings(),
-        "joy": CriterionSettings(question="Is it fun?", low=0, high=10, anchors={"0": "dull"}),
+        "joy": CriterionSettings(
+            question="Is it fun?", low=0, high=10, anchors={"0": "dull", "10": "a riot"}
+        ),
     }
     found = replace(evaluation, criteria=criteria_of(rubric))
     write_sheet(found, tmp_path / "rubric.csv")
@@ -155,7 +157,7 @@ def test_criteria_scales_and_anchors_are_those_of_the_run_file(
 
     assert "brand_voice (Does it sound like us?): 1 like somebody else" in rows[0]["scale"]
     assert "joy (Is it fun?): 0 dull" in rows[0]["scale"]
-    filled = (tmp_path / "rubric.csv").read_text("utf-8-sig").replace('0 dull",,,', '0 dull",4,10,')
+    filled = (tmp_path / "rubric.csv").read_text("utf-8-sig").replace('a riot",,,', 'a riot",4,10,')
     (tmp_path / "ann.csv").write_text(filled, "utf-8")
     ratings = read_sheets(found, [tmp_path / "ann.csv"])
     assert ratings.of("new")["joy"].estimate == 10
@@ -165,8 +167,9 @@ def test_criteria_scales_and_anchors_are_those_of_the_run_file(
 @pytest.mark.parametrize(
     ("name", "settings", "reason"),
     [
-        ("item", CriterionSettings(), "no name for a criterion"),
-        ("My Tone", CriterionSettings(), "no name for a criterion"),
+        ("item", CriterionSettings(), "the name 'item' is taken"),
+        ("My Tone", CriterionSettings(), "is no name here"),
+        ("joy", CriterionSettings(anchors={"1": "dull"}), "do not say what 5 means"),
         ("tone", CriterionSettings(low=5, high=1), "the scale goes from 5 to 1"),
         ("tone", CriterionSettings(anchors={"6": "best"}), "'6' is no number from 1 to 5"),
     ],

@@ -1,18 +1,22 @@
 """Going on from a published version, with old rows in the mix."""
 
+import dataclasses
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from safetensors.torch import load_file
 
+from loragate.adapters.format.files import MANIFEST, inspect
 from loragate.adapters.home import Home
 from loragate.adapters.names import AdapterName
-from loragate.trainer.data.example import DataError
+from loragate.trainer.data.example import DataError, write_examples
 from loragate.trainer.data.splits import SplitFolder, write_split_folder
 from loragate.trainer.errors import RunFileError
+from loragate.trainer.pipeline.test_sets import sources_of
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
-from support.training.tiny_runs import TinyRuns, write_splits
+from support.training.tiny_runs import TinyRuns, examples, write_splits
 
 
 @pytest.fixture
@@ -96,3 +100,39 @@ def test_old_rows_that_are_tested_now_are_not_replayed(runs: TinyRuns) -> None:
 def test_a_replay_folder_that_is_none_is_named(runs: TinyRuns, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder of splits"):
         runs.plan(runs.run_file(data={"replay": "nowhere"}))
+
+
+def test_the_test_set_that_an_earlier_version_kept_is_measured_too(
+    runs: TinyRuns, published: RunFolder
+) -> None:
+    kept = runs.home.root / "test_sets" / "plants.jsonl"
+    kept.parent.mkdir()
+    write_examples(kept, examples(4, seed=9))
+    lineages = ({"run_toml": '[data]\ntest_set = "plants"\n'}, {"continued_from": "acme/sorter@v2"})
+    with open_registry(runs.home) as registry:
+        for lineage in lineages:  # v3 goes on from v2, which kept its test set
+            manifest = inspect(published.adapter).manifest
+            told = dataclasses.replace(manifest, lineage=MappingProxyType(lineage))
+            (published.adapter / MANIFEST).write_text(told.to_json())
+            registry.versions.publish(AdapterName("acme", "sorter"), published.adapter)
+
+    sources = {
+        version: sources_of(
+            runs.run(runs.run_file(model={"continue_from": f"acme/sorter@{version}"}))
+        )
+        for version in ("v1", "v2", "v3")
+    }
+    own = runs.run(
+        runs.run_file(
+            data={"splits": "", "raw": ["raw.csv"], "test_set": "plants"},
+            model={"continue_from": "acme/sorter@v3"},
+        )
+    )
+
+    assert {version: [each.name for each in found] for version, found in sources.items()} == {
+        "v1": [],
+        "v2": ["plants"],
+        "v3": ["plants"],
+    }
+    assert len(sources["v3"][0].rows()) == 4
+    assert sources_of(own) == ()  # which are its test split

@@ -160,6 +160,8 @@ class EvaluationSettings(Section, frozen=True):
     # More rows to measure on: folders of splits or of earlier runs, whose test rows are taken, and
     # files of rows. Each is a test set of its own, by the name of its folder or file.
     tests: tuple[str, ...] = ()
+    # Files of rows by the name of a benchmark, each a test set of that name.
+    benchmarks: dict[str, str] = {}
     # Metrics of one's own.
     metrics: dict[str, OwnMetricSettings] = {}
     # What people rate answers by. Empty: accuracy, helpfulness and tone.

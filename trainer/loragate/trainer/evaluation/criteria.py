@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from loragate.trainer.errors import EvaluationError
+from loragate.trainer.evaluation.table_names import check_name
 from loragate.trainer.settings import CriterionSettings
 
-_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+TABLE: Final = "evaluation.rubric"
 _TAKEN: Final = frozenset({"item", "prompt", "wanted", "answer", "scale", "comment"})  # columns
 _WIDEST: Final = 100
 
@@ -32,8 +32,7 @@ class Criterion:
     @property
     def scale(self) -> str:
         """`1 wrong, 3 right in part, 5 right`"""
-        said = {self.low: "bad", self.high: "good"} if not self.anchors else self.anchors
-        return ", ".join(f"{number} {said[number]}" for number in sorted(said))
+        return ", ".join(f"{number} {self.anchors[number]}" for number in sorted(self.anchors))
 
     @property
     def sentence(self) -> str:
@@ -90,28 +89,33 @@ def criteria_of(rubric: Mapping[str, CriterionSettings]) -> tuple[Criterion, ...
 
 
 def _criterion(name: str, settings: CriterionSettings) -> Criterion:
-    table = f"[evaluation.rubric.{name}]"
-    if not _NAME.fullmatch(name) or name in _TAKEN:
-        raise EvaluationError(
-            f"{table}: {name!r} is no name for a criterion; use small letters, digits and _, and "
-            f"none of {', '.join(sorted(_TAKEN))}"
-        )
+    check_name(TABLE, name, _TAKEN)
+    table, known = f"[{TABLE}.{name}]", KNOWN.get(name)
     low, high = settings.low, settings.high
     if not 0 <= low < high <= low + _WIDEST:
         raise EvaluationError(
             f"{table}: the scale goes from {low} to {high}; give 'low' below 'high', 0 or more"
         )
-    anchors: dict[int, str] = {}
+    anchors = dict(_anchors(table, settings))
+    if known is not None and not anchors and (low, high) == (known.low, known.high):
+        anchors = dict(known.anchors)
+    if missing := sorted({low, high} - anchors.keys()):
+        raise EvaluationError(
+            f"{table} anchors do not say what {' and '.join(map(str, missing))} "
+            f"{'mean' if len(missing) > 1 else 'means'}, so everybody would rate by another scale; "
+            f'write anchors = {{ {low} = "bad", {high} = "good" }} in your words'
+        )
+    return Criterion(
+        name, settings.question or (known.question if known else ""), low, high, anchors
+    )
+
+
+def _anchors(table: str, settings: CriterionSettings) -> Iterator[tuple[int, str]]:
+    low, high = settings.low, settings.high
     for number, meaning in settings.anchors.items():
         if not number.isdecimal() or not low <= int(number) <= high:
             raise EvaluationError(
                 f"{table} anchors: {number!r} is no number from {low} to {high}; write "
                 f'anchors = {{ {low} = "bad", {high} = "good" }}'
             )
-        anchors[int(number)] = meaning
-    known = KNOWN.get(name)
-    if known is not None and not anchors and (low, high) == (known.low, known.high):
-        anchors = dict(known.anchors)
-    return Criterion(
-        name, settings.question or (known.question if known else ""), low, high, anchors
-    )
+        yield int(number), meaning

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +13,13 @@ from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.agreement import Agreement
 from loragate.trainer.evaluation.counterfactuals import Outcome
 from loragate.trainer.evaluation.criteria import USUAL, Criterion
-from loragate.trainer.evaluation.metrics import METRICS, Metric, rated
-from loragate.trainer.evaluation.requirements import RequirementResults
+from loragate.trainer.evaluation.metrics import METRICS, RATED, Metric, rated
+from loragate.trainer.evaluation.requirements import (
+    UNCHECKED,
+    Requirement,
+    RequirementResults,
+    check_requirements,
+)
 from loragate.trainer.evaluation.statistics import ConfidenceInterval, share_interval, unseen_share
 from loragate.trainer.run.folder import write_whole
 
@@ -152,7 +157,7 @@ class Evaluation:
     labels: Labels | None
     counterfactuals: tuple[Outcome, ...]
     samples: tuple[Sample, ...]
-    requirements: RequirementResults
+    requirements: RequirementResults = UNCHECKED
     ratings: Ratings | None = None
     criteria: tuple[Criterion, ...] = USUAL
     sets: tuple[TestSet, ...] = ()
@@ -170,6 +175,27 @@ class Evaluation:
     def more(self) -> dict[str, Metric]:
         """Metrics beside `METRICS`: one's own, and what people rate."""
         return {**self.own, **rated(self.criteria)}
+
+    def held_against(self, requirements: Sequence[Requirement]) -> Evaluation:
+        """The same with these requirements held against all that was measured, what people say
+        included.
+        """
+        ratings = self.ratings
+        said = ratings.of(self.new.name) if ratings else {}
+        paired = ratings.differences if ratings else {}
+        return replace(
+            self,
+            requirements=check_requirements(
+                requirements,
+                {**self.new.metrics, **_as_metrics(said)},
+                {
+                    name: {**found, **_as_metrics(paired.get(name, {}))}
+                    for name, found in self.differences.items()
+                },
+                self.more,
+                {each.name: (each.systems[-1].metrics, each.differences) for each in self.sets},
+            ),
+        )
 
     @property
     def measured(self) -> dict[str, Mapping[str, ConfidenceInterval]]:
@@ -218,3 +244,7 @@ class Evaluation:
             ) from None
         except (OSError, msgspec.MsgspecError) as error:
             raise EvaluationError(f"{path} cannot be read ({error}); evaluate again") from None
+
+
+def _as_metrics(found: Mapping[str, ConfidenceInterval]) -> dict[str, ConfidenceInterval]:
+    return {RATED + name: each for name, each in found.items()}

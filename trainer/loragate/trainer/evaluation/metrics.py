@@ -69,6 +69,7 @@ METRICS: Final[Mapping[str, Metric]] = {
 }
 
 
+OF_LABELS: Final = frozenset({"accuracy", "f1"})
 RATED: Final = "rated_"
 
 

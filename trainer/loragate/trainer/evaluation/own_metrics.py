@@ -17,12 +17,13 @@ from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.metrics import METRICS, RATED, Metric
 from loragate.trainer.evaluation.scores import Answer
 from loragate.trainer.evaluation.statistics import Statistic, mean, share
+from loragate.trainer.evaluation.table_names import check_name
 from loragate.trainer.settings import OwnMetricSettings
 
 Judge = Callable[[Example, str], float | bool]
 """From a row and an answer to it to a number, or to whether it is right."""
 
-_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+TABLE: Final = "evaluation.metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class OwnMetric:
         return mean([float(value) for value in values])
 
     def _value(self, row: Example, answer: str) -> float | bool:
-        place = f"[evaluation.metrics.{self.name}], asked {row.prompt[:80]!r}"
+        place = f"[{TABLE}.{self.name}], asked {row.prompt[:80]!r}"
         try:
             value = self.judge(row, answer)
         except Exception as error:  # the user's own code may raise anything
@@ -59,12 +60,10 @@ def own_metrics(settings: Mapping[str, OwnMetricSettings], root: Path) -> tuple[
 
 
 def _own(name: str, settings: OwnMetricSettings, root: Path) -> OwnMetric:
-    table = f"[evaluation.metrics.{name}]"
-    if not _NAME.fullmatch(name) or name in METRICS or name.startswith(RATED):
-        raise EvaluationError(
-            f"{table}: {name!r} is no name for a metric of one's own; use small letters, digits "
-            "and _, and none that there is"
-        )
+    table = f"[{TABLE}.{name}]"
+    check_name(TABLE, name, METRICS)
+    if name.startswith(RATED):
+        raise EvaluationError(f"{table}: names with {RATED} are those of ratings; choose another")
     given = [each for each in (settings.function, settings.pattern, settings.schema) if each]
     if len(given) != 1:
         raise EvaluationError(f"{table}: give one of 'function', 'pattern' and 'schema'")

@@ -75,6 +75,12 @@ class Requirement:
         return value >= self.bound if self.operator == ">=" else value <= self.bound
 
 
+def subject_of(sentence: str) -> tuple[str, str]:
+    """The metric that a requirement names, and its rows, whether there are such or not."""
+    match = _SENTENCE.fullmatch(sentence)
+    return (match["metric"], match["rows"] or "") if match else ("", "")
+
+
 @dataclass(frozen=True, slots=True)
 class RequirementResult:
     """Whether one requirement holds, and the sentence that says so to people."""
@@ -93,6 +99,9 @@ class RequirementResults:
     holds: bool
     sentence: str
     results: tuple[RequirementResult, ...]
+
+
+UNCHECKED: Final = RequirementResults(True, "", ())
 
 
 def check_requirements(

@@ -20,8 +20,7 @@ from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.agreement import agreement
 from loragate.trainer.evaluation.criteria import Criterion
 from loragate.trainer.evaluation.evaluation import Comment, Evaluation, Ratings, SystemRatings
-from loragate.trainer.evaluation.metrics import RATED
-from loragate.trainer.evaluation.requirements import Requirement, check_requirements
+from loragate.trainer.evaluation.requirements import Requirement
 from loragate.trainer.evaluation.spreadsheet import TableRow, read_table, table_text
 from loragate.trainer.evaluation.statistics import Bootstrap, ConfidenceInterval, bounded_mean
 from loragate.trainer.run.folder import write_whole
@@ -107,25 +106,12 @@ def with_ratings(evaluation: Evaluation, paths: Sequence[Path]) -> Evaluation:
     """The evaluation with what people filled in, and with its requirements checked again. Raises
     EvaluationError.
     """
-    ratings = read_sheets(evaluation, paths)
     more = evaluation.more
-    measured = _as_metrics(ratings.of(evaluation.new.name))
-    differences = {
-        name: {**found, **_as_metrics(ratings.differences.get(name, {}))}
-        for name, found in evaluation.differences.items()
-    }
-    results = check_requirements(
-        [Requirement.parse(each.requirement, more) for each in evaluation.requirements.results],
-        {**evaluation.new.metrics, **measured},
-        differences,
-        more,
-        {each.name: (each.systems[-1].metrics, each.differences) for each in evaluation.sets},
-    )
-    return replace(evaluation, ratings=ratings, requirements=results)
-
-
-def _as_metrics(found: Mapping[str, ConfidenceInterval]) -> dict[str, ConfidenceInterval]:
-    return {RATED + name: each for name, each in found.items()}
+    required = [
+        Requirement.parse(each.requirement, more) for each in evaluation.requirements.results
+    ]
+    rated = replace(evaluation, ratings=read_sheets(evaluation, paths))
+    return rated.held_against(required)
 
 
 def _require_unfilled(path: Path, criteria: Sequence[Criterion]) -> None:

@@ -19,10 +19,15 @@ from loragate.trainer.data.files import hub_name
 from loragate.trainer.data.reading import read_rows
 from loragate.trainer.data.splits import SplitFolder
 from loragate.trainer.errors import RunFileError, RunFolderError, TrainingError
+from loragate.trainer.evaluation.evaluation import FILE as EVALUATION
+from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.losses import general_paragraphs
-from loragate.trainer.evaluation.requirements import Requirement
+from loragate.trainer.evaluation.measures import Measures
+from loragate.trainer.evaluation.metrics import OF_LABELS, Metric
+from loragate.trainer.evaluation.requirements import subject_of
+from loragate.trainer.pipeline.test_sets import require_test_sets
 from loragate.trainer.registry import require_tenant
-from loragate.trainer.run.file import RunFile, input_paths, source_path
+from loragate.trainer.run.file import RunFile, input_paths, source_path, with_absolute_paths
 from loragate.trainer.run.run import Run
 from loragate.trainer.settings import EvaluationSettings, MethodSettings, resolved
 from loragate.trainer.training import machine
@@ -39,7 +44,6 @@ from loragate.trainer.training.plan import (
     resolve_model,
 )
 
-_OF_LABELS: Final = frozenset({"accuracy", "f1"})
 _EXAMINED: Final = 1000  # rows, the longest, that a check alone turns into tokens
 # Bytes on the disk of a trained number: two checkpoints with both moments of AdamW while one takes
 # the other's place, two best weights, and the adapter.
@@ -129,11 +133,18 @@ def _tried(name: str, check: Callable[[], object]) -> Check:
 
 
 def _require_evaluation(run: Run) -> None:
-    settings = run.settings.evaluation
-    for sentence in settings.require:
-        Requirement.parse(sentence)
+    settings = with_absolute_paths(run.settings, run.root).evaluation
+    measures = Measures.of(settings, run.folder.root.parent, _measured(run))
+    require_test_sets(run, measures.requirements)
     if settings.general_text:
-        general_paragraphs(str(run.root / settings.general_text))
+        general_paragraphs(settings.general_text)
+
+
+def _measured(run: Run) -> dict[str, Metric]:
+    """The metrics of an evaluation that is there, whose settings may have gone since."""
+    if not (run.folder.evaluation / EVALUATION).is_file():
+        return {}
+    return Evaluation.read(run.folder.evaluation).more
 
 
 def require_measurable(settings: EvaluationSettings, splits: SplitFolder) -> None:
@@ -141,7 +152,8 @@ def require_measurable(settings: EvaluationSettings, splits: SplitFolder) -> Non
     if settings.labels or any(row.label for row in splits.splits["test"]):
         return
     for sentence in settings.require:
-        if Requirement.parse(sentence).metric in _OF_LABELS:
+        metric, rows = subject_of(sentence)
+        if metric in OF_LABELS and not rows:
             raise RunFileError(
                 f"[evaluation] require has {sentence!r}, and no row of the test split has a "
                 "label; name the field that has it with [data] label_field, or the labels with "

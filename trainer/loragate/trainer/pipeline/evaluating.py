@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,16 +22,17 @@ from loragate.adapters.settings import engine_settings
 from loragate.adapters.store import ArtifactStore
 from loragate.adapters.temporary_folders import temporary_folder
 from loragate.trainer.data.example import Example
-from loragate.trainer.data.reading import read_rows
 from loragate.trainer.data.seen import SeenRows
-from loragate.trainer.data.splits import SHEET, SPLITS, SplitFolder
+from loragate.trainer.data.splits import SPLITS, SplitFolder
 from loragate.trainer.errors import EvaluationError
+from loragate.trainer.evaluation.comparison import Comparison, OpenModels, System
 from loragate.trainer.evaluation.contenders import TITLES
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.evaluator import Comparison, OpenModels, System, evaluate
+from loragate.trainer.evaluation.evaluator import evaluate
 from loragate.trainer.evaluation.report import write_report
 from loragate.trainer.evaluation.requirements import FIRST
 from loragate.trainer.evaluation.served import BASE, ServedModels, Serving, running, started
+from loragate.trainer.pipeline.test_sets import more_tests, seen_by_any, sources_of
 from loragate.trainer.publishing.publishing import assemble, published_as
 from loragate.trainer.registry import open_registry
 from loragate.trainer.run.folder import RunFolder
@@ -78,6 +78,7 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
         unseen = [n for n, row in enumerate(splits.splits["test"]) if not _names(row, known)]
         rows = [run.test_rows()[n] for n in unseen]
         far = splits.far_from_train()
+        sources = sources_of(run)
         comparison = Comparison(
             title=settings.publish.adapter or run.folder.root.name,
             base=base,
@@ -91,7 +92,8 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
             longest_prompt=_longest_prompt(base) - resolved(settings.evaluation.max_tokens),
             prices=settings.cost,
             far=[far[n] for n in unseen],
-            sets=_more_tests(run, known),
+            sets=more_tests(run, sources, seen_by_any(known)),
+            titles={each.name: each.title for each in sources},
             root=run.folder.root.parent,
             left_out=_left_out(splits.splits["test"], known),
         )
@@ -137,36 +139,6 @@ def _left_out(rows: Sequence[Example], known: Mapping[str, SeenRows]) -> str:
         )
     them = "row was" if count == 1 else "rows were"
     return f"{count} test {them} left out, since something was trained on that: {named}."
-
-
-def _more_tests(run: Run, known: Mapping[str, SeenRows]) -> dict[str, list[Example]]:
-    """The rows of [evaluation] tests and of what is replayed, without those that anything was
-    trained on. Raises DataError.
-    """
-    data, found = run.settings.data, dict[str, list[Example]]()
-    prompt = data.system_prompt
-    paths = [*run.settings.evaluation.tests, *([data.replay] if data.replay else [])]
-    for path in map(Path, dict.fromkeys(paths)):
-        name = re.sub(r"[^\w.]+", "_", path.stem)
-        rows = [row for row in _rows_of(path) if not _names(row, known)]
-        while name in found or name == "far":
-            name += "_"
-        if rows:
-            found[name] = [row.with_system_prompt(prompt) for row in rows]
-        else:
-            run.say(f"{path} has no row that nothing was trained on, so it is not measured.")
-    return found
-
-
-def _rows_of(path: Path) -> Sequence[Example]:
-    """The test rows of a folder of splits or of a run, or those of a file. Raises DataError."""
-    if not path.is_dir():
-        return [row.example for row in read_rows([path]).rows]
-    folder = RunFolder(path)
-    if folder.resolved_file.is_file() and not (path / SHEET).is_file():
-        data = folder.resolved().data
-        path = folder.data if data.raw else Path(data.splits)
-    return SplitFolder.read(path).splits["test"]
 
 
 def write_evaluation(evaluation: Evaluation, folder: RunFolder) -> Path:

@@ -18,7 +18,7 @@ from loragate.trainer.data.preparing import GivenSplits, PreparedData, prepare
 from loragate.trainer.data.splits import SHEET, SplitFolder
 from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.evaluation import Evaluation
-from loragate.trainer.evaluation.requirements import Requirement, check_requirements
+from loragate.trainer.evaluation.measures import Measures
 from loragate.trainer.pipeline.attempt import begin, require_same, update_free_settings
 from loragate.trainer.pipeline.checks import (
     require_measurable,
@@ -141,9 +141,10 @@ def evaluated(run: Run) -> Evaluation:
         found = Evaluation.read(run.folder.evaluation)
     except EvaluationError:
         return evaluate(run)
-    required = [Requirement.parse(each) for each in run.resolved().settings.evaluation.require]
-    results = check_requirements(required, found.new.metrics, found.differences)
-    return replace(found, requirements=results)
+    settings = run.resolved().settings.evaluation
+    return found.held_against(
+        Measures.of(settings, run.folder.root.parent, found.more).requirements
+    )
 
 
 def finished(path: Path, home: Home, progress: Progress, say: Callable[[str], None]) -> Run:

@@ -283,6 +283,7 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
             evaluation,
             general_text=if_given(evaluation.general_text),
             tests=tuple(if_given(path) for path in evaluation.tests),
+            benchmarks={name: if_given(path) for name, path in evaluation.benchmarks.items()},
             metrics={
                 name: msgspec.structs.replace(each, schema=if_given(each.schema))
                 for name, each in evaluation.metrics.items()
