@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -34,6 +35,7 @@ from loragate.trainer.settings import EvaluationSettings
 from support.training.evaluations import evaluation_of, transport
 from support.training.examples import write_jsonl
 from support.training.finished_runs import examples, write_adapter, write_run
+from support.training.judge_server import Reply, judge_server, said
 
 Ask = Callable[..., Result]
 
@@ -91,6 +93,42 @@ def test_sheet_for_raters_is_of_the_evaluation_that_is_there(run: RunFolder, ask
     assert json.loads(result.stdout)["rubric"].endswith("rubric.csv")
     assert (run.evaluation / "rubric.csv").is_file()
     assert (run.evaluation / "evaluation.json").read_bytes() == before
+
+
+def test_judges_are_asked_about_the_answers_that_are_there(
+    base, home: Home, run: RunFolder, ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def judge(body: dict[str, Any]) -> Reply:
+        asked = json.loads(body["messages"][-1]["content"])
+        if "first" in asked:
+            return said({"better": "first" if asked["first"].startswith("new") else "second"})
+        return said({"tone": 5 if asked["answer"].startswith("new") else 2})
+
+    none = ask("evaluate", run.root, "--judge")
+    assert "the run names no judge" in str(none.exception)
+    with judge_server(judge) as server:
+        file = tmp_path / "run.toml"
+        file.write_text(
+            f'{run.run_file.read_text()}[evaluation]\nrequire = ["gpt_tone - base >= 2"]\n'
+            f'[evaluation.judges.gpt]\nurl = "{server.url}"\nmodel = "m"\ncriteria = ["tone"]\n'
+            'key_variable = "JUDGE_KEY"\n'
+        )
+        keyless = ask("evaluate", file, "--judge")
+        assert "there is no JUDGE_KEY in the environment" in str(keyless.exception)
+        monkeypatch.setenv("JUDGE_KEY", "sk-of-a-test")
+
+        result = ask("evaluate", file, "--judge")
+        calls = len(server.asked)
+        again = ask("evaluate", file, "--judge", "--json")
+
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "Tone, by gpt" in result.stdout
+    assert "Not compared with people" in result.stdout
+    assert json.loads(again.stdout)["metrics"]["gpt_tone"] == 5
+    assert len(server.asked) == calls > 0
+    assert not list(run.others())
+    kept = b"".join(path.read_bytes() for path in run.root.rglob("*") if path.is_file())
+    assert b"sk-of-a-test" not in kept
 
 
 async def test_run_is_held_against_contenders_and_against_first_version_and_champion(

@@ -132,6 +132,24 @@ class OwnMetricSettings(Section, frozen=True):
     share: bool = False  # the function says true or false
 
 
+class JudgeSettings(Section, frozen=True):
+    """[evaluation.judges.NAME]: a language model at an OpenAI-shaped endpoint that judges answers;
+    see `evaluation.judges`.
+    """
+
+    url: str  # of the endpoint, as http://127.0.0.1:8000/v1
+    model: str
+    key_variable: str = ""  # the environment variable that has the key; "": none is sent
+    criteria: tuple[str, ...] = ()  # of the rubric; empty: all of them
+    pairs: bool = True  # also ask which of two answers is better, in both orders
+    instructions: str = ""  # what else it should know, such as who is answered
+    rows: Count = 50  # at most
+    max_calls: Count = 500  # that are new; of what is more, whole rows are left out
+    max_tokens: Count = 1024  # of a verdict, its reason included
+    concurrency: Count = 4  # calls at once
+    timeout_seconds: Positive = 60.0
+
+
 Contender = Literal["examples", "retrieval", "tfidf"]
 
 
@@ -164,6 +182,8 @@ class EvaluationSettings(Section, frozen=True):
     benchmarks: dict[str, str] = {}
     # Metrics of one's own.
     metrics: dict[str, OwnMetricSettings] = {}
+    # Language models that judge answers.
+    judges: dict[str, JudgeSettings] = {}
     # What people rate answers by. Empty: accuracy, helpfulness and tone.
     rubric: dict[str, CriterionSettings] = {}
     require: tuple[str, ...] = (

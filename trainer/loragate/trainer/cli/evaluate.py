@@ -9,10 +9,12 @@ from loragate.trainer.cli.options import Json, examples, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 
     from loragate.trainer.evaluation.evaluation import Evaluation
     from loragate.trainer.run.folder import RunFolder
+    from loragate.trainer.run.run import Run
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,6 +24,7 @@ def add_to(app: typer.Typer) -> None:
             "loragate evaluate run",
             "loragate evaluate examples/train/support.toml --rubric",
             "loragate evaluate run --ratings ann.csv --ratings bob.csv",
+            "loragate evaluate run.toml --judge",
             "loragate evaluate run --url http://127.0.0.1:8000 --key lg-… --new support@v3",
         ),
     )(evaluate)
@@ -58,6 +61,10 @@ def evaluate(
             metavar="CSV", help="Read a filled sheet into the report; one for each rater."
         ),
     ] = None,
+    judge: Annotated[
+        bool,
+        typer.Option("--judge", help="Only ask the judges of [evaluation.judges] what is new."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a run's adapter on its unseen test rows.
@@ -68,7 +75,8 @@ def evaluate(
 
     --rubric writes evaluation/rubric.csv, for people who do not know whose answer is whose, of the
     evaluation that is there, or of a new one. --ratings reads filled copies into the report and
-    checks the requirements again. Neither asks anything again.
+    checks the requirements again. Neither asks anything again. --judge has language models judge
+    the answers that are there, and asks none of them twice.
     """
     import asyncio
 
@@ -78,17 +86,27 @@ def evaluate(
 
     silence_libraries()  # before they are imported: some print when they are
 
-    from loragate.adapters.home import Home
     from loragate.trainer.evaluation.evaluation import FILE, Evaluation
     from loragate.trainer.evaluation.rubric import with_ratings, write_sheet
-    from loragate.trainer.pipeline.evaluating import Remote, evaluate_run, write_evaluation
-    from loragate.trainer.run.run import Run
+    from loragate.trainer.pipeline.evaluating import (
+        Remote,
+        evaluate_run,
+        judge_run,
+        require_judges,
+        write_evaluation,
+    )
 
     if bool(url) != bool(new):
         raise typer.BadParameter("--url and --new belong together: which model is the new one?")
     folder = _run_folder(run)
     is_evaluated = (folder.evaluation / FILE).is_file()
-    if ratings:
+    if judge and not url:
+        with progress_bar(Console(stderr=True), is_hidden=as_json) as progress:
+            trained = _finished(run, progress).resolved()
+            require_judges(trained)
+            folder = trained.folder
+            found = asyncio.run(judge_run(trained, Evaluation.read(folder.evaluation)))
+    elif ratings:
         found = with_ratings(Evaluation.read(folder.evaluation), ratings)
         write_evaluation(found, folder)
     elif rubric and is_evaluated and not url:
@@ -96,7 +114,8 @@ def evaluate(
     else:
         remote = Remote(url, key, new, champion) if url else None
         with progress_bar(Console(stderr=True), is_hidden=as_json) as progress:
-            trained = Run.finished(folder, Home.from_environment(), progress)
+            trained = _finished(run, progress).resolved()
+            folder = trained.folder
             found = asyncio.run(evaluate_run(trained, remote))
     sheet = folder.evaluation / "rubric.csv"
     if rubric:
@@ -104,6 +123,14 @@ def evaluate(
     _say(found, folder, sheet if rubric else None, as_json)
     if not found.requirements.holds:
         raise typer.Exit(1)
+
+
+def _finished(run: Path, progress: "Progress") -> "Run":
+    """The run; given its file, the file's [evaluation] counts as it is now."""
+    from loragate.adapters.home import Home
+    from loragate.trainer.pipeline.pipeline import finished
+
+    return finished(run, Home.from_environment(), progress, progress.console.print)
 
 
 def _run_folder(run: Path) -> "RunFolder":
@@ -139,7 +166,12 @@ def _say(found: "Evaluation", folder: "RunFolder", sheet: Path | None, as_json: 
 
 def say_evaluation(found: "Evaluation", folder: "RunFolder", console: "Console") -> None:
     """The figures, what was required of them, and where the report is."""
+    from loragate.trainer.evaluation.judge_trust import judge_sentences
+
     console.print(evaluation_table(found))
+    for judge in found.judges:
+        for sentence in judge_sentences(found, judge):
+            console.print(sentence, soft_wrap=True, markup=False)
     for result in found.requirements.results:
         mark = "[green]✓[/]" if result.holds else "[red]✗[/]"
         console.print(f"{mark} {result.sentence}", soft_wrap=True)

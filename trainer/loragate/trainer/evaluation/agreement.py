@@ -41,7 +41,7 @@ class Agreement:
 
 
 def agreement(
-    units: Iterable[Sequence[int]], confidence: float, resamples: int, seed: int
+    units: Iterable[Sequence[float]], confidence: float, resamples: int, seed: int
 ) -> Agreement:
     """A unit has the ratings of one thing. The interval is of units that are drawn anew."""
     pairable = [unit for unit in units if len(unit) > 1]
@@ -68,7 +68,7 @@ def agreement(
     )
 
 
-def _coincidences(unit: Sequence[int], values: Sequence[int]) -> Floats:
+def _coincidences(unit: Sequence[float], values: Sequence[float]) -> Floats:
     """float64 of (values, values): how often two ratings of the unit are this pair."""
     counts = np.array([unit.count(value) for value in values], dtype=np.float64)
     return (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)

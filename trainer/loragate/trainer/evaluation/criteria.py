@@ -11,7 +11,8 @@ from loragate.trainer.evaluation.table_names import check_name
 from loragate.trainer.settings import CriterionSettings
 
 TABLE: Final = "evaluation.rubric"
-_TAKEN: Final = frozenset({"item", "prompt", "wanted", "answer", "scale", "comment"})  # columns
+# Columns of a sheet, and what a judge says of two answers.
+_TAKEN: Final = frozenset({"item", "prompt", "wanted", "answer", "scale", "comment", "preference"})
 _WIDEST: Final = 100
 
 

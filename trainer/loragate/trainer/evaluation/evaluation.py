@@ -129,6 +129,64 @@ class Comment:
 
 
 @dataclass(frozen=True, slots=True)
+class RatedAnswer:
+    """The median of what people say of an answer to one of the samples, by one criterion."""
+
+    sample: int
+    systems: tuple[str, ...]
+    criterion: str
+    median: float
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """What a judge says of a system's answer to one row, by criterion. Rows are numbered as samples
+    are.
+    """
+
+    row: int
+    system: str
+    scores: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPairs:
+    """A judge's choices between the new system's answers and another's. Of `rows`, `wins` and
+    `losses` are those of the new one in both orders, `equal` answers were not asked about, and
+    `flipped` ones went to the same place in both orders. Of `decided` calls `first` went to the
+    first place.
+    """
+
+    system: str
+    wins: int
+    losses: int
+    equal: int
+    flipped: int
+    rows: int
+    decided: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeReport:
+    """What a judge was asked. Of the `wanted` rows its budget let it be `asked` about some, and of
+    `rows` every verdict could be read; `calls` were new. `metrics` are the names of its figures.
+    With a `problem`, which is a sentence, it has none.
+    """
+
+    name: str
+    model: str
+    metrics: tuple[str, ...]
+    wanted: int
+    asked: int = 0
+    rows: int = 0
+    calls: int = 0
+    answers: tuple[JudgedAnswer, ...] = ()
+    pairs: tuple[JudgedPairs, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Ratings:
     """`agreement` by criterion, empty for one rater. `differences` are the new system's to each of
     the others, by system and criterion, paired by question and rater.
@@ -140,6 +198,7 @@ class Ratings:
     agreement: Mapping[str, Agreement]
     differences: Mapping[str, Mapping[str, ConfidenceInterval]]
     comments: tuple[Comment, ...] = ()
+    medians: tuple[RatedAnswer, ...] = ()
 
     def of(self, system: str) -> Mapping[str, ConfidenceInterval]:
         return next((each.scores for each in self.systems if each.name == system), {})
@@ -149,6 +208,7 @@ class Ratings:
 class Evaluation:
     """`systems` begin with the base and end with the new one. `differences` are the new one's to
     each of the others, by system and metric, paired by row. `counterfactuals` are the new one's.
+    `own` are metrics of one's own, and those of judges.
     """
 
     about: About
@@ -162,6 +222,9 @@ class Evaluation:
     criteria: tuple[Criterion, ...] = USUAL
     sets: tuple[TestSet, ...] = ()
     own: Mapping[str, Metric] = field(default_factory=dict)
+    # The first rows and their answers, for judges; empty where there are none.
+    answers: tuple[Sample, ...] = ()
+    judges: tuple[JudgeReport, ...] = ()
 
     @property
     def new(self) -> SystemScores:

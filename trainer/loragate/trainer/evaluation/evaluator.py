@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from itertools import groupby
@@ -28,6 +28,7 @@ from loragate.trainer.evaluation.counterfactuals import (
 )
 from loragate.trainer.evaluation.evaluation import About, Evaluation, Sample, TestSet
 from loragate.trainer.evaluation.figures import Figures, Losses, Responses
+from loragate.trainer.evaluation.judges import JUDGED
 from loragate.trainer.evaluation.labels import label_table, labels_of
 from loragate.trainer.evaluation.losses import (
     adapted,
@@ -93,6 +94,7 @@ async def evaluate(
         criteria=measures.criteria,
         sets=found_sets,
         own={each.name: each.metric for each in measures.own},
+        answers=_samples(comparison, rows, responses, _most_judged(measures), JUDGED),
     )
     return found.held_against(measures.requirements)
 
@@ -183,14 +185,27 @@ def _outcomes(
     ]
 
 
+def _most_judged(measures: Measures) -> int:
+    return max((judge.settings.rows for judge in measures.judges), default=0)
+
+
 def _samples(
-    comparison: Comparison, rows: Sequence[Example], responses: Mapping[str, Responses], count: int
+    comparison: Comparison,
+    rows: Sequence[Example],
+    responses: Mapping[str, Responses],
+    count: int,
+    systems: Collection[str] = (),
 ) -> tuple[Sample, ...]:
+    """The first rows with the answers of these systems, or of all."""
     return tuple(
         Sample(
             "\n\n".join(f"{turn.role}: {turn.content}" for turn in row.messages[:-1]),
             row.answer,
-            {each.name: responses[each.name].answers[n].text for each in comparison.systems},
+            {
+                each.name: responses[each.name].answers[n].text
+                for each in comparison.systems
+                if not systems or each.name in systems
+            },
         )
         for n, row in enumerate(rows[:count])
     )

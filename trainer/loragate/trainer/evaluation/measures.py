@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loragate.trainer.evaluation.criteria import Criterion, criteria_of
+from loragate.trainer.evaluation.judges import Judge, judges_of
 from loragate.trainer.evaluation.metrics import Metric, rated
 from loragate.trainer.evaluation.own_metrics import OwnMetric, own_metrics
 from loragate.trainer.evaluation.requirements import Requirement
@@ -15,10 +16,11 @@ from loragate.trainer.settings import EvaluationSettings
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """What people rate by, metrics of one's own, and what is required of all metrics."""
+    """What people rate by, metrics of one's own, judges, and what is required of all metrics."""
 
     criteria: tuple[Criterion, ...]
     own: tuple[OwnMetric, ...]
+    judges: tuple[Judge, ...]
     requirements: tuple[Requirement, ...]
 
     @classmethod
@@ -35,10 +37,10 @@ class Measures:
         """
         criteria = criteria_of(settings.rubric)
         own = own_metrics(settings.metrics, root)
-        more = {
-            **(measured or {}),
-            **{each.name: each.metric for each in own},
-            **rated(criteria),
-        }
+        own_by_name = {each.name: each.metric for each in own}
+        judges = judges_of(settings.judges, criteria, own_by_name)
+        more = {**(measured or {}), **own_by_name, **rated(criteria)}
+        for judge in judges:
+            more |= judge.metrics
         required = tuple(Requirement.parse(sentence, more) for sentence in settings.require)
-        return cls(criteria, own, required)
+        return cls(criteria, own, judges, required)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from loragate.adapters.names import CHAMPION
 from loragate.trainer.evaluation.evaluation import Evaluation, Labels, Ratings
+from loragate.trainer.evaluation.judge_trust import judge_sentences
 from loragate.trainer.evaluation.metrics import METRICS, Metric
 from loragate.trainer.evaluation.statistics import ConfidenceInterval
 from loragate.trainer.run.folder import write_whole
@@ -222,6 +223,9 @@ def render_report(evaluation: Evaluation) -> str:
         colours=COLOURS,
         criteria=evaluation.criteria,
         ratings=evaluation.ratings,
+        judges=tuple(
+            (each.name, tuple(judge_sentences(evaluation, each))) for each in evaluation.judges
+        ),
         rated_plot=ratings_plot(evaluation, evaluation.ratings) if evaluation.ratings else "",
     )
 
@@ -344,8 +348,9 @@ def _tokens(value: ConfidenceInterval | None) -> str:
 
 
 def _rows(evaluation: Evaluation) -> Iterator[_Row]:
+    compared = {name for found in evaluation.differences.values() for name in found}
     for name, metric in {**METRICS, **evaluation.own}.items():
-        if name not in evaluation.new.metrics:
+        if name not in evaluation.new.metrics and name not in compared:
             continue
         yield _Row(
             metric,

@@ -190,7 +190,8 @@ def _result(
             str(requirement),
             False,
             f"{subject} was not measured on these rows; remove the requirement or give what it "
-            "needs (labels for accuracy and f1, rows for counterfactuals).",
+            "needs (labels for accuracy and f1, rows for counterfactuals, a judge that answers; a "
+            "preference is always against a baseline).",
         )
     return _compared(requirement, metric, subject, found)
 

@@ -13,13 +13,20 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Final
 
 from loragate.adapters.names import CHAMPION
 from loragate.trainer.errors import EvaluationError
 from loragate.trainer.evaluation.agreement import agreement
 from loragate.trainer.evaluation.criteria import Criterion
-from loragate.trainer.evaluation.evaluation import Comment, Evaluation, Ratings, SystemRatings
+from loragate.trainer.evaluation.evaluation import (
+    Comment,
+    Evaluation,
+    RatedAnswer,
+    Ratings,
+    SystemRatings,
+)
 from loragate.trainer.evaluation.requirements import Requirement
 from loragate.trainer.evaluation.spreadsheet import TableRow, read_table, table_text
 from loragate.trainer.evaluation.statistics import Bootstrap, ConfidenceInterval, bounded_mean
@@ -228,6 +235,10 @@ def _ratings(
         agreements if len(raters) > 1 else {},
         differences,
         comments,
+        tuple(
+            RatedAnswer(items[item].sample, items[item].systems, name, median(given.values()))
+            for (name, item), given in by_item.items()
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """What can be known of a run before its first step: each check raises what it finds wrong."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from loragate.trainer.data.splits import SplitFolder
 from loragate.trainer.errors import RunFileError, RunFolderError, TrainingError
 from loragate.trainer.evaluation.evaluation import FILE as EVALUATION
 from loragate.trainer.evaluation.evaluation import Evaluation
+from loragate.trainer.evaluation.judges import key_of
 from loragate.trainer.evaluation.losses import general_paragraphs
 from loragate.trainer.evaluation.measures import Measures
 from loragate.trainer.evaluation.metrics import OF_LABELS, Metric
@@ -136,6 +138,9 @@ def _require_evaluation(run: Run) -> None:
     settings = with_absolute_paths(run.settings, run.root).evaluation
     measures = Measures.of(settings, run.folder.root.parent, _measured(run))
     require_test_sets(run, measures.requirements)
+    if not run.folder.is_complete:  # else its judges may have been asked
+        for judge in measures.judges:
+            key_of(judge, os.environ)
     if settings.general_text:
         general_paragraphs(settings.general_text)
 

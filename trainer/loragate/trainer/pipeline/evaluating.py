@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,10 @@ from loragate.trainer.evaluation.comparison import Comparison, OpenModels, Syste
 from loragate.trainer.evaluation.contenders import TITLES
 from loragate.trainer.evaluation.evaluation import Evaluation
 from loragate.trainer.evaluation.evaluator import evaluate
+from loragate.trainer.evaluation.judge_client import VerdictFile
+from loragate.trainer.evaluation.judges import key_of
+from loragate.trainer.evaluation.judging import with_judgements
+from loragate.trainer.evaluation.measures import Measures
 from loragate.trainer.evaluation.report import write_report
 from loragate.trainer.evaluation.requirements import FIRST
 from loragate.trainer.evaluation.served import BASE, ServedModels, Serving, running, started
@@ -41,6 +46,7 @@ from loragate.trainer.settings import EvaluationSettings, resolved
 from loragate.trainer.training.encoding import Encoder
 from loragate.trainer.training.plan import with_answer_limit
 
+VERDICTS: Final = "verdicts.jsonl"  # what judges said, by question
 _SWAP_TOKENS: Final = 64  # that a swapped name may add to a prompt
 _LONGEST_PROMPT: Final = 4096  # tokens, of a prompt with examples
 _CACHE_BYTES: Final = 1 << 30  # what `served` gives the server for keys and values
@@ -101,8 +107,39 @@ async def evaluate_run(run: Run, remote: Remote | None = None) -> Evaluation:
             _serving(run, comparison), remote, settings.evaluation.concurrency
         )
         evaluation = await evaluate(comparison, settings.evaluation, open_models, run.progress)
-    write_evaluation(evaluation, run.folder)
-    return evaluation
+    write_evaluation(evaluation, run.folder)  # before judges are asked, which may take long
+    return await judge_run(run, evaluation)
+
+
+async def judge_run(run: Run, evaluation: Evaluation) -> Evaluation:
+    """Have the run's judges look at the answers that were given, hold all requirements against what
+    is known then, and write it. What a judge was asked before is not asked again.
+
+    The settings of `run` are resolved. Raises EvaluationError, and InvalidRequirement.
+    """
+    folder = run.folder
+    measures = Measures.of(run.settings.evaluation, folder.root.parent, evaluation.more)
+    if not measures.judges and not evaluation.judges:
+        return evaluation
+    verdicts = VerdictFile(folder.evaluation / VERDICTS)
+    judged = await with_judgements(evaluation, measures.judges, os.environ, verdicts, run.progress)
+    for problem in (each.problem for each in judged.judges if each.problem):
+        run.say(problem)
+    judged = judged.held_against(measures.requirements)
+    write_evaluation(judged, folder)
+    return judged
+
+
+def require_judges(run: Run) -> None:
+    """Raises EvaluationError where the run names no judge, or the key of one is not there."""
+    measures = Measures.of(run.settings.evaluation, run.folder.root.parent)
+    if not measures.judges:
+        raise EvaluationError(
+            "the run names no judge; describe one in [evaluation.judges.NAME] with url and model, "
+            "and give the run file"
+        )
+    for judge in measures.judges:
+        key_of(judge, os.environ)
 
 
 def _seen_by(run: Run, systems: Sequence[System], splits: SplitFolder) -> dict[str, SeenRows]:

@@ -293,13 +293,22 @@ def _changed(run: RunFile, change: Callable[[str], str]) -> RunFile:
 
 
 def for_others(run: RunFile) -> RunFile:
-    """What of a run file may be published: of paths the last part alone, and no prices."""
+    """What of a run file may be published: of paths the last part alone, no prices, and nothing of
+    where judges are.
+    """
     run = _changed(run, lambda path: Path(path).name)
     base = run.model.base
     if Path(base).is_absolute() or base.startswith((".", "~")):
         base = Path(base).name
     model = msgspec.structs.replace(run.model, base=base)
-    return msgspec.structs.replace(run, folder="run", model=model, cost=CostSettings())
+    judges = {
+        name: msgspec.structs.replace(each, url="", key_variable="")
+        for name, each in run.evaluation.judges.items()
+    }
+    evaluation = msgspec.structs.replace(run.evaluation, judges=judges)
+    return msgspec.structs.replace(
+        run, folder="run", model=model, evaluation=evaluation, cost=CostSettings()
+    )
 
 
 def source_path(root: Path, name: str) -> Path:

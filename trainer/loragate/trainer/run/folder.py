@@ -34,7 +34,7 @@ _INSIDE = {
         {"train.jsonl", "validation.jsonl", "test.jsonl", "data.json", "report.html", "drops.jsonl"}
         | {"changes.jsonl"}
     ),
-    "evaluation": frozenset({"evaluation.json", "report.html", "rubric.csv"}),
+    "evaluation": frozenset({"evaluation.json", "report.html", "rubric.csv", "verdicts.jsonl"}),
 }
 
 
