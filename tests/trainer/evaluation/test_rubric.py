@@ -199,7 +199,7 @@ def test_filled_sheet_is_never_written_over(evaluation: Evaluation, tmp_path: Pa
     filled = fill(tmp_path / "rubric.csv", "rubric", {"base": 2, "new": 5})
     before = filled.read_bytes()
 
-    with pytest.raises(EvaluationError, match="ratings in 8 rows"):
+    with pytest.raises(EvaluationError, match="filled in in 8 rows"):
         write_sheet(evaluation, filled)
 
     assert filled.read_bytes() == before

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loragate.trainer.cli import preview
+from loragate.trainer.cli import annotate, preview
 from loragate.trainer.cli.options import Json, examples, options_of, print_json
 from loragate.trainer.data.settings import (
     BadRows,
@@ -200,6 +200,7 @@ def add_to(app: typer.Typer) -> None:
         ),
     )(split)
     preview.add_to(data)
+    annotate.add_to(data)
     app.add_typer(
         data,
         name="data",
@@ -208,6 +209,7 @@ def add_to(app: typer.Typer) -> None:
             "loragate data clean raw.csv --out clean.jsonl",
             "loragate data split clean.jsonl --out splits",
             "loragate data preview run.toml",
+            "loragate data annotate raw.csv --raters anna,ben --out sheets",
         ),
     )
 

@@ -127,7 +127,7 @@ def convert(row: Fields, reading: Reading) -> tuple[Example, frozenset[str]]:
         id=_short_text(row, "id"),
         tools=tools_of(row.get("tools")) or tools_of(row.get("functions")),
     )
-    taken = form.fields | {reading.label_field, reading.group_field, "id"}
+    taken = form.fields | {reading.label_field, reading.group_field, "id", "origin"}
     return example, frozenset((*(row.keys() - taken), *_unread_of_turns(row, form)))
 
 

@@ -1,8 +1,9 @@
 """Whether rows are about what is really asked: they are compared with a file of real questions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from loragate.trainer.data.example import DataError, Example, Message
 from loragate.trainer.data.files import rows_of
@@ -71,10 +72,15 @@ def read_questions(path: Path) -> list[str]:
     return questions
 
 
+def question_of(fields: Mapping[str, object]) -> str:
+    """What a row asks, by the usual names of such a field; empty where it has none of these."""
+    said = (str(fields[name]).strip() for name in _NAMES if fields.get(name))
+    return next(said, "")
+
+
 def _question(path: Path, fields: object) -> str:
     if not isinstance(fields, dict):
         return ""
-    said = [str(fields[name]).strip() for name in _NAMES if fields.get(name)]
-    if not said:
+    if not (question := question_of(cast(dict[str, object], fields))):
         raise DataError(f"{path} has rows without a question; name the field one of {_NAMES}")
-    return said[0]
+    return question

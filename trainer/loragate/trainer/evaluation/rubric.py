@@ -6,7 +6,6 @@ answers to a question are one row, which counts for each that gave it. Each rate
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import defaultdict
@@ -28,15 +27,18 @@ from loragate.trainer.evaluation.evaluation import (
     SystemRatings,
 )
 from loragate.trainer.evaluation.requirements import Requirement
-from loragate.trainer.evaluation.spreadsheet import TableRow, read_table, table_text
+from loragate.trainer.evaluation.spreadsheet import (
+    TableRow,
+    item_id,
+    read_table,
+    require_unfilled,
+    table_bytes,
+)
 from loragate.trainer.evaluation.statistics import Bootstrap, ConfidenceInterval, bounded_mean
 from loragate.trainer.run.folder import write_whole
 
 _COLUMNS: Final = ("item", "prompt", "wanted", "answer", "scale")
 _RATED: Final = frozenset({"base", CHAMPION, "new"})  # people's time is short
-# Without vowels no item is a word, a month or a number to a spreadsheet.
-_LETTERS: Final = "bcdfghjklmnpqrstvwxz"
-_ITEM_LENGTH: Final = 12
 _WHOLE: Final = re.compile(r"(\d{1,3})(?:[.,]0+)?")
 _LONGEST_COMMENT: Final = 2000  # characters
 
@@ -63,7 +65,7 @@ def write_sheet(evaluation: Evaluation, path: Path) -> int:
     """
     if not evaluation.samples:
         raise EvaluationError("there are no samples to rate; set [evaluation] samples")
-    _require_unfilled(path, evaluation.criteria)
+    require_unfilled(path, "item", _COLUMNS, "read it back with --ratings")
     scale = "; ".join(each.sentence for each in evaluation.criteria)
     blank = [""] * (len(evaluation.criteria) + 1)
     rows: list[list[str]] = []
@@ -73,8 +75,7 @@ def write_sheet(evaluation: Evaluation, path: Path) -> int:
         rows.append([item, sample.prompt, sample.wanted, answer, scale, *blank])
     random.Random(evaluation.about.seed).shuffle(rows)
     columns = [*_COLUMNS, *(each.name for each in evaluation.criteria), "comment"]
-    # Spreadsheets take a file without a byte order mark for another encoding than UTF-8.
-    write_whole(path, table_text(columns, rows).encode("utf-8-sig"))
+    write_whole(path, table_bytes(columns, rows))
     return len(rows)
 
 
@@ -121,20 +122,6 @@ def with_ratings(evaluation: Evaluation, paths: Sequence[Path]) -> Evaluation:
     return rated.held_against(required)
 
 
-def _require_unfilled(path: Path, criteria: Sequence[Criterion]) -> None:
-    if not path.exists():
-        return
-    filled = 0
-    for row in read_table(path, "item"):
-        columns = row.cells.keys() - set(_COLUMNS)
-        filled += any(row.cells[name].strip() for name in columns)
-    if filled:
-        raise EvaluationError(
-            f"{path} has ratings in {filled} rows, so it is not written over; read it back with "
-            "--ratings, or move it"
-        )
-
-
 def _items(evaluation: Evaluation) -> dict[str, _Item]:
     """The answers by their ids, which do not reveal the system, and which no other evaluation has
     unless the same question was answered in the same words.
@@ -146,10 +133,8 @@ def _items(evaluation: Evaluation) -> dict[str, _Item]:
             answer = sample.answers[name]
             systems[answer.strip()].append(name)
         for answer, names in sorted(systems.items()):
-            said = "\0".join((evaluation.about.title, str(number), sample.prompt, answer))
-            digest = hashlib.sha256(said.encode("utf-8", "replace")).digest()
-            letters = (_LETTERS[byte % len(_LETTERS)] for byte in digest[:_ITEM_LENGTH])
-            found["".join(letters)] = _Item(number, tuple(sorted(names)))
+            item = item_id(evaluation.about.title, str(number), sample.prompt, answer)
+            found[item] = _Item(number, tuple(sorted(names)))
     return found
 
 

@@ -9,9 +9,10 @@ rest done to it.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,9 @@ _CELL_INSIDE: Final = re.compile(rf"(?<=[;|\t\r\n])(?=[ \"]*[{_FORMULA}{_INVISIB
 _MARK_INSIDE: Final = re.compile(rf"(?<=[;|\t\r\n]){_INVISIBLE_MARK}")
 _NEW_LINE: Final = re.compile(r"\r\n|\r|\n")
 _SEPARATORS: Final = (",", ";", "\t", "|")
+# Without vowels no item is a word, a month or a number to a spreadsheet.
+_LETTERS: Final = "bcdfghjklmnpqrstvwxz"
+_ITEM_LENGTH: Final = 12
 _LARGEST: Final = 64 << 20  # bytes
 
 
@@ -63,14 +67,41 @@ def table_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return out.getvalue()
 
 
-def read_table(path: Path, key: str) -> list[TableRow]:
-    """The rows that are not empty, with `original` cells; `key` is a column that must be there.
-    Names of columns are in lower case. Raises EvaluationError.
+def table_bytes(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    """The same as a file: spreadsheets take one without a byte order mark for no UTF-8."""
+    return table_text(columns, rows).encode("utf-8-sig")
+
+
+def item_id(*said: str) -> str:
+    """A short id of what is said, which no spreadsheet takes for anything else."""
+    digest = hashlib.sha256("\0".join(said).encode("utf-8", "replace")).digest()
+    return "".join(_LETTERS[byte % len(_LETTERS)] for byte in digest[:_ITEM_LENGTH])
+
+
+def require_unfilled(path: Path, key: str, fixed: Collection[str], advice: str) -> None:
+    """Raises EvaluationError where the file is a sheet on which somebody has filled in a column
+    that is not `fixed`.
     """
-    return list(_rows(_text_of(path), path, key))
+    if not path.exists():
+        return
+    filled = 0
+    for row in read_table(path, key):
+        filled += any(row.cells[name].strip() for name in row.cells.keys() - set(fixed))
+    if filled:
+        raise EvaluationError(
+            f"{path} is filled in in {filled} rows, so it is not written over; {advice}, or move it"
+        )
 
 
-def _text_of(path: Path) -> str:
+def read_table(path: Path, key: str, *, has_texts: bool = False) -> list[TableRow]:
+    """The rows that are not empty, with `original` cells; `key` is a column that must be there.
+    Names of columns are in lower case. Of a table that `has_texts` to keep every letter counts, so
+    it has to be in UTF-8 or UTF-16. Raises EvaluationError.
+    """
+    return list(_rows(_text_of(path, has_texts=has_texts), path, key))
+
+
+def _text_of(path: Path, *, has_texts: bool) -> str:
     try:
         if path.stat().st_size > _LARGEST:
             raise EvaluationError(f"{path} cannot be read as CSV: it has more than 64 MiB")
@@ -84,6 +115,11 @@ def _text_of(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
+        if has_texts:
+            raise EvaluationError(
+                f"{path} is in a code page of Windows, in which letters may be lost; save it as "
+                "CSV (UTF-8), then read it"
+            ) from None
         # A Windows code page; which one plays no part for items and numbers.
         return content.decode("cp1252", errors="replace")
 
@@ -96,8 +132,8 @@ def _rows(text: str, path: Path, key: str) -> Iterator[TableRow]:
     separator = next((each for each in _SEPARATORS if key in _names(header, each)), None)
     if separator is None:
         raise EvaluationError(
-            f"{path} has no column {key!r} in its first row; use the sheet that was written with "
-            "this evaluation, and save it as CSV"
+            f"{path} has no column {key!r} in its first row; use the sheet as it was written, "
+            "and save it as CSV"
         )
     limit = csv.field_size_limit(_LARGEST)
     try:
