@@ -106,21 +106,75 @@ async def test_adapter_that_matches_its_reference_passes() -> None:
     assert await refusal(ScoringEngine(), reference()) is None
 
 
-async def test_rounding_passes() -> None:
-    engine = ScoringEngine(adapted=lambda token: trained(token) + (0.09 if token % 2 else -0.09))
+def rounded(token: int) -> float:
+    return 0.05 if token % 2 else -0.05
+
+
+async def test_rounding_up_to_twice_the_engines_own_passes() -> None:
+    engine = ScoringEngine(
+        base=lambda token: base(token) + rounded(token),
+        adapted=lambda token: trained(token) + 1.9 * rounded(token),
+    )
 
     assert await refusal(engine, reference()) is None
 
 
-async def test_base_model_scores_no_reference_that_matches() -> None:
+async def test_what_differs_by_more_than_twice_the_engines_own_noise_is_refused() -> None:
+    engine = ScoringEngine(
+        base=lambda token: base(token) + rounded(token) / 2,
+        adapted=lambda token: trained(token) + 2 * rounded(token),
+    )
+
+    refused = await refusal(engine, reference())
+
+    assert refused is not None
+    assert "the tolerance is 0.07" in str(refused)
+
+
+async def test_engine_without_noise_sees_a_single_matrix_that_is_missing() -> None:
+    engine = ScoringEngine(adapted=lambda token: trained(token) + rounded(token) / 3)
+
+    refused = await refusal(engine, reference())
+
+    assert refused is not None
+    assert refused.code == "reference_mismatch"
+
+
+async def test_noise_is_never_allowed_beyond_the_tolerance() -> None:
+    shift = 0.3  # of another base model, or a quantised one
+
+    refused = await refusal(
+        ScoringEngine(
+            base=lambda token: base(token) - shift, adapted=lambda token: trained(token) - shift
+        ),
+        reference(),
+    )
+
+    assert refused is not None
+    assert f"tolerance is {reference().allowed:.3f}" in str(refused)
+
+
+async def test_quantised_base_model_may_differ_by_twice_its_own_noise() -> None:
+    engine = ScoringEngine(
+        base=lambda token: base(token) + 3 * rounded(token),
+        adapted=lambda token: trained(token) + 5 * rounded(token),
+    )
+    assert await refusal(engine, reference()) is not None
+
+    probe = Probe(engine, Renderer(byte_tokenizer()), is_quantised=True)
+    assert (await probe.check(ADAPTER, reference())).startswith("proven: ")
+
+
+async def test_noise_of_a_prompt_is_measured_once() -> None:
     engine = ScoringEngine()
     probe = Probe(engine, Renderer(byte_tokenizer()))
-    await probe.warm()
+    await probe.check(ADAPTER, reference())
     engine.scored.clear()
 
-    await probe.check(ADAPTER, reference())
+    found = await probe.check(ADAPTER, reference())
 
     assert all(engine.scored)
+    assert found.startswith("proven: log-probabilities differ by 0.0000 nats")
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.5, 2.0, 4.0])
@@ -141,7 +195,7 @@ async def test_mean_and_largest_difference_and_tolerance_are_told() -> None:
     refused = await refusal(engine, reference())
 
     assert refused is not None
-    mean, allowed = 3 / 7, reference().allowed
+    mean, allowed = 3 / 7, reference().allowed_at(0.0)
     assert f"by {mean:.3f} nats on average, 3.000 at most" in str(refused)
     assert f"tolerance is {allowed:.3f}" in str(refused)
 

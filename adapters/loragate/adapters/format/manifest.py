@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from loragate.adapters.errors import InvalidAdapter
+from loragate.adapters.format.certificate import Certificate
 from loragate.adapters.format.reference import Reference
 from loragate.adapters.rendering.turns import RESERVED_VARIABLES
 
@@ -45,6 +46,7 @@ class AdapterManifest:
 
     ``reference`` is what the adapter said where it was trained. It stays with the weights, where
     whoever loads them reads it: the registry's own copy of a manifest goes without.
+    ``certificate`` says how that was computed, if it was when the version was published.
     """
 
     rank: int
@@ -57,6 +59,7 @@ class AdapterManifest:
     lineage: Mapping[str, Fact] = field(default_factory=lambda: MappingProxyType({}))
     contract: Contract = field(default_factory=Contract)
     reference: Reference | None = None
+    certificate: Certificate | None = None
 
     @classmethod
     def from_json(
@@ -144,6 +147,7 @@ class _Manifest(msgspec.Struct, forbid_unknown_fields=True):
     lineage: dict[str, Fact] = msgspec.field(default_factory=dict)
     contract: _Contract = msgspec.field(default_factory=_Contract)
     reference: Reference | None = None
+    certificate: Certificate | None = None
 
 
 def _filled(written: _Manifest, defaults: AdapterManifest | None) -> AdapterManifest:
@@ -168,6 +172,7 @@ def _filled(written: _Manifest, defaults: AdapterManifest | None) -> AdapterMani
         lineage=MappingProxyType(written.lineage),
         contract=_frozen(written.contract),
         reference=written.reference,
+        certificate=written.certificate,
     )
 
 

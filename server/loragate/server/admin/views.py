@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from loragate.adapters.format.certificate import Certificate
 from loragate.adapters.names import AdapterVersion
 from loragate.adapters.registry.listings import AdapterListing, AliasVersions
 from loragate.adapters.registry.merged_states import Mode
@@ -212,6 +213,42 @@ class EngineView(View):
         )
 
 
+class CertificateView(View):
+    """What PEFT made of a version in float32 when it was published: `loaded` is `source`, the
+    adapter as its trainer wrote it, `published`, what was made of that, or `nothing`, for the
+    `reason`. Nats are of a token's log-probability, on average: the `effect` of the adapter, and
+    how far off half and twice its scale would be. `sentence` says it all.
+    """
+
+    loaded: str = Field(examples=["source", "published", "nothing"])
+    reason: str = ""
+    libraries: str = ""
+    prompts: int = 0
+    tokens: int = 0
+    effect: float = 0.0
+    half: float = 0.0
+    double: float = 0.0
+    conversion: float | None = None
+    sentence: str = ""
+
+    @classmethod
+    def of(cls, certificate: Certificate | None) -> Self | None:
+        if certificate is None:
+            return None
+        return cls(
+            loaded=certificate.loaded,
+            reason=certificate.reason,
+            libraries=certificate.libraries,
+            prompts=certificate.prompts,
+            tokens=certificate.tokens,
+            effect=certificate.effect,
+            half=certificate.half,
+            double=certificate.double,
+            conversion=certificate.conversion,
+            sentence=certificate.sentence,
+        )
+
+
 class VersionView(View):
     """A version as an adapter's page lists it.
 
@@ -233,6 +270,7 @@ class VersionView(View):
     pinned: bool = False
     pin_refusal: str = ""
     merged: MergedView | None = None
+    certificate: CertificateView | None = None
 
     @classmethod
     def of(cls, record: VersionRecord) -> Self:
@@ -250,6 +288,7 @@ class VersionView(View):
             pinned=record.pinned_at is not None,
             pin_refusal=record.pin_refusal,
             merged=MergedView.of(record),
+            certificate=CertificateView.of(record.manifest.certificate),
         )
 
 

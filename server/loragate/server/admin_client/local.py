@@ -16,6 +16,7 @@ from loragate.adapters.format.base_profile import BaseProfile
 from loragate.adapters.format.publish_check import PublishCheck
 from loragate.adapters.home import Home
 from loragate.adapters.importing.importing import Importer
+from loragate.adapters.importing.proof import Prover
 from loragate.adapters.names import AdapterName
 from loragate.adapters.registry.merged_states import Mode
 from loragate.adapters.registry.pages import Page
@@ -196,6 +197,18 @@ def local_importer() -> Importer:
     except BaseModelError:
         model = None
     return Importer(_base(engine, home), model, engine.max_lora_rank)
+
+
+def local_prover() -> Prover:
+    """For the same base model, rendered as that server would."""
+    home, engine = Home.from_environment(), load_config(None).engine
+    try:
+        base = find(engine.model, home.models)
+    except BaseModelError:
+        base = None
+    return Prover(
+        base, home.cache / "proofs", read_chat_template(engine), engine.special_tokens_in_text
+    )
 
 
 def _user() -> str:

@@ -61,7 +61,11 @@ def build_engine_adapters(
         registry=registry,
         store=foundation.store,
         publish_check=foundation.publish_check,
-        probe=Probe(engine, renderer),
+        probe=Probe(
+            engine,
+            renderer,
+            is_quantised=settings.weights == "int8" or bool(settings.quantization),
+        ),
         on_load=foundation.metrics.adapter_loaded,
         is_busy=engine.is_generating,
         timeout_seconds=settings.load_timeout_seconds,

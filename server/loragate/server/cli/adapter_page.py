@@ -33,6 +33,12 @@ def print_page(page: "AdapterPageView") -> None:
         if version.pinned:
             _say_pinned(version)
         _say_merged(page, version)
+        if version.certificate is not None:
+            say(
+                "[dim]{version} by PEFT:[/] {proof}",
+                version=version.version,
+                proof=_sentence(version.certificate.sentence),
+            )
     _print_versions(page.versions)
     _print_audit(page.audit)
 

@@ -1,5 +1,6 @@
 """`loragate adapter`: publish versions and say which of them serves."""
 
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,8 @@ from loragate.server.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from loragate.adapters.importing.importing import Imported
     from loragate.adapters.names import AdapterName
     from loragate.server.admin.views import AdapterPageView, AdapterView, PublishedView
@@ -45,6 +48,23 @@ Selected = Annotated[
         help="The version, such as acme/support@v2; without one, the champion.",
     ),
 ]
+Chats = Annotated[
+    Path | None,
+    typer.Option(
+        "--chats",
+        metavar="FILE",
+        help='Chats like those of the training, one {"messages": [...]} a line, for PEFT to score '
+        "beside fixed ones; for an adapter that changes those little.",
+    ),
+]
+Proof = Annotated[
+    bool,
+    typer.Option(
+        "--proof/--no-proof",
+        help="Have PEFT compute what the adapter says, for servers to compare; without it they "
+        "check only that it changes something.",
+    ),
+]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0, metavar="SECONDS", help="How long --wait waits.")
 ]
@@ -57,6 +77,7 @@ def add_to(app: typer.Typer) -> None:
         epilog=examples(
             "loragate adapter publish acme/support ./support",
             "loragate adapter publish acme/support ./support --promote --json",
+            "loragate adapter publish acme/support ./support --chats questions.jsonl",
         ),
     )(publish)
     adapter.command(
@@ -114,23 +135,31 @@ def publish(
         ),
     ],
     promote: Annotated[bool, typer.Option("--promote", help="Let the new version serve.")] = False,
+    chats: Chats = None,
+    proof: Proof = True,
     as_json: Json = False,
     url: Url = None,
     key: AdminKey = None,
 ) -> None:
     """Publish a folder as the adapter's next version.
 
-    A version never changes again. The newest one is returned where the folder is the same.
+    A version never changes again. The newest one is returned where the folder is the same. For an
+    adapter that brings no reference of its own, PEFT computes in float32 what it says to a few
+    prompts, and a server serves it only if it says the same.
     """
     from loragate.adapters.names import AdapterName, parse_version
     from loragate.server.admin_client.interface import open_admin
     from loragate.server.admin_client.local import local_importer
 
     name = AdapterName.parse(adapter)
-    with local_importer().imported(folder) as imported, open_admin(url, key) as admin:
+    with (
+        local_importer().imported(folder) as imported,
+        open_admin(url, key) as admin,
+        _proved(imported, folder, chats, proof, as_json) as proved,
+    ):
         if not as_json:
             _say_repairs(imported)
-        published = admin.publish(name, imported.folder)
+        published = admin.publish(name, proved)
         if promote:
             admin.set_alias(name, CHAMPION, parse_version(published.version), "promoted on publish")
         page = admin.show(name)
@@ -170,6 +199,8 @@ def import_adapter(
         ),
     ] = None,
     promote: Annotated[bool, typer.Option("--promote", help="Let the new version serve.")] = False,
+    chats: Chats = None,
+    proof: Proof = True,
     as_json: Json = False,
     url: Url = None,
     key: AdminKey = None,
@@ -177,13 +208,14 @@ def import_adapter(
     """Take an adapter that any trainer has written, repair it where that is exact, publish it.
 
     What is repaired changes no product: names, orders of rows, files. What would is refused, with
-    what to do. Without TENANT/ADAPTER and --to it is only looked at.
+    what to do. Without TENANT/ADAPTER and --to it is only looked at; else PEFT computes what it
+    says, as for `adapter publish`.
     """
     from loragate.adapters.importing.importing import copy_files
     from loragate.server.admin_client.local import local_importer
 
     if adapter is not None and to is None:
-        publish(adapter, source, promote, as_json, url, key)
+        publish(adapter, source, promote, chats, proof, as_json, url, key)
         return
     with local_importer().imported(source) as imported:
         if as_json:
@@ -193,10 +225,46 @@ def import_adapter(
                 say("Nothing to repair, in {layout} layout.", layout=imported.layout)
             _say_repairs(imported)
         if to is not None:
-            copy_files(imported.folder, to)
+            with _proved(imported, source, chats, proof, as_json) as proved:
+                copy_files(proved, to)
             say("[green]Written[/] to {folder}", folder=str(to))
     if adapter is not None and to is not None:
-        publish(adapter, to, promote, as_json, url, key)
+        publish(adapter, to, promote, None, proof, as_json, url, key)
+
+
+@contextmanager
+def _proved(
+    imported: "Imported", source: Path, chats: Path | None, is_wanted: bool, is_quiet: bool
+) -> "Iterator[Path]":
+    """What to publish: with PEFT's answers, unless they are not wanted. Says how that went on
+    standard error, where no script reads it.
+    """
+    from loragate.server.admin_client.local import local_prover
+
+    if not is_wanted:
+        yield imported.folder
+        return
+    with ExitStack() as stack:
+        prover = local_prover()
+        if not is_quiet and prover.will_compute(imported.folder, source, chats):
+            with _spinner("PEFT computes in float32 what the adapter says; Ctrl-C ends it"):
+                proved = stack.enter_context(prover.proved(imported.folder, source, chats))
+        else:
+            proved = stack.enter_context(prover.proved(imported.folder, source, chats))
+        if proved.certificate is not None and not is_quiet:
+            say("[dim]Proof: {proof}[/]", proof=proved.certificate.sentence)
+        yield proved.folder
+
+
+@contextmanager
+def _spinner(what: str) -> "Iterator[None]":
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 def _say_repairs(imported: "Imported") -> None:

@@ -234,8 +234,8 @@ class Loader:
             is_elsewhere = await self._set_loading(version)
             await self.yield_to_engine()
             async with placing(adapter):
-                await self._put_in(adapter, partial(self._probe.check, adapter, reference))
-            await self.set_ready(version)
+                found = await self._put_in(adapter, partial(self._probe.check, adapter, reference))
+            await self.set_ready(version, found)
         except MachineFault:
             raise
         except (InvalidAdapter, AdapterUnavailable) as error:
@@ -251,14 +251,13 @@ class Loader:
         return adapter
 
     async def _put_in(
-        self, adapter: LoadedAdapter, check: Callable[[], Awaitable[None]] | None = None
-    ) -> None:
-        """Raises MachineFault where the engine takes too long for it and the check."""
+        self, adapter: LoadedAdapter, check: Callable[[], Awaitable[str]] | None = None
+    ) -> str:
+        """What the check found. Raises MachineFault where the engine takes too long for both."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 await self._engine.load(adapter)
-                if check is not None:
-                    await check()
+                return "" if check is None else await check()
         except TimeoutError as error:
             raise _fault(
                 adapter.version,

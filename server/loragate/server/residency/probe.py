@@ -4,7 +4,8 @@ An adapter whose tensors match no module, or are all zero, is served as the base
 word from the engine. So before an alias may point at a version, the log-probabilities of fixed
 prompts are compared with the base model's. And one whose scale is read wrongly, or that belongs to
 another base model, is served as something else: so where the manifest brings log-probabilities of
-the training, the engine's have to be the same.
+the training, the engine's have to be the same, up to twice the noise of the engine itself. That is
+measured without an adapter, as the difference of the base model from the reference's.
 """
 
 import asyncio
@@ -27,16 +28,24 @@ _FIRST_TOKENS = 6
 _LEAST_EFFECT = 0.02
 # How much weaker or stronger than in training an adapter has to be for its scale to be suspected.
 _SUSPECT_SCALE = 1.2
+# So many tokens' noise tell enough of an engine; they are measured once.
+_NOISE_TOKENS = 192
+# How many times the usual tolerance a quantised base model may need; another base model of the same
+# shapes differs by eight times of it or more.
+_QUANTISED_ROOM = 5.0
 _LARGEST = 1e30  # of a log-probability, in nats; beyond it there is no number left
 
 
 class Probe:
     """Scores prompts with and without an adapter. Remembers the base model's scores of its own."""
 
-    def __init__(self, engine: Engine, renderer: Renderer) -> None:
+    def __init__(self, engine: Engine, renderer: Renderer, *, is_quantised: bool = False) -> None:
+        """`is_quantised` where the engine holds the base model in fewer bits than it was given."""
         self._engine = engine
+        self._room = _QUANTISED_ROOM if is_quantised else 1.0
         self._prompts = [renderer.encode(text, add_special_tokens=False) for text in _PROMPTS]
         self._base: list[float] = []
+        self._noise: dict[tuple[int, ...], list[float]] = {}  # in nats, by prompt
         self._one_warms = asyncio.Lock()
 
     async def warm(self) -> None:
@@ -48,8 +57,10 @@ class Probe:
             if not self._base:
                 self._base = await self._score_base(self._prompts)
 
-    async def check(self, adapter: LoadedAdapter, reference: Reference | None = None) -> None:
-        """Raises InvalidAdapter: `no_effect` for an adapter that changes nothing, `not_finite` for
+    async def check(self, adapter: LoadedAdapter, reference: Reference | None = None) -> str:
+        """What was found, in a sentence that begins with a code; empty without a reference.
+
+        Raises InvalidAdapter: `no_effect` for an adapter that changes nothing, `not_finite` for
         one with which the engine computes no numbers, `reference_mismatch` for one that differs
         from its reference, `unusable_reference` where this model cannot score the reference's
         prompts. MachineFault and EngineDead say nothing about the adapter.
@@ -63,8 +74,7 @@ class Probe:
                 f"differ by {effect:.4f} at most): its weights are zero, untrained, or of modules "
                 "that this model does not have. Train it longer, or for this base model.",
             )
-        if reference is not None:
-            await self._compare(adapter, reference)
+        return "" if reference is None else await self._compare(adapter, reference)
 
     async def _effect(self, adapter: LoadedAdapter) -> float:
         """The largest difference from the base model; of the first tokens alone, where that is
@@ -83,7 +93,7 @@ class Probe:
                     return effect
         return effect
 
-    async def _compare(self, adapter: LoadedAdapter, reference: Reference) -> None:
+    async def _compare(self, adapter: LoadedAdapter, reference: Reference) -> str:
         self._check_prompts(reference)
         prompts = [prompt.token_ids for prompt in reference.prompts]
         try:
@@ -96,17 +106,48 @@ class Probe:
             ) from error
         differing = list(differences(scores, reference.adapter))
         mean = fmean(differing)
-        if mean <= reference.allowed:
-            return
+        noise = await self._noise_of(reference)
+        allowed = reference.allowed_at(noise, self._room)
+        if mean <= allowed:
+            return (
+                f"proven: log-probabilities differ by {mean:.4f} nats on average from the "
+                f"reference ({reference.dtype}), and those of the base model alone by {noise:.4f}; "
+                f"allowed are {allowed:.4f}, and the adapter moves them by {reference.effect:.4f}"
+            )
         # Only to tell the cause: what passes is not held up by it.
         base = await self._score_base(prompts)
         raise InvalidAdapter(
             "reference_mismatch",
             f"In the engine this adapter is not what was trained: log-probabilities differ from "
             f"the manifest's reference ({reference.dtype}) by {mean:.3f} nats on average, "
-            f"{max(differing):.3f} at most, and the tolerance is {reference.allowed:.3f} on "
+            f"{max(differing):.3f} at most, and the tolerance is {allowed:.3f} on "
             f"average. {_cause(reference, scores, base)}",
         )
+
+    async def _noise_of(self, reference: Reference) -> float:
+        """How far this engine is from the reference's without an adapter, in nats on average: on
+        the reference's prompts, or on what was scored before, whichever is more.
+
+        It is the engine's and not the adapter's: once enough is known, nothing more is scored.
+        """
+        known = {prompt.token_ids: prompt for prompt in reference.prompts}
+        measured = [noise for ids, noise in self._noise.items() if ids in known]
+        is_known = len(measured) == len(known) or self._noise_tokens() >= _NOISE_TOKENS
+        if not is_known:
+            fresh = {ids: prompt for ids, prompt in known.items() if ids not in self._noise}
+            for ids, prompt in fresh.items():
+                scores = await self._score_base([ids])
+                found = list(differences(scores, prompt.base))
+                measured.append(found)
+                # Another base model's scores are no noise, and never become what others may differ.
+                if fmean(found) <= self._room * reference.tolerance.nats:
+                    self._noise[ids] = found
+        all_known = [each for noise in self._noise.values() for each in noise]
+        of_prompts = [each for noise in measured for each in noise]
+        return max(fmean(each) for each in (all_known, of_prompts) if each)
+
+    def _noise_tokens(self) -> int:
+        return sum(map(len, self._noise.values()))
 
     def _check_prompts(self, reference: Reference) -> None:
         model = self._engine.model

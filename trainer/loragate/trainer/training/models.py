@@ -85,21 +85,25 @@ def require_applied(adapted: PeftModel, folder: Path) -> None:
     """Raise AdapterNotApplied unless every tensor of the folder's file is in its module as it was
     written, and every adapted module has its tensors.
     """
-    given = load_file(folder / WEIGHTS)
+    require_tensors_applied(adapted, load_file(folder / WEIGHTS), str(folder / WEIGHTS))
+
+
+def require_tensors_applied(adapted: PeftModel, given: Mapping[str, Tensor], where: str) -> None:
+    """As `require_applied`, of tensors that came from `where`."""
     held = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if left_out := given.keys() - held.keys():
         raise AdapterNotApplied(
-            f"{len(left_out)} of {len(given)} tensors of {folder / WEIGHTS} belong to no module of "
+            f"{len(left_out)} of {len(given)} tensors of {where} belong to no module of "
             f"the model ({_some(left_out)}); {_repair(left_out)}"
         )
     if bare := held.keys() - given.keys():
         raise AdapterNotApplied(
-            f"the adapter's configuration targets modules for which {folder / WEIGHTS} has no "
+            f"the adapter's configuration targets modules for which {where} has no "
             f"tensors ({_some(bare)}); save the adapter again"
         )
     if changed := [name for name in given if not _is_same(given, held, name)]:
         raise AdapterNotApplied(
-            f"{len(changed)} tensors of {folder / WEIGHTS} are in the model with other numbers "
+            f"{len(changed)} tensors of {where} are in the model with other numbers "
             f"({_some(changed)}); save the adapter again with PEFT's save_pretrained"
         )
 
