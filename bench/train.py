@@ -190,8 +190,10 @@ def compare(arguments: argparse.Namespace) -> None:
             )
     medians = {side: statistics.median(found) for side, found in rates.items()}
     print()
+    plain = medians.get("trl")
     for side, median in medians.items():
-        print(f"{side:10}  median {median:7.1f} tokens/s  x {median / medians['trl']:.2f}")
+        times = f"  x {median / plain:.2f}" if plain else ""
+        print(f"{side:10}  median {median:7.1f} tokens/s{times}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"rates": rates, "medians": medians}, indent=2) + "\n")
 

@@ -1,7 +1,7 @@
-"""A home with a tiny plan base model, and a task that it learns in seconds.
+"""A home with a tiny prepared base model, and a task that it learns in seconds.
 
 The model has two layers and its tokens are bytes, so a step takes milliseconds and no model has to
-be plan.
+be fetched.
 """
 
 import random
@@ -43,7 +43,7 @@ def write_model(folder: Path, width: int = 64) -> Path:
 
 
 def make_home(root: Path) -> tuple[Home, Path]:
-    """A home and the folder of the model that is plan in it."""
+    """A home and the folder of the model that is prepared in it."""
     home = Home(root / "home").ensure()
     model = write_model(root / "tiny")
     with Progress(disable=True) as progress:

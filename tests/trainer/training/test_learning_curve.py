@@ -32,6 +32,8 @@ def test_curve_has_a_point_for_each_share_and_keeps_what_is_trained(runs: TinyRu
     assert (run.folder.root / CURVE).is_file()
     assert (run.folder.root / PICTURE).read_bytes().startswith(b"\x89PNG")
     assert learning_curve(run) == curve  # nothing is trained again
+    run.folder.clear()  # all of it was made here, so it may be begun anew
+    assert not (run.folder.root / CURVE).exists()
 
 
 def test_whole_models_have_no_curve(runs: TinyRuns) -> None:

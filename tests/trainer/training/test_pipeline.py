@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -13,7 +14,10 @@ from loragate.trainer.errors import RunFileError, RunFolderError
 from loragate.trainer.pipeline.pipeline import check, ready_data, train_run
 from loragate.trainer.pipeline.sweep import parse_choice, runs_of, sweep
 from loragate.trainer.run.file import read_run_file
+from loragate.trainer.run.folder import RunFolder, RunResult
+from loragate.trainer.run.run import Run
 from loragate.trainer.run.table import TABLE
+from loragate.trainer.training.train import Interrupted
 from support.training.tiny_runs import TinyRuns, examples, loaded
 
 
@@ -140,6 +144,83 @@ def test_the_command_shows_a_sweep_as_a_table(runs: TinyRuns, command: typer.Typ
     assert ended.exit_code == 0, ended.output
     assert "Best: " in ended.stdout
     assert "learning_rate=0.01" in ended.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--resume", "--overwrite"], "--resume goes on with what is there"),
+        (["--check", "--overwrite"], "--check trains nothing"),
+        (["--estimate", "--resume"], "--estimate trains nothing"),
+        (["--sweep", "rank=4,8", "--learning-curve"], "exclude each other"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    runs: TinyRuns, command: typer.Typer, options: list[str], message: str
+) -> None:
+    run = loaded(runs, runs.run_file())
+    ended = CliRunner().invoke(command, [str(run.file), *options])
+    assert ended.exit_code == 2
+    assert message in " ".join(ended.output.replace("│", " ").split())
+    assert not run.folder.root.exists()
+
+
+def run_files(runs: TinyRuns, *folders: str, **training: object) -> list[Path]:
+    files: list[Path] = []
+    for number, folder in enumerate(folders):
+        settings = msgspec.structs.replace(
+            runs.run_file(training={"max_steps": 2, **training}), folder=folder
+        )
+        files.append(runs.root / f"run-{number}.toml")
+        files[-1].write_text(settings.to_toml())
+    return files
+
+
+def test_several_run_files_are_trained_one_after_the_other(
+    runs: TinyRuns, command: typer.Typer
+) -> None:
+    files = run_files(runs, "first", "second")
+    ended = CliRunner().invoke(command, [*map(str, files), "--only-train"])
+    assert ended.exit_code == 0, ended.output
+    assert "Run 2 of 2: " in ended.output
+    assert all(RunFolder(runs.root / name).is_complete for name in ("first", "second"))
+
+
+def test_a_mistake_in_the_last_of_several_run_files_is_told_before_the_first_is_trained(
+    runs: TinyRuns, command: typer.Typer
+) -> None:
+    files = run_files(runs, "first", "second")
+    files[1].write_text(files[1].read_text().replace(str(runs.model), "nowhere"))
+    ended = CliRunner().invoke(command, [*map(str, files), "--only-train"])
+    assert "nowhere" in str(ended.exception)
+    assert not (runs.root / "first").exists()
+
+
+def test_two_run_files_with_one_folder_are_refused(runs: TinyRuns, command: typer.Typer) -> None:
+    files = run_files(runs, "same", "same")
+    ended = CliRunner().invoke(command, [*map(str, files), "--only-train"])
+    assert ended.exit_code == 2
+    assert "same folder" in " ".join(ended.output.replace("│", " ").split())
+
+
+def test_a_sweep_that_is_stopped_is_told_to_be_started_as_before(
+    runs: TinyRuns, command: typer.Typer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = loaded(runs, runs.run_file(training={"max_steps": 2})).file
+    choice = ["--sweep", "learning_rate=1e-2,1e-5"]
+
+    def stopped(_run: Run) -> RunResult:
+        raise Interrupted("stopped after step 1 of 2; all is kept")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("loragate.trainer.pipeline.training_process.train_apart", stopped)
+        ended = CliRunner().invoke(command, [str(path), *choice, "--overwrite"])
+    assert ended.exit_code == 130
+    said = " ".join(ended.output.split())
+    advised = said.partition("Go on with: loragate train ")[2].partition(" (what is")[0]
+    assert advised == f"{path} {' '.join(choice)}"
+    again = CliRunner().invoke(command, advised.split())
+    assert again.exit_code == 0, again.output
 
 
 def test_the_sample_and_the_help_name_the_same_file() -> None:

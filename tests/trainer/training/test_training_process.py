@@ -119,6 +119,41 @@ def test_a_training_ends_with_a_parent_that_was_killed(runs: TinyRuns) -> None:
     assert run.folder.is_stopped
 
 
+def test_ctrl_z_pauses_the_training_too_and_both_go_on(runs: TinyRuns) -> None:
+    watched: list[subprocess.Popen[str]] = []
+
+    def pause() -> None:
+        (child,) = multiprocessing.active_children()
+        look = f"sed 's/.*) //' /proc/{child.pid}/stat | cut -d ' ' -f 12,13"
+        script = f"sleep 0.5; {look}; sleep 1; {look}; kill -CONT {os.getpid()}"
+        watched.append(subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True))
+        os.kill(os.getpid(), signal.SIGTSTP)
+
+    run = begun(runs, when("step     2", pause), **{**LONG, "max_steps": 12})
+    assert train_apart(run).steps == 12
+    said, _ = watched[0].communicate()
+    before, after = (sum(map(int, line.split())) for line in said.splitlines())
+    assert after - before < 10  # hundredths of a second of CPU time, in a second
+
+
+@pytest.mark.slow
+def test_a_training_that_pauses_ends_with_a_parent_that_was_killed(runs: TinyRuns) -> None:
+    run = loaded(runs, runs.run_file(training={**LONG, "max_steps": 4000}))
+    script = PARENT.format(file=str(run.file), home=str(runs.home.root))
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, process_group=0
+    ) as parent:
+        assert parent.stdout is not None
+        assert any(line.startswith("step     2") for line in parent.stdout)
+        stopped = psutil.Process(parent.pid)
+        family = stopped.children(recursive=True)
+        os.kill(parent.pid, signal.SIGTSTP)
+        assert wait_for(lambda: stopped.status() == psutil.STATUS_STOPPED, 20)
+        parent.kill()
+    assert wait_for(lambda: not any(_lives(each) for each in family), 20)
+    assert run.folder.is_stopped
+
+
 def _lives(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 

@@ -1,5 +1,6 @@
 """`loragate train`: a run file to a version in the registry."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
             "loragate train examples/train/support.toml",
             "loragate train run.toml --check",
             "loragate train run.toml --resume",
+            "loragate train support.toml billing.toml moving.toml",
             "loragate train run.toml --sweep learning_rate=1e-4,5e-5 --sweep rank=8,16",
             "loragate train run.toml --learning-curve",
             "loragate train run.toml --estimate",
@@ -32,7 +34,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    run: Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN.toml...",
+            help="The run file; of several, all are checked before the first is trained, and one "
+            "is trained after the other.",
+        ),
+    ],
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped.")
     ] = False,
@@ -88,6 +97,13 @@ def train(
 
     The commented sample of every setting is examples/train/run.toml.
     """
+    modes = {
+        "--check": check,
+        "--estimate": estimate,
+        "--sweep": bool(sweep),
+        "--learning-curve": learning_curve,
+    }
+    _refuse_contradictions([name for name, is_set in modes.items() if is_set], resume, overwrite)
     if not (check or estimate):
         _start_training_process()
     from rich.console import Console
@@ -101,28 +117,96 @@ def train(
     from loragate.trainer.training.train import Interrupted
 
     console = Console(stderr=True, highlight=False)
+    texts = [_text_of(run) for run in runs]
+    is_sound = True
+    with progress_bar(console, is_hidden=as_json) as progress:
+        home = Home.from_environment()
+        loaded = [
+            Run.load(run, text, home, progress, console.print)
+            for run, text in zip(runs, texts, strict=True)
+        ]
+        _require_apart(loaded)
+        if not any(modes.values()):
+            _check_before(loaded, resume=resume, overwrite=overwrite, publishes=not only_train)
+        for number, one in enumerate(loaded, start=1):
+            if len(loaded) > 1:
+                one.say(f"Run {number} of {len(loaded)}: {one.file}")
+            try:
+                if check:
+                    is_sound &= _check(one, as_json, publishes=not only_train)
+                elif estimate:
+                    _estimate(one, as_json)
+                elif learning_curve:
+                    _learning_curve(one, as_json, overwrite=overwrite)
+                elif sweep:
+                    _sweep(one, sweep, as_json, overwrite=overwrite)
+                else:
+                    is_sound &= _train(one, as_json, publishes=not only_train)
+            except Interrupted as stopped:
+                console.print(
+                    f"{stopped}. {_how_to_go_on(runs, sweep, learning_curve)}", style="yellow"
+                )
+                raise typer.Exit(_INTERRUPTED) from None
+    if not is_sound:
+        raise typer.Exit(1)
+
+
+def _refuse_contradictions(modes: Sequence[str], resume: bool, overwrite: bool) -> None:
+    if len(modes) > 1:
+        raise typer.BadParameter(f"{modes[0]} and {modes[1]} exclude each other; give one of them")
+    if resume and overwrite:
+        raise typer.BadParameter(
+            "--resume goes on with what is there and --overwrite removes it; give one of them"
+        )
+    if modes and modes[0] in ("--check", "--estimate") and (resume or overwrite):
+        raise typer.BadParameter(
+            f"{modes[0]} trains nothing, so it takes neither --resume nor --overwrite"
+        )
+
+
+def _text_of(run: Path) -> str:
     try:
-        text = run.read_text("utf-8")
+        return run.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{run} cannot be read: {error}", param_hint="RUN.toml") from None
-    with progress_bar(console, is_hidden=as_json) as progress:
-        loaded = Run.load(run, text, Home.from_environment(), progress, console.print)
-        try:
-            if check:
-                _check(loaded, as_json, publishes=not only_train)
-            elif estimate:
-                _estimate(loaded, as_json)
-            elif learning_curve:
-                _learning_curve(loaded, as_json, overwrite=overwrite)
-            elif sweep:
-                _sweep(loaded, sweep, as_json, overwrite=overwrite)
-            else:
-                _train(
-                    loaded, as_json, resume=resume, overwrite=overwrite, publishes=not only_train
-                )
-        except Interrupted as stopped:
-            console.print(f"{stopped}. Go on with: loragate train {run} --resume", style="yellow")
-            raise typer.Exit(_INTERRUPTED) from None
+
+
+def _require_apart(runs: "Sequence[Run]") -> None:
+    """Two runs in one folder would each undo the other."""
+    first: dict[Path, Path] = {}
+    for run in runs:
+        if (other := first.setdefault(run.folder.root, run.file)) is not run.file:
+            raise typer.BadParameter(
+                f"{other} and {run.file} have the same folder ({run.folder.root}); give each its "
+                "own ('folder' in the run file)",
+                param_hint="RUN.toml",
+            )
+
+
+def _check_before(runs: "Sequence[Run]", *, resume: bool, overwrite: bool, publishes: bool) -> None:
+    """All of them, before hours of training the first."""
+    from loragate.trainer.pipeline.checks import require_sound
+    from loragate.trainer.pipeline.pipeline import check
+
+    if len(runs) > 1:
+        for run in runs:
+            run.say(f"Checking {run.file}")
+            require_sound(run, publishes=publishes)
+    for run in runs:
+        check(run, resume=resume, overwrite=overwrite, publishes=publishes)
+
+
+def _how_to_go_on(
+    runs: "Sequence[Path]", sweep: "Sequence[str] | None", learning_curve: bool
+) -> str:
+    command = ["loragate", "train", *map(str, runs)]
+    if not (sweep or learning_curve):
+        return f"Go on with: {shlex.join([*command, '--resume'])}"
+    for choice in sweep or ():
+        command += ["--sweep", choice]
+    if learning_curve:
+        command.append("--learning-curve")
+    return f"Go on with: {shlex.join(command)} (what is complete is not trained again)"
 
 
 def _start_training_process() -> None:
@@ -139,16 +223,16 @@ def _start_training_process() -> None:
     forkserver.ensure_running()
 
 
-def _train(run: "Run", as_json: bool, *, resume: bool, overwrite: bool, publishes: bool) -> None:
+def _train(run: "Run", as_json: bool, *, publishes: bool) -> bool:
+    """Whether the evaluation holds what is required."""
     from loragate.trainer.cost import Estimate, check_estimate
-    from loragate.trainer.pipeline.pipeline import check, evaluate, publish
+    from loragate.trainer.pipeline.pipeline import evaluate, publish
     from loragate.trainer.pipeline.training_process import train_apart
     from loragate.trainer.training import machine
 
-    check(run, resume=resume, overwrite=overwrite, publishes=publishes)
     result = train_apart(run)
     if not machine.is_first_process():
-        return  # the first process goes on alone
+        return True  # the first process goes on alone
     if not as_json:
         _say_result(run.folder, result)
     if (estimated := Estimate.read(run.folder)) is not None:
@@ -177,8 +261,7 @@ def _train(run: "Run", as_json: bool, *, resume: bool, overwrite: bool, publishe
                 "seconds": run.phases.seconds,
             }
         )
-    if found is not None and not found.requirements.holds:
-        raise typer.Exit(1)
+    return found is None or found.requirements.holds
 
 
 def _sweep(run: "Run", choices: Sequence[str], as_json: bool, *, overwrite: bool) -> None:
@@ -232,7 +315,7 @@ def _learning_curve(run: "Run", as_json: bool, *, overwrite: bool) -> None:
     console.print(f"Picture: {run.folder.root / PICTURE}", soft_wrap=True)
 
 
-def _check(run: "Run", as_json: bool, *, publishes: bool) -> None:
+def _check(run: "Run", as_json: bool, *, publishes: bool) -> bool:
     from rich.console import Console
 
     from loragate.trainer.pipeline.checks import Check, examine
@@ -251,8 +334,7 @@ def _check(run: "Run", as_json: bool, *, publishes: bool) -> None:
         print_json({"sound": not problems, "problems": problems})
     elif not problems:
         console.print("Nothing is wrong with it.")
-    if problems:
-        raise typer.Exit(1)
+    return not problems
 
 
 def _estimate(run: "Run", as_json: bool) -> None:

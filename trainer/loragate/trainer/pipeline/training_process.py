@@ -1,7 +1,8 @@
 """Trains a run in a process of its own, whose memory goes back to the machine when it ends.
 
 What follows the training needs that memory: on a GPU, the evaluation's server. The process ends
-with its parent, however that ends, and every signal that is to stop the parent reaches it once.
+with its parent, however that ends, pauses with it (Ctrl-Z) and goes on with it, and every signal
+that is to stop the parent reaches it once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from types import FrameType, ModuleType
 from typing import Any, Final
 
 import msgspec
+import psutil
 import torch
 from rich.progress import Progress, TaskID
 
@@ -38,6 +41,8 @@ from loragate.trainer.run.run import Phases, Run
 from loragate.trainer.training.checkpoints import Checkpoints
 
 PRELOADED: Final = "loragate.trainer.pipeline.preloaded"
+_STOPS_WITHIN_SECONDS: Final = 2.0  # a parent that was told to; one may not be allowed to
+_LOOK_SECONDS: Final = 0.1
 _Send = Callable[[tuple[Any, ...]], None]
 
 
@@ -148,8 +153,8 @@ def _how_it_ended(process: BaseProcess, folder: RunFolder) -> str:
 
 @contextmanager
 def _forwarding(process: BaseProcess) -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM are the process's. Python allows that in the main thread
-    only; in another they stay as they are.
+    """Within the block, SIGINT and SIGTERM are the process's, and SIGTSTP, as of Ctrl-Z, pauses
+    both. Python allows that in the main thread only; in another they stay as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -159,7 +164,15 @@ def _forwarding(process: BaseProcess) -> Iterator[None]:
         if process.pid is not None and process.is_alive():
             os.kill(process.pid, number)
 
-    earlier = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    def pause(number: int, frame: FrameType | None) -> None:
+        # The terminal's Ctrl-Z goes to this group and not to the process's own.
+        forward(number, frame)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # returns once this process goes on
+        signal.signal(number, pause)
+
+    handlers = {signal.SIGINT: forward, signal.SIGTERM: forward, signal.SIGTSTP: pause}
+    earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
@@ -186,6 +199,7 @@ def _train(order: _Order, sender: Connection) -> None:
     # and once.
     os.setpgrp()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGTSTP, _pause_with_parent)
     os.chdir(order.directory)
     os.environ.clear()
     os.environ.update(order.environment)
@@ -225,6 +239,24 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)  # checkpoints are whole or absent, so this may come at any moment
+
+
+def _pause_with_parent(_number: int, _frame: FrameType | None) -> None:
+    """Returns when the parent, which was to be stopped when it sent the signal, goes on.
+
+    Only waits, so that the thread which ends this process with its parent still can.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    parent_state = psutil.Process(parent.pid)
+    was_stopped, began = False, time.monotonic()
+    while was_stopped or time.monotonic() - began < _STOPS_WITHIN_SECONDS:
+        time.sleep(_LOOK_SECONDS)
+        is_stopped = parent_state.status() == psutil.STATUS_STOPPED
+        if was_stopped and not is_stopped:
+            return
+        was_stopped = is_stopped
 
 
 class _SentPhases(Phases):

@@ -25,7 +25,7 @@ _SHOWN = 3  # names in a message
 _MADE = frozenset(
     {"run.toml", "resolved.toml", "data", "log.jsonl", "checkpoints", "adapter", "loss.png"}
     | {"tensorboard", "result.json", "evaluation", "estimate.json", "sweep.json", ".loragate-run"}
-    | {"inputs.json", "published.json"}
+    | {"inputs.json", "published.json", "learning-curve.json", "learning-curve.png"}
 )
 # What `loragate train --estimate` leaves for the training, if it is of the same run.
 _KEPT = frozenset({".loragate-run", "data", "inputs.json", "estimate.json", "run.toml"})
