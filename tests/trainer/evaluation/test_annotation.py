@@ -43,9 +43,7 @@ def loragate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loragate:
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     """Nine rows, three of which have no label, one with a hostile text."""
-    rows: list[dict[str, object]] = [
-        {"text": f"question {n}", "label": LABELS[n % 3]} for n in range(6)
-    ]
+    rows = [{"text": f"question {n}", "label": LABELS[n % 3]} for n in range(6)]
     rows += [{"text": text} for text in ("=1+1", "a;=cmd|' /C calc'!A0", "plain")]
     return write_jsonl(tmp_path / "raw.jsonl", rows)
 

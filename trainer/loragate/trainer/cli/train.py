@@ -68,7 +68,11 @@ def train(
     ] = False,
     estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="Only say what it would take: time, memory and money."),
+        typer.Option(
+            "--estimate",
+            help="Only say what it would take, and other ways beside it: time, memory, money, and "
+            "quality where it was measured.",
+        ),
     ] = False,
     check: Annotated[
         bool,
@@ -345,16 +349,23 @@ def _estimate(run: "Run", as_json: bool) -> None:
     from loragate.trainer.cost import cost_tables, estimate
     from loragate.trainer.pipeline.attempt import begin_estimate
     from loragate.trainer.pipeline.checks import require_sound
+    from loragate.trainer.pipeline.decision import decide
     from loragate.trainer.pipeline.pipeline import ready_data
 
     require_sound(run, publishes=False)
     begin_estimate(run)
     found = estimate(run, ready_data(run))
     found.write(run.folder)
+    decision = decide(run.folder, found, run.settings)
+    page = decision.write(run.folder)
     if as_json:
-        print_json(asdict(found))
-    else:
-        Console(highlight=False).print(cost_tables(found))
+        print_json({**asdict(found), "decision": asdict(decision)})
+        return
+    console = Console(highlight=False)
+    console.print(cost_tables(found))
+    console.print(decision.table())
+    console.print(decision.sentence, soft_wrap=True)
+    console.print(f"Page: {page}", soft_wrap=True)
 
 
 def _say_result(folder: "RunFolder", result: "RunResult") -> None:

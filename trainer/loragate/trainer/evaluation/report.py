@@ -14,9 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from loragate.adapters.names import CHAMPION
+from loragate.trainer.evaluation.contenders import TFIDF
 from loragate.trainer.evaluation.evaluation import Evaluation, Labels, Ratings
 from loragate.trainer.evaluation.judge_trust import judge_sentences
-from loragate.trainer.evaluation.metrics import METRICS, Metric
+from loragate.trainer.evaluation.metrics import METRICS, Metric, main_metric
 from loragate.trainer.evaluation.statistics import ConfidenceInterval
 from loragate.trainer.run.folder import write_whole
 
@@ -189,14 +190,19 @@ class _Row:
     differences: tuple[_Cell, ...]
 
 
-def write_report(evaluation: Evaluation, folder: Path) -> Path:
+Training = tuple[str, str, str]
+"""A system that was trained, or "" for a way that was only estimated; its title; what it takes."""
+
+
+def write_report(evaluation: Evaluation, folder: Path, trainings: Sequence[Training] = ()) -> Path:
     """Writes report.html and returns its path. Raises RunFolderError."""
     path = folder / FILE
-    write_whole(path, render_report(evaluation).encode())
+    write_whole(path, render_report(evaluation, trainings).encode())
     return path
 
 
-def render_report(evaluation: Evaluation) -> str:
+def render_report(evaluation: Evaluation, trainings: Sequence[Training] = ()) -> str:
+    """The page. `trainings` are what training took, or would take, of systems and other ways."""
     environment = Environment(
         loader=PackageLoader("loragate.trainer.evaluation", "."),
         autoescape=True,
@@ -212,9 +218,9 @@ def render_report(evaluation: Evaluation) -> str:
         summary=tuple(_summary(evaluation)),
         baselines=tuple(evaluation.differences),
         rows=tuple(_rows(evaluation)),
-        ways=_ways(evaluation),
+        ways=(*_ways(evaluation, trainings), *_estimated(trainings)),
         sets=tuple(_sets(evaluation)),
-        main=METRICS[_main(evaluation)],
+        main=METRICS[main_metric(evaluation.new.metrics)],
         quality=quality_plot(evaluation),
         losses=losses_plot(evaluation),
         confusion=confusion_plot(evaluation.labels) if evaluation.labels else "",
@@ -234,7 +240,7 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
     """The result in three or four sentences."""
     gain = evaluation.differences["base"]
     new = evaluation.new.metrics
-    main = _main(evaluation)
+    main = main_metric(evaluation.new.metrics)
     name = "accuracy" if main == "accuracy" else METRICS[main].title
     yield (
         f"On {evaluation.about.rows} questions that it was not trained on, {name} "
@@ -268,11 +274,6 @@ def _summary(evaluation: Evaluation) -> Iterator[str]:
             f"changes on average; with another name of the same group {100 * control.estimate:.1f} "
             "%."
         )
-
-
-def _main(evaluation: Evaluation) -> str:
-    """The metric that says most about these rows."""
-    return "accuracy" if "accuracy" in evaluation.new.metrics else "rouge_l"
 
 
 def _far(evaluation: Evaluation, main: str) -> Iterator[str]:
@@ -309,10 +310,13 @@ class _Way:
     prompt: str
     answer: str
     money: str
+    training: str
 
 
-def _ways(evaluation: Evaluation) -> tuple[_Way, ...]:
-    main = _main(evaluation)
+def _ways(evaluation: Evaluation, trainings: Sequence[Training]) -> tuple[_Way, ...]:
+    took = {"new": "not known", TFIDF: "about a second", "first": "earlier", CHAMPION: "earlier"}
+    took |= {system: takes for system, _, takes in trainings if system}
+    main = main_metric(evaluation.new.metrics)
     return tuple(
         _Way(
             each.title,
@@ -320,9 +324,17 @@ def _ways(evaluation: Evaluation) -> tuple[_Way, ...]:
             _tokens(each.metrics.get("prompt")),
             _tokens(each.metrics.get("length")),
             f"{1000 * each.request_money:,.4g}" if each.request_money else "not priced",
+            took.get(each.name, "none"),
         )
         for each in evaluation.systems
     )
+
+
+def _estimated(trainings: Sequence[Training]) -> Iterator[_Way]:
+    """Ways that were not measured here, of which it is known what their training takes."""
+    for system, title, takes in trainings:
+        if not system:
+            yield _Way(title, _Cell("not measured", "a run of its own would"), "", "", "", takes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +349,7 @@ class _Set:
 
 def _sets(evaluation: Evaluation) -> Iterator[_Set]:
     for each in evaluation.sets:
-        main = "accuracy" if "accuracy" in each.systems[-1].metrics else "rouge_l"
+        main = main_metric(each.systems[-1].metrics)
         found = {system.name: system.metrics.get(main) for system in each.systems}
         cells = (_score(METRICS[main], found.get(system.name)) for system in evaluation.systems)
         yield _Set(each.title, each.rows, METRICS[main].title, tuple(cells))

@@ -37,6 +37,7 @@ from loragate.trainer.evaluation.measures import Measures
 from loragate.trainer.evaluation.report import write_report
 from loragate.trainer.evaluation.requirements import FIRST
 from loragate.trainer.evaluation.served import BASE, ServedModels, Serving, running, started
+from loragate.trainer.pipeline.decision import trainings
 from loragate.trainer.pipeline.test_sets import more_tests, seen_by_any, sources_of
 from loragate.trainer.publishing.publishing import assemble, published_as
 from loragate.trainer.registry import open_registry
@@ -181,7 +182,7 @@ def _left_out(rows: Sequence[Example], known: Mapping[str, SeenRows]) -> str:
 def write_evaluation(evaluation: Evaluation, folder: RunFolder) -> Path:
     """Writes evaluation.json and the report, whose path it returns. Raises RunFolderError."""
     evaluation.write(folder.evaluation)
-    return write_report(evaluation, folder.evaluation)
+    return write_report(evaluation, folder.evaluation, tuple(trainings(folder)))
 
 
 def _systems(run: Run, base: BaseModel, scratch: Path, remote: Remote | None) -> tuple[System, ...]:

@@ -26,9 +26,12 @@ _MADE = frozenset(
     {"run.toml", "resolved.toml", "data", "log.jsonl", "checkpoints", "adapter", "loss.png"}
     | {"tensorboard", "result.json", "evaluation", "estimate.json", "sweep.json", ".loragate-run"}
     | {"inputs.json", "published.json", "learning-curve.json", "learning-curve.png"}
+    | {"decision.html"}
 )
 # What `loragate train --estimate` leaves for the training, if it is of the same run.
-_KEPT = frozenset({".loragate-run", "data", "inputs.json", "estimate.json", "run.toml"})
+_KEPT = frozenset(
+    {".loragate-run", "data", "inputs.json", "estimate.json", "decision.html", "run.toml"}
+)
 _INSIDE = {
     "data": frozenset(
         {"train.jsonl", "validation.jsonl", "test.jsonl", "data.json", "report.html", "drops.jsonl"}
@@ -202,7 +205,7 @@ class RunFolder:
 
     def forget_estimate(self) -> None:
         """Removes the estimate, as `forget_attempt` does."""
-        self._forget({"estimate.json"})
+        self._forget({"estimate.json", "decision.html"})
 
     def _forget(self, names: Collection[str]) -> None:
         """Removes these. Raises RunFolderError, before anything is removed, where somebody put
